@@ -1,0 +1,22 @@
+"""Tells a story in consistent images: python infer.py story=FILE run_dir=DIR [key=value …]; --help shows more."""
+
+from storydiffusion import build
+from storydiffusion.command_line import command
+from storydiffusion.config import InferConfig
+
+
+@command(InferConfig, "infer")
+def main(config: InferConfig) -> None:
+    story = build.story(config)
+    attention = build.consistent_attention(config.consistency, config.seed)
+    run = build.run_folder(config, story)
+    if run.is_complete:
+        print(f"{run.path / 'page.png'} tells this story already; overwrite=true makes it again")
+        return
+    model = build.model(config)
+    build.tell(config, story, attention, model, run)
+    print(f"told: {run.path / 'page.png'}, with {run.path / 'report.html'} and the pictures in {run.path / 'panels'}")
+
+
+if __name__ == "__main__":
+    main()

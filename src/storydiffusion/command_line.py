@@ -1,0 +1,88 @@
+"""What train.py and infer.py share: Hydra composes, `config.load` checks, bad input ends in one sentence.
+
+A bug of ours keeps its traceback; an error of the user never shows one.
+"""
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from storydiffusion.config import closest_key, load
+from storydiffusion.errors import UserError
+
+Config = TypeVar("Config")
+
+INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
+
+
+def command(schema: type[Config], config_name: str) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
+    """Turns `function(config)` into a command: `conf/{config_name}.yaml` beside its file, loaded strictly as `schema`.
+
+    Exit codes: 0 done, 1 bad input (one sentence on stderr), 130 interrupted.
+    """
+
+    def decorate(function: Callable[[Config], None]) -> Callable[[], None]:
+        is_composed = False
+
+        @functools.wraps(function)
+        def task(composed: DictConfig) -> None:
+            nonlocal is_composed
+            is_composed = True
+            try:
+                function(load(schema, composed))
+            except UserError as error:
+                if HydraConfig.get().mode is RunMode.MULTIRUN:  # the other jobs of a sweep go on
+                    raise
+                _fail(str(error))
+
+        conf = Path(inspect.getfile(function)).resolve().parent / "conf"
+        compose_and_run = hydra.main(config_path=str(conf), config_name=config_name, version_base="1.3")(task)
+
+        @functools.wraps(function)
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
+            for library in ("DIFFUSERS", "TRANSFORMERS"):  # set before they are imported, hours of chatter saved
+                os.environ.setdefault(f"{library}_VERBOSITY", "error")
+            try:
+                compose_and_run()
+            except UserError as error:
+                _fail(str(error))
+            except Exception as error:
+                if is_composed:  # a bug of ours
+                    raise
+                _fail(_one_sentence(error, schema))
+            except KeyboardInterrupt as interrupt:
+                _fail(str(interrupt) or "interrupted", INTERRUPTED)
+
+        return main
+
+    return decorate
+
+
+def _fail(sentence: str, code: int = 1) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_sentence(error: Exception, schema: type) -> str:
+    """What Hydra found wrong while composing, in one sentence with the closest thing that would be right."""
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: overrides are written key=value, and a value with odd signs is quoted"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, wrong = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group} has no choice {wrong!r}: choose one of {', '.join(sorted(error.options))}"
+    cause = error.__cause__
+    key = getattr(cause, "full_key", None)
+    if isinstance(error, ConfigCompositionException) and key:
+        return f"there is no key {key!r}; did you mean {closest_key(key, schema)!r}?"
+    return f"cannot compose the configuration: {' '.join(str(cause or error).split())}"

@@ -1,0 +1,8 @@
+"""The one error that a user can cause and mend."""
+
+
+class UserError(Exception):
+    """Bad input from the user: the message is one sentence that names the value and what to do about it.
+
+    The commands print it on stderr and end with exit code 1; library callers may catch it.
+    """

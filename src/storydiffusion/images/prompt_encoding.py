@@ -1,0 +1,98 @@
+"""Prompts of any length → text embeddings: windows of the text encoder's length, encoded one by one and concatenated.
+
+A CLIP text encoder reads 77 tokens. Longer prompts are cut after the last whole word that fits, each piece gets its own
+start and end token, and the U-Net's cross-attention reads the embeddings of all windows: nothing of a prompt is lost.
+
+Shapes: B prompts, N tokens of all windows, C channels (of both encoders together in SDXL), D pooled channels.
+"""
+
+import string
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """What a Stable Diffusion (XL) pipeline takes in place of prompts; the pooled ones are SDXL's."""
+
+    prompt_embeds: Tensor  # (B, N, C)
+    negative_prompt_embeds: Tensor  # (B, N, C)
+    pooled_prompt_embeds: Tensor | None = None  # (B, D)
+    negative_pooled_prompt_embeds: Tensor | None = None  # (B, D)
+
+    def as_arguments(self) -> dict[str, Tensor]:
+        """Keyword arguments of the pipeline's call."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@torch.no_grad()
+def encode_prompts(pipe: Any, prompts: list[str], negative_prompts: list[str]) -> PromptEmbeddings:
+    """Embeds `prompts` and their negative ones (one each, "" for none) with every text encoder of the pipeline.
+
+    All are brought to the number of windows of the longest by empty windows. A prompt that fits in one window is
+    embedded exactly as the pipeline itself would do it; the pooled embedding is that of the first window.
+    """
+    negatives_are_zero = getattr(pipe.config, "force_zeros_for_empty_prompt", False)  # SDXL's own convention
+    tokenizers = _parts(pipe, "tokenizer")
+    windows = max(len(_windows(tok, text)) for tok in tokenizers for text in [*prompts, *negative_prompts])
+    positive, pooled = _encode(pipe, prompts, windows)
+    negative, negative_pooled = _encode(pipe, negative_prompts, windows)
+    if negatives_are_zero:
+        empty = torch.tensor([not text for text in negative_prompts], device=negative.device)
+        negative = negative.masked_fill(empty[:, None, None], 0)
+        negative_pooled = None if negative_pooled is None else negative_pooled.masked_fill(empty[:, None], 0)
+    return PromptEmbeddings(positive, negative, pooled, negative_pooled)
+
+
+def unknown_words(tokenizer: Any, text: str) -> list[str]:
+    """The words of `text` that the tokenizer's vocabulary cannot spell, each once, in order.
+
+    A word counts as unknown when its encoding contains the unknown token; an open vocabulary has none of these.
+    """
+    words = [word.strip(string.punctuation + "“”‘’…—–") for word in text.split()]
+    return [word for word in dict.fromkeys(words) if word and tokenizer.unk_token_id in _tokens(tokenizer, word)]
+
+
+def _parts(pipe: Any, name: str) -> list[Any]:
+    return [part for part in (getattr(pipe, name, None), getattr(pipe, f"{name}_2", None)) if part is not None]
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+
+
+def _windows(tokenizer: Any, text: str) -> list[list[int]]:
+    """The tokens of `text` in pieces that fit between a start and an end token, cut between words where possible."""
+    rest, room, pieces = _tokens(tokenizer, text), tokenizer.model_max_length - 2, []
+    while len(rest) > room:
+        ends_word = [token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(rest[:room])]
+        cut = room - ends_word[::-1].index(True) if any(ends_word) else room
+        pieces.append(rest[:cut])
+        rest = rest[cut:]
+    return [*pieces, rest]
+
+
+def _encode(pipe: Any, texts: list[str], windows: int) -> tuple[Tensor, Tensor | None]:
+    """(B, windows · length, C) and, of an encoder with a projection, (B, D)."""
+    is_xl = hasattr(pipe, "text_encoder_2")
+    embeddings, pooled = [], None
+    for tokenizer, encoder in zip(_parts(pipe, "tokenizer"), _parts(pipe, "text_encoder"), strict=True):
+        ids = torch.tensor([_padded(tokenizer, text, windows) for text in texts])  # (B, windows, length)
+        output = encoder(ids.flatten(0, 1).to(pipe._execution_device), output_hidden_states=is_xl)
+        hidden = output.hidden_states[-2] if is_xl else output.last_hidden_state
+        embeddings.append(hidden.reshape(len(texts), -1, hidden.shape[-1]))
+        if is_xl and output[0].ndim == 2:  # CLIPTextModelWithProjection's text_embeds
+            pooled = output[0].reshape(len(texts), windows, -1)[:, 0]
+    return torch.cat(embeddings, dim=-1), pooled
+
+
+def _padded(tokenizer: Any, text: str, windows: int) -> list[list[int]]:
+    pieces = _windows(tokenizer, text)
+    pieces += [[] for _ in range(windows - len(pieces))]
+    start, end, pad, length = (
+        tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length,
+    )  # fmt: skip
+    return [[start, *piece, end, *[pad] * (length - 2 - len(piece))] for piece in pieces]

@@ -1,0 +1,52 @@
+"""Files that are either whole or not there: written beside their place, then moved into it."""
+
+import hashlib
+import os
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from storydiffusion.errors import UserError
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`, whose folder is made where missing; whatever stood there stays until the new is whole.
+
+    Raises UserError where it cannot be written (permissions, disk full, …); nothing half-written is left then.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder, so that the move is atomic
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(draft, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write {path}: {reason}; make room there or choose another folder") from error
+
+
+def write_picture(path: str | Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, atomically."""
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_folder(folder: str | Path, pattern: str = "*.safetensors") -> dict[str, str]:
+    """The SHA-256 of every file under `folder` that matches, by path relative to it (with `/`), sorted."""
+    folder = Path(folder)
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}

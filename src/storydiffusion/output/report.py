@@ -1,0 +1,74 @@
+"""report.html: the story with its prompts and settings in one file that needs no network and nothing beside it."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from storydiffusion.errors import UserError
+from storydiffusion.output.files import write_atomically
+from storydiffusion.output.manifest import Manifest
+from storydiffusion.output.page import page_columns
+from storydiffusion.output.typefaces import FONTS, coverage, subset
+
+NOTES = {
+    "pretrained": "",
+    "miniature": "These pictures come from the miniature: a model of a few million parameters that has seen nothing but"
+    " StoryWorld, a small drawn world. It shows the method at work, not what a full-scale model can draw.",
+    "random": "The weights of this model are random: it has learned nothing, and its pictures are noise. This run only"
+    " shows that every part works together.",
+}
+MEDIA_TYPES = {".png": "image/png", ".mp4": "video/mp4", ".otf": "font/otf"}
+
+
+def write_report(
+    run_dir: str | Path,
+    manifest: Manifest,
+    settings: Mapping[str, str | int | float | bool],
+    video: str | None = None,
+) -> None:
+    """Write `run_dir`/report.html from the manifest and the pictures (and the MP4 `video`) that it names in `run_dir`.
+
+    `settings` are the few facts a reader looks for first (name → value: rate, semantics, seed, model, steps …); the
+    whole configuration can be unfolded below them. Raises UserError for a missing picture or an unwritable folder.
+    """
+    run_dir = Path(run_dir)
+    environment = Environment(
+        loader=PackageLoader("storydiffusion.output"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    html = environment.get_template("report.html.j2").render(
+        manifest=manifest,
+        note=NOTES[manifest.origin],
+        columns=page_columns(len(manifest.panels)),
+        panels=[(panel, _embed(run_dir / panel.file)) for panel in manifest.panels],
+        video=_embed(run_dir / video) if video else None,
+        fonts=_fonts(manifest.title + "".join(panel.caption for panel in manifest.panels)),
+        settings=settings,
+        config=yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True),
+    )
+    write_atomically(run_dir / "report.html", html.encode())
+
+
+def _fonts(text: str) -> dict[str, str]:
+    """The lettering of the page, cut down to what `text` needs: family → data URI, for the families it needs."""
+    embedded, left = {}, set(text)
+    for family in FONTS:
+        had = {char for char in left if ord(char) in coverage(family)}
+        if had:
+            embedded[family] = _data_uri(".otf", subset(family, "".join(sorted(had))))
+        left -= had
+    return embedded
+
+
+def _embed(path: Path) -> str:
+    try:
+        return _data_uri(path.suffix, path.read_bytes())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot put {path} into the report: {reason}; make it again") from error
+
+
+def _data_uri(suffix: str, data: bytes) -> str:
+    return f"data:{MEDIA_TYPES[suffix]};base64,{base64.b64encode(data).decode()}"

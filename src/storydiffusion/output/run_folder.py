@@ -1,0 +1,167 @@
+"""A run folder: panels/NNN.png, page.png, report.html and manifest.json, and while it is unfinished, the progress.
+
+Every file is written whole or not at all. The manifest is there from the start and says whether the story is complete.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from storydiffusion.errors import UserError
+from storydiffusion.output.files import sha256_of_file, write_atomically, write_picture
+from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest, write_manifest
+from storydiffusion.output.page import comic_page
+from storydiffusion.output.report import write_report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROGRESS = ".progress.safetensors"
+SECONDS_BETWEEN_SAVES = 2.0  # at most so much work is lost when the process is killed
+
+
+class RunFolder:
+    """The folder of one story, opened for telling it.
+
+    Args:
+        path: made where missing.
+        planned: the manifest so far: what shall be told, and with what. A folder that holds something else is refused.
+        overwrite: let a folder that is complete, or holds something else, start afresh.
+
+    Raises:
+        UserError: the folder holds another story or configuration, or files of another origin, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, planned: Manifest, overwrite: bool = False):
+        self.path = Path(path)
+        self.manifest = planned
+        self.is_complete = False
+        found = self._found(overwrite)
+        if found is not None and _identity(found) == _identity(planned):
+            self.is_complete = found.complete and all((self.path / name).exists() for name in _results(found))
+            fresh = overwrite and found.complete
+        else:
+            fresh = True
+            if found is not None and not overwrite and self._holds_work():
+                raise UserError(
+                    f"{path} holds another story or configuration: choose another run_dir, or use overwrite=true"
+                )
+        if fresh:
+            self._clear()
+        if not self.is_complete or fresh:
+            self.is_complete = False
+            write_manifest(self.path / "manifest.json", planned)
+
+    def progress(self) -> "tuple[int, Tensor] | None":
+        """(step, latents) where an interrupted telling stopped."""
+        from safetensors import SafetensorError, safe_open
+
+        file = self.path / PROGRESS
+        if not file.exists():
+            return None
+        try:
+            with safe_open(file, framework="pt") as stored:
+                return int(stored.metadata()["step"]), stored.get_tensor("latents")
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{file} is damaged: remove it, and the story is told from its beginning") from error
+
+    def save_progress(self, step: int, latents: "Tensor") -> None:
+        from safetensors.torch import save
+
+        data = save({"latents": latents.detach().cpu().contiguous()}, metadata={"step": str(step)})
+        write_atomically(self.path / PROGRESS, data)
+
+    @contextmanager
+    def keeping_progress(self) -> "Iterator[Callable[[int, Tensor], None]]":
+        """Yields a function of (step, latents) that saves now and then; on Ctrl-C the last step is saved as well."""
+        last: tuple[int, Tensor] | None = None
+        saved_at = time.monotonic()
+
+        def keep(step: int, latents: "Tensor") -> None:
+            nonlocal last, saved_at
+            last = (step, latents)
+            if time.monotonic() - saved_at >= SECONDS_BETWEEN_SAVES:
+                self.save_progress(step, latents)
+                saved_at = time.monotonic()
+
+        try:
+            yield keep
+        except KeyboardInterrupt:
+            if last is None:
+                raise
+            self.save_progress(*last)
+            raise KeyboardInterrupt(
+                f"interrupted after step {last[0]}, which {self.path} keeps: the same command goes on from there"
+            ) from None
+
+    def finish(
+        self,
+        pictures: Sequence[Image.Image],
+        panels: Sequence[PanelRecord],
+        settings: Mapping[str, str | int | float | bool],
+        **facts: Any,
+    ) -> None:
+        """Writes everything; the manifest, last, says complete. `panels` come without file and checksum.
+
+        `facts` are fields of the manifest that are known only now (versions, seconds).
+        """
+        records = []
+        for number, (picture, panel) in enumerate(zip(tqdm(pictures, "writing", unit="panel"), panels, strict=True), 1):
+            file = f"panels/{number:03d}.png"
+            write_picture(self.path / file, picture)
+            records.append(replace(panel, file=file, sha256=sha256_of_file(self.path / file)))
+        page = comic_page(pictures, [panel.caption for panel in panels], self.manifest.title)
+        write_picture(self.path / "page.png", page)
+        self.manifest = replace(self.manifest, panels=tuple(records), complete=True, **facts)
+        write_report(self.path, self.manifest, settings)
+        write_manifest(self.path / "manifest.json", self.manifest)
+        (self.path / PROGRESS).unlink(missing_ok=True)
+        self.is_complete = True
+
+    def _found(self, overwrite: bool) -> Manifest | None:
+        file = self.path / "manifest.json"
+        if file.exists():
+            try:
+                return read_manifest(file)
+            except UserError:
+                if not overwrite:
+                    raise
+        elif self._holds_work() and not overwrite:
+            raise UserError(
+                f"{self.path} holds pictures but no manifest.json: choose another run_dir, or overwrite=true"
+            )
+        return None
+
+    def _holds_work(self) -> bool:
+        return any((self.path / name).exists() for name in ("panels", "page.png", "report.html", PROGRESS))
+
+    def _clear(self) -> None:
+        """Removes what an earlier telling left; the manifest goes first, so that the rest never looks whole."""
+        try:
+            for file in ("manifest.json", "page.png", "report.html", PROGRESS):
+                (self.path / file).unlink(missing_ok=True)
+            for file in (self.path / "panels").glob("[0-9][0-9][0-9].png"):
+                file.unlink()
+        except NotADirectoryError:
+            pass  # write_manifest says it
+        except OSError as error:
+            raise UserError(f"cannot clear {self.path}: {error.strerror}; choose another run_dir") from error
+
+
+def _results(manifest: Manifest) -> list[str]:
+    return ["page.png", "report.html", *[panel.file for panel in manifest.panels]]
+
+
+def _identity(manifest: Manifest) -> Any:
+    """What must agree for one telling to go on where another stopped: everything but where and when."""
+    config = {key: value for key, value in manifest.config.items() if key not in ("run_dir", "overwrite", "story")}
+    return json.loads(
+        json.dumps([manifest.title, manifest.model, manifest.origin, config, asdict(manifest)["weights"]])
+    )

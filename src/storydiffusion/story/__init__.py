@@ -1,0 +1,18 @@
+"""What is told: characters, panels, captions and styles."""
+
+from storydiffusion.story.script import Character, Panel, PanelPrompt, Story, load_story, panel_prompts, story_from_dict
+from storydiffusion.story.styles import NO_STYLE, STYLES, Style, find_style
+
+__all__ = [
+    "NO_STYLE",
+    "STYLES",
+    "Character",
+    "Panel",
+    "PanelPrompt",
+    "Story",
+    "Style",
+    "find_style",
+    "load_story",
+    "panel_prompts",
+    "story_from_dict",
+]

@@ -1,0 +1,212 @@
+"""A story as it is told: characters, panels and a style, read strictly from YAML or from the official text syntax."""
+
+import textwrap
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from storydiffusion.errors import UserError
+from storydiffusion.story.official_format import NAME, NO_CHARACTER, parse_official
+from storydiffusion.story.styles import NO_STYLE, find_style
+
+
+@dataclass(frozen=True)
+class Character:
+    """Somebody who comes back from panel to panel, with the words that stand for the name in every prompt."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture to make: `prompt` with `[Name]` where a character acts, and the `caption` under it ('' for none).
+
+    `characters` are the names in the prompt, in order and once each; empty for a panel marked `[NC]`. `cut` asks that
+    the video cut to this panel rather than lead over from the one before.
+    """
+
+    prompt: str
+    caption: str
+    characters: tuple[str, ...]
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Story:
+    """A whole script. Every name in a panel is one of `characters`, and every character appears in a panel."""
+
+    title: str
+    characters: tuple[Character, ...]
+    panels: tuple[Panel, ...]
+    style: str = NO_STYLE.name
+
+
+@dataclass(frozen=True)
+class PanelPrompt:
+    """What the image model is given for one panel."""
+
+    prompt: str
+    negative_prompt: str
+
+
+def panel_prompts(story: Story) -> list[PanelPrompt]:
+    """One prompt a panel: each `[Name]` gives way to the character's description, then the story's style is applied.
+
+    '[Mia] is running' with Mia 'a girl with brown hair' becomes 'a girl with brown hair is running'.
+    """
+    style = find_style(story.style)
+    descriptions = {character.name: character.description for character in story.characters} | {NO_CHARACTER: ""}
+    prompts = []
+    for panel in story.panels:
+        told = NAME.sub(lambda found: descriptions[found[1].strip()], panel.prompt)
+        prompts.append(PanelPrompt(style.apply(_sentence(told)), style.negative_prompt))
+    return prompts
+
+
+def load_story(path: str | Path) -> Story:
+    """Read a story from a YAML file (.yaml, .yml) or one in the official text syntax (.txt).
+
+    Raises UserError for a file that is missing or malformed and for a story that cannot be told.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".yaml", ".yml", ".txt"):
+        raise UserError(f"{path} is no story script: give a .yaml file, or a .txt file in the official text syntax")
+    text = _read(path)
+    if not text.strip():
+        raise UserError(f"{path} is empty: write its characters and at least one panel")
+    data = parse_official(text, str(path)) if suffix == ".txt" else _parse_yaml(text, str(path))
+    if isinstance(data, dict):
+        data = {"title": path.stem.replace("_", " ").replace("-", " ").capitalize(), **data}
+    return story_from_dict(data, str(path))
+
+
+def story_from_dict(data: Any, where: str) -> Story:
+    """Check a plain dictionary with the keys of a YAML story; `where` names its source in messages.
+
+    Raises UserError.
+    """
+    story = _mapping(data, where, required=("title", "characters", "panels"), optional=("style",))
+    names = _characters(story["characters"], where)
+    if not isinstance(story["panels"], list):
+        raise UserError(f"{where}: panels must be a list, not '{_brief(story['panels'])}'")
+    if not story["panels"]:
+        raise UserError(f"{where} has 0 panels: add at least one")
+    panels = tuple(_panel(p, names, f"{where}: panel {i}") for i, p in enumerate(story["panels"], start=1))
+    shown = {name for panel in panels for name in panel.characters}
+    for name in names:
+        if name not in shown:
+            raise UserError(f"{where}: character '{name}' is in no panel: write [{name}] in a prompt or leave it out")
+    title = _text(story["title"], f"{where}: title")
+    style_name = _text(story.get("style", NO_STYLE.name), f"{where}: style")
+    try:
+        style = find_style(style_name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return Story(title, tuple(Character(*item) for item in names.items()), panels, style.name)
+
+
+def _characters(data: Any, where: str) -> dict[str, str]:
+    """Names and descriptions, checked."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: characters must map names to descriptions (or be {{}}), not '{_brief(data)}'")
+    descriptions = {}
+    for name, description in data.items():
+        if not isinstance(name, str) or not name.strip() or "[" in name or "]" in name or name.strip() == NO_CHARACTER:
+            raise UserError(f"{where}: '{name}' cannot be a character's name: use plain words, in quotes, not NC")
+        text = _text(description, f"{where}: the description of '{name}'")
+        if "[" in text or "]" in text:
+            raise UserError(f"{where}: the description of '{name}' must not hold brackets, but is '{text}'")
+        descriptions[name.strip()] = text.rstrip(" .。")
+    return descriptions
+
+
+def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
+    panel = _mapping(data, where, required=("prompt",), optional=("caption", "cut"))
+    prompt = _text(panel["prompt"], f"{where}: prompt")
+    named = list(dict.fromkeys(name.strip() for name in NAME.findall(prompt)))
+    if not named:
+        raise UserError(f"{where} names no character: write [Name], or [NC] for a panel without one, in '{prompt}'")
+    if NO_CHARACTER in named and len(named) > 1:
+        raise UserError(f"{where} says [NC], no character, but also names [{named[1]}]: drop one in '{prompt}'")
+    rest = NAME.sub("", prompt)
+    if NO_CHARACTER in named and not _sentence(rest):
+        raise UserError(f"{where} says nothing but [NC]: write what it shows")
+    if "[" in rest or "]" in rest:
+        raise UserError(f"{where} has a bracket without its partner: '{prompt}'")
+    for name in named:
+        if name != NO_CHARACTER and name not in descriptions:
+            known = ", ".join(descriptions) or "none"
+            raise UserError(f"{where} names [{name}], which is no character: describe it or use one of: {known}")
+    caption = panel.get("caption", _sentence(NAME.sub(lambda n: n[1] if n[1].strip() != NO_CHARACTER else "", prompt)))
+    if not isinstance(caption, str):
+        raise UserError(f"{where}: caption must be text, not '{_brief(caption)}': put it in quotes")
+    cut = panel.get("cut", False)
+    if not isinstance(cut, bool):
+        raise UserError(f"{where}: cut must be true or false, not '{_brief(cut)}'")
+    return Panel(prompt, caption.strip(), tuple(name for name in named if name != NO_CHARACTER), cut)
+
+
+def _sentence(text: str) -> str:
+    """White space tidied, a full stop and stray leading punctuation dropped, as image captions are written."""
+    return " ".join(text.split()).replace(" ,", ",").strip(" ,.。")
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where} must be text, not '{_brief(value)}': write it in quotes")
+    return " ".join(value.split())
+
+
+def _brief(value: Any) -> str:
+    return textwrap.shorten(str(value), 60, placeholder=" …")
+
+
+def _mapping(data: Any, where: str, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:
+    """`data` as a dictionary that has all required keys and no unknown one."""
+    keys = ", ".join(required + optional)
+    if not isinstance(data, dict):
+        raise UserError(f"{where} must be a mapping with the keys {keys}, not '{_brief(data)}'")
+    for key in data:
+        if key not in required + optional:
+            raise UserError(f"{where}: '{key}' is not a key here: use {keys}")
+    for key in required:
+        if key not in data:
+            raise UserError(f"{where} has no '{key}': add it")
+    return data
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot read the story {path}: {reason}; give the path of a story script") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key may stand only once; PyYAML itself would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key.value in (earlier.value for earlier in keys[:i]):
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = f"{error.problem}{line}"
+    except (yaml.YAMLError, ValueError) as error:
+        problem = " ".join(str(error).split())
+    raise UserError(f"{where} is not valid YAML ({problem}): mend it; text that has [ ], # or : in it needs quotes")

@@ -1,0 +1,115 @@
+"""What a character wears: patterned shirt, skirt or trousers, hats and accessories."""
+
+from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, outline, polygon, rounded
+from storydiffusion.storyworld.palette import HAT, INK, PAPER, SHIRT, Color, blend, shade
+from storydiffusion.storyworld.truth import Truth
+
+SCARF: Color = (36, 172, 176)
+BOWTIE: Color = (70, 66, 92)
+FRAMES: Color = (208, 44, 70)
+WHITE: Color = (255, 255, 255)
+
+
+def draw_shirt(canvas: Canvas, truth: Truth, x: float, lean: float, shoulder: float, hip: float) -> None:
+    """The torso from `shoulder` to `hip`, its top shifted by `lean` against its bottom at `x`."""
+    top = x + lean
+    path = outline(
+        (top - 11, shoulder),
+        (top + 11, shoulder),
+        (top + 15, shoulder + 1, x + 15, hip),
+        (x - 15, hip),
+        (top - 15, shoulder + 1, top - 11, shoulder),
+    )
+    canvas.fill(path, SHIRT[truth.shirt])
+    # White would vanish on white, and any colour of another shirt would tell a lie: slate is nobody's colour.
+    mark = (112, 132, 172) if truth.shirt == "white" else WHITE
+    with canvas.clipped(path):
+        if truth.pattern == "striped":
+            for y in (shoulder + 5, shoulder + 12.5, shoulder + 20):
+                canvas.block(x - 24, y, x + 24, y + 3.8, mark)
+        elif truth.pattern == "dotted":
+            for row, y in enumerate((shoulder + 6, shoulder + 13, shoulder + 20)):
+                for column in (-1.5, -0.5, 0.5, 1.5) if row % 2 else (-1, 0, 1):
+                    canvas.disc(x + lean / 2 + 9 * column, y, 2.6, mark)
+    canvas.line(path, INK, 3)
+
+
+def draw_bottom(canvas: Canvas, truth: Truth, color: Color, x: float, hip: float, spread: float) -> None:
+    """A girl's skirt, wider by `spread`, or the seat of the trousers."""
+    if truth.kind == "girl":
+        width, low = 19 + spread, hip + 9
+        skirt = outline((x - 12, hip - 6), (x + 12, hip - 6), (x + width, low), (x, low + 4, x - width, low))
+        canvas.shape(skirt, color)
+    else:
+        canvas.shape(rounded(x - 13.5, hip - 8, x + 13.5, hip + 6, 5), color)
+
+
+def draw_neckwear(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
+    """A scarf or a bow tie about the neck at (x, y); each has one colour that no shirt has."""
+    if truth.accessory == "scarf":
+        tail = x + 8 * truth.facing
+        canvas.shape(rounded(tail - 4, y + 2, tail + 4, y + 16, 2), SCARF, 2.6)
+        canvas.shape(rounded(x - 16, y - 4, x + 16, y + 5, 4.5), SCARF, 2.6)
+    elif truth.accessory == "bowtie":
+        for side in (-1, 1):
+            wing = polygon((x, y + 3), (x + side * 10, y - 2.5), (x + side * 10, y + 8.5))
+            canvas.shape(wing, BOWTIE, 2.4)
+        canvas.shape(ellipse(x, y + 3, 2.8, 3), blend(BOWTIE, WHITE, 0.35), 2.2)
+
+
+def draw_glasses(canvas: Canvas, x: float, y: float) -> None:
+    """Round glasses about eyes whose middle is (x, y)."""
+    canvas.line(curve((x - 3, y), (x, y - 3, x + 3, y)), FRAMES, 2.6)
+    for side in (-1, 1):
+        lens = ellipse(x + side * 10.5, y, 8.6, 8.6)
+        canvas.fill(lens, WHITE, 60)
+        canvas.line(lens, FRAMES, 2.8)
+
+
+def draw_hat(canvas: Canvas, truth: Truth, x: float, head: float) -> None:
+    """The hat on a head whose centre is (x, head); narrow enough that ears and hair show beside and below it."""
+    if truth.hat_color is None:
+        return
+    color = HAT[truth.hat_color]
+    draw = {"cap": _cap, "tophat": _tophat, "beanie": _beanie, "crown": _crown}[truth.hat]
+    draw(canvas, color, x, head - 12, truth.facing)
+
+
+def _cap(canvas: Canvas, color: Color, x: float, y: float, facing: int) -> None:
+    canvas.shape(outline((x - 18, y), (x - 19, y - 22, x + 19, y - 22, x + 18, y)), color)
+    brim = outline(
+        (x - 4 * facing, y - 4),
+        (x + 14 * facing, y - 6, x + 30 * facing, y),
+        (x + 30 * facing, y + 4, x + 24 * facing, y + 4),
+        (x - 4 * facing, y + 2),
+    )
+    canvas.shape(brim, shade(color, 0.8))
+    canvas.shape(ellipse(x, y - 16.5, 2.6, 2), shade(color, 0.8), 2)
+
+
+def _tophat(canvas: Canvas, color: Color, x: float, y: float, facing: int) -> None:
+    crown = outline((x - 13, y - 2), (x - 15, y - 24), (x, y - 27, x + 15, y - 24), (x + 13, y - 2))
+    canvas.shape(crown, color)
+    canvas.block(x - 12, y - 10, x + 12, y - 5, PAPER)
+    canvas.shape(rounded(x - 23, y - 5, x + 23, y + 2, 3.5), color)
+
+
+def _beanie(canvas: Canvas, color: Color, x: float, y: float, facing: int) -> None:
+    canvas.shape(outline((x - 17, y), (x - 18, y - 25, x + 18, y - 25, x + 17, y)), color)
+    canvas.shape(rounded(x - 20, y - 5, x + 20, y + 3.5, 4), blend(color, WHITE, 0.5), 2.8)
+    canvas.shape(ellipse(x, y - 19, 5.5, 5.5), blend(color, WHITE, 0.7), 2.6)
+
+
+def _crown(canvas: Canvas, color: Color, x: float, y: float, facing: int) -> None:
+    crown = polygon(
+        (x - 16, y + 1),
+        (x - 19, y - 17),
+        (x - 8.5, y - 8),
+        (x, y - 22),
+        (x + 8.5, y - 8),
+        (x + 19, y - 17),
+        (x + 16, y + 1),
+    )
+    canvas.shape(crown, color)
+    for dx in (-9, 0, 9):
+        canvas.disc(x + dx, y - 4.5, 2.4, PAPER)

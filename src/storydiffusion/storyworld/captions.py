@@ -1,0 +1,147 @@
+"""Tells a truth in words: several wordings, any part of the attire left open."""
+
+import random
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from storydiffusion.errors import UserError
+from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR, Truth, sample_truth
+
+ATTIRE = ("tone", "hair", "shirt", "pattern", "bottom", "hat", "accessory")
+"""What a caption may leave open; the hat's colour is told with the hat."""
+
+TELLING_PROBABILITY = 0.55
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One way to build the sentence from {who}, {clothes}, {action}, {place} and {beside}."""
+
+    order: str
+    clothes: str
+    action: str
+    beside: str
+
+
+WORDINGS = (
+    Wording("{who}{clothes} {action} {place}{beside}", " in", "is {doing}", " beside"),
+    Wording("{place}, {who}{clothes} {action}{beside}", " wearing", "{does}", " next to"),
+    Wording("{who} {action} {place}{beside}{clothes}", ", wearing", "is {doing}", " next to"),
+    Wording("{who}{clothes}, {action} {place}{beside}", " in", "{doing}", " beside"),
+    Wording("{who}{clothes} {action} {place}{beside}", " wearing", "{does}", " beside"),
+    Wording("{place}, {who}{clothes} {action}{beside}", " in", "is {doing}", " beside"),
+)
+
+PLACE_WORDS: Mapping[str, str] = {
+    "park": "in the park",
+    "beach": "on the beach",
+    "city": "in the city",
+    "snow": "in the snow",
+    "room": "in the room",
+    "forest": "in the forest",
+}
+THIRD_PERSON: Mapping[str, str] = {
+    "standing": "stands",
+    "waving": "waves",
+    "sitting": "sits",
+    "jumping": "jumps",
+    "running": "runs",
+    "reading": "reads a book",
+}
+PLURAL = ("pants", "glasses", "flowers")
+
+
+def describe(truth: Truth, named: Collection[str], wording: int = 0) -> str:
+    """One caption with kind, action, place and exactly the attire in `named`; the object too if "object" is in it.
+
+    A named part that is not there is left out, save a missing hat, which is told: "no hat", "without a hat".
+    `wording` picks a sentence, counted round. Raises UserError for a name that is neither attire nor object.
+    """
+    if unknown := set(named) - {*ATTIRE, "object"}:
+        raise UserError(f"a caption cannot name {', '.join(sorted(unknown))}: choose from {', '.join(ATTIRE)}, object")
+    style = WORDINGS[wording % len(WORDINGS)]
+    has_object = "object" in named and truth.object != "none"
+    return style.order.format(
+        who=_who(truth, named),
+        clothes=_clothes(truth, named, style),
+        action=style.action.format(doing=truth.action, does=THIRD_PERSON[truth.action]),
+        place=PLACE_WORDS[truth.place],
+        beside=f"{style.beside} {_article(truth.object)}" if has_object else "",
+    )
+
+
+def caption(truth: Truth, seed: int) -> str:
+    """A random caption, the same for the same seed: each part of the attire is told with probability 0.55.
+
+    The object is always told, like the action and the place.
+    """
+    rng = random.Random(f"caption/{seed}")
+    named = [name for name in ATTIRE if rng.random() < TELLING_PROBABILITY]
+    return describe(truth, [*named, "object"], rng.randrange(len(WORDINGS)))
+
+
+def words(text: str) -> list[str]:
+    """The vocabulary entries of a caption in order; a comma is an entry."""
+    return re.findall(r"[a-z]+|,", text)
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """Every word that any caption can use and the comma, sorted.
+
+    Gathered from captions that together hold each value of each attribute for each kind in each wording.
+    """
+    entries = {","}
+    for kind in ATTRIBUTES["kind"]:
+        for turn in range(max(len(values) for values in ATTRIBUTES.values())):
+            values = {name: options[turn % len(options)] for name, options in ATTRIBUTES.items()}
+            truth = sample_truth(0, turn, **{**values, "kind": kind})
+            for wording in range(len(WORDINGS)):
+                entries.update(words(describe(truth, (*ATTIRE, "object"), wording)))
+    for value in ATTRIBUTES["hat_color"]:
+        entries.update(words(describe(sample_truth(0, 0, hat="cap", hat_color=value), ("hat",))))
+    return tuple(sorted(entries))
+
+
+def _article(noun: str) -> str:
+    if noun.split()[-1] in PLURAL:
+        return noun
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def _join(parts: list[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _who(truth: Truth, named: Collection[str]) -> str:
+    """The tone of a person is the skin's, of an animal or a robot that of all of it."""
+    looks = []
+    person = truth.kind
+    if "tone" in named:
+        if truth.kind in WITH_HAIR:
+            looks.append(f"{truth.tone} skin")
+        else:
+            person = f"{truth.tone} {truth.kind}"
+    if "hair" in named and truth.hair:
+        looks.append(f"{truth.hair} hair")
+    return _article(person) + (f" with {_join(looks)}" if looks else "")
+
+
+def _clothes(truth: Truth, named: Collection[str], style: Wording) -> str:
+    items = []
+    if cloth := [value for name, value in (("shirt", truth.shirt), ("pattern", truth.pattern)) if name in named]:
+        items.append(_article(" ".join([*cloth, "shirt"])))
+    if "bottom" in named:
+        items.append(_article(f"{truth.bottom} {'skirt' if truth.kind == 'girl' else 'pants'}"))
+    bare = "hat" in named and truth.hat == "none"
+    if "hat" in named and not bare:
+        items.append(_article(f"{truth.hat_color} {truth.hat}"))
+    if "accessory" in named and truth.accessory != "none":
+        items.append(_article(truth.accessory))
+    if bare and style.clothes.endswith("wearing"):
+        items.append("no hat")
+        bare = False
+    worn = f"{style.clothes} {_join(items)}" if items else ""
+    return worn + (" without a hat" if bare else "")

@@ -1,0 +1,167 @@
+"""Heads: the ears, hair and faces by which the six kinds are told apart."""
+
+import math
+
+from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, outline, polyline, rounded
+from storydiffusion.storyworld.palette import BLUSH, COAT, GLOW, HAIR, INK, SCREEN, Color, blend, shade
+from storydiffusion.storyworld.poses import Pose
+from storydiffusion.storyworld.truth import Truth
+
+WHITE: Color = (255, 255, 255)
+PINK: Color = (252, 172, 180)
+MOUTH: Color = (150, 40, 56)
+
+
+def draw_behind_head(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
+    """What hangs behind the body: the long hair of a girl."""
+    if truth.kind == "girl" and truth.hair:
+        hair = outline(
+            (x, y - 22),
+            (x + 30, y - 22, x + 28, y + 6, x + 29, y + 30),
+            (x + 20, y + 38, x + 14, y + 28),
+            (x - 14, y + 28),
+            (x - 20, y + 38, x - 29, y + 30),
+            (x - 28, y + 6, x - 30, y - 22, x, y - 22),
+        )
+        canvas.shape(hair, shade(HAIR[truth.hair], 0.9))
+
+
+def draw_head(canvas: Canvas, truth: Truth, pose: Pose, x: float, y: float) -> None:
+    """The head about its centre (x, y), 26 pixels wide to either side, without hat and accessory."""
+    coat = COAT[truth.kind][truth.tone]
+    if truth.kind == "robot":
+        _robot(canvas, truth, pose, coat, x, y)
+        return
+    _ears(canvas, truth, coat, x, y)
+    skull = outline(
+        (x, y - 22.5),
+        (x + 17, y - 22.5, x + 25, y - 11, x + 25.5, y + 3),
+        (x + 26, y + 16, x + 14, y + 22, x, y + 22),
+        (x - 14, y + 22, x - 26, y + 16, x - 25.5, y + 3),
+        (x - 25, y - 11, x - 17, y - 22.5, x, y - 22.5),
+    )
+    canvas.shape(skull, coat)
+    _face(canvas, truth, pose, coat, x, y)
+    if truth.hair:
+        _fringe(canvas, truth, HAIR[truth.hair], x, y)
+
+
+def eye_line(truth: Truth, pose: Pose, y: float) -> float:
+    """The height of the eyes in a head centred at `y`."""
+    return y - 1 if truth.kind == "robot" else y + 2 + 0.5 * pose.gaze
+
+
+def _ears(canvas: Canvas, truth: Truth, coat: Color, x: float, y: float) -> None:
+    hatted = truth.hat != "none"
+    for side in (-1, 1):
+        if truth.kind == "cat":
+            tip = (x + side * 24, y - 31)
+            canvas.shape(outline((x + side * 25, y - 2), tip, (x + side * 5, y - 20)), coat)
+            canvas.fill(outline((x + side * 21, y - 9), (x + side * 21, y - 25), (x + side * 11, y - 17)), PINK)
+        elif truth.kind == "bear":
+            out = 22 if hatted else 19
+            canvas.shape(ellipse(x + side * out, y - 17, 8.5, 8.5), coat)
+            canvas.disc(x + side * out, y - 17, 4.4, blend(coat, PINK, 0.7))
+        elif truth.kind == "rabbit":
+            _rabbit_ear(canvas, coat, (x + side * (17 if hatted else 11), y - 15), side * (26 if hatted else 8))
+
+
+def _rabbit_ear(canvas: Canvas, coat: Color, root: tuple[float, float], tilt: float) -> None:
+    sine, cosine = math.sin(math.radians(tilt)), math.cos(math.radians(tilt))
+
+    def at(across: float, up: float) -> tuple[float, float]:
+        return root[0] + across * cosine + up * sine, root[1] + across * sine - up * cosine
+
+    for width, low, high, color in ((7.5, 0, 26, coat), (3.4, 4, 21, PINK)):
+        path = outline(
+            at(-width * 0.7, low),
+            (*at(-width * 1.4, high * 0.6), *at(-width, high), *at(0, high)),
+            (*at(width, high), *at(width * 1.4, high * 0.6), *at(width * 0.7, low)),
+        )
+        if color is coat:
+            canvas.shape(path, color)
+        else:
+            canvas.fill(path, color)
+
+
+def _face(canvas: Canvas, truth: Truth, pose: Pose, coat: Color, x: float, y: float) -> None:
+    furry = truth.kind in ("cat", "bear", "rabbit")
+    if furry:
+        canvas.fill(ellipse(x, y + 12, 11, 8), blend(coat, WHITE, 0.62))
+    for side in (-1, 1):
+        canvas.fill(ellipse(x + side * 18.5, y + 11, 4.6, 3.2), BLUSH, 150)
+        _eye(canvas, x + side * 10.5, eye_line(truth, pose, y), pose.gaze)
+    mouth = y + (12.5 if furry else 11)
+    if furry:
+        nose = INK if truth.kind == "bear" else (236, 104, 124)
+        canvas.fill(ellipse(x, y + 9, 3.6, 2.6), nose)
+    _mouth(canvas, x, mouth, pose.joy)
+    if truth.kind == "cat":
+        for side in (-1, 1):
+            canvas.line(polyline((x + side * 19, y + 7), (x + side * 31, y + 5)), INK, 2)
+            canvas.line(polyline((x + side * 19, y + 13), (x + side * 30, y + 15)), INK, 2)
+
+
+def _eye(canvas: Canvas, x: float, y: float, gaze: float) -> None:
+    canvas.fill(ellipse(x, y, 5.8, 7.2), WHITE)
+    canvas.fill(ellipse(x, y + 0.6 + 0.7 * gaze, 4.7, 6.0 - 0.6 * gaze), INK)
+    canvas.disc(x + 1.5, y - 2 + 1.1 * gaze, 2.1, WHITE)
+
+
+def _mouth(canvas: Canvas, x: float, y: float, joy: float) -> None:
+    if joy < 0.3:
+        canvas.line(curve((x - 4.5, y), (x, y + 5, x + 4.5, y)), INK, 2.4)
+        return
+    deep = 6 + 6 * joy
+    canvas.shape(outline((x - 5.5, y), (x + 5.5, y), (x + 4, y + deep, x - 4, y + deep, x - 5.5, y)), MOUTH, 2.2)
+
+
+def _fringe(canvas: Canvas, truth: Truth, color: Color, x: float, y: float) -> None:
+    if truth.kind == "girl":
+        fringe = outline(
+            (x - 26, y + 12),
+            (x - 34, y - 35, x + 34, y - 35, x + 26, y + 12),
+            (x + 20, y + 4, x + 19, y - 7),
+            (x + 10, y - 4, x + 3, y - 10),
+            (x - 6, y - 4, x - 19, y - 7),
+            (x - 20, y + 4, x - 26, y + 12),
+        )
+    else:
+        fringe = outline(
+            (x - 27, y + 2),
+            (x - 31, y - 18, x - 18, y - 28, x, y - 28),
+            (x + 18, y - 28, x + 31, y - 18, x + 27, y + 2),
+            (x + 22, y - 2, x + 20, y - 9),
+            (x + 14, y - 5, x + 10, y - 11),
+            (x + 3, y - 4, x - 4, y - 10),
+            (x - 12, y - 4, x - 19, y - 9),
+            (x - 21, y - 2, x - 27, y + 2),
+        )
+        if truth.hat == "none":
+            canvas.shape(
+                outline((x - 6, y - 24), (x - 4, y - 34, x + 9, y - 34), (x + 5, y - 29, x + 10, y - 24)), color
+            )
+    canvas.shape(fringe, color)
+    canvas.line(curve((x - 19, y - 12), (x - 15, y - 18, x - 7, y - 19)), blend(color, WHITE, 0.4), 2.8)
+
+
+def _robot(canvas: Canvas, truth: Truth, pose: Pose, coat: Color, x: float, y: float) -> None:
+    if truth.hat == "none":
+        canvas.line(polyline((x, y - 20), (x, y - 28)), INK, 3.4)
+        canvas.shape(ellipse(x, y - 30, 4.2, 4.2), (246, 84, 84), 2.6)
+    for side in (-1, 1):
+        canvas.shape(rounded(x + side * 26 - 4.5, y - 6, x + side * 26 + 4.5, y + 9, 3), shade(coat, 0.8))
+    canvas.shape(rounded(x - 25, y - 21, x + 25, y + 21, 9), coat)
+    canvas.fill(rounded(x - 20, y - 12, x + 20, y + 15, 7), SCREEN)
+    gaze = 0.6 * pose.gaze
+    for side in (-1, 1):
+        canvas.fill(ellipse(x + side * 9.5, y - 1 + gaze, 4.6, 5.4), GLOW)
+        canvas.disc(x + side * 9.5 + 1.4, y - 3 + gaze, 1.7, WHITE)
+    if pose.joy < 0.3:
+        canvas.line(curve((x - 5, y + 7), (x, y + 12.5, x + 5, y + 7)), GLOW, 2.6)
+    else:
+        deep = 4 + 4 * pose.joy
+        canvas.fill(
+            outline((x - 6, y + 6.5), (x + 6, y + 6.5), (x + 4, y + 6 + deep, x - 4, y + 6 + deep, x - 6, y + 6.5)),
+            GLOW,
+        )

@@ -1,0 +1,148 @@
+"""How a character holds its body: the joints of every action as a function of the phase of its motion.
+
+All lengths are in pixels of the 128×128 frame, y grows downwards. Pure mathematics, no drawing.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Point = tuple[float, float]
+Limb = tuple[Point, Point, Point]
+
+TORSO_HEIGHT = 23.0
+
+STILL_PHASE: Mapping[str, float] = {
+    "standing": 0.0,
+    "waving": 0.25,
+    "sitting": 1.0,
+    "jumping": 0.5,
+    "running": 0.25,
+    "reading": 0.0,
+}
+"""The phase at which an action is most itself; still pictures are drawn there."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Joints of one instant.
+
+    hip: height of the hip above the ground. lean: shift of the shoulders against the hip.
+    head: shift of the head from its place above the shoulders. legs: hip, knee, ankle relative to the hip.
+    arms: shoulder, elbow, hand relative to the middle of the shoulders. toes: direction of each foot, −1 to 1.
+    foot: the two radii of a foot. joy: 0 is a smile, 1 a wide open mouth. gaze: how far the eyes look down.
+    """
+
+    hip: float
+    legs: tuple[Limb, Limb]
+    arms: tuple[Limb, Limb]
+    toes: Point = (-1.0, 1.0)
+    foot: Point = (7.5, 5.0)
+    lean: float = 0.0
+    head: Point = (0.0, 0.0)
+    joy: float = 0.0
+    gaze: float = 0.0
+    holds_book: bool = False
+
+
+def pose(action: str, phase: float, facing: int) -> Pose:
+    """The joints of `action` at `phase` in [0, 1]; `facing` (−1 or 1) is the side that acts.
+
+    Every motion but sitting down is a cycle: phase 0 and 1 are the same instant.
+    """
+    return _MOTIONS[action](phase, facing)
+
+
+def _mix(a: Limb, b: Limb, weight: float) -> Limb:
+    (a0, a1, a2), (b0, b1, b2) = a, b
+    return _between(a0, b0, weight), _between(a1, b1, weight), _between(a2, b2, weight)
+
+
+def _between(a: Point, b: Point, weight: float) -> Point:
+    return a[0] + (b[0] - a[0]) * weight, a[1] + (b[1] - a[1]) * weight
+
+
+def _mirror(limb: Limb) -> Limb:
+    return (-limb[0][0], limb[0][1]), (-limb[1][0], limb[1][1]), (-limb[2][0], limb[2][1])
+
+
+def _pair(limb: Limb) -> tuple[Limb, Limb]:
+    return _mirror(limb), limb
+
+
+def _sway(phase: float) -> float:
+    return math.sin(2 * math.pi * phase)
+
+
+_LEG: Limb = ((7, 0), (8, 10), (8, 17))
+_ARM: Limb = ((13, 4), (20, 12), (22, 21))
+
+
+def _standing(phase: float, facing: int) -> Pose:
+    breath = _sway(phase)
+    arm = _mix(_ARM, ((13, 4), (21, 12), (24, 20)), 0.5 + 0.5 * breath)
+    return Pose(hip=21, legs=_pair(_LEG), arms=_pair(arm), head=(0, -0.8 * breath))
+
+
+def _waving(phase: float, facing: int) -> Pose:
+    angle = math.radians(22 + 20 * _sway(phase))
+    raised: Limb = ((12, 4), (27, 3), (27 + 17 * math.sin(angle), 3 - 17 * math.cos(angle)))
+    arms = (_mirror(_ARM), raised)
+    if facing < 0:
+        arms = (_mirror(raised), _ARM)
+    return Pose(hip=21, legs=_pair(_LEG), arms=arms, head=(1.5 * facing * _sway(phase), 0), joy=0.6)
+
+
+def _sitting(phase: float, facing: int) -> Pose:
+    down = phase * phase * (3 - 2 * phase)
+    leg = _mix(_LEG, ((8, 3), (17, 4), (25, 3)), down)
+    arm = _mix(_ARM, ((13, 4), (23, 12), (21, 20)), down)
+    foot = _between((7.5, 5), (6.8, 7.6), down)
+    return Pose(hip=21 - 10.5 * down, legs=_pair(leg), arms=_pair(arm), foot=foot)
+
+
+def _jumping(phase: float, facing: int) -> Pose:
+    lift = math.sin(math.pi * phase) ** 2
+    leg = _mix(((7, 0), (11, 7), (8, 13)), ((8, 1), (18, 6), (16, 15)), lift)
+    arm = _mix(_ARM, ((12, 4), (26, 0), (33, -15)), lift)
+    return Pose(hip=17 + 14 * lift, legs=_pair(leg), arms=_pair(arm), joy=lift)
+
+
+def _running_leg(phase: float, facing: int) -> Limb:
+    swing = _sway(phase)
+    thigh = math.radians(8 + 46 * swing)
+    bend = math.radians(36 - 22 * swing + 12 * (1 + math.cos(2 * math.pi * phase)))
+    shin = thigh - bend
+    start = (3.0, 0.0)
+    knee = (start[0] + 11 * math.sin(thigh), 11 * math.cos(thigh))
+    ankle = (knee[0] + 11 * math.sin(shin), knee[1] + 11 * math.cos(shin))
+    leg: Limb = (start, knee, ankle)
+    return leg if facing > 0 else _mirror(leg)
+
+
+def _running(phase: float, facing: int) -> Pose:
+    stride = 0.5 + 0.5 * _sway(phase)
+    front = _mix(((12, 4), (16, 14), (17, 22)), ((12, 4), (21, 12), (31, 4)), stride)
+    back = _mix(((-12, 4), (-16, 14), (-17, 22)), ((-12, 4), (-23, 10), (-30, 18)), stride)
+    arms = (back, front) if facing > 0 else (_mirror(back), _mirror(front))
+    legs = (_running_leg(phase + 0.5, facing), _running_leg(phase, facing))
+    bounce = 22 - 1.5 * math.cos(4 * math.pi * phase)
+    return Pose(
+        hip=bounce, legs=legs, arms=arms, toes=(facing, facing), lean=4.0 * facing, head=(2.0 * facing, 0), joy=1
+    )
+
+
+def _reading(phase: float, facing: int) -> Pose:
+    nod = 0.5 + 0.5 * _sway(phase)
+    arm: Limb = ((13, 4), (22, 14), (17, 24))
+    return Pose(hip=21, legs=_pair(_LEG), arms=_pair(arm), head=(0, 1 + 1.5 * nod), gaze=2.5, holds_book=True)
+
+
+_MOTIONS: Mapping[str, Callable[[float, int], Pose]] = {
+    "standing": _standing,
+    "waving": _waving,
+    "sitting": _sitting,
+    "jumping": _jumping,
+    "running": _running,
+    "reading": _reading,
+}

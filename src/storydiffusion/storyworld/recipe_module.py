@@ -1,0 +1,46 @@
+"""What the miniature's trainings share: optimizer, learning-rate schedule, logging."""
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from storydiffusion.storyworld.recipes import Recipe
+from storydiffusion.training.muon import Muon, split_parameters
+
+
+class RecipeModule(L.LightningModule):
+    """A LightningModule trained by a `Recipe`; subclasses hold networks and give `loss` and `batches`."""
+
+    EDGES: tuple[str, ...] = ()
+    """parts of the names of first and last layers, which AdamW trains"""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+
+    def loss(self, batch: object) -> dict[str, Tensor]:
+        """The terms to log; the one named "loss" is minimised."""
+        raise NotImplementedError
+
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
+        terms = self.loss(batch)
+        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, prog_bar=True)
+        return terms["loss"]
+
+    def configure_optimizers(self):  # noqa: ANN201 - Lightning's own union type
+        recipe = self.recipe
+        optimizer = Muon(
+            *split_parameters(self, self.EDGES), lr=recipe.learning_rate, adam_lr=recipe.adam_learning_rate
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(recipe, step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def generator(self, step: int) -> torch.Generator:
+        """Randomness that depends on the recipe's seed and the step alone, so that a resumed run repeats it."""
+        return torch.Generator().manual_seed(self.recipe.seed * 1_000_000_007 + step)
+
+
+def rate_at(recipe: Recipe, step: int) -> float:
+    """Learning rate at `step` as a share of the full one: linear warm-up, constant, linear decay to 0."""
+    left = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
+    return max(0.0, min(1.0, (step + 1) / recipe.warmup, left))

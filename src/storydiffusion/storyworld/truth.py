@@ -1,0 +1,104 @@
+"""What is true about a picture of StoryWorld: every attribute that the renderer draws and a caption may tell."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from storydiffusion.errors import UserError
+from storydiffusion.storyworld.poses import STILL_PHASE
+
+ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+    "kind": ("girl", "boy", "robot", "cat", "bear", "rabbit"),
+    "tone": ("light", "tan", "brown", "dark"),
+    "hair": ("black", "brown", "blonde", "red", "blue"),
+    "shirt": ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white"),
+    "pattern": ("plain", "striped", "dotted"),
+    "bottom": ("blue", "black", "brown", "green", "red"),
+    "hat": ("none", "cap", "tophat", "beanie", "crown"),
+    "hat_color": ("red", "blue", "green", "yellow", "purple", "black"),
+    "accessory": ("none", "glasses", "scarf", "bowtie"),
+    "action": ("standing", "waving", "sitting", "jumping", "running", "reading"),
+    "place": ("park", "beach", "city", "snow", "room", "forest"),
+    "object": ("none", "ball", "balloon", "flowers", "gift"),
+}
+"""The values of every attribute that words can tell."""
+
+WITH_HAIR = ("girl", "boy")
+MAX_SHIFT = 12.0
+"""The character stands at most so many pixels (of 128) beside the middle."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One picture: who (kind, tone of skin, fur or metal, attire), what (action, phase), where (place, object, view).
+
+    phase in [0, 1] is the instant of the action's motion; x in [−12, 12] the shift of the character from the middle
+    in pixels of 128; facing −1 or 1 the side that acts; layout seeds the details of the background.
+    `hair` is None unless kind is girl or boy, `hat_color` is None without a hat.
+    Raises UserError for a value the world does not have.
+    """
+
+    kind: str
+    tone: str
+    hair: str | None
+    shirt: str
+    pattern: str
+    bottom: str
+    hat: str
+    hat_color: str | None
+    accessory: str
+    action: str
+    phase: float
+    place: str
+    object: str
+    x: float
+    facing: int
+    layout: int
+
+    def __post_init__(self) -> None:
+        for name, values in ATTRIBUTES.items():
+            value = getattr(self, name)
+            absent = (name == "hair" and self.kind not in WITH_HAIR) or (name == "hat_color" and self.hat == "none")
+            if absent and value is not None:
+                raise UserError(f"{name} is {value!r}, but a {self.kind} with hat {self.hat!r} has none: give None")
+            if not absent and value not in values:
+                raise UserError(f"{name} is {value!r}: choose one of {', '.join(values)}")
+        if not 0 <= self.phase <= 1:
+            raise UserError(f"phase is {self.phase}: give a number from 0 to 1")
+        if abs(self.x) > MAX_SHIFT:
+            raise UserError(f"x is {self.x}: give a number from -{MAX_SHIFT:g} to {MAX_SHIFT:g}")
+        if self.facing not in (-1, 1):
+            raise UserError(f"facing is {self.facing}: give -1 or 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Truth":
+        """The inverse of `to_dict`; raises UserError when a field is missing or unknown."""
+        names = {field.name for field in fields(cls)}
+        if wrong := names.symmetric_difference(record):
+            raise UserError(f"a truth record has the wrong fields, mend {', '.join(sorted(wrong))}")
+        return cls(**record)
+
+
+def sample_truth(seed: int, index: int, **fixed: Any) -> Truth:
+    """Truth number `index` of the world `seed`, the same on every machine; `fixed` sets fields by name.
+
+    Attributes are independent and uniform; the phase is the action's own for stills. A fixed hair or hat colour is
+    dropped where the kind has no hair or there is no hat. Fixing one field leaves the draw of the others as it was.
+    """
+    rng = random.Random(f"storyworld/{seed}/{index}")
+    drawn: dict[str, Any] = {name: rng.choice(values) for name, values in ATTRIBUTES.items()}
+    drawn["x"] = float(rng.randint(-int(MAX_SHIFT), int(MAX_SHIFT)))
+    drawn["facing"] = rng.choice((-1, 1))
+    drawn["layout"] = rng.randrange(1 << 30)
+    drawn.update(fixed)
+    drawn.setdefault("phase", STILL_PHASE.get(drawn["action"], 0.0))
+    if drawn["kind"] not in WITH_HAIR:
+        drawn["hair"] = None
+    if drawn["hat"] == "none":
+        drawn["hat_color"] = None
+    return Truth.from_dict(drawn)

@@ -1,0 +1,1 @@
+"""What surrounds a training, whatever is learnt: optimizer, weight averaging, checkpoints."""

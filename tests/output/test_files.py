@@ -1,0 +1,81 @@
+"""Files are whole or not there."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from storydiffusion.errors import UserError
+from storydiffusion.output.files import sha256_of_file, sha256_of_folder, write_atomically, write_picture
+
+
+def test_writes_and_replaces(tmp_path: Path):
+    file = tmp_path / "new" / "folder" / "a.txt"
+    for data in (b"one", b"two"):
+        write_atomically(file, data)
+        assert file.read_bytes() == data
+    assert os.listdir(file.parent) == ["a.txt"]
+
+
+def test_new_files_have_ordinary_permissions(tmp_path: Path):
+    write_atomically(tmp_path / "a", b"")
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_full_disk_leaves_the_old_file(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    signal = pytest.importorskip("signal")
+    file = tmp_path / "a.bin"
+    write_atomically(file, b"old")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a write beyond fails as on a full disk
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*a\.bin: file too large") as refusal:
+            write_atomically(file, bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert file.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+    assert "\n" not in str(refusal.value)
+
+
+def test_target_that_is_a_folder_is_refused_and_kept(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match="directory"):
+        write_atomically(tmp_path / "a", b"x")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_parent_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "a").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        write_atomically(tmp_path / "a" / "b", b"x")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission_is_refused(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="permission denied"):
+        write_atomically(tmp_path / "a", b"x")
+
+
+def test_picture_survives_bit_for_bit(tmp_path: Path):
+    picture = Image.effect_noise((31, 17), 80).convert("RGB")
+    write_picture(tmp_path / "p" / "a.png", picture)
+    with Image.open(tmp_path / "p" / "a.png") as read:
+        assert read.format == "PNG"
+        assert read.tobytes() == picture.tobytes()
+
+
+def test_checksums(tmp_path: Path):
+    for name, data in (("b.safetensors", b"1"), ("a/c.safetensors", b"2"), ("config.json", b"3")):
+        write_atomically(tmp_path / name, data)
+    digests = sha256_of_folder(tmp_path)
+    assert list(digests) == ["a/c.safetensors", "b.safetensors"]
+    assert (
+        digests["a/c.safetensors"] == hashlib.sha256(b"2").hexdigest() == sha256_of_file(tmp_path / "a/c.safetensors")
+    )

@@ -1,0 +1,94 @@
+"""manifest.json."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from storydiffusion.errors import UserError
+from storydiffusion.output.manifest import Manifest, PanelRecord, installed_versions, read_manifest, write_manifest
+
+PANEL = PanelRecord("panels/001.png", "a cat", "", "雪 & “quotes”\n", 2**32 - 1, "ab" * 32)
+MANIFEST = Manifest(
+    title="A tale",
+    model="miniature",
+    origin="miniature",
+    config={"seed": 3, "consistency": {"rate": 0.5, "steps": [1, 2], "bank": None}},
+    panels=(PANEL, replace(PANEL, file="panels/002.png")),
+    versions={"torch": "2.11"},
+    weights={"unet/diffusion_pytorch_model.safetensors": "cd" * 32},
+    seconds={"panels": 1.25},
+    complete=True,
+)
+
+
+@pytest.mark.parametrize("manifest", [MANIFEST, Manifest("T", "sd15", "pretrained", {})])
+def test_round_trip(tmp_path: Path, manifest: Manifest):
+    write_manifest(tmp_path / "manifest.json", manifest)
+    assert read_manifest(tmp_path / "manifest.json") == manifest
+
+
+def changed(**keys: object) -> str:
+    return json.dumps({**json.loads(VALID), **keys})
+
+
+VALID = json.dumps(
+    {
+        "format": 1,
+        **{name: getattr(MANIFEST, name) for name in ("title", "model", "origin", "config", "complete")},
+        **{name: getattr(MANIFEST, name) for name in ("versions", "weights", "seconds")},
+        "panels": [vars(PANEL)],
+    }
+)
+BAD = {
+    "cut off": VALID[:-20],
+    "empty": "",
+    "a list": "[]",
+    "other format": changed(format=2),
+    "unknown key": changed(extra=1),
+    "wrong type": changed(config=[]),
+    "unknown origin": changed(origin="elsewhere"),
+    "panels no list": changed(panels="x"),
+    "panel no mapping": changed(panels=["x"]),
+    "panel without seed": changed(panels=[{k: v for k, v in vars(PANEL).items() if k != "seed"}]),
+    "panel with a wrong seed": changed(panels=[{**vars(PANEL), "seed": "1"}]),
+}
+
+
+def test_the_valid_one_is_read(tmp_path: Path):
+    (tmp_path / "m.json").write_text(VALID)
+    assert read_manifest(tmp_path / "m.json") == replace(MANIFEST, panels=(PANEL,))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_damaged_ones_are_refused_in_one_sentence(tmp_path: Path, case: str):
+    file = tmp_path / "m.json"
+    file.write_text(BAD[case])
+    with pytest.raises(UserError) as refusal:
+        read_manifest(file)
+    assert str(file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_one_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no such file"):
+        read_manifest(tmp_path / "m.json")
+
+
+def test_unknown_origin_is_a_mistake():
+    with pytest.raises(ValueError, match="elsewhere"):
+        replace(MANIFEST, origin="elsewhere")
+
+
+def test_versions_are_those_installed_and_import_nothing():
+    found = installed_versions(("torch", "no-such-package"))
+    assert found == {"python": sys.version.split()[0], "torch": version("torch")}
+    code = (
+        "import sys; from storydiffusion.output.manifest import installed_versions as v;"
+        "assert 'torch' in v(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

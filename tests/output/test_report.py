@@ -1,0 +1,137 @@
+"""report.html."""
+
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from storydiffusion.errors import UserError
+from storydiffusion.output.files import sha256_of_file, write_picture
+from storydiffusion.output.manifest import Manifest, PanelRecord
+from storydiffusion.output.report import NOTES, write_report
+
+EVIL = "<script>alert(1)</script> & \"quoted\" 'too' {{ 7 * 7 }}"
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and gathers tags, attributes and text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def attributes(self, tag: str, name: str) -> list[str | None]:
+        return [attributes.get(name) for found, attributes in self.tags if found == tag]
+
+
+def made(folder: Path, captions: list[str], origin: str = "miniature", **changes: object) -> Manifest:
+    """A run folder with that many pictures."""
+    records = []
+    for index, caption in enumerate(captions):
+        file = f"panels/{index + 1:03d}.png"
+        write_picture(folder / file, Image.new("RGB", (16, 16), (40 * index, 90, 20)))
+        records.append(PanelRecord(file, f"prompt {index}", "", caption, index, sha256_of_file(folder / file)))
+    manifest = Manifest(
+        "A tale", "the model", origin, {"steps": 25, "note": EVIL}, tuple(records), seconds={"panels": 2}
+    )
+    return replace(manifest, **changes)
+
+
+def report(folder: Path, manifest: Manifest, **options: str) -> tuple[str, Page]:
+    write_report(folder, manifest, {"Sharing rate": 0.5, "Semantics": "eq2"}, **options)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_says_everything(tmp_path: Path):
+    manifest = made(
+        tmp_path, ["First.", "", "雪の日"], weights={"unet.safetensors": "ab" * 32}, versions={"torch": "2.11"}
+    )
+    _, page = report(tmp_path, manifest)
+    for part in ("A tale", "3 panels by the model", "First.", "雪の日", "prompt 0", "prompt 2", "seed 1", "steps: 25"):
+        assert part in page.text
+    for part in ("Sharing rate", "0.5", "eq2", "2.0 s", "unet.safetensors", "ab" * 32, "torch", "2.11"):
+        assert part in page.text
+    assert page.attributes("p", "class").count("caption") == 2
+
+
+def test_pictures_are_inside(tmp_path: Path):
+    _, page = report(tmp_path, made(tmp_path, ["a", "b"]))
+    sources = page.attributes("img", "src")
+    assert len(sources) == 2
+    for number, source in enumerate(sources, start=1):
+        assert source is not None
+        head, _, data = source.partition(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(data) == (tmp_path / f"panels/{number:03d}.png").read_bytes()
+
+
+def test_words_are_escaped(tmp_path: Path):
+    manifest = made(tmp_path, [EVIL], title=EVIL)
+    manifest = replace(manifest, panels=(replace(manifest.panels[0], prompt=EVIL),))
+    html, page = report(tmp_path, manifest)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "<script" not in html
+    assert page.text.count(EVIL) >= 4
+    assert page.attributes("img", "alt") == [EVIL]
+
+
+def test_needs_no_network(tmp_path: Path):
+    html, page = report(tmp_path, made(tmp_path, ["a", "雪"]))
+    assert not re.search(r"https?:|//[a-z]|@import", re.sub(r"base64,[A-Za-z0-9+/=]+", "", html))
+    assert {"link", "script", "iframe"}.isdisjoint(tag for tag, _ in page.tags)
+    assert all(url.startswith("data:") for url in re.findall(r"url\(\"?([^)\"]*)", html))
+
+
+def test_fonts_are_embedded_as_needed(tmp_path: Path):
+    latin, _ = report(tmp_path, made(tmp_path, ["plain"]))
+    both, _ = report(tmp_path, made(tmp_path, ["雪"]))
+    assert latin.count("@font-face") == 1
+    assert both.count("@font-face") == 2
+    assert len(both) < len(latin) + 10_000
+
+
+@pytest.mark.parametrize("origin", NOTES)
+def test_weights_that_are_not_pretrained_are_named(tmp_path: Path, origin: str):
+    _, page = report(tmp_path, made(tmp_path, ["a"], origin))
+    notes = page.attributes("p", "role").count("note")
+    assert notes == (origin != "pretrained")
+    assert origin == "pretrained" or origin in page.text
+
+
+def test_video_is_embedded(tmp_path: Path):
+    (tmp_path / "video.mp4").write_bytes(b"film")
+    manifest = made(tmp_path, ["a"])
+    assert "video" not in {tag for tag, _ in report(tmp_path, manifest)[1].tags}
+    _, page = report(tmp_path, manifest, video="video.mp4")
+    assert page.attributes("video", "src") == ["data:video/mp4;base64," + base64.b64encode(b"film").decode()]
+
+
+def test_missing_picture_leaves_the_old_report(tmp_path: Path):
+    manifest = made(tmp_path, ["a"])
+    html, _ = report(tmp_path, manifest)
+    (tmp_path / "panels/001.png").unlink()
+    with pytest.raises(UserError, match=r"001\.png"):
+        report(tmp_path, manifest)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == html

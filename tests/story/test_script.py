@@ -1,0 +1,178 @@
+"""Stories from YAML: what is read, what is made of it, and every way it can be wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from storydiffusion.errors import UserError
+from storydiffusion.story import Character, Panel, PanelPrompt, Story, load_story, panel_prompts, story_from_dict
+from storydiffusion.storyworld.captions import vocabulary, words
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "stories").iterdir())
+
+
+def plain() -> dict[str, Any]:
+    return {
+        "title": "Two",
+        "characters": {"Mia": "a girl with brown hair", "Tom": "a cat."},
+        "panels": [
+            {"prompt": "[Mia] is running in the park.", "caption": "Morning."},
+            {"prompt": "[Tom] and [Mia], on the beach", "cut": True},
+            {"prompt": "[NC], an empty beach", "caption": ""},
+        ],
+    }
+
+
+def written(folder: Path, text: str | bytes, name: str = "story.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_yaml_is_read(tmp_path: Path):
+    story = load_story(written(tmp_path, yaml.safe_dump({**plain(), "style": "line ART"})))
+    assert story == Story(
+        "Two",
+        (Character("Mia", "a girl with brown hair"), Character("Tom", "a cat")),
+        (
+            Panel("[Mia] is running in the park.", "Morning.", ("Mia",)),
+            Panel("[Tom] and [Mia], on the beach", "Tom and Mia, on the beach", ("Tom", "Mia"), cut=True),
+            Panel("[NC], an empty beach", "", ()),
+        ),
+        "Line art",
+    )
+
+
+def test_prompts_put_descriptions_in_place_of_names():
+    assert panel_prompts(story_from_dict(plain(), "here")) == [
+        PanelPrompt("a girl with brown hair is running in the park", ""),
+        PanelPrompt("a cat and a girl with brown hair, on the beach", ""),
+        PanelPrompt("an empty beach", ""),
+    ]
+
+
+def test_style_wraps_every_prompt():
+    told = panel_prompts(story_from_dict(plain(), "here"))
+    styled = panel_prompts(story_from_dict({**plain(), "style": "Comic book"}, "here"))
+    assert all(a.prompt in b.prompt and b.prompt != a.prompt for a, b in zip(told, styled, strict=True))
+    assert all(b.negative_prompt for b in styled)
+
+
+def test_braces_in_a_prompt_are_text():
+    data = {**plain(), "style": "Photographic"}
+    data["panels"][0]["prompt"] = r"[Mia] holds a sign {0} \1 {prompt}"
+    assert r"a sign {0} \1 {prompt}" in panel_prompts(story_from_dict(data, "here"))[0].prompt
+
+
+def test_title_comes_from_the_file_name_where_none_is_given(tmp_path: Path):
+    data = plain()
+    del data["title"]
+    assert load_story(written(tmp_path, yaml.safe_dump(data), "a_long-walk.yml")).title == "A long walk"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_told(path: Path):
+    story = load_story(path)
+    assert all(panel.caption for panel in story.panels)
+    assert len(panel_prompts(story)) == len(story.panels) >= 4
+
+
+@pytest.mark.parametrize("path", [p for p in EXAMPLES if p.stem != "lighthouse"], ids=lambda path: path.name)
+def test_examples_for_the_miniature_speak_its_language(path: Path):
+    for prompt in panel_prompts(load_story(path)):
+        assert set(prompt.prompt.split()) == set(words(prompt.prompt)) <= set(vocabulary())
+
+
+def changed(**keys: Any) -> dict[str, Any]:
+    return {**plain(), **keys}
+
+
+def with_panel(**keys: Any) -> dict[str, Any]:
+    return changed(panels=[*plain()["panels"], keys])
+
+
+BAD = {
+    "unknown key": (changed(titel="x"), ["titel", "title, characters, panels, style"]),
+    "no panels key": ({k: v for k, v in plain().items() if k != "panels"}, ["no 'panels'"]),
+    "not a mapping": (["a"], ["mapping", "['a']"]),
+    "panels no list": (changed(panels="[Mia]"), ["list", "[Mia]"]),
+    "0 panels": (changed(panels=[]), ["0 panels"]),
+    "characters no mapping": (changed(characters=["Mia"]), ["characters", "Mia"]),
+    "name is a number": (changed(characters={7: "a cat"}), ["'7'"]),
+    "name NC": (changed(characters={"NC": "a cat"}), ["NC"]),
+    "name with bracket": (changed(characters={"M[a": "a cat"}), ["M[a"]),
+    "no description": (changed(characters={"Mia": None, "Tom": "a cat"}), ["'Mia'", "None"]),
+    "bracket in description": (changed(characters={"Mia": "friend of [Tom]", "Tom": "a cat"}), ["'Mia'", "[Tom]"]),
+    "title is a number": (changed(title=2024), ["title", "2024", "quotes"]),
+    "unknown style": (changed(style="Cubism"), ["Cubism", "Isometric Rooms", "(No style)"]),
+    "style is a list": (changed(style=["Comic book"]), ["style"]),
+    "unknown character": (with_panel(prompt="[Mai] runs"), ["panel 4", "[Mai]", "Mia, Tom"]),
+    "empty name": (with_panel(prompt="[] runs"), ["panel 4", "[]"]),
+    "unused character": (changed(characters={**plain()["characters"], "Zoe": "a bear"}), ["Zoe", "no panel"]),
+    "panel without a name": (with_panel(prompt="a park"), ["panel 4", "[NC]", "a park"]),
+    "panel is a string": (changed(panels=["[Mia] runs"]), ["panel 1", "[Mia] runs"]),
+    "panel without prompt": (with_panel(caption="x"), ["panel 4", "prompt"]),
+    "panel with unknown key": (with_panel(prompt="[Mia]", text="x"), ["panel 4", "'text'"]),
+    "nobody and somebody": (with_panel(prompt="[NC] and [Mia]"), ["panel 4", "[NC]", "[Mia]"]),
+    "nothing but nobody": (with_panel(prompt="[NC]."), ["panel 4", "[NC]"]),
+    "lone bracket": (with_panel(prompt="[Mia] and [Tom"), ["panel 4", "bracket"]),
+    "empty prompt": (with_panel(prompt=" "), ["panel 4", "prompt"]),
+    "caption is a number": (with_panel(prompt="[Mia]", caption=5), ["panel 4", "caption", "'5'"]),
+    "cut is a word": (with_panel(prompt="[Mia]", cut="maybe"), ["panel 4", "cut", "maybe"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_stories_are_refused_in_one_sentence(case: str):
+    data, parts = BAD[case]
+    with pytest.raises(UserError) as refusal:
+        story_from_dict(data, "tale.yaml")
+    message = str(refusal.value)
+    assert message.startswith("tale.yaml")
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+BAD_FILES = {
+    "empty": (b" \n", ["empty"]),
+    "comment only": (b"# nothing\n", ["mapping", "None"]),
+    "unquoted bracket": (b"characters: {Mia: a girl}\npanels:\n  - prompt: [Mia] runs\n", ["line 3", "quotes"]),
+    "key twice": (b"characters:\n  Mia: a\n  Mia: b\n", ["Mia", "twice", "line 3"]),
+    "not UTF-8": (b"title: caf\xe9\n", ["UTF-8"]),
+    "control character": (b"title: a\x01b\n", ["YAML"]),
+    "impossible date": (b"title: 2024-13-45\n", ["YAML"]),
+    "python tag": (b"title: !!python/object/apply:os.getcwd []\n", ["YAML", "line 1"]),
+    "key is a list": (b"? [a, b]\n: c\n", ["not"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_are_refused_in_one_sentence(case: str, tmp_path: Path):
+    text, parts = BAD_FILES[case]
+    path = written(tmp_path, text)
+    with pytest.raises(UserError) as refusal:
+        load_story(path)
+    message = str(refusal.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+def test_files_that_are_not_there_or_no_scripts_are_refused(tmp_path: Path):
+    (tmp_path / "folder.yaml").mkdir()
+    for name, part in (("none.yaml", "no such file"), ("folder.yaml", "directory"), ("story.json", ".yaml")):
+        with pytest.raises(UserError, match=part):
+            load_story(tmp_path / name)
+
+
+def test_byte_order_mark_is_no_text(tmp_path: Path):
+    assert load_story(written(tmp_path, "\ufeff" + yaml.safe_dump(plain()))).title == "Two"
+
+
+def test_stories_are_read_without_heavy_imports():
+    code = "import sys, storydiffusion.story; sys.exit(any(m in sys.modules for m in ('torch', 'PIL', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,80 @@
+"""The exact architectures of the paper: counted without weights, and SD1.5 told a story with at random weights."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import STORY, write_tokenizer
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from storydiffusion.output.manifest import read_manifest
+
+SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+SD15_VAE = {
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "sample_size": 512,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+SD15_TEXT = {
+    "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+}  # fmt: skip
+SDXL_UNET = {
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048, "use_linear_projection": True,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "parameters"),
+    [
+        (UNet2DConditionModel, SD15_UNET, 859_520_964),
+        (AutoencoderKL, SD15_VAE, 83_653_863),
+        (UNet2DConditionModel, SDXL_UNET, 2_567_463_684),
+    ],
+    ids=["SD1.5 U-Net", "VAE", "SDXL U-Net"],
+)
+def test_the_architectures_have_the_published_number_of_parameters(network, shape, parameters):
+    with torch.device("meta"):
+        model = network(**shape)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.fixture
+def sd15_folder(tmp_path):
+    """SD1.5 at random weights in float16, 2 GB; its tokenizer is the tests' own."""
+    folder = tmp_path / "sd15"
+    write_tokenizer(folder / "tokenizer")
+    torch.manual_seed(0)
+    StableDiffusionPipeline(
+        unet=UNet2DConditionModel(**SD15_UNET).half(),
+        vae=AutoencoderKL(**SD15_VAE).half(),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**SD15_TEXT)).half(),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+        ),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    (folder / "storydiffusion.json").write_text('{"kind": "random"}')
+    return folder
+
+
+@pytest.mark.slow
+def test_sd15_tells_a_two_panel_story(infer, sd15_folder, story_file, tmp_path):
+    story_file.write_text(STORY.replace('  - {prompt: "[Pip] and [Bo] in the park", caption: Three.}\n', ""))
+    outcome = infer(
+        f"story={story_file}", "model=sd15", f"model.path={sd15_folder}", "model.dtype=float32", "run_dir=run",
+        "height=256", "width=256", "steps=2",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    manifest = read_manifest(tmp_path / "run" / "manifest.json")
+    assert manifest.complete
+    assert manifest.origin == "random"
+    assert manifest.config["model"]["scheduler"] == "ddim"
+    pictures = [np.asarray(Image.open(tmp_path / "run" / panel.file)) for panel in manifest.panels]
+    assert [picture.shape for picture in pictures] == [(256, 256, 3)] * 2
+    assert all(picture.std() > 1 for picture in pictures)

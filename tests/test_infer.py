@@ -1,0 +1,195 @@
+import hashlib
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from storydiffusion.output import run_folder
+from storydiffusion.output.manifest import read_manifest
+
+
+def panels(run: Path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted((run / "panels").iterdir())]
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    """Lets something happen in the scheduler's step number `step`."""
+
+    def arrange(step: int, happens: Callable[[], None]) -> None:
+        original, done = DDIMScheduler.step, []
+
+        def failing(*args, **kwargs):
+            done.append(1)
+            if len(done) == step:
+                happens()
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(DDIMScheduler, "step", failing)
+
+    return arrange
+
+
+def test_a_story_becomes_a_run_folder_and_nothing_else(tell, tmp_path):
+    before = set(tmp_path.iterdir())
+    outcome = tell()
+    assert outcome.code == 0
+    run = tmp_path / "runs" / "friends"
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "runs"}
+    assert sorted(p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()) == [
+        "manifest.json", "page.png", "panels/001.png", "panels/002.png", "panels/003.png", "report.html",
+    ]  # fmt: skip
+    assert "runs/friends/page.png" in outcome.out
+    assert all(Image.open(file).size == (64, 64) for file in (run / "panels").iterdir())
+
+
+def test_the_manifest_tells_how(tell, tmp_path, tiny_model):
+    tell("run_dir=run", "seed=5")
+    manifest = read_manifest(tmp_path / "run" / "manifest.json")
+    assert manifest.complete
+    assert manifest.origin == "random"
+    assert manifest.config["seed"] == 5
+    assert manifest.config["consistency"]["semantics"] == "eq2"
+    assert manifest.panels[0].prompt == "a red cat runs on the beach"
+    assert len({panel.seed for panel in manifest.panels}) == 3
+    assert len(manifest.weights) == 3
+    for name, checksum in manifest.weights.items():
+        assert checksum == hashlib.sha256((tiny_model / name).read_bytes()).hexdigest()
+    for panel in manifest.panels:
+        assert panel.sha256 == hashlib.sha256((tmp_path / "run" / panel.file).read_bytes()).hexdigest()
+    assert {"torch", "diffusers", "device", "dtype"} <= set(manifest.versions)
+    assert manifest.seconds["telling"] > 0
+
+
+def test_it_says_that_weights_are_random_and_which_words_are_unknown(tell, tmp_path, story_file):
+    story_file.write_text(story_file.read_text().replace("on the beach", "on the zebra beach"))
+    outcome = tell("run_dir=run")
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "random" in report
+    assert "zebra" in report
+    assert "does not know these words of the prompts: zebra" in outcome.err
+
+
+def test_known_words_give_no_warning(tell):
+    assert "warning" not in tell().err.lower()
+
+
+def test_a_finished_story_is_not_made_again_unless_asked(tell, tmp_path):
+    tell("run_dir=run")
+    first = panels(tmp_path / "run")
+    page = tmp_path / "run" / "page.png"
+    made = page.stat().st_mtime_ns
+    outcome = tell("run_dir=run")
+    assert outcome.code == 0
+    assert "already" in outcome.out
+    assert page.stat().st_mtime_ns == made
+    assert tell("run_dir=run", "overwrite=true").code == 0
+    assert page.stat().st_mtime_ns > made
+    assert panels(tmp_path / "run") == first
+
+
+@pytest.mark.parametrize("change", ["seed=1", "consistency=off", "noise=shared"])
+def test_settings_change_the_pictures(tell, tmp_path, change):
+    tell("run_dir=a")
+    tell("run_dir=b", change)
+    assert panels(tmp_path / "a") != panels(tmp_path / "b")
+
+
+def test_shared_noise_is_told_in_the_manifest(tell, tmp_path):
+    tell("run_dir=run", "noise=shared")
+    seeds = [panel.seed for panel in read_manifest(tmp_path / "run" / "manifest.json").panels]
+    assert seeds[0] == seeds[2] != seeds[1]
+
+
+def test_rate_0_is_no_sharing(tell, tmp_path):
+    tell("run_dir=a", "consistency=off")
+    tell("run_dir=b", "consistency.rate=0")
+    assert panels(tmp_path / "a") == panels(tmp_path / "b")
+
+
+def test_another_configuration_is_refused(tell, tmp_path):
+    tell("run_dir=run")
+    first = panels(tmp_path / "run")
+    outcome = tell("run_dir=run", "seed=1")
+    assert outcome.code == 1
+    assert len(outcome.sentences) == 1
+    assert "run_dir" in outcome.err
+    assert panels(tmp_path / "run") == first
+
+
+def test_after_ctrl_c_the_same_command_goes_on_to_the_same_pixels(tell, tmp_path, interrupted_at, monkeypatch):
+    tell("run_dir=whole")
+    interrupted_at(4, lambda: signal.raise_signal(signal.SIGINT))
+    outcome = tell("run_dir=run")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert outcome.code == 130
+    assert outcome.sentences[-1].startswith("infer.py: interrupted after step 3")
+    run = tmp_path / "run"
+    assert not (run / "page.png").exists()
+    assert not read_manifest(run / "manifest.json").complete
+    outcome = tell("run_dir=run")
+    assert outcome.code == 0
+    assert "denoising 3 panels: 3step" in outcome.err  # the bar goes on from the third step
+    assert panels(run) == panels(tmp_path / "whole")
+    assert read_manifest(run / "manifest.json").complete
+
+
+def test_after_a_crash_the_last_saved_step_is_where_it_goes_on(tell, tmp_path, interrupted_at, monkeypatch):
+    tell("run_dir=whole")
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_SAVES", 0.0)
+
+    def power_cut():
+        raise RuntimeError("power cut")
+
+    interrupted_at(5, power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        tell("run_dir=run")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    outcome = tell("run_dir=run")
+    assert "denoising 3 panels: 4step" in outcome.err
+    assert panels(tmp_path / "run") == panels(tmp_path / "whole")
+
+
+def test_a_prompt_longer_than_the_text_encoder_is_told_whole(tell, tmp_path, story_file):
+    """Words beyond the encoder's 16 tokens still change the picture."""
+    text = story_file.read_text()
+    for run, end in (("a", "a hat"), ("b", "a book")):
+        long = "on the beach, the cat in the park, the girl in the blue hat, " + end
+        story_file.write_text(text.replace("on the beach", long))
+        assert tell(f"run_dir={run}", "consistency=off").code == 0
+    assert panels(tmp_path / "a")[0] != panels(tmp_path / "b")[0]
+
+
+@pytest.mark.parametrize("semantics", ["eq2", "shared_row", "algorithm1", "official", "off"])
+def test_every_semantics_tells_a_story(tell, tmp_path, semantics):
+    assert tell(f"consistency={semantics}", "run_dir=run").code == 0
+    pictures = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "run" / "panels").iterdir())]
+    assert all(picture.std() > 0 for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    "override", ["consistency.sampler=progressive", "consistency.rate={2: 0.5}", "guidance_scale=1", "width=96"]
+)
+def test_settings_that_a_user_tries(tell, override):
+    assert tell(override).code == 0
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples" / "stories").iterdir()), ids=lambda file: file.stem)
+def test_every_example_is_told(infer, tiny_model, example):
+    small = ("height=64", "width=64", "steps=1")
+    assert infer(f"story={example}", f"model.path={tiny_model}", *small).code == 0
+
+
+def test_the_story_of_the_bare_command_exists(monkeypatch):
+    from storydiffusion.story import load_story
+
+    text = (ROOT / "conf" / "infer.yaml").read_text()
+    default = next(line.split()[1] for line in text.splitlines() if line.startswith("story:"))
+    assert len(load_story(ROOT / default).panels) == 4
