@@ -66,7 +66,7 @@ def dense_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads:
 
 
 def milliseconds(functions: Sequence[Callable[[], object]], device: torch.device, repeats: int) -> list[float]:
-    """Least time of each: the run that other loads on the machine disturbed least. They take turns for the same reason."""
+    """Least time of each, the run that other loads disturbed least; they take turns for the same reason."""
     times: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 1):
         for function, measured in zip(functions, times, strict=True):

@@ -112,6 +112,24 @@ def test_rate_0_is_no_sharing(tell, tmp_path):
     assert panels(tmp_path / "a") == panels(tmp_path / "b")
 
 
+def test_ctrl_c_while_pictures_are_written_keeps_the_last_step(tell, tmp_path, monkeypatch):
+    tell("run_dir=whole")
+    monkeypatch.setattr(run_folder, "comic_page", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert tell("run_dir=run").code == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    outcome = tell("run_dir=run")
+    assert "denoising 3 panels: 6step" in outcome.err
+    assert panels(tmp_path / "run") == panels(tmp_path / "whole")
+
+
+def test_a_sweep_tells_into_folders_of_its_own(tell, tmp_path):
+    outcome = tell("consistency.rate=0,0.5", "run_dir=runs/rate-${consistency.rate}", "-m")
+    assert outcome.code == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == {"rate-0", "rate-0.5"}
+    assert not (tmp_path / "multirun.yaml").exists()
+
+
 def test_another_configuration_is_refused(tell, tmp_path):
     tell("run_dir=run")
     first = panels(tmp_path / "run")

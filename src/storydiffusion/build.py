@@ -69,19 +69,19 @@ def tell(
         "height": config.height,
         "width": config.width,
     }
-    with run.keeping_progress() as keep:
-        pictures = tell_panels(model.pipe, arguments, seeds, attention, who_shares(characters), run.progress(), keep)
     records = [
         PanelRecord("", prompt.prompt, prompt.negative_prompt, panel.caption, seed, "")
         for prompt, panel, seed in zip(prompts, story.panels, seeds, strict=True)
     ]
-    run.finish(
-        pictures,
-        records,
-        _settings(config) | ({"words unknown to the model": ", ".join(unknown)} if unknown else {}),
-        versions=installed_versions() | {"device": str(model.device), "dtype": str(model.dtype)},
-        seconds={"loading": round(model.seconds, 2), "telling": round(time.perf_counter() - clock, 2)},
-    )
+    with run.keeping_progress() as keep:
+        pictures = tell_panels(model.pipe, arguments, seeds, attention, who_shares(characters), run.progress(), keep)
+        run.finish(
+            pictures,
+            records,
+            _settings(config) | ({"words unknown to the model": ", ".join(unknown)} if unknown else {}),
+            versions=installed_versions() | {"device": str(model.device), "dtype": str(model.dtype)},
+            seconds={"loading": round(model.seconds, 2), "telling": round(time.perf_counter() - clock, 2)},
+        )
 
 
 def _settings(config: InferConfig) -> dict[str, str | int | float | bool]:

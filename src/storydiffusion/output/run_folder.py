@@ -42,22 +42,19 @@ class RunFolder:
     def __init__(self, path: str | Path, planned: Manifest, overwrite: bool = False):
         self.path = Path(path)
         self.manifest = planned
-        self.is_complete = False
         found = self._found(overwrite)
-        if found is not None and _identity(found) == _identity(planned):
-            self.is_complete = found.complete and all((self.path / name).exists() for name in _results(found))
-            fresh = overwrite and found.complete
-        else:
-            fresh = True
-            if found is not None and not overwrite and self._holds_work():
-                raise UserError(
-                    f"{path} holds another story or configuration: choose another run_dir, or use overwrite=true"
-                )
-        if fresh:
+        is_same = found is not None and _identity(found) == _identity(planned)
+        if found is not None and not is_same and not overwrite and self._holds_work():
+            raise UserError(
+                f"{path} holds another story or configuration: choose another run_dir, or use overwrite=true"
+            )
+        was_complete = found is not None and is_same and self._is_whole(found)
+        self.is_complete = was_complete and not overwrite
+        if self.is_complete:
+            return
+        if was_complete or not is_same:
             self._clear()
-        if not self.is_complete or fresh:
-            self.is_complete = False
-            write_manifest(self.path / "manifest.json", planned)
+        write_manifest(self.path / "manifest.json", planned)
 
     def progress(self) -> "tuple[int, Tensor] | None":
         """(step, latents) where an interrupted telling stopped."""
@@ -139,6 +136,10 @@ class RunFolder:
             )
         return None
 
+    def _is_whole(self, found: Manifest) -> bool:
+        results = ["page.png", "report.html", *[panel.file for panel in found.panels]]
+        return found.complete and all((self.path / name).exists() for name in results)
+
     def _holds_work(self) -> bool:
         return any((self.path / name).exists() for name in ("panels", "page.png", "report.html", PROGRESS))
 
@@ -153,10 +154,6 @@ class RunFolder:
             pass  # write_manifest says it
         except OSError as error:
             raise UserError(f"cannot clear {self.path}: {error.strerror}; choose another run_dir") from error
-
-
-def _results(manifest: Manifest) -> list[str]:
-    return ["page.png", "report.html", *[panel.file for panel in manifest.panels]]
 
 
 def _identity(manifest: Manifest) -> Any:

@@ -27,7 +27,7 @@ class RecipeModule(L.LightningModule):
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, prog_bar=True)
         return terms["loss"]
 
-    def configure_optimizers(self):  # noqa: ANN201 - Lightning's own union type
+    def configure_optimizers(self):
         recipe = self.recipe
         optimizer = Muon(
             *split_parameters(self, self.EDGES), lr=recipe.learning_rate, adam_lr=recipe.adam_learning_rate

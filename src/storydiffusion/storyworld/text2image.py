@@ -1,0 +1,148 @@
+"""The miniature's U-Net and its text encoder: latent diffusion as in Stable Diffusion, trained from nothing.
+
+v-prediction (2202.00512) on a cosine schedule; latents are computed once and cached, captions are drawn anew at every
+step, each part of the attire told half of the time, so that words bind to what they name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPTextModel
+
+from storydiffusion.storyworld.captions import caption
+from storydiffusion.storyworld.clip import text_config
+from storydiffusion.storyworld.pictures import Stream, draw
+from storydiffusion.storyworld.recipe_module import RecipeModule
+from storydiffusion.storyworld.recipes import Text2ImageRecipe
+from storydiffusion.storyworld.tokenizer import build_tokenizer
+from storydiffusion.storyworld.truth import sample_truth
+
+
+def build_unet(recipe: Text2ImageRecipe, latent_channels: int, text_width: int) -> UNet2DConditionModel:
+    levels = len(recipe.block_out_channels)
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=recipe.block_out_channels,
+        layers_per_block=recipe.layers_per_block,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        cross_attention_dim=text_width,
+        # diffusers' name notwithstanding, this is the NUMBER of heads
+        attention_head_dim=tuple(width // recipe.head_width for width in recipe.block_out_channels),
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+@dataclass(frozen=True)
+class NoisedLatents:
+    """`noised` and the `target` v, (B, C, 16, 16); `timesteps` (B,); `tokens` (B, 48)."""
+
+    noised: Tensor
+    target: Tensor
+    timesteps: Tensor
+    tokens: Tensor
+
+
+class Text2ImageModule(RecipeModule):
+    """Trains `self.unet` and `self.text_encoder` on the latents of `autoencoder`.
+
+    Args:
+        recipe: see `Text2ImageRecipe`.
+        autoencoder: frozen; used before the first step only.
+        clip: whose text tower the text encoder starts as.
+        cache: folder for the latents, made once a recipe.
+    """
+
+    EDGES = ("conv_in", "conv_out", "text_encoder", "time_embedding")
+
+    def __init__(self, recipe: Text2ImageRecipe, autoencoder: AutoencoderKL, clip: CLIPModel, cache: Path) -> None:
+        super().__init__(recipe)
+        self.recipe: Text2ImageRecipe = recipe
+        self.cache = cache / f"storyworld_latents_{recipe.seed}_{recipe.pictures}.npy"
+        self.tokenizer = build_tokenizer()
+        self.scheduler = build_scheduler()
+        width, layers = clip.config.text_config.hidden_size, clip.config.text_config.num_hidden_layers
+        self.text_encoder = CLIPTextModel(text_config(width, layers))
+        self.text_encoder.load_state_dict(clip.text_model.state_dict())
+        self.unet = build_unet(recipe, autoencoder.config.latent_channels, width)
+        self.unet.to(memory_format=torch.channels_last)
+        self._autoencoder = [autoencoder]  # in a list, so that it is no part of the module and of its checkpoints
+
+    def prepare_data(self) -> None:
+        if not self.cache.exists():
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            latents = encode_world(self._autoencoder[0], self.recipe.seed, self.recipe.pictures)
+            partial = self.cache.with_suffix(".part.npy")
+            np.save(partial, latents)
+            partial.replace(self.cache)
+
+    def train_dataloader(self) -> Stream:
+        latents = np.load(self.cache, mmap_mode="r")
+        return Stream(lambda step: self.noised(latents, step), self.recipe.steps)
+
+    def noised(self, latents: np.ndarray, step: int) -> NoisedLatents:
+        """Batch `step`: pictures in a random order, timesteps spread evenly over the batch."""
+        recipe, generator = self.recipe, self.generator(step)
+        count = recipe.batch_size
+        indices = torch.randint(len(latents), (count,), generator=generator)
+        clean = torch.from_numpy(latents[indices.numpy()]).float()
+        spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        timesteps = (spread * self.scheduler.config.num_train_timesteps).long()
+        noise = torch.randn(clean.shape, generator=generator)
+        noised = self.scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        captions = self.captions(indices.tolist(), step, generator)
+        tokens = self.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+        unknown = torch.rand(tokens.shape, generator=generator) < recipe.unknown_word_probability
+        tokens = tokens.masked_fill(unknown & (tokens > 1), self.tokenizer.unk_token_id)
+        return NoisedLatents(noised, self.scheduler.get_velocity(clean, noise, timesteps), timesteps, tokens)
+
+    def captions(self, indices: list[int], step: int, generator: torch.Generator) -> list[str]:
+        """A new caption of each picture, some dropped for classifier-free guidance."""
+        dropped = (torch.rand(len(indices), generator=generator) < self.recipe.caption_dropout).tolist()
+        first = step * len(indices)
+        return [
+            "" if drop else caption(sample_truth(self.recipe.seed, index), first + i)
+            for i, (index, drop) in enumerate(zip(indices, dropped, strict=True))
+        ]
+
+    def loss(self, batch: NoisedLatents) -> dict[str, Tensor]:
+        context = self.text_encoder(batch.tokens).last_hidden_state
+        predicted = self.unet(batch.noised, batch.timesteps, context).sample
+        return {"loss": nn.functional.mse_loss(predicted, batch.target)}
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes U-Net, text encoder, tokenizer and scheduler in diffusers' layout; nothing is measured here."""
+        self.unet.to(torch.float16).save_pretrained(folder / "unet")
+        self.text_encoder.to(torch.float16).save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        return {}
+
+
+@torch.no_grad()
+def encode_world(autoencoder: AutoencoderKL, seed: int, count: int, chunk: int = 25) -> np.ndarray:
+    """The scaled latents of pictures 0 … count − 1 of the world `seed`: float16 (count, C, 16, 16)."""
+    parts = []
+    for first in tqdm(range(0, count, chunk), desc="encoding StoryWorld", unit_scale=chunk):
+        images = draw(seed, range(first, min(count, first + chunk))).images
+        latents = autoencoder.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+        parts.append((latents * autoencoder.config.scaling_factor).half().numpy())
+    return np.concatenate(parts)
