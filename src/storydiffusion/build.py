@@ -3,18 +3,23 @@
 import sys
 import time
 from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storydiffusion.config import ConsistencyConfig, InferConfig
+from storydiffusion.config import ConsistencyConfig, InferConfig, TrainConfig
 from storydiffusion.errors import UserError
 from storydiffusion.models import StoryModel, load_story_model, model_folder, origin_of, weights_of
 from storydiffusion.output.files import sha256_of_file
 from storydiffusion.output.manifest import Manifest, PanelRecord, installed_versions
 from storydiffusion.story import Story, load_story, panel_prompts
+from storydiffusion.storyworld.recipes import AutoencoderRecipe, ClipRecipe, JudgeRecipe
 
 if TYPE_CHECKING:
     from storydiffusion.images import ConsistentSelfAttention
     from storydiffusion.output.run_folder import RunFolder
+    from storydiffusion.storyworld.recipe_module import RecipeModule
+    from storydiffusion.storyworld.training import Training
 
 
 def story(config: InferConfig) -> Story:
@@ -108,3 +113,50 @@ def _unknown_words(model: StoryModel, prompts: list[str]) -> list[str]:
     if unknown:
         print(f"warning: the model does not know these words of the prompts: {', '.join(unknown)}", file=sys.stderr)
     return unknown
+
+
+def training(config: TrainConfig) -> "Training":
+    """The module of `config.recipe` with its trainer, callbacks and logger, ready to fit."""
+    import lightning as L
+    from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.loggers import CSVLogger
+
+    from storydiffusion.storyworld.training import Training
+    from storydiffusion.training.stopwatch import Stopwatch
+    from storydiffusion.training.weight_averaging import WeightAveraging
+
+    average, stopwatch = WeightAveraging(config.recipe.average_decay), Stopwatch()
+    checkpoints = ModelCheckpoint(
+        f"{config.run_dir}/checkpoints",
+        save_last=True,
+        train_time_interval=timedelta(minutes=config.trainer.checkpoint_minutes),
+    )
+    trainer = L.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        precision=config.trainer.precision,  # type: ignore[arg-type]  # one of config.PRECISIONS
+        max_steps=config.recipe.steps,
+        logger=CSVLogger(config.run_dir, name="", version=""),
+        callbacks=[average, stopwatch, checkpoints, TQDMProgressBar(refresh_rate=config.trainer.log_every)],
+        log_every_n_steps=config.trainer.log_every,
+        enable_model_summary=False,
+    )
+    return Training(_recipe_module(config), trainer, average, stopwatch, checkpoints)
+
+
+def _recipe_module(config: TrainConfig) -> "RecipeModule":
+    """The module of each part; those that build on others load them from the miniature folder."""
+    from storydiffusion.storyworld.autoencoder import AutoencoderModule
+    from storydiffusion.storyworld.clip import ClipModule
+    from storydiffusion.storyworld.judge import JudgeModule
+
+    recipe = config.recipe
+    if isinstance(recipe, AutoencoderRecipe):
+        return AutoencoderModule(recipe)
+    if isinstance(recipe, ClipRecipe):
+        return ClipModule(recipe)
+    if isinstance(recipe, JudgeRecipe):
+        return JudgeModule(recipe)
+    from storydiffusion.storyworld.text2image import Text2ImageModule
+
+    return Text2ImageModule(recipe, model_folder(config.miniature, None), Path(config.cache))

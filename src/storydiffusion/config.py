@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from storydiffusion.errors import UserError
+from storydiffusion.storyworld.recipes import RECIPES
 
 Schema = TypeVar("Schema")
 
@@ -23,10 +24,14 @@ DEVICES = ("auto", "cpu", "cuda")
 OFFLOADS = ("none", "model", "sequential")
 SCHEDULERS = ("model", "ddim")
 NOISES = ("own", "shared")
+ACCELERATORS = ("auto", "cpu", "gpu")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
-def load(schema: type[Schema], composed: DictConfig) -> Schema:
+def load(schema: type[Schema], composed: DictConfig, prefix: str = "") -> Schema:
     """The composed configuration as an instance of `schema`: every key known, every value of its type.
+
+    `prefix` stands before the keys in messages.
 
     Raises:
         UserError: in one sentence, for an unknown key (`+key=…` included), a missing one, a wrong type or value.
@@ -36,12 +41,12 @@ def load(schema: type[Schema], composed: DictConfig) -> Schema:
         loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except ConfigKeyError as error:
         raise UserError(
-            f"there is no key {error.full_key!r}; did you mean {closest_key(error.full_key, schema)!r}?"
+            f"there is no key '{prefix}{error.full_key}'; did you mean '{prefix}{closest_key(error.full_key, schema)}'?"
         ) from error
     except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key} has no value: write {error.full_key}=VALUE") from error
+        raise UserError(f"{prefix}{error.full_key} has no value: write {prefix}{error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{prefix}{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(loaded, schema)
     return loaded
 
@@ -160,3 +165,38 @@ class InferConfig:
                 setattr(self, name, getattr(self.model, name))
         if self.run_dir is None:
             self.run_dir = str(Path("runs") / Path(self.story).stem)
+
+
+@dataclasses.dataclass
+class TrainerConfig:
+    """conf/trainer/*.yaml: where and how precisely a training runs."""
+
+    accelerator: str
+    devices: int
+    precision: str
+    checkpoint_minutes: float
+    log_every: int  # steps
+
+    def __post_init__(self) -> None:
+        _check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
+        _check_choice("trainer.precision", self.precision, PRECISIONS)
+        _check_range("trainer.devices", self.devices, 1, 1024)
+        _check_range("trainer.checkpoint_minutes", self.checkpoint_minutes, 0, 24 * 60)
+        _check_range("trainer.log_every", self.log_every, 1, 1_000_000)
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """conf/train.yaml: the training of one part of the miniature."""
+
+    run_dir: str
+    export: str
+    miniature: str  # folder, or package://miniature: the parts that this one builds on
+    cache: str
+    trainer: TrainerConfig
+    recipe: Any  # one of RECIPES, chosen by its key `part`
+
+    def __post_init__(self) -> None:
+        part = dict(self.recipe).get("part")
+        _check_choice("recipe.part", str(part), tuple(RECIPES))
+        self.recipe = load(RECIPES[str(part)], OmegaConf.create(self.recipe), "recipe.")

@@ -77,7 +77,7 @@ class AutoencoderModule(RecipeModule):
             latents.append(latent)
             errors.append(((decoded - images) / 2).square().mean(dim=(1, 2, 3)))
         self.autoencoder.register_to_config(scaling_factor=1 / torch.cat(latents).std().item())
-        self.autoencoder.to(torch.float16).save_pretrained(folder)
+        self.autoencoder.to(torch.float16).save_pretrained(folder / "vae")
         return {"psnr_db": (-10 * torch.cat(errors).log10()).mean().item()}
 
 

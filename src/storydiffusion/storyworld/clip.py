@@ -51,7 +51,7 @@ def build_clip(recipe: ClipRecipe) -> CLIPModel:
     return CLIPModel(config)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning moves batches to devices by setting fields
 class Pairs:
     """`images` float32 (B, 3, 128, 128) in [−1, 1]; `tokens` int64 (B, 48), the caption of each."""
 
@@ -108,5 +108,5 @@ class ClipModule(RecipeModule):
         self.clip.eval()
         batches = [self.pairs(HELD_OUT_SEED, i * self.recipe.batch_size) for i in range(8)]
         accuracy = torch.stack([self.loss(batch)["accuracy"] for batch in batches]).mean().item()
-        self.clip.to(torch.float16).save_pretrained(folder)
+        self.clip.to(torch.float16).save_pretrained(folder / "image_encoder")
         return {f"image_to_text_accuracy_of_{self.recipe.batch_size}": accuracy}

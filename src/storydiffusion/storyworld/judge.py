@@ -6,13 +6,14 @@ training pictures are blurred, tinted and made noisy at random.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from storydiffusion.storyworld.pictures import HELD_OUT_SEED, Pictures, Stream, draw
+from storydiffusion.storyworld.pictures import HELD_OUT_SEED, Stream, draw
 from storydiffusion.storyworld.recipe_module import RecipeModule
 from storydiffusion.storyworld.recipes import JudgeRecipe
 from storydiffusion.storyworld.truth import ATTRIBUTES, Truth
@@ -77,6 +78,14 @@ def labels(truths: Sequence[Truth]) -> dict[str, Tensor]:
     }
 
 
+@dataclass  # not frozen: Lightning moves batches to devices by setting fields
+class LabelledPictures:
+    """`images` float32 (B, 3, 128, 128) in [−1, 1]; `labels` as of `labels`."""
+
+    images: Tensor
+    labels: dict[str, Tensor]
+
+
 class JudgeModule(RecipeModule):
     """Trains `self.judge`."""
 
@@ -88,15 +97,17 @@ class JudgeModule(RecipeModule):
         self.judge = Judge(recipe.channels)
 
     def train_dataloader(self) -> Stream:
-        size = self.recipe.batch_size
-        return Stream(lambda step: draw(self.recipe.seed, range(step * size, (step + 1) * size)), self.recipe.steps)
+        return Stream(self.labelled, self.recipe.steps)
 
-    def loss(self, batch: Pictures) -> dict[str, Tensor]:
-        images = worsen(batch.images, self.generator(self.global_step))
-        target = labels(batch.truths)
+    def labelled(self, step: int) -> LabelledPictures:
+        size = self.recipe.batch_size
+        pictures = draw(self.recipe.seed, range(step * size, (step + 1) * size))
+        return LabelledPictures(worsen(pictures.images, self.generator(step)), labels(pictures.truths))
+
+    def loss(self, batch: LabelledPictures) -> dict[str, Tensor]:
         losses = []
-        for name, logits in self.judge(images).items():
-            wanted = target[name].to(logits.device)
+        for name, logits in self.judge(batch.images).items():
+            wanted = batch.labels[name]
             total = nn.functional.cross_entropy(logits, wanted, ignore_index=ABSENT, reduction="sum")
             losses.append(total / (wanted != ABSENT).sum().clamp(min=1))  # a batch may hold nobody with hair
         return {"loss": torch.stack(losses).mean()}
@@ -104,8 +115,8 @@ class JudgeModule(RecipeModule):
     @torch.no_grad()
     def export(self, folder: Path) -> dict[str, float]:
         """Writes the judge and returns its accuracy of each attribute on 2,000 held-out renders."""
-        self.judge.save(folder)
-        judge = Judge.load(folder)  # what is measured is what is shipped
+        self.judge.save(folder / "judge")
+        judge = Judge.load(folder / "judge")  # what is measured is what is shipped
         right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
         for first in range(0, 2000, 100):
             batch = draw(HELD_OUT_SEED, range(first, first + 100))

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPTextModel
 
 from storydiffusion.storyworld.captions import caption
-from storydiffusion.storyworld.clip import text_config
 from storydiffusion.storyworld.pictures import Stream, draw
 from storydiffusion.storyworld.recipe_module import RecipeModule
 from storydiffusion.storyworld.recipes import Text2ImageRecipe
@@ -51,7 +50,7 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning moves batches to devices by setting fields
 class NoisedLatents:
     """`noised` and the `target` v, (B, C, 16, 16); `timesteps` (B,); `tokens` (B, 48)."""
 
@@ -62,34 +61,41 @@ class NoisedLatents:
 
 
 class Text2ImageModule(RecipeModule):
-    """Trains `self.unet` and `self.text_encoder` on the latents of `autoencoder`.
+    """Trains `self.unet` and `self.text_encoder` on the latents of the miniature's autoencoder.
 
     Args:
         recipe: see `Text2ImageRecipe`.
-        autoencoder: frozen; used before the first step only.
-        clip: whose text tower the text encoder starts as.
+        miniature: folder with vae/ and image_encoder/, whose text tower the text encoder starts as; with
+            `recipe.warm_start` its unet/ and text_encoder/ are the start.
         cache: folder for the latents, made once a recipe.
     """
 
     EDGES = ("conv_in", "conv_out", "text_encoder", "time_embedding")
 
-    def __init__(self, recipe: Text2ImageRecipe, autoencoder: AutoencoderKL, clip: CLIPModel, cache: Path) -> None:
+    def __init__(self, recipe: Text2ImageRecipe, miniature: Path, cache: Path) -> None:
         super().__init__(recipe)
         self.recipe: Text2ImageRecipe = recipe
+        self.miniature = miniature
         self.cache = cache / f"storyworld_latents_{recipe.seed}_{recipe.pictures}.npy"
         self.tokenizer = build_tokenizer()
         self.scheduler = build_scheduler()
-        width, layers = clip.config.text_config.hidden_size, clip.config.text_config.num_hidden_layers
-        self.text_encoder = CLIPTextModel(text_config(width, layers))
-        self.text_encoder.load_state_dict(clip.text_model.state_dict())
-        self.unet = build_unet(recipe, autoencoder.config.latent_channels, width)
-        self.unet.to(memory_format=torch.channels_last)
-        self._autoencoder = [autoencoder]  # in a list, so that it is no part of the module and of its checkpoints
+        if recipe.warm_start:
+            self.text_encoder = CLIPTextModel.from_pretrained(miniature / "text_encoder", dtype=torch.float32)
+            self.unet = UNet2DConditionModel.from_pretrained(miniature / "unet", torch_dtype=torch.float32)
+        else:
+            clip = CLIPModel.from_pretrained(miniature / "image_encoder", dtype=torch.float32)
+            self.text_encoder = CLIPTextModel(clip.config.text_config)
+            self.text_encoder.load_state_dict(clip.text_model.state_dict())
+            channels = AutoencoderKL.load_config(miniature / "vae")["latent_channels"]
+            self.unet = build_unet(recipe, channels, clip.config.text_config.hidden_size)
+        self.text_encoder.train()
+        self.unet.train().to(memory_format=torch.channels_last)
 
     def prepare_data(self) -> None:
         if not self.cache.exists():
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            latents = encode_world(self._autoencoder[0], self.recipe.seed, self.recipe.pictures)
+            autoencoder = AutoencoderKL.from_pretrained(self.miniature / "vae", torch_dtype=torch.float32)
+            latents = encode_world(autoencoder, self.recipe.seed, self.recipe.pictures)
             partial = self.cache.with_suffix(".part.npy")
             np.save(partial, latents)
             partial.replace(self.cache)

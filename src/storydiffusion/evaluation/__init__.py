@@ -1,0 +1,1 @@
+"""Metrics, statistics and tables: pure functions over readings, images and numbers."""

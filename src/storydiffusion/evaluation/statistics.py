@@ -1,0 +1,45 @@
+"""Means with their standard errors, and differences between two ways of telling the same stories."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import ttest_rel
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `count` independent values, and its standard error: sample deviation / √count."""
+
+    mean: float
+    standard_error: float
+    count: int
+
+
+@dataclass(frozen=True)
+class PairedDifference(Estimate):
+    """The mean of differences between pairs; `p_value` is of the two-sided paired t-test of no difference."""
+
+    p_value: float
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Raises ValueError for fewer than two values, of which no spread can be told."""
+    if len(values) < 2:
+        raise ValueError(f"a standard error needs two values or more, not {len(values)}")
+    deviation = float(np.std(values, ddof=1))
+    return Estimate(float(np.mean(values)), deviation / len(values) ** 0.5, len(values))
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
+    """`values` − `baseline`, which are of the same subjects in the same order; two or more.
+
+    Differences that are all the same leave t undefined: p is then 1 where they are 0, else 0.
+    """
+    differences = np.subtract(np.asarray(values, float), np.asarray(baseline, float))
+    found = estimate(differences.tolist())
+    if np.ptp(differences) == 0:
+        p_value = 1.0 if found.mean == 0 else 0.0
+    else:
+        p_value = float(np.asarray(ttest_rel(values, baseline).pvalue))
+    return PairedDifference(found.mean, found.standard_error, found.count, p_value)

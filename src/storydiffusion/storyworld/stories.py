@@ -1,0 +1,146 @@
+"""The frozen stories on which consistency and alignment are measured: 20 characters × 100 activities, as in the paper
+(arXiv 2405.01434, section 4.2), whose own prompts were never released.
+
+They are drawn once (`draw_stories`, a function of the seed alone) and kept in stories.json with seed and checksum:
+`python -m storydiffusion.storyworld.stories` writes the file anew.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from storydiffusion.errors import UserError
+from storydiffusion.storyworld.captions import ATTIRE, WORDINGS, describe
+from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR, sample_truth
+
+FILE = Path(__file__).with_name("stories.json")
+SEED = 10_001  # a world of its own, apart from the trainings' and the held-out one
+CHARACTERS, ACTIVITIES, STORIES, PANELS = 20, 100, 128, 4
+ACTIVITY = ("action", "place", "object")
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A prompt and what it tells, attribute → value: kind, action, place, object and the attire that it names.
+
+    A prompt without an object tells "none", as the training captions do; a hat is told with its colour.
+    """
+
+    prompt: str
+    told: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class FrozenStory:
+    """Four panels of one character in four different actions at four different places.
+
+    `number` counts the stories of the file from 0. `open` are the attributes that the character has but no prompt
+    tells: what consistent self-attention must keep the same. The hat's colour is open where the hat is; it exists in
+    those pictures only where a hat is worn, see `existing`.
+    """
+
+    number: int
+    open: tuple[str, ...]
+    panels: tuple[Panel, ...]
+
+
+def existing(reading: Mapping[str, str]) -> dict[str, str]:
+    """What was read off a picture without the colour of a hat that it does not show."""
+    return {name: value for name, value in reading.items() if name != "hat_color" or reading["hat"] != "none"}
+
+
+def load_stories(file: Path = FILE) -> list[FrozenStory]:
+    """Raises UserError for a file that is missing, or whose checksum is not that of its content."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        frozen = content.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} is not a readable file of frozen stories: restore it from the release") from error
+    if checksum(content) != frozen:
+        raise UserError(f"{file} was changed, its checksum is not {frozen[:12]}…: restore it from the release")
+    return [_story(content, number) for number in range(len(content["stories"]))]
+
+
+def draw_stories(seed: int) -> dict[str, Any]:
+    """The content of the file: plain lists and dicts, the same for the same seed on every machine.
+
+    Stories are dealt to the characters in turn; every activity is used as often as the others, give or take one or two.
+    """
+    rng = random.Random(f"stories/{seed}")
+    characters = _draw_characters(seed, rng)
+    activities = rng.sample([list(triple) for triple in product(*(ATTRIBUTES[name] for name in ACTIVITY))], ACTIVITIES)
+    used = [0] * ACTIVITIES
+    stories = []
+    for number in range(STORIES):
+        chosen = _choose_activities(activities, used, rng)
+        character = characters[number % CHARACTERS]
+        prompts = []
+        for panel, activity in enumerate(chosen):
+            happening = dict(zip(ACTIVITY, activities[activity], strict=True))
+            truth = sample_truth(seed, number * PANELS + panel, **character["looks"], **happening)
+            prompts.append(describe(truth, [*character["named"], "object"], rng.randrange(len(WORDINGS))))
+        stories.append({"character": number % CHARACTERS, "activities": chosen, "prompts": prompts})
+    return {"seed": seed, "characters": characters, "activities": activities, "stories": stories}
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content, independent of the file's layout."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _draw_characters(seed: int, rng: random.Random) -> list[dict[str, Any]]:
+    """All kinds as often; of each 0 to 3 parts of the attire are named, the others are left open.
+
+    Two of every five have their shirt's colour named, so that each of the eight colours is named once.
+    """
+    kinds = [ATTRIBUTES["kind"][i % len(ATTRIBUTES["kind"])] for i in range(CHARACTERS)]
+    rng.shuffle(kinds)
+    shirts = iter(ATTRIBUTES["shirt"])
+    characters = []
+    for index, kind in enumerate(kinds):
+        named = ["shirt"] if index % 5 < 2 else []
+        shirt = {"shirt": next(shirts)} if named else {}
+        truth = sample_truth(seed, index, kind=kind, **shirt).to_dict()
+        looks = {name: truth[name] for name in ("kind", *ATTIRE, "hat_color")}
+        tellable = [name for name in ATTIRE if name != "shirt" and looks[name] is not None]
+        if looks["accessory"] == "none":  # a caption has no words for it
+            tellable.remove("accessory")
+        named += rng.sample(tellable, rng.randint(0, MOST_NAMED - len(named)))
+        characters.append({"looks": looks, "named": sorted(named, key=ATTIRE.index)})
+    return characters
+
+
+def _choose_activities(activities: list[list[str]], used: list[int], rng: random.Random) -> list[int]:
+    """Four numbers of activities with different actions and places, those used least first; counts them in `used`."""
+    chosen: list[int] = []
+    for _ in range(PANELS):
+        taken = {word for number in chosen for word in activities[number][:2]}
+        fitting = [number for number, activity in enumerate(activities) if not taken & set(activity[:2])]
+        chosen.append(min(fitting, key=lambda number: (used[number], rng.random())))
+        used[chosen[-1]] += 1
+    return chosen
+
+
+def _story(content: Mapping[str, Any], number: int) -> FrozenStory:
+    record = content["stories"][number]
+    looks, named = (content["characters"][record["character"]][key] for key in ("looks", "named"))
+    told = ["kind", *named, *(["hat_color"] if "hat" in named and looks["hat"] != "none" else [])]
+    panels = tuple(
+        Panel(prompt, {name: looks[name] for name in told} | dict(zip(ACTIVITY, content["activities"][k], strict=True)))
+        for prompt, k in zip(record["prompts"], record["activities"], strict=True)
+    )
+    left_open = [name for name in ATTIRE if name not in named and (name != "hair" or looks["kind"] in WITH_HAIR)]
+    if "hat" in left_open:
+        left_open.append("hat_color")
+    return FrozenStory(number, tuple(left_open), panels)
+
+
+if __name__ == "__main__":
+    frozen = draw_stories(SEED)
+    FILE.write_text(json.dumps({"sha256": checksum(frozen), **frozen}, indent=1) + "\n", encoding="utf-8")
