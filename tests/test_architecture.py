@@ -10,7 +10,7 @@ PACKAGE = ROOT / "src" / "storydiffusion"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEAVES = ("story", "data", "storyworld", "evaluation", "output")
-ABOVE_LEAVES = ("images", "video", "models", "build", "command_line")
+ABOVE_LEAVES = ("images", "video", "models", "build", "command_line", "module_command", "measure", "card")
 IDEAS = (
     "images/consistent_self_attention.py",
     "video/semantic_motion_predictor.py",
@@ -20,6 +20,7 @@ ADAPTER_LIBRARIES = {"diffusers", "transformers", "open_clip", "lightning", "acc
 HEAVY = ADAPTER_LIBRARIES | {"torch", "torchvision", "skia", "matplotlib", "scipy"}
 QUICK = (
     "__init__.py", "errors.py", "config.py", "command_line.py", "build.py", "models.py", "release.py",
+    "module_command.py", "measure.py", "card.py",
     "images/__init__.py", "video/__init__.py", "output/__init__.py", "story/*.py",
 )  # fmt: skip
 

@@ -141,7 +141,11 @@ def training(config: TrainConfig) -> "Training":
         log_every_n_steps=config.trainer.log_every,
         enable_model_summary=False,
     )
-    return Training(_recipe_module(config), trainer, average, stopwatch, checkpoints)
+    module = _recipe_module(config)
+    if config.trainer.compile:
+        for network in module.children():
+            network.compile()
+    return Training(module, trainer, average, stopwatch, checkpoints)
 
 
 def _recipe_module(config: TrainConfig) -> "RecipeModule":

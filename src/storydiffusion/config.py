@@ -174,6 +174,7 @@ class TrainerConfig:
     accelerator: str
     devices: int
     precision: str
+    compile: bool  # torch.compile the trained networks: faster after minutes of compiling; a CPU needs a C++ compiler
     checkpoint_minutes: float
     log_every: int  # steps
 

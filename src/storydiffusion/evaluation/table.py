@@ -37,5 +37,7 @@ def replace_section(document: str, name: str, content: str) -> str:
     begin, end = f"<!-- measured: {name} -->", "<!-- end -->"
     before, _, rest = document.partition(begin)
     if document.count(begin) != 1 or end not in rest:
-        raise UserError(f"the document needs one line {begin} and, after it, a line {end}: add them where it shall stand")
+        raise UserError(
+            f"the document needs one line {begin} and, after it, a line {end}: add them where it shall stand"
+        )
     return f"{before}{begin}\n{content.strip()}\n{end}{rest.partition(end)[2]}"

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import skia
 
 from storydiffusion.storyworld.palette import INK, Color
 from storydiffusion.storyworld.poses import Point
+from storydiffusion.storyworld.skia_import import skia
 
 FRAME = 128
 OUTLINE = 3.0

@@ -30,7 +30,10 @@ class RecipeModule(L.LightningModule):
     def configure_optimizers(self):
         recipe = self.recipe
         optimizer = Muon(
-            *split_parameters(self, self.EDGES), lr=recipe.learning_rate, adam_lr=recipe.adam_learning_rate
+            *split_parameters(self, self.EDGES),
+            lr=recipe.learning_rate,
+            adam_lr=recipe.adam_learning_rate,
+            dtype=torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(recipe, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -64,14 +64,16 @@ def shared_library(soname: str, functions: list[str], processor: str) -> bytes:
     return (header + fixed).ljust(dynamic_at, b"\0") + b"".join(struct.pack("<QQ", *entry) for entry in dynamic)
 
 
-def load_from_memory(library: bytes) -> ctypes.CDLL:
-    """Loads a shared library that is no file. Linux only."""
-    file = os.memfd_create("opengl")
+def load_from_memory(libraries: list[bytes]) -> None:
+    """Loads shared libraries that are no files. Linux only."""
+    files = [os.memfd_create("opengl") for _ in libraries]  # all open at once: one path loads one library
     try:
-        os.write(file, library)
-        return ctypes.CDLL(f"/proc/self/fd/{file}")
+        for file, library in zip(files, libraries, strict=True):
+            os.write(file, library)
+            ctypes.CDLL(f"/proc/self/fd/{file}")
     finally:
-        os.close(file)
+        for file in files:
+            os.close(file)
 
 
 def stand_in_for_opengl() -> None:
@@ -81,8 +83,8 @@ def stand_in_for_opengl() -> None:
     assert spec.origin is not None
     mentioned = re.findall(rb"(?<=\0)e?gl[A-Z]\w*(?=\0)", Path(spec.origin).read_bytes())
     functions = sorted({name.decode() for name in mentioned})
-    load_from_memory(shared_library("libGL.so.1", functions, platform.machine()))
-    load_from_memory(shared_library("libEGL.so.1", [], platform.machine()))
+    wanted = {"libGL.so.1": functions, "libEGL.so.1": []}
+    load_from_memory([shared_library(*library, platform.machine()) for library in wanted.items()])
 
 
 try:

@@ -21,7 +21,7 @@ from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR, sample_truth
 FILE = Path(__file__).with_name("stories.json")
 SEED = 10_001  # a world of its own, apart from the trainings' and the held-out one
 CHARACTERS, ACTIVITIES, STORIES, PANELS = 20, 100, 128, 4
-ACTIVITY = ("action", "place", "object")
+ACTIVITY: tuple[str, ...] = ("action", "place", "object")
 MOST_NAMED = 3
 
 

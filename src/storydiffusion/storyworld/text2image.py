@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTextModel
@@ -135,11 +135,21 @@ class Text2ImageModule(RecipeModule):
         return {"loss": nn.functional.mse_loss(predicted, batch.target)}
 
     def export(self, folder: Path) -> dict[str, float]:
-        """Writes U-Net, text encoder, tokenizer and scheduler in diffusers' layout; nothing is measured here."""
-        self.unet.to(torch.float16).save_pretrained(folder / "unet")
-        self.text_encoder.to(torch.float16).save_pretrained(folder / "text_encoder")
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        self.scheduler.save_pretrained(folder / "scheduler")
+        """Writes the whole pipeline in diffusers' layout, the autoencoder included; nothing is measured here."""
+        pipe = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(self.miniature / "vae"),
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).to(dtype=torch.float16)
+        for network in (pipe.vae, pipe.unet):
+            network.register_to_config(_name_or_path="")  # else the folder that it was loaded from is written down
+        pipe.save_pretrained(folder)
+        (folder / "storydiffusion.json").write_text('{"kind": "miniature"}\n')
         return {}
 
 

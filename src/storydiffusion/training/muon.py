@@ -15,11 +15,14 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Moves every matrix of (batch, rows, columns) near the closest semi-orthogonal one: singular values near 1."""
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Moves every matrix of (batch, rows, columns) near the closest semi-orthogonal one: singular values near 1.
+
+    `dtype` is that of the iteration, which bfloat16 does not harm; the result has it too.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x = (matrices.mT if tall else matrices).to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
@@ -37,6 +40,7 @@ class Muon(torch.optim.Optimizer):
         adam_lr: the learning rate of `others`.
         momentum: of Muon, Nesterov's form.
         weight_decay: decoupled, for `matrices` only.
+        dtype: of the Newton–Schulz iteration; bfloat16 is faster where the hardware has it.
     """
 
     def __init__(
@@ -47,11 +51,13 @@ class Muon(torch.optim.Optimizer):
         adam_lr: float = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.01,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         groups: list[dict[str, Any]] = [
             {"params": list(matrices), "lr": lr, "kind": "muon"},
             {"params": list(others), "lr": adam_lr, "kind": "adam"},
         ]
+        self.dtype = dtype
         super().__init__([g for g in groups if g["params"]], {"momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -76,7 +82,7 @@ class Muon(torch.optim.Optimizer):
             gradients = torch.stack([p.grad.reshape(shape) for p in same if p.grad is not None])
             momenta = torch.stack([self.state[p]["momentum"].reshape(shape) for p in same])
             momenta.lerp_(gradients, 1 - group["momentum"])
-            updates = orthogonalise(gradients.lerp_(momenta, group["momentum"]))
+            updates = orthogonalise(gradients.lerp_(momenta, group["momentum"]), self.dtype).to(momenta)
             scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
             for p, momentum, update in zip(same, momenta, updates, strict=True):
                 self.state[p]["momentum"].copy_(momentum.reshape(p.shape))

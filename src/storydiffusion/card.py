@@ -1,0 +1,205 @@
+"""Writes the model card of the miniature: README.md in its folder, with two contact sheets.
+
+  python -m storydiffusion.card                          the model inside the package
+  python -m storydiffusion.card model.path=FOLDER        another one that was trained on StoryWorld
+  python -m storydiffusion.card measured=DIR             with the table that `storydiffusion.measure` left in DIR
+
+samples.png holds 64 pictures, none chosen: captions 0…63 of the held-out world, seeds 0…63. stories.png holds the first
+12 frozen stories, without consistent self-attention on the left, at rate 0.5 on the right. Sheets have 256 colours.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storydiffusion.config import ModelConfig
+from storydiffusion.errors import UserError
+from storydiffusion.measure import paint, read_text, tell
+from storydiffusion.models import StoryModel, load_story_model, model_folder
+from storydiffusion.module_command import run
+from storydiffusion.output.files import write_atomically
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SAMPLES, SAMPLE_COLUMNS, STORIES, RATE = 64, 8, 12, 0.5
+BATCH = 16  # pictures told at once
+GAP, MIDDLE = 4, 20  # pixels between pictures, and between the halves of a story's row
+
+FRONT = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# The StoryDiffusion miniature
+
+A text-to-image model of {parameters} parameters in diffusers' format, trained from nothing on StoryWorld, a cartoon
+world that a program draws. It exists so that consistent self-attention can be tried, tested and measured on any CPU,
+against truth that is known. `diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)` loads it; licence: Apache-2.0,
+like the code. No picture and no text of anybody's went into it: all training data was drawn and worded by the program.
+
+"""
+
+LIMITS = """## Limits
+
+- It draws StoryWorld and nothing else: {kinds}; {actions}; {places}. Other words are unknown to it.
+- One character a picture, whole and in the middle, {size} × {size} pixels.
+- It says nothing of how real models draw people. What is measured on it shows how methods compare on this world; its
+  judge was trained on the same world and is no judge of beauty.
+- Its image-text encoder has seen this world alone and does not replace CLIP.
+- Attire that a prompt leaves open is drawn at random, attire that it names is sometimes drawn wrong: see the figures.
+"""
+
+
+@dataclass
+class CardConfig:
+    """The command's settings."""
+
+    model: ModelConfig
+    measured: str = "runs/measure"  # folder of `storydiffusion.measure`; the card says so where it holds no table
+
+
+def write_card(config: CardConfig) -> None:
+    """Draws both sheets and writes README.md beside them, into the model's folder."""
+    from storydiffusion.storyworld.stories import load_stories
+    from storydiffusion.storyworld.training import RECORD
+
+    folder = model_folder(config.model.path, config.model.revision)
+    record = training_record(folder / RECORD)
+    table = Path(config.measured) / "table.md"
+    measured = read_text(table) if table.exists() else None
+    model = load_story_model(config.model)
+    captions, samples = draw_samples(model, config.model)
+    stories = load_stories()[:STORIES]
+    halves = [[tell(model, config.model, [story], rate, seed=0) for story in stories] for rate in (0.0, RATE)]
+    story_rows = [without + shared for without, shared in zip(*halves, strict=True)]
+    sample_rows = [samples[i : i + SAMPLE_COLUMNS] for i in range(0, len(samples), SAMPLE_COLUMNS)]
+    write_atomically(folder / "samples.png", png(sheet(sample_rows)))
+    write_atomically(folder / "stories.png", png(sheet(story_rows, halves=True)))
+    prompts = [panel.prompt for story in stories for panel in story.panels]
+    text = card(config.model, count_parameters(folder), record, measured, captions, prompts)
+    write_atomically(folder / "README.md", text.encode())
+    print(f"written: {folder / 'README.md'}, with samples.png and stories.png")
+
+
+def draw_samples(model: StoryModel, config: ModelConfig) -> tuple[list[str], list["Image.Image"]]:
+    """The captions of the held-out world, told with seeds 0, 1, …, and their pictures."""
+    from storydiffusion.images import ConsistentSelfAttention
+    from storydiffusion.storyworld.captions import caption
+    from storydiffusion.storyworld.pictures import HELD_OUT_SEED
+    from storydiffusion.storyworld.truth import sample_truth
+
+    captions = [caption(sample_truth(HELD_OUT_SEED, index), index) for index in range(SAMPLES)]
+    off, pictures = ConsistentSelfAttention(semantics="off"), []
+    for first in range(0, SAMPLES, BATCH):
+        seeds = list(range(first, min(SAMPLES, first + BATCH)))
+        pictures += paint(model, config, [captions[seed] for seed in seeds], seeds, off, None)
+    return captions, pictures
+
+
+def sheet(rows: Sequence[Sequence["Image.Image"]], halves: bool = False) -> "Image.Image":
+    """Pictures of one size in rows of one length, on white; `halves` sets a wider gap in the middle of the rows."""
+    from PIL import Image
+
+    width, height = rows[0][0].size
+    columns = len(rows[0])
+    extra = MIDDLE if halves else 0
+    size = (GAP + columns * (width + GAP) + extra, GAP + len(rows) * (height + GAP))
+    page = Image.new("RGB", size, "white")
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            left = GAP + c * (width + GAP) + (extra if c >= columns / 2 else 0)
+            page.paste(picture, (left, GAP + r * (height + GAP)))
+    return page
+
+
+def png(picture: "Image.Image") -> bytes:
+    """PNG of 256 colours, dithered: a third of the bytes."""
+    buffer = BytesIO()
+    picture.quantize(256).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def count_parameters(folder: Path) -> dict[str, int]:
+    """Numbers stored in each part of the model, the judge included, from the headers of its
+    safetensors files."""
+    from safetensors import safe_open
+
+    counts: dict[str, int] = {}
+    for file in sorted(folder.glob("*/*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118  # no mapping
+        counts[file.parent.name] = counts.get(file.parent.name, 0) + sum(math.prod(shape) for shape in shapes)
+    return counts
+
+
+def training_record(file: Path) -> dict[str, Any]:
+    """How each part was trained."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} does not tell how the model was trained: train and export its parts there") from error
+
+
+def card(
+    config: ModelConfig,
+    parameters: Mapping[str, int],
+    record: Mapping[str, Any],
+    measured: str | None,
+    captions: Sequence[str],
+    prompts: Sequence[str],
+) -> str:
+    """The card in Markdown; `measured` is the table of consistency, `prompts` are those of the stories' panels."""
+    from storydiffusion.evaluation.table import markdown_table
+    from storydiffusion.storyworld.truth import ATTRIBUTES
+
+    drawing = sum(parameters.get(part, 0) for part in ("unet", "text_encoder", "vae"))
+    sizes = markdown_table(
+        ["part", "parameters and buffers"], [[part, f"{count:,}"] for part, count in parameters.items()]
+    )
+    settings = f"{config.steps} steps, guidance {config.guidance_scale:g}, {config.width} × {config.height} pixels"
+    table = measured or "Not measured yet: `python -m storydiffusion.measure` makes the table.\n"
+    words = {name + "s": ", ".join(ATTRIBUTES[name]) for name in ("kind", "action", "place")}
+    return (
+        FRONT.format(parameters=f"{drawing:,}")
+        + f"## Parts\n\n{sizes}\n## Training\n\n{training_table(record)}\n"
+        + f"<details><summary>Recipes</summary>\n\n```json\n{recipes(record)}\n```\n\n</details>\n\n"
+        + f"## Samples\n\n{SAMPLES} pictures, none chosen: the first captions of the held-out world, seeds from 0, "
+        + f"{settings}.\n\n![{SAMPLES} samples](samples.png)\n\n{folded('Captions, row by row', captions)}\n"
+        + f"## Stories\n\nThe first {STORIES} frozen stories, one a row: left without consistent self-attention, right "
+        + f"at rate {RATE:g}, same seeds.\n\n![{STORIES} stories](stories.png)\n\n"
+        + f"{folded('Prompts, four for each row', prompts)}\n## Consistency and alignment\n\n{table}\n"
+        + LIMITS.format(size=config.width, **words)
+    )
+
+
+def training_table(record: Mapping[str, Any]) -> str:
+    """One row for each trained part: what it took and what was measured when it was done."""
+    from storydiffusion.evaluation.table import markdown_table
+
+    def row(part: str, entry: Mapping[str, Any]) -> list[str]:
+        recipe, minutes = entry["recipe"], f"{entry['wall_seconds'] / 60:.0f} min"
+        figures = ", ".join(f"{name} {value:g}" for name, value in entry["figures"].items()) or "–"
+        return [part, f"{recipe['steps']:,}", f"{recipe['batch_size']}", minutes, entry["machine"], figures]
+
+    header = ["part", "steps", "batch", "wall time", "machine", "figures"]
+    return markdown_table(header, [row(part, entry) for part, entry in record.items()])
+
+
+def recipes(record: Mapping[str, Any]) -> str:
+    return json.dumps({part: entry["recipe"] for part, entry in record.items()}, indent=1)
+
+
+def folded(title: str, lines: Sequence[str]) -> str:
+    """A numbered list, from 0, that opens on a click."""
+    listed = "\n".join(f"{number}. {line}" for number, line in enumerate(lines))
+    return f"<details><summary>{title}</summary>\n\n{listed}\n\n</details>\n"
+
+
+if __name__ == "__main__":
+    run(CardConfig, write_card, __doc__)

@@ -1,0 +1,98 @@
+import json
+from collections import Counter
+
+import pytest
+
+from storydiffusion.errors import UserError
+from storydiffusion.storyworld.captions import ATTIRE, words
+from storydiffusion.storyworld.stories import FILE, SEED, checksum, draw_stories, existing, load_stories
+from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR
+
+CONTENT = json.loads(FILE.read_text(encoding="utf-8"))
+STORIES = load_stories()
+
+
+def test_the_file_is_what_its_seed_draws():
+    drawn = draw_stories(SEED)
+    assert {"sha256": checksum(drawn), **drawn} == CONTENT
+    assert draw_stories(SEED + 1) != drawn
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    file = tmp_path / "stories.json"
+    file.write_text(FILE.read_text(encoding="utf-8").replace("a ", "the ", 1), encoding="utf-8")
+    with pytest.raises(UserError, match="was changed"):
+        load_stories(file)
+    file.write_text(FILE.read_text(encoding="utf-8")[:1000], encoding="utf-8")
+    with pytest.raises(UserError, match="not a readable file"):
+        load_stories(file)
+    with pytest.raises(UserError, match="not a readable file"):
+        load_stories(tmp_path / "missing.json")
+
+
+def test_twenty_characters_and_a_hundred_activities_are_told_evenly():
+    characters, activities = CONTENT["characters"], CONTENT["activities"]
+    assert len(characters) == 20
+    assert len({json.dumps(character["looks"]) for character in characters}) == 20
+    assert len({tuple(activity) for activity in activities}) == len(activities) == 100
+    kinds = Counter(character["looks"]["kind"] for character in characters)
+    assert set(kinds) == set(ATTRIBUTES["kind"])
+    assert max(kinds.values()) - min(kinds.values()) <= 1
+    told = Counter(story["character"] for story in CONTENT["stories"])
+    assert set(told.values()) == {6, 7}
+    used = Counter(number for story in CONTENT["stories"] for number in story["activities"])
+    assert len(used) == 100
+    assert max(used.values()) - min(used.values()) <= 2
+
+
+def test_attire_is_named_in_part_and_every_shirt_colour_once():
+    characters = CONTENT["characters"]
+    assert {len(character["named"]) for character in characters} == {0, 1, 2, 3}
+    shirts = [character["looks"]["shirt"] for character in characters if "shirt" in character["named"]]
+    assert sorted(shirts) == sorted(ATTRIBUTES["shirt"])
+    with_shirt = [story for story in STORIES if "shirt" in story.panels[0].told]
+    assert len(with_shirt) * 4 >= 200  # pictures, so that 90 % is known to ± 2 points
+
+
+def test_a_story_has_four_different_actions_and_places_and_one_character():
+    assert len(STORIES) >= 125
+    for number, story in enumerate(STORIES):
+        assert story.number == number
+        assert len(story.panels) == 4
+        for name in ("action", "place"):
+            assert len({panel.told[name] for panel in story.panels}) == 4
+        for name in {*ATTIRE, "kind", "hat_color"} & set(story.panels[0].told):
+            assert len({panel.told[name] for panel in story.panels}) == 1
+
+
+def test_open_and_told_attributes_are_all_that_a_character_has():
+    for story in STORIES:
+        told = set(story.panels[0].told)
+        assert story.open
+        assert not told & set(story.open)
+        missing = {*ATTIRE, "hat_color"} - told - set(story.open)
+        bald = {"hair"} if story.panels[0].told["kind"] not in WITH_HAIR else set()
+        bare = {"hat_color"} if story.panels[0].told.get("hat") == "none" else set()
+        assert missing == bald | bare
+
+
+def test_prompts_say_what_is_told_and_nothing_of_what_is_open():
+    signs = {"shirt": {"shirt"}, "hair": {"hair"}, "bottom": {"pants", "skirt"}, "accessory": {"glasses", "bowtie"}}
+    signs |= {"pattern": {*ATTRIBUTES["pattern"]}, "hat": {"hat", "cap", "tophat", "beanie", "crown"}}
+    for story in STORIES:
+        for panel in story.panels:
+            said = set(words(panel.prompt))
+            assert panel.told["kind"] in said
+            assert panel.told["place"] in said
+            assert (panel.told["object"] in said) != (panel.told["object"] == "none")
+            for name, value in panel.told.items():
+                if name in ATTIRE and value != "none":
+                    assert value in said, (name, panel.prompt)
+            for name in set(story.open) & set(signs):
+                if (name, "pattern" in panel.told) != ("shirt", True):  # "a striped shirt" tells no colour
+                    assert not signs[name] & said, (name, panel.prompt)
+
+
+def test_a_hat_that_is_not_there_has_no_colour():
+    assert existing({"hat": "none", "hat_color": "red"}) == {"hat": "none"}
+    assert existing({"hat": "cap", "hat_color": "red"}) == {"hat": "cap", "hat_color": "red"}

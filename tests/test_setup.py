@@ -1,0 +1,101 @@
+"""What a fresh machine relies on: the lock, the environment files, the size of what is in git, and the experiments."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from storydiffusion.config import TrainConfig, load
+
+ROOT = Path(__file__).resolve().parents[1]
+LARGEST_FILE = 15 * 2**20  # bytes
+TOP_LEVEL = {
+    "train.py", "infer.py", "conf", "src", "data", "tests", "slurm", "environment.yml", "README.md", "LICENSE",
+    "pyproject.toml", "Makefile", "requirements.lock", ".ci", ".gitignore", "examples", "benchmarks",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def lock() -> str:
+    return (ROOT / "requirements.lock").read_text()
+
+
+@pytest.fixture(scope="module")
+def pins(lock) -> dict[str, Requirement]:
+    """Every locked package; with hashes, each stands on a line that goes on."""
+    found = [Requirement(line.rstrip(" \\")) for line in lock.splitlines() if re.match(r"\w", line)]
+    return {canonicalize_name(pin.name): pin for pin in found}
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_the_lock_satisfies_what_the_project_asks_for(project, pins):
+    for line in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        wanted = Requirement(line)
+        pin = pins[canonicalize_name(wanted.name)]
+        version = str(pin.specifier).removeprefix("==")
+        assert wanted.specifier.contains(version), f"{wanted} but {pin} is locked: make lock"
+        assert (pin.marker is None) == (wanted.marker is None), f"{wanted} but {pin} is locked: make lock"
+
+
+def test_every_pin_is_exact_and_has_hashes(lock, pins):
+    blocks = re.split(r"\n(?=\w)", lock)
+    assert len(blocks) == len(pins) + 1  # the header before
+    for block in blocks[1:]:
+        assert re.match(r"[\w.-]+==[\w.+]+ ", block), block.splitlines()[0]
+        assert "--hash=sha256:" in block, block.splitlines()[0]
+
+
+def test_the_lock_names_no_place(lock):
+    assert not re.search(
+        r"://|(?<![\w.-])/\w|\b[\w-]+\.(com|org|net|io|dev|internal|local)\b|index-url|find-links", lock
+    )
+
+
+def test_what_must_not_be_locked_is_not(pins):
+    assert "deepspeed" not in pins  # needs torch when it is built
+    assert str(pins["lightning"].specifier) not in ("==2.6.2", "==2.6.3")  # malware
+    assert "decord" in pins
+    assert "x86_64" in str(pins["decord"].marker)
+
+
+def test_conda_gets_the_same_environment(project):
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (python,) = [entry for entry in environment["dependencies"] if str(entry).startswith("python=")]
+    assert SpecifierSet(project["requires-python"]).contains(python.removeprefix("python=") + ".0")
+    assert {"pip": ["--requirement requirements.lock"]} in environment["dependencies"]
+
+
+def test_files_in_git_are_small_and_where_they_belong(tracked):
+    for name in tracked:
+        assert (ROOT / name).stat().st_size < LARGEST_FILE, name
+        assert name.split("/")[0] in TOP_LEVEL, name
+
+
+EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = load(TrainConfig, compose("train", [f"experiment={name}"]))
+    assert name == f"storyworld_{config.recipe.part}"
+    assert config.run_dir == f"runs/{config.recipe.part}"
