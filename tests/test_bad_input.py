@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, STORY
 from safetensors.torch import load_file, save_file
 
 from storydiffusion.output.manifest import read_manifest
+from tests.conftest import ROOT, STORY
 
 
 def check(outcome, *needs):

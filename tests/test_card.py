@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from world_model import build_world_model
 
 from storydiffusion import module_command
 from storydiffusion.card import CardConfig, count_parameters, png, sheet, training_table, write_card
 from storydiffusion.config import load
 from storydiffusion.errors import UserError
+from tests.world_model import build_world_model
 
 LARGEST = 1_500_000  # bytes of a sheet
 

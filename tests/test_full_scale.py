@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import STORY, write_tokenizer
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from storydiffusion.output.manifest import read_manifest
+from tests.conftest import STORY, write_tokenizer
 
 SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 SD15_VAE = {

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from diffusers import DDIMScheduler
 from PIL import Image
 
 from storydiffusion.output import run_folder
 from storydiffusion.output.manifest import read_manifest
+from tests.conftest import ROOT
 
 
 def panels(run: Path) -> list[bytes]:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome
-from world_model import build_world_model
 
 from storydiffusion import module_command
 from storydiffusion.config import load
@@ -19,6 +17,8 @@ from storydiffusion.measure import JUDGED_SIZE, MeasureConfig, figures_of, measu
 from storydiffusion.storyworld.pictures import PICTURE_SIZE
 from storydiffusion.storyworld.stories import FrozenStory, load_stories
 from storydiffusion.storyworld.truth import ATTRIBUTES
+from tests.conftest import Outcome
+from tests.world_model import build_world_model
 
 STORIES = load_stories()
 SMALL = ("model.steps=2", "model.device=cpu", "stories=3", "rates=[0,1]", "batch=2")

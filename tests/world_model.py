@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from conftest import build_tiny_model
+from tests.conftest import build_tiny_model
 
 
 def build_world_model(folder: Path) -> Path:

@@ -200,4 +200,4 @@ class TrainConfig:
     def __post_init__(self) -> None:
         part = dict(self.recipe).get("part")
         _check_choice("recipe.part", str(part), tuple(RECIPES))
-        self.recipe = load(RECIPES[str(part)], OmegaConf.create(self.recipe), "recipe.")
+        self.recipe = load(RECIPES[str(part)], OmegaConf.create(dict(self.recipe)), "recipe.")

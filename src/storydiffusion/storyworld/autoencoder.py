@@ -5,9 +5,10 @@ Loss: L1 on pixels + L1 on differences of neighbouring pixels (flat drawings liv
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from storydiffusion.storyworld.pictures import PICTURE_SIZE, Pictures, Stream, draw
@@ -20,10 +21,10 @@ def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL:
     return AutoencoderKL(
         sample_size=PICTURE_SIZE,
         latent_channels=recipe.latent_channels,
-        block_out_channels=recipe.block_out_channels,
+        block_out_channels=recipe.block_out_channels,  # type: ignore[arg-type]  # annotated as a tuple of one
         layers_per_block=recipe.layers_per_block,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,  # type: ignore[arg-type]
+        up_block_types=("UpDecoderBlock2D",) * levels,  # type: ignore[arg-type]
         norm_num_groups=8,
         mid_block_add_attention=False,
     )
@@ -37,7 +38,8 @@ class AutoencoderModule(RecipeModule):
     def __init__(self, recipe: AutoencoderRecipe) -> None:
         super().__init__(recipe)
         self.recipe: AutoencoderRecipe = recipe
-        self.autoencoder = build_autoencoder(recipe).to(memory_format=torch.channels_last)
+        network: Any = build_autoencoder(recipe)
+        self.autoencoder = network.to(memory_format=torch.channels_last)
 
     def train_dataloader(self) -> Stream:
         return Stream(self.crops, self.recipe.steps)

@@ -6,6 +6,7 @@ them the contrast is won by kind and place, and the words for clothes are never 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class ClipModule(RecipeModule):
     def __init__(self, recipe: ClipRecipe) -> None:
         super().__init__(recipe)
         self.recipe: ClipRecipe = recipe
-        self.clip = build_clip(recipe)
+        self.clip: Any = build_clip(recipe)
         self.tokenizer = build_tokenizer()
 
     def train_dataloader(self) -> Stream:

@@ -1,7 +1,11 @@
 """What the miniature's trainings share: optimizer, learning-rate schedule, logging."""
 
+from pathlib import Path
+from typing import Any
+
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from storydiffusion.storyworld.recipes import Recipe
@@ -18,7 +22,7 @@ class RecipeModule(L.LightningModule):
         super().__init__()
         self.recipe = recipe
 
-    def loss(self, batch: object) -> dict[str, Tensor]:
+    def loss(self, batch: Any) -> dict[str, Tensor]:
         """The terms to log; the one named "loss" is minimised."""
         raise NotImplementedError
 
@@ -27,7 +31,7 @@ class RecipeModule(L.LightningModule):
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, prog_bar=True)
         return terms["loss"]
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe
         optimizer = Muon(
             *split_parameters(self, self.EDGES),
@@ -37,6 +41,10 @@ class RecipeModule(L.LightningModule):
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(recipe, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes the trained part into `folder`; returns measured figures."""
+        raise NotImplementedError
 
     def generator(self, step: int) -> torch.Generator:
         """Randomness that depends on the recipe's seed and the step alone, so that a resumed run repeats it."""

@@ -4,12 +4,17 @@ v-prediction (2202.00512) on a cosine schedule; latents are computed once and ca
 step, each part of the attire told half of the time, so that words bind to what they name.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTextModel
@@ -34,13 +39,13 @@ def build_unet(recipe: Text2ImageRecipe, latent_channels: int, text_width: int) 
         up_block_types=("CrossAttnUpBlock2D",) * levels,
         cross_attention_dim=text_width,
         # diffusers' name notwithstanding, this is the NUMBER of heads
-        attention_head_dim=tuple(width // recipe.head_width for width in recipe.block_out_channels),
+        attention_head_dim=tuple(width // recipe.head_width for width in recipe.block_out_channels),  # type: ignore[arg-type]
         norm_num_groups=16,
         use_linear_projection=True,
     )
 
 
-def build_scheduler() -> DDIMScheduler:
+def build_scheduler() -> Any:
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
@@ -83,13 +88,14 @@ class Text2ImageModule(RecipeModule):
             self.text_encoder = CLIPTextModel.from_pretrained(miniature / "text_encoder", dtype=torch.float32)
             self.unet = UNet2DConditionModel.from_pretrained(miniature / "unet", torch_dtype=torch.float32)
         else:
-            clip = CLIPModel.from_pretrained(miniature / "image_encoder", dtype=torch.float32)
+            clip: Any = CLIPModel.from_pretrained(miniature / "image_encoder", dtype=torch.float32)
             self.text_encoder = CLIPTextModel(clip.config.text_config)
             self.text_encoder.load_state_dict(clip.text_model.state_dict())
-            channels = AutoencoderKL.load_config(miniature / "vae")["latent_channels"]
+            channels = json.loads((miniature / "vae" / "config.json").read_text())["latent_channels"]
             self.unet = build_unet(recipe, channels, clip.config.text_config.hidden_size)
         self.text_encoder.train()
-        self.unet.train().to(memory_format=torch.channels_last)
+        unet: Any = self.unet.train()
+        unet.to(memory_format=torch.channels_last)
 
     def prepare_data(self) -> None:
         if not self.cache.exists():
@@ -142,19 +148,21 @@ class Text2ImageModule(RecipeModule):
             tokenizer=self.tokenizer,
             unet=self.unet,
             scheduler=self.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
+            safety_checker=None,  # type: ignore[arg-type]  # may be None
+            feature_extractor=None,  # type: ignore[arg-type]
             requires_safety_checker=False,
         ).to(dtype=torch.float16)
         for network in (pipe.vae, pipe.unet):
             network.register_to_config(_name_or_path="")  # else the folder that it was loaded from is written down
         pipe.save_pretrained(folder)
+        file = folder / "text_encoder" / "config.json"  # with float16 here the pipeline would load two dtypes
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
         (folder / "storydiffusion.json").write_text('{"kind": "miniature"}\n')
         return {}
 
 
 @torch.no_grad()
-def encode_world(autoencoder: AutoencoderKL, seed: int, count: int, chunk: int = 25) -> np.ndarray:
+def encode_world(autoencoder: Any, seed: int, count: int, chunk: int = 25) -> np.ndarray:
     """The scaled latents of pictures 0 … count − 1 of the world `seed`: float16 (count, C, 16, 16)."""
     parts = []
     for first in tqdm(range(0, count, chunk), desc="encoding StoryWorld", unit_scale=chunk):

@@ -3,7 +3,6 @@
 import platform
 import time
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -20,7 +19,7 @@ class Stopwatch(L.Callback):
     def seconds(self) -> float:
         return self.before + (time.monotonic() - self._started if self._started else 0.0)
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
 
     def state_dict(self) -> dict[str, float]:

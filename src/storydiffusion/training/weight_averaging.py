@@ -30,13 +30,17 @@ class WeightAveraging(L.Callback):
         self._last_step = trainer.global_step
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self._last_step:  # a step of gradient accumulation
             return
         self._last_step = trainer.global_step
         weight = 1 - min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
         current = _trainable(pl_module)
-        torch._foreach_lerp_(list(self.average.values()), [current[name].detach() for name in self.average], weight)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            list(self.average.values()), [current[name].detach() for name in self.average], weight
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average}
