@@ -34,7 +34,8 @@ TINY = {
 def training(part: str, folder: Path, steps: int, run: str = "run") -> Training:
     """The training of `part`, tiny; all parts are exported to one folder."""
     overrides = (
-        f"run_dir={folder}/{run}/{part}", f"cache={folder}/cache", f"export={folder}/model", f"miniature={folder}/model",
+        f"run_dir={folder}/{run}/{part}", f"cache={folder}/cache",
+        f"export={folder}/model", f"miniature={folder}/model",
         "trainer.checkpoint_minutes=0", "trainer.log_every=1", "trainer=cpu",
         f"recipe.steps={steps}", "recipe.batch_size=4", "recipe.warmup=2",
     )  # fmt: skip
