@@ -22,7 +22,9 @@ from storydiffusion.storyworld.tokenizer import build_tokenizer
 from storydiffusion.storyworld.training import Training
 from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+SHIPPED = ROOT / "src" / "storydiffusion" / "miniature"
 TINY = {
     "autoencoder": ("block_out_channels=[8,8,8,8]", "latent_channels=4", "crop=32"),
     "clip": ("width=32", "text_layers=1", "image_layers=1", "patch_size=32", "projection=8"),
@@ -70,8 +72,9 @@ def test_diffusers_and_transformers_load_what_was_exported(miniature):
     assert all(value in ATTRIBUTES[name] for name, values in read.items() for value in values)
 
 
-def test_a_stable_diffusion_pipeline_loads_the_folder(miniature):
-    pipe = StableDiffusionPipeline.from_pretrained(miniature)
+@pytest.mark.parametrize("folder", ["trained here", "shipped"])
+def test_a_stable_diffusion_pipeline_loads_the_folder_and_draws(folder, miniature):
+    pipe = StableDiffusionPipeline.from_pretrained(miniature if folder == "trained here" else SHIPPED)
     pipe.set_progress_bar_config(disable=True)
     (picture,) = pipe("a girl is running in the park", num_inference_steps=2).images
     assert picture.size == (128, 128)
