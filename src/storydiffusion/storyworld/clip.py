@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from storydiffusion.storyworld.captions import caption
 from storydiffusion.storyworld.pictures import HELD_OUT_SEED, PICTURE_SIZE, Stream, to_tensor
-from storydiffusion.storyworld.recipe_module import RecipeModule
+from storydiffusion.storyworld.recipe_module import RecipeModule, declare_float32
 from storydiffusion.storyworld.recipes import ClipRecipe
 from storydiffusion.storyworld.tokenizer import MAX_TOKENS, build_tokenizer
 from storydiffusion.storyworld.truth import Truth, sample_truth
@@ -110,4 +110,5 @@ class ClipModule(RecipeModule):
         batches = [self.pairs(HELD_OUT_SEED, i * self.recipe.batch_size) for i in range(8)]
         accuracy = torch.stack([self.loss(batch)["accuracy"] for batch in batches]).mean().item()
         self.clip.to(torch.float16).save_pretrained(folder / "image_encoder")
+        declare_float32(folder / "image_encoder")
         return {f"image_to_text_accuracy_of_{self.recipe.batch_size}": accuracy}

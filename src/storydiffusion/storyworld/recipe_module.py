@@ -1,5 +1,6 @@
 """What the miniature's trainings share: optimizer, learning-rate schedule, logging."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,12 @@ def rate_at(recipe: Recipe, step: int) -> float:
     """Learning rate at `step` as a share of the full one: linear warm-up, constant, linear decay to 0."""
     left = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
     return max(0.0, min(1.0, (step + 1) / recipe.warmup, left))
+
+
+def declare_float32(folder: Path) -> None:
+    """Marks a transformers folder of float16 weights to be loaded in float32.
+
+    transformers would else load it in float16, while diffusers loads its own networks in float32: the mix fails.
+    """
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")

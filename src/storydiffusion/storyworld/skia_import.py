@@ -66,14 +66,10 @@ def shared_library(soname: str, functions: list[str], processor: str) -> bytes:
 
 def load_from_memory(libraries: list[bytes]) -> None:
     """Loads shared libraries that are no files. Linux only."""
-    files = [os.memfd_create("opengl") for _ in libraries]  # all open at once: one path loads one library
-    try:
-        for file, library in zip(files, libraries, strict=True):
-            os.write(file, library)
-            ctypes.CDLL(f"/proc/self/fd/{file}")
-    finally:
-        for file in files:
-            os.close(file)
+    for library in libraries:
+        file = os.memfd_create("opengl")  # stays open: its number is in the path, and one path loads one library
+        os.write(file, library)
+        ctypes.CDLL(f"/proc/self/fd/{file}")
 
 
 def stand_in_for_opengl() -> None:

@@ -21,7 +21,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from storydiffusion.storyworld.captions import caption
 from storydiffusion.storyworld.pictures import Stream, draw
-from storydiffusion.storyworld.recipe_module import RecipeModule
+from storydiffusion.storyworld.recipe_module import RecipeModule, declare_float32
 from storydiffusion.storyworld.recipes import Text2ImageRecipe
 from storydiffusion.storyworld.tokenizer import build_tokenizer
 from storydiffusion.storyworld.truth import sample_truth
@@ -155,6 +155,7 @@ class Text2ImageModule(RecipeModule):
         for network in (pipe.vae, pipe.unet):
             network.register_to_config(_name_or_path="")  # else the folder that it was loaded from is written down
         pipe.save_pretrained(folder)
+        declare_float32(folder / "text_encoder")
         file = folder / "text_encoder" / "config.json"  # with float16 here the pipeline would load two dtypes
         file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
         (folder / "storydiffusion.json").write_text('{"kind": "miniature"}\n')
