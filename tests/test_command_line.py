@@ -18,11 +18,22 @@ class Small:
     word: str
 
 
+CONF = """
+defaults:
+  - _self_
+  - override hydra/job_logging: none  # else Hydra's handlers stay in this process and write into later tests
+  - override hydra/hydra_logging: none
+number: 1
+word: a
+hydra: {output_subdir: null}
+"""
+
+
 @pytest.fixture
 def small(tmp_path, monkeypatch, capsys):
     """Makes a command of a function(config: Small), with a conf folder beside its file; returns (code, stderr)."""
     (tmp_path / "conf" / "group").mkdir(parents=True)
-    (tmp_path / "conf" / "small.yaml").write_text("number: 1\nword: a\nhydra: {output_subdir: null}\n")
+    (tmp_path / "conf" / "small.yaml").write_text(CONF)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
