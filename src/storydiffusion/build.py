@@ -144,7 +144,7 @@ def training(config: TrainConfig) -> "Training":
     module = _recipe_module(config)
     if config.trainer.compile:
         for network in module.children():
-            network.compile()
+            network.compile(dynamic=False)  # few shapes, each with code of its own
     return Training(module, trainer, average, stopwatch, checkpoints)
 
 

@@ -62,13 +62,10 @@ def describe(truth: Truth, named: Collection[str], wording: int = 0) -> str:
     if unknown := set(named) - {*ATTIRE, "object"}:
         raise UserError(f"a caption cannot name {', '.join(sorted(unknown))}: choose from {', '.join(ATTIRE)}, object")
     style = WORDINGS[wording % len(WORDINGS)]
-    has_object = "object" in named and truth.object != "none"
     return style.order.format(
         who=_who(truth, named),
         clothes=_clothes(truth, named, style),
-        action=style.action.format(doing=truth.action, does=THIRD_PERSON[truth.action]),
-        place=PLACE_WORDS[truth.place],
-        beside=f"{style.beside} {_article(truth.object)}" if has_object else "",
+        **_activity(truth, style, "object" in named),
     )
 
 
@@ -80,6 +77,12 @@ def caption(truth: Truth, seed: int) -> str:
     rng = random.Random(f"caption/{seed}")
     named = [name for name in ATTIRE if rng.random() < TELLING_PROBABILITY]
     return describe(truth, [*named, "object"], rng.randrange(len(WORDINGS)))
+
+
+def pair_caption(first: Truth, second: Truth, seed: int) -> str:
+    """A random caption of two pictures of one character in one frame: that of the first, then what the second shows."""
+    activity = _activity(second, WORDINGS[seed % len(WORDINGS)], tells_object=True)
+    return caption(first, seed) + ", and {action} {place}{beside}".format(**activity)
 
 
 def words(text: str) -> list[str]:
@@ -103,6 +106,15 @@ def vocabulary() -> tuple[str, ...]:
     for value in ATTRIBUTES["hat_color"]:
         entries.update(words(describe(sample_truth(0, 0, hat="cap", hat_color=value), ("hat",))))
     return tuple(sorted(entries))
+
+
+def _activity(truth: Truth, style: Wording, tells_object: bool) -> dict[str, str]:
+    """Words for what happens, where, and beside what."""
+    return {
+        "action": style.action.format(doing=truth.action, does=THIRD_PERSON[truth.action]),
+        "place": PLACE_WORDS[truth.place],
+        "beside": f"{style.beside} {_article(truth.object)}" if tells_object and truth.object != "none" else "",
+    }
 
 
 def _article(noun: str) -> str:

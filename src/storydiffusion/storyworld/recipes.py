@@ -64,13 +64,24 @@ class JudgeRecipe(Recipe):
 class Text2ImageRecipe(Recipe):
     """Latent diffusion U-Net with its text encoder; see `text2image.py`."""
 
-    pictures: int  # whose latents are cached before the first step
+    pictures: int  # whose latents are cached before the first step: each character in two
+    pair_probability: float  # of a batch whose pictures hold one character twice, side by side or one above the other
     block_out_channels: tuple[int, ...]
     layers_per_block: int
     head_width: int
     caption_dropout: float
     unknown_word_probability: float
     warm_start: bool  # begin with the U-Net and the text encoder of the miniature folder
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pictures < 2 or self.pictures % 2 or self.batch_size % 2:
+            raise UserError(
+                f"recipe.pictures={self.pictures} and recipe.batch_size={self.batch_size}: give even numbers, since"
+                " pictures come in pairs"
+            )
+        if not 0 <= self.pair_probability <= 1:
+            raise UserError(f"recipe.pair_probability={self.pair_probability}: give a number from 0 to 1")
 
 
 RECIPES: Mapping[str, type[Recipe]] = {

@@ -1,7 +1,8 @@
 """The miniature's U-Net and its text encoder: latent diffusion as in Stable Diffusion, trained from nothing.
 
 v-prediction (2202.00512) on a cosine schedule; latents are computed once and cached, captions are drawn anew at every
-step, each part of the attire told half of the time, so that words bind to what they name.
+step, each part of the attire told half of the time, so that words bind to what they name. Half of the batches show the
+same character twice in one picture.
 """
 
 import json
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTextModel
 
-from storydiffusion.storyworld.captions import caption
-from storydiffusion.storyworld.pictures import Stream, draw
+from storydiffusion.storyworld.captions import caption, pair_caption
+from storydiffusion.storyworld.pictures import Stream, to_tensor
 from storydiffusion.storyworld.recipe_module import RecipeModule, declare_float32
 from storydiffusion.storyworld.recipes import Text2ImageRecipe
+from storydiffusion.storyworld.renderer import render
 from storydiffusion.storyworld.tokenizer import build_tokenizer
-from storydiffusion.storyworld.truth import sample_truth
+from storydiffusion.storyworld.truth import Truth, sample_pair_member
 
 
 def build_unet(recipe: Text2ImageRecipe, latent_channels: int, text_width: int) -> UNet2DConditionModel:
@@ -57,7 +59,7 @@ def build_scheduler() -> Any:
 
 @dataclass  # not frozen: Lightning moves batches to devices by setting fields
 class NoisedLatents:
-    """`noised` and the `target` v, (B, C, 16, 16); `timesteps` (B,); `tokens` (B, 48)."""
+    """`noised` and the `target` v, (B, C, H, W); `timesteps` (B,); `tokens` (B, 48)."""
 
     noised: Tensor
     target: Tensor
@@ -81,7 +83,7 @@ class Text2ImageModule(RecipeModule):
         super().__init__(recipe)
         self.recipe: Text2ImageRecipe = recipe
         self.miniature = miniature
-        self.cache = cache / f"storyworld_latents_{recipe.seed}_{recipe.pictures}.npy"
+        self.cache = cache / f"storyworld_pairs_{recipe.seed}_{recipe.pictures}.npy"
         self.tokenizer = build_tokenizer()
         self.scheduler = build_scheduler()
         if recipe.warm_start:
@@ -112,28 +114,52 @@ class Text2ImageModule(RecipeModule):
 
     def noised(self, latents: np.ndarray, step: int) -> NoisedLatents:
         """Batch `step`: pictures in a random order, timesteps spread evenly over the batch."""
-        recipe, generator = self.recipe, self.generator(step)
-        count = recipe.batch_size
-        indices = torch.randint(len(latents), (count,), generator=generator)
-        clean = torch.from_numpy(latents[indices.numpy()]).float()
+        generator = self.generator(step)
+        paired = torch.rand((), generator=generator) < self.recipe.pair_probability
+        clean, captions = (self.pairs if paired else self.singles)(latents, step, generator)
+        count = len(clean)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         timesteps = (spread * self.scheduler.config.num_train_timesteps).long()
         noise = torch.randn(clean.shape, generator=generator)
         noised = self.scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        captions = self.captions(indices.tolist(), step, generator)
-        tokens = self.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-        unknown = torch.rand(tokens.shape, generator=generator) < recipe.unknown_word_probability
-        tokens = tokens.masked_fill(unknown & (tokens > 1), self.tokenizer.unk_token_id)
-        return NoisedLatents(noised, self.scheduler.get_velocity(clean, noise, timesteps), timesteps, tokens)
+        return NoisedLatents(
+            noised, self.scheduler.get_velocity(clean, noise, timesteps), timesteps, self.tokens(captions, generator)
+        )
 
-    def captions(self, indices: list[int], step: int, generator: torch.Generator) -> list[str]:
-        """A new caption of each picture, some dropped for classifier-free guidance."""
-        dropped = (torch.rand(len(indices), generator=generator) < self.recipe.caption_dropout).tolist()
-        first = step * len(indices)
-        return [
-            "" if drop else caption(sample_truth(self.recipe.seed, index), first + i)
-            for i, (index, drop) in enumerate(zip(indices, dropped, strict=True))
+    def singles(self, latents: np.ndarray, step: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """One picture each: latents (B, C, 16, 16) and a new caption of each."""
+        count = self.recipe.batch_size
+        indices = torch.randint(len(latents), (count,), generator=generator).tolist()
+        captions = [caption(self.truth(index), step * count + i) for i, index in enumerate(indices)]
+        return torch.from_numpy(latents[indices]).float(), captions
+
+    def pairs(self, latents: np.ndarray, step: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Two pictures of one character each, latents (B / 2, C, 16, 32) or (B / 2, C, 32, 16), as collages are.
+
+        From them self-attention learns that what looks like one character wears one attire; consistent self-attention,
+        of which the training knows nothing, builds on that.
+        """
+        count = self.recipe.batch_size // 2
+        firsts = (2 * torch.randint(len(latents) // 2, (count,), generator=generator)).tolist()
+        seconds = [index + 1 for index in firsts]
+        captions = [
+            pair_caption(self.truth(index), self.truth(index + 1), step * count + i) for i, index in enumerate(firsts)
         ]
+        below_or_beside = 2 + int(torch.randint(2, (), generator=generator))
+        halves = [torch.from_numpy(latents[indices]).float() for indices in (firsts, seconds)]
+        return torch.cat(halves, dim=below_or_beside), captions
+
+    def truth(self, index: int) -> Truth:
+        return sample_pair_member(self.recipe.seed, index)
+
+    def tokens(self, captions: list[str], generator: torch.Generator) -> Tensor:
+        """int64 (B, 48); some captions are dropped for classifier-free guidance, some words made unknown."""
+        recipe = self.recipe
+        dropped = torch.rand(len(captions), generator=generator) < recipe.caption_dropout
+        kept = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
+        tokens = self.tokenizer(kept, padding="max_length", return_tensors="pt").input_ids
+        unknown = torch.rand(tokens.shape, generator=generator) < recipe.unknown_word_probability
+        return tokens.masked_fill(unknown & (tokens > 1), self.tokenizer.unk_token_id)
 
     def loss(self, batch: NoisedLatents) -> dict[str, Tensor]:
         context = self.text_encoder(batch.tokens).last_hidden_state
@@ -164,10 +190,11 @@ class Text2ImageModule(RecipeModule):
 
 @torch.no_grad()
 def encode_world(autoencoder: Any, seed: int, count: int, chunk: int = 25) -> np.ndarray:
-    """The scaled latents of pictures 0 … count − 1 of the world `seed`: float16 (count, C, 16, 16)."""
+    """The scaled latents of pictures 0 … count − 1 of the paired world `seed`: float16 (count, C, 16, 16)."""
     parts = []
     for first in tqdm(range(0, count, chunk), desc="encoding StoryWorld", unit_scale=chunk):
-        images = draw(seed, range(first, min(count, first + chunk))).images
+        truths = [sample_pair_member(seed, index) for index in range(first, min(count, first + chunk))]
+        images = to_tensor(np.stack([render(truth) for truth in truths]))
         latents = autoencoder.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean
         parts.append((latents * autoencoder.config.scaling_factor).half().numpy())
     return np.concatenate(parts)

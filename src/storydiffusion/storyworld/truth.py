@@ -24,6 +24,9 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
 }
 """The values of every attribute that words can tell."""
 
+LOOKS = ("kind", "tone", "hair", "shirt", "pattern", "bottom", "hat", "hat_color", "accessory")
+"""What a character keeps from picture to picture."""
+
 WITH_HAIR = ("girl", "boy")
 MAX_SHIFT = 12.0
 """The character stands at most so many pixels (of 128) beside the middle."""
@@ -102,3 +105,9 @@ def sample_truth(seed: int, index: int, **fixed: Any) -> Truth:
     if drawn["hat"] == "none":
         drawn["hat_color"] = None
     return Truth.from_dict(drawn)
+
+
+def sample_pair_member(seed: int, index: int) -> Truth:
+    """Truth `index` of the world in which numbers 2k and 2k + 1 show one character in two independent activities."""
+    first = sample_truth(seed, index - index % 2)
+    return first if index % 2 == 0 else sample_truth(seed, index, **{name: getattr(first, name) for name in LOOKS})
