@@ -119,9 +119,9 @@ def training(config: TrainConfig) -> "Training":
     """The module of `config.recipe` with its trainer, callbacks and logger, ready to fit."""
     import lightning as L
     from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-    from lightning.pytorch.loggers import CSVLogger
 
     from storydiffusion.storyworld.training import Training
+    from storydiffusion.training.csv_log import CSVLog
     from storydiffusion.training.stopwatch import Stopwatch
     from storydiffusion.training.weight_averaging import WeightAveraging
 
@@ -136,7 +136,7 @@ def training(config: TrainConfig) -> "Training":
         devices=config.trainer.devices,
         precision=config.trainer.precision,  # type: ignore[arg-type]  # one of config.PRECISIONS
         max_steps=config.recipe.steps,
-        logger=CSVLogger(config.run_dir, name="", version=""),
+        logger=CSVLog(config.run_dir),
         callbacks=[average, stopwatch, checkpoints, TQDMProgressBar(refresh_rate=config.trainer.log_every)],
         log_every_n_steps=config.trainer.log_every,
         enable_model_summary=False,

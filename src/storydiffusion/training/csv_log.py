@@ -1,0 +1,35 @@
+"""metrics.csv of a run that may be resumed."""
+
+import csv
+import warnings
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+
+class CSVLog(CSVLogger):
+    """Lightning's CSVLogger deletes the log of the run that it resumes; with this one `folder`/metrics.csv goes on.
+
+    Rows of steps that are trained again, since the run stopped after its last checkpoint, give way to the new ones.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
+        file = Path(folder) / "metrics.csv"
+        self._earlier = _rows(file) if file.exists() else []
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
+        if self._earlier and step is not None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Experiment logs directory")  # that it will delete: not here
+                self.experiment.metrics = [row for row in self._earlier if row["step"] < step]
+            self._earlier = []
+        super().log_metrics(metrics, step)
+
+
+def _rows(file: Path) -> list[dict[str, float]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]

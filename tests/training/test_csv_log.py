@@ -1,0 +1,36 @@
+import csv
+from pathlib import Path
+
+from storydiffusion.training.csv_log import CSVLog
+
+
+def log(folder: Path, steps: range, **values: float) -> None:
+    logger = CSVLog(folder)
+    for step in steps:
+        logger.log_metrics({"train/loss": step / 4, **values}, step)
+    logger.finalize("success")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_resumed_run_goes_on_with_its_log(tmp_path):
+    log(tmp_path, range(3))
+    log(tmp_path, range(3, 5))
+    assert [float(row["step"]) for row in rows(tmp_path)] == [0, 1, 2, 3, 4]
+    assert [float(row["train/loss"]) for row in rows(tmp_path)] == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_steps_trained_again_stand_once(tmp_path):
+    log(tmp_path, range(5))
+    log(tmp_path, range(3, 6), again=1)
+    assert [float(row["step"]) for row in rows(tmp_path)] == [0, 1, 2, 3, 4, 5]
+    assert [row["again"] for row in rows(tmp_path)] == ["", "", "", "1", "1", "1"]
+
+
+def test_a_run_that_logs_nothing_more_keeps_its_log(tmp_path):
+    log(tmp_path, range(2))
+    log(tmp_path, range(0))
+    assert len(rows(tmp_path)) == 2
