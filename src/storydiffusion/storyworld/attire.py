@@ -1,7 +1,10 @@
 """What a character wears: patterned shirt, skirt or trousers, hats and accessories."""
 
+import math
+
 from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, outline, polygon, rounded
 from storydiffusion.storyworld.palette import HAT, INK, PAPER, SHIRT, Color, blend, shade
+from storydiffusion.storyworld.poses import Stance
 from storydiffusion.storyworld.truth import Truth
 
 SCARF: Color = (36, 172, 176)
@@ -44,12 +47,20 @@ def draw_bottom(canvas: Canvas, truth: Truth, color: Color, x: float, hip: float
         canvas.shape(rounded(x - 13.5, hip - 8, x + 13.5, hip + 6, 5), color)
 
 
-def draw_neckwear(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
+def draw_neckwear(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: float) -> None:
     """A scarf or a bow tie about the neck at (x, y); each has one colour that no shirt has."""
+    ahead = math.cos(stance.turn)
+    if ahead > 0:
+        with canvas.moved((x, y), (11 * math.sin(stance.turn), 0), scale=(ahead, 1)):
+            _front_of_neckwear(canvas, truth, stance, x, y)
     if truth.accessory == "scarf":
-        tail = x + 8 * truth.facing
-        canvas.shape(rounded(tail - 4, y + 2, tail + 4, y + 16, 2), SCARF, 2.6)
         canvas.shape(rounded(x - 16, y - 4, x + 16, y + 5, 4.5), SCARF, 2.6)
+
+
+def _front_of_neckwear(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: float) -> None:
+    if truth.accessory == "scarf":
+        tail = x + 8 * stance.facing
+        canvas.shape(rounded(tail - 4, y + 2, tail + 4, y + 16, 2), SCARF, 2.6)
     elif truth.accessory == "bowtie":
         for side in (-1, 1):
             wing = polygon((x, y + 3), (x + side * 10, y - 2.5), (x + side * 10, y + 8.5))
@@ -66,41 +77,44 @@ def draw_glasses(canvas: Canvas, x: float, y: float) -> None:
         canvas.line(lens, FRAMES, 2.8)
 
 
-def draw_hat(canvas: Canvas, truth: Truth, x: float, head: float) -> None:
+def draw_hat(canvas: Canvas, truth: Truth, stance: Stance, x: float, head: float) -> None:
     """The hat on a head whose centre is (x, head); narrow enough that ears and hair show beside and below it."""
     if truth.hat_color is None:
         return
     color = HAT[truth.hat_color]
     draw = {"cap": _cap, "tophat": _tophat, "beanie": _beanie, "crown": _crown}[truth.hat]
-    draw(canvas, color, x, head - 12, truth.facing)
+    draw(canvas, color, x, head - 12, stance)
 
 
-def _cap(canvas: Canvas, color: Color, x: float, y: float, facing: int) -> None:
-    canvas.shape(outline((x - 18, y), (x - 19, y - 22, x + 19, y - 22, x + 18, y)), color)
+def _cap(canvas: Canvas, color: Color, x: float, y: float, stance: Stance) -> None:
+    crown = outline((x - 18, y), (x - 19, y - 22, x + 19, y - 22, x + 18, y))
+    front = stance.front
     brim = outline(
-        (x - 4 * facing, y - 4),
-        (x + 14 * facing, y - 6, x + 30 * facing, y),
-        (x + 30 * facing, y + 4, x + 24 * facing, y + 4),
-        (x - 4 * facing, y + 2),
+        (x - 4 * front, y - 4),
+        (x + 14 * front, y - 6, x + 30 * front, y),
+        (x + 30 * front, y + 4, x + 24 * front, y + 4),
+        (x - 4 * front, y + 2),
     )
-    canvas.shape(brim, shade(color, 0.8))
+    parts = [(crown, color), (brim, shade(color, 0.8))]
+    for path, tint in reversed(parts) if stance.front_is_hidden else parts:
+        canvas.shape(path, tint)
     canvas.shape(ellipse(x, y - 16.5, 2.6, 2), shade(color, 0.8), 2)
 
 
-def _tophat(canvas: Canvas, color: Color, x: float, y: float, facing: int) -> None:
+def _tophat(canvas: Canvas, color: Color, x: float, y: float, stance: Stance) -> None:
     crown = outline((x - 13, y - 2), (x - 15, y - 24), (x, y - 27, x + 15, y - 24), (x + 13, y - 2))
     canvas.shape(crown, color)
     canvas.block(x - 12, y - 10, x + 12, y - 5, PAPER)
     canvas.shape(rounded(x - 23, y - 5, x + 23, y + 2, 3.5), color)
 
 
-def _beanie(canvas: Canvas, color: Color, x: float, y: float, facing: int) -> None:
+def _beanie(canvas: Canvas, color: Color, x: float, y: float, stance: Stance) -> None:
     canvas.shape(outline((x - 17, y), (x - 18, y - 25, x + 18, y - 25, x + 17, y)), color)
     canvas.shape(rounded(x - 20, y - 5, x + 20, y + 3.5, 4), blend(color, WHITE, 0.5), 2.8)
     canvas.shape(ellipse(x, y - 19, 5.5, 5.5), blend(color, WHITE, 0.7), 2.6)
 
 
-def _crown(canvas: Canvas, color: Color, x: float, y: float, facing: int) -> None:
+def _crown(canvas: Canvas, color: Color, x: float, y: float, stance: Stance) -> None:
     crown = polygon(
         (x - 16, y + 1),
         (x - 19, y - 17),

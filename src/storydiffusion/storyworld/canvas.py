@@ -65,6 +65,25 @@ class Canvas:
         self._canvas.drawRect(rect, skia.Paint(Shader=shader, AntiAlias=True))
 
     @contextmanager
+    def moved(
+        self,
+        about: Point,
+        by: Point = (0.0, 0.0),
+        degrees: float = 0.0,
+        scale: Point = (1.0, 1.0),
+    ) -> Iterator[None]:
+        """Draw scaled and turned clockwise about the point `about`, then shifted `by`."""
+        self._canvas.save()
+        self._canvas.translate(about[0] + by[0], about[1] + by[1])
+        self._canvas.rotate(degrees)
+        self._canvas.scale(*scale)
+        self._canvas.translate(-about[0], -about[1])
+        try:
+            yield
+        finally:
+            self._canvas.restore()
+
+    @contextmanager
     def clipped(self, path: skia.Path) -> Iterator[None]:
         """Draw only inside `path`."""
         self._canvas.save()

@@ -13,6 +13,7 @@ ATTIRE = ("tone", "hair", "shirt", "pattern", "bottom", "hat", "accessory")
 """What a caption may leave open; the hat's colour is told with the hat."""
 
 TELLING_PROBABILITY = 0.55
+TELLING_PROBABILITY_IN_PAIRS = 0.25  # what words leave open, two pictures of one character must read off each other
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,21 @@ def describe(truth: Truth, named: Collection[str], wording: int = 0) -> str:
     )
 
 
-def caption(truth: Truth, seed: int) -> str:
-    """A random caption, the same for the same seed: each part of the attire is told with probability 0.55.
+def caption(truth: Truth, seed: int, telling_probability: float = TELLING_PROBABILITY) -> str:
+    """A random caption, the same for the same seed: each part of the attire is told with that probability.
 
     The object is always told, like the action and the place.
     """
     rng = random.Random(f"caption/{seed}")
-    named = [name for name in ATTIRE if rng.random() < TELLING_PROBABILITY]
+    named = [name for name in ATTIRE if rng.random() < telling_probability]
     return describe(truth, [*named, "object"], rng.randrange(len(WORDINGS)))
 
 
 def pair_caption(first: Truth, second: Truth, seed: int) -> str:
     """A random caption of two pictures of one character in one frame: that of the first, then what the second shows."""
     activity = _activity(second, WORDINGS[seed % len(WORDINGS)], tells_object=True)
-    return caption(first, seed) + ", and {action} {place}{beside}".format(**activity)
+    first_part = caption(first, seed, TELLING_PROBABILITY_IN_PAIRS)
+    return first_part + ", and {action} {place}{beside}".format(**activity)
 
 
 def words(text: str) -> list[str]:

@@ -1,51 +1,66 @@
 """One dressed character, from the shadow at its feet to the hat."""
 
+import math
+
 from storydiffusion.storyworld.attire import draw_bottom, draw_glasses, draw_hat, draw_neckwear, draw_shirt
-from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, polygon, polyline
-from storydiffusion.storyworld.head import draw_behind_head, draw_head, eye_line
+from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, polygon, polyline, rounded
+from storydiffusion.storyworld.head import draw_behind_head, draw_head, eye_line, turned_face
 from storydiffusion.storyworld.palette import BOTTOM, COAT, INK, PAPER, SHIRT, SHOE, blend, shade
-from storydiffusion.storyworld.poses import TORSO_HEIGHT, Limb, Point, Pose, pose
+from storydiffusion.storyworld.poses import TORSO_HEIGHT, Book, Limb, Point, Pose, Stance
 from storydiffusion.storyworld.truth import WITH_HAIR, Truth
 
+MIDDLE = 64.0
 GROUND = 119.0
 NECK = 19.5
+SLIMMER_FROM_THE_SIDE = 0.28
 
 
-def center(truth: Truth) -> float:
-    """The horizontal middle of the character."""
-    return 64 + truth.x
-
-
-def draw_shadow(canvas: Canvas, truth: Truth) -> None:
+def draw_shadow(canvas: Canvas, stance: Stance) -> None:
     """A soft pool of shade on the ground, smaller under a jump."""
-    height = pose(truth.action, truth.phase, truth.facing).hip
-    width = 28 - 0.5 * max(0.0, height - 21)
-    canvas.fill(ellipse(center(truth), GROUND + 2, width, 4.5), (24, 22, 48), 70)
+    width = 28 - 0.5 * max(0.0, stance.pose.hip - 21)
+    canvas.fill(ellipse(MIDDLE + stance.x, GROUND + 2, width, 4.5), (24, 22, 48), 70)
 
 
-def draw_character(canvas: Canvas, truth: Truth) -> None:
-    """The character alone, without shadow."""
-    body = pose(truth.action, truth.phase, truth.facing)
-    x, hip = center(truth), GROUND - body.hip
+def draw_character(canvas: Canvas, truth: Truth, stance: Stance) -> None:
+    """The character alone, without shadow: the looks of `truth` in `stance`."""
+    body = stance.pose
+    x, hip = MIDDLE + stance.x, GROUND - body.hip
     shoulder = hip - TORSO_HEIGHT
     chest = x + body.lean
     head_x, head_y = chest + body.head[0], shoulder - NECK + body.head[1]
 
+    if body.book and not body.book.in_front:
+        _draw_book(canvas, body.book, chest, shoulder)
     draw_behind_head(canvas, truth, head_x, head_y)
-    _draw_tail(canvas, truth, x, hip)
-    _draw_legs(canvas, truth, body, x, hip)
-    if not body.holds_book:
+    if not stance.front_is_hidden:
+        _draw_tail(canvas, truth, x, hip, -stance.front)
+    with canvas.moved((x, hip), scale=(1 - SLIMMER_FROM_THE_SIDE * math.sin(stance.turn) ** 2, 1)):
+        _draw_body(canvas, truth, stance, x, hip)
+    if stance.front_is_hidden:
+        _draw_tail(canvas, truth, x, hip, -stance.front)
+    draw_neckwear(canvas, truth, stance, chest, shoulder + 3.5)
+    draw_head(canvas, truth, stance, head_x, head_y)
+    if truth.accessory == "glasses":
+        with turned_face(canvas, stance, head_x, head_y) as visible:
+            if visible:
+                draw_glasses(canvas, head_x, eye_line(truth, body, head_y))
+    draw_hat(canvas, truth, stance, head_x, head_y)
+
+
+def _draw_body(canvas: Canvas, truth: Truth, stance: Stance, x: float, hip: float) -> None:
+    """Limbs, clothes and a book that is read."""
+    body = stance.pose
+    chest, shoulder = x + body.lean, hip - TORSO_HEIGHT
+    reads = body.book is not None and body.book.in_front
+    _draw_legs(canvas, truth, stance, x, hip)
+    if not reads:
         _draw_arms(canvas, truth, body, chest, shoulder)
     draw_bottom(canvas, truth, BOTTOM[truth.bottom], x, hip, _skirt_spread(body))
     draw_shirt(canvas, truth, x, body.lean, shoulder, hip)
-    if body.holds_book:
+    if body.book is not None and reads:
         _draw_arms(canvas, truth, body, chest, shoulder)
-        _draw_book(canvas, truth, body, chest, shoulder)
-    draw_neckwear(canvas, truth, chest, shoulder + 3.5)
-    draw_head(canvas, truth, body, head_x, head_y)
-    if truth.accessory == "glasses":
-        draw_glasses(canvas, head_x, eye_line(truth, body, head_y))
-    draw_hat(canvas, truth, head_x, head_y)
+        _draw_book(canvas, body.book, chest, shoulder)
+        _draw_hands(canvas, truth, body, chest, shoulder)
 
 
 def _skirt_spread(body: Pose) -> float:
@@ -58,8 +73,8 @@ def _at(limb: Limb, x: float, y: float) -> tuple[Point, Point, Point]:
     return (x + ax, y + ay), (x + bx, y + by), (x + cx, y + cy)
 
 
-def _draw_tail(canvas: Canvas, truth: Truth, x: float, hip: float) -> None:
-    coat, back = COAT[truth.kind][truth.tone], -truth.facing
+def _draw_tail(canvas: Canvas, truth: Truth, x: float, hip: float, back: float) -> None:
+    coat = COAT[truth.kind][truth.tone]
     if truth.kind == "cat":
         tail = curve(
             (x + 9 * back, hip - 1), (x + 30 * back, hip + 8, x + 22 * back, hip - 18, x + 33 * back, hip - 20)
@@ -70,13 +85,14 @@ def _draw_tail(canvas: Canvas, truth: Truth, x: float, hip: float) -> None:
         canvas.shape(ellipse(x + 16 * back, hip - 1, 6.5, 6.5), blend(coat, PAPER, 0.6))
 
 
-def _draw_legs(canvas: Canvas, truth: Truth, body: Pose, x: float, hip: float) -> None:
-    coat = COAT[truth.kind][truth.tone]
+def _draw_legs(canvas: Canvas, truth: Truth, stance: Stance, x: float, hip: float) -> None:
+    coat, body = COAT[truth.kind][truth.tone], stance.pose
+    ahead, aside = math.cos(stance.turn), math.sin(stance.turn)
     for leg, toe in zip(body.legs, body.toes, strict=True):
         joints = _at(leg, x, hip)
         canvas.limb(joints, coat if truth.kind == "girl" else BOTTOM[truth.bottom], 8.5)
         foot_x, foot_y = joints[2]
-        foot = ellipse(foot_x + 2 * toe, foot_y + 0.5, *body.foot)
+        foot = ellipse(foot_x + 2 * (toe * ahead + aside), foot_y + 0.5, *body.foot)
         canvas.shape(foot, SHOE if truth.kind in WITH_HAIR else shade(coat, 0.86))
 
 
@@ -95,12 +111,23 @@ def _sleeve(arm: tuple[Point, Point, Point]) -> tuple[Point, Point, Point]:
     return (ax, ay), ((ax + bx) / 2, (ay + by) / 2), (bx - (bx - ax) * 0.1, by - (by - ay) * 0.1)
 
 
-def _draw_book(canvas: Canvas, truth: Truth, body: Pose, chest: float, shoulder: float) -> None:
-    top = shoulder + 16
+def _draw_book(canvas: Canvas, book: Book, chest: float, shoulder: float) -> None:
+    x, top = chest + book.x, shoulder + book.top
+    if book.opening < 0.2:
+        canvas.shape(rounded(x - 7, top, x + 7, top + 16, 2), PAPER)
+        return
+    width, slope = 5 + 12 * book.opening, 4 * book.opening
     for side in (-1, 1):
-        page = polygon((chest, top + 3), (chest + side * 17, top - 1), (chest + side * 17, top + 13), (chest, top + 17))
+        page = polygon(
+            (x, top + 3), (x + side * width, top + 3 - slope), (x + side * width, top + 17 - slope), (x, top + 17)
+        )
         canvas.shape(page, PAPER)
-        canvas.line(polyline((chest + side * 5, top + 7), (chest + side * 12, top + 5.5)), (168, 172, 190), 2)
+        if book.opening > 0.5:
+            canvas.line(polyline((x + side * 5, top + 7), (x + side * (width - 5), top + 5.5)), (168, 172, 190), 2)
+
+
+def _draw_hands(canvas: Canvas, truth: Truth, body: Pose, chest: float, shoulder: float) -> None:
+    """The hands once more, over the book."""
     for arm in body.arms:
         hand = _at(arm, chest, shoulder)[2]
         canvas.shape(ellipse(*hand, 4, 4), COAT[truth.kind][truth.tone], 2.6)

@@ -1,10 +1,13 @@
 """Heads: the ears, hair and faces by which the six kinds are told apart."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
-from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, outline, polyline, rounded
+from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, outline, polygon, polyline, rounded
 from storydiffusion.storyworld.palette import BLUSH, COAT, GLOW, HAIR, INK, SCREEN, Color, blend, shade
-from storydiffusion.storyworld.poses import Pose
+from storydiffusion.storyworld.poses import Pose, Stance
+from storydiffusion.storyworld.skia_import import skia
 from storydiffusion.storyworld.truth import Truth
 
 WHITE: Color = (255, 255, 255)
@@ -15,35 +18,47 @@ MOUTH: Color = (150, 40, 56)
 def draw_behind_head(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
     """What hangs behind the body: the long hair of a girl."""
     if truth.kind == "girl" and truth.hair:
-        hair = outline(
-            (x, y - 22),
-            (x + 30, y - 22, x + 28, y + 6, x + 29, y + 30),
-            (x + 20, y + 38, x + 14, y + 28),
-            (x - 14, y + 28),
-            (x - 20, y + 38, x - 29, y + 30),
-            (x - 28, y + 6, x - 30, y - 22, x, y - 22),
-        )
-        canvas.shape(hair, shade(HAIR[truth.hair], 0.9))
+        canvas.shape(_long_hair(x, y), shade(HAIR[truth.hair], 0.9))
 
 
-def draw_head(canvas: Canvas, truth: Truth, pose: Pose, x: float, y: float) -> None:
+def draw_head(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: float) -> None:
     """The head about its centre (x, y), 26 pixels wide to either side, without hat and accessory."""
     coat = COAT[truth.kind][truth.tone]
-    if truth.kind == "robot":
-        _robot(canvas, truth, pose, coat, x, y)
-        return
-    _ears(canvas, truth, coat, x, y)
-    skull = outline(
+    robot = truth.kind == "robot"
+    if robot:
+        _antenna_and_bolts(canvas, truth, coat, x, y)
+    else:
+        _ears(canvas, truth, coat, x, y, from_behind=math.cos(stance.turn) < 0)
+    skull = rounded(x - 25, y - 21, x + 25, y + 21, 9) if robot else _skull(x, y)
+    canvas.shape(skull, coat)
+    if truth.kind == "boy" and truth.hat == "none":
+        _tuft(canvas, truth, x, y)
+    with turned_face(canvas, stance, x, y) as visible:
+        if visible:
+            with canvas.clipped(skull) if stance.turn else nullcontext():
+                _screen(canvas, stance.pose, x, y) if robot else _face(canvas, truth, stance.pose, coat, x, y)
+            if math.cos(stance.turn) > 0.4:
+                _whiskers(canvas, truth, x, y)
+    if truth.hair:
+        _hair(canvas, truth.kind, HAIR[truth.hair], stance.turn, x, y)
+
+
+@contextmanager
+def turned_face(canvas: Canvas, stance: Stance, x: float, y: float) -> Iterator[bool]:
+    """Draw on the front of a head centred at (x, y) as it has turned; false while it looks away."""
+    ahead = math.cos(stance.turn)
+    with canvas.moved((x, y), (25 * math.sin(stance.turn), 0), scale=(max(ahead, 0.01), 1)):
+        yield ahead > 0
+
+
+def _skull(x: float, y: float) -> skia.Path:
+    return outline(
         (x, y - 22.5),
         (x + 17, y - 22.5, x + 25, y - 11, x + 25.5, y + 3),
         (x + 26, y + 16, x + 14, y + 22, x, y + 22),
         (x - 14, y + 22, x - 26, y + 16, x - 25.5, y + 3),
         (x - 25, y - 11, x - 17, y - 22.5, x, y - 22.5),
     )
-    canvas.shape(skull, coat)
-    _face(canvas, truth, pose, coat, x, y)
-    if truth.hair:
-        _fringe(canvas, truth, HAIR[truth.hair], x, y)
 
 
 def eye_line(truth: Truth, pose: Pose, y: float) -> float:
@@ -51,37 +66,39 @@ def eye_line(truth: Truth, pose: Pose, y: float) -> float:
     return y - 1 if truth.kind == "robot" else y + 2 + 0.5 * pose.gaze
 
 
-def _ears(canvas: Canvas, truth: Truth, coat: Color, x: float, y: float) -> None:
+def _ears(canvas: Canvas, truth: Truth, coat: Color, x: float, y: float, from_behind: bool) -> None:
     hatted = truth.hat != "none"
+    inside = coat if from_behind else PINK
     for side in (-1, 1):
         if truth.kind == "cat":
             tip = (x + side * 24, y - 31)
             canvas.shape(outline((x + side * 25, y - 2), tip, (x + side * 5, y - 20)), coat)
-            canvas.fill(outline((x + side * 21, y - 9), (x + side * 21, y - 25), (x + side * 11, y - 17)), PINK)
+            canvas.fill(outline((x + side * 21, y - 9), (x + side * 21, y - 25), (x + side * 11, y - 17)), inside)
         elif truth.kind == "bear":
             out = 22 if hatted else 19
             canvas.shape(ellipse(x + side * out, y - 17, 8.5, 8.5), coat)
-            canvas.disc(x + side * out, y - 17, 4.4, blend(coat, PINK, 0.7))
+            canvas.disc(x + side * out, y - 17, 4.4, blend(coat, inside, 0.7))
         elif truth.kind == "rabbit":
-            _rabbit_ear(canvas, coat, (x + side * (17 if hatted else 11), y - 15), side * (26 if hatted else 8))
+            root = (x + side * (17 if hatted else 11), y - 15)
+            _rabbit_ear(canvas, coat, inside, root, side * (26 if hatted else 8))
 
 
-def _rabbit_ear(canvas: Canvas, coat: Color, root: tuple[float, float], tilt: float) -> None:
+def _rabbit_ear(canvas: Canvas, coat: Color, inside: Color, root: tuple[float, float], tilt: float) -> None:
     sine, cosine = math.sin(math.radians(tilt)), math.cos(math.radians(tilt))
 
     def at(across: float, up: float) -> tuple[float, float]:
         return root[0] + across * cosine + up * sine, root[1] + across * sine - up * cosine
 
-    for width, low, high, color in ((7.5, 0, 26, coat), (3.4, 4, 21, PINK)):
+    for width, low, high, whole in ((7.5, 0, 26, True), (3.4, 4, 21, False)):
         path = outline(
             at(-width * 0.7, low),
             (*at(-width * 1.4, high * 0.6), *at(-width, high), *at(0, high)),
             (*at(width, high), *at(width * 1.4, high * 0.6), *at(width * 0.7, low)),
         )
-        if color is coat:
-            canvas.shape(path, color)
+        if whole:
+            canvas.shape(path, coat)
         else:
-            canvas.fill(path, color)
+            canvas.fill(path, inside)
 
 
 def _face(canvas: Canvas, truth: Truth, pose: Pose, coat: Color, x: float, y: float) -> None:
@@ -96,6 +113,9 @@ def _face(canvas: Canvas, truth: Truth, pose: Pose, coat: Color, x: float, y: fl
         nose = INK if truth.kind == "bear" else (236, 104, 124)
         canvas.fill(ellipse(x, y + 9, 3.6, 2.6), nose)
     _mouth(canvas, x, mouth, pose.joy)
+
+
+def _whiskers(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
     if truth.kind == "cat":
         for side in (-1, 1):
             canvas.line(polyline((x + side * 19, y + 7), (x + side * 31, y + 5)), INK, 2)
@@ -116,8 +136,36 @@ def _mouth(canvas: Canvas, x: float, y: float, joy: float) -> None:
     canvas.shape(outline((x - 5.5, y), (x + 5.5, y), (x + 4, y + deep, x - 4, y + deep, x - 5.5, y)), MOUTH, 2.2)
 
 
-def _fringe(canvas: Canvas, truth: Truth, color: Color, x: float, y: float) -> None:
-    if truth.kind == "girl":
+def _long_hair(x: float, y: float) -> skia.Path:
+    return outline(
+        (x, y - 22),
+        (x + 30, y - 22, x + 28, y + 6, x + 29, y + 30),
+        (x + 20, y + 38, x + 14, y + 28),
+        (x - 14, y + 28),
+        (x - 20, y + 38, x - 29, y + 30),
+        (x - 28, y + 6, x - 30, y - 22, x, y - 22),
+    )
+
+
+def _tuft(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
+    if truth.hair:
+        tuft = outline((x - 6, y - 24), (x - 4, y - 34, x + 9, y - 34), (x + 5, y - 29, x + 10, y - 24))
+        canvas.shape(tuft, HAIR[truth.hair])
+
+
+def _hair(canvas: Canvas, kind: str, color: Color, turn: float, x: float, y: float) -> None:
+    """The fringe, narrower as the head turns, and the hair at the back, which comes to the front."""
+    ahead = math.cos(turn)
+    if ahead > 0.4:
+        aside = math.copysign(31 * (1 - ahead), math.sin(turn))
+        with canvas.moved((x, y), (aside, 0), scale=(ahead, 1)):
+            _fringe(canvas, kind, color, x, y)
+    if turn:
+        _back_of_hair(canvas, kind, color, turn, x, y)
+
+
+def _fringe(canvas: Canvas, kind: str, color: Color, x: float, y: float) -> None:
+    if kind == "girl":
         fringe = outline(
             (x - 26, y + 12),
             (x - 34, y - 35, x + 34, y - 35, x + 26, y + 12),
@@ -137,21 +185,41 @@ def _fringe(canvas: Canvas, truth: Truth, color: Color, x: float, y: float) -> N
             (x - 12, y - 4, x - 19, y - 9),
             (x - 21, y - 2, x - 27, y + 2),
         )
-        if truth.hat == "none":
-            canvas.shape(
-                outline((x - 6, y - 24), (x - 4, y - 34, x + 9, y - 34), (x + 5, y - 29, x + 10, y - 24)), color
-            )
     canvas.shape(fringe, color)
     canvas.line(curve((x - 19, y - 12), (x - 15, y - 18, x - 7, y - 19)), blend(color, WHITE, 0.4), 2.8)
 
 
-def _robot(canvas: Canvas, truth: Truth, pose: Pose, coat: Color, x: float, y: float) -> None:
+def _back_of_hair(canvas: Canvas, kind: str, color: Color, turn: float, x: float, y: float) -> None:
+    """The hair that a turn brings to the front: all above the brow, and from the far edge up to the hairline."""
+    side = 1 if math.sin(turn) > 0 else -1
+    hairline = x + 30 * math.sin(turn - side * math.pi / 4)
+    far = x - side * 40
+    if kind == "girl":
+        hair = _long_hair(x, y - 5)
+    else:
+        hair = outline(
+            (x, y - 28),
+            (x + 18, y - 28, x + 31, y - 18, x + 27, y + 2),
+            (x + 26, y + 18, x + 12, y + 21),
+            (x - 12, y + 21),
+            (x - 26, y + 18, x - 27, y + 2),
+            (x - 31, y - 18, x - 18, y - 28, x, y - 28),
+        )
+    near, brow = x + side * 40, y - 9
+    shown = polygon((far, y - 40), (near, y - 40), (near, brow), (hairline, brow), (hairline, y + 40), (far, y + 40))
+    with canvas.clipped(shown):
+        canvas.shape(hair, color)
+
+
+def _antenna_and_bolts(canvas: Canvas, truth: Truth, coat: Color, x: float, y: float) -> None:
     if truth.hat == "none":
         canvas.line(polyline((x, y - 20), (x, y - 28)), INK, 3.4)
         canvas.shape(ellipse(x, y - 30, 4.2, 4.2), (246, 84, 84), 2.6)
     for side in (-1, 1):
         canvas.shape(rounded(x + side * 26 - 4.5, y - 6, x + side * 26 + 4.5, y + 9, 3), shade(coat, 0.8))
-    canvas.shape(rounded(x - 25, y - 21, x + 25, y + 21, 9), coat)
+
+
+def _screen(canvas: Canvas, pose: Pose, x: float, y: float) -> None:
     canvas.fill(rounded(x - 20, y - 12, x + 20, y + 15, 7), SCREEN)
     gaze = 0.6 * pose.gaze
     for side in (-1, 1):

@@ -1,14 +1,62 @@
 """The things that lie beside a character, drawn on the ground line at y = 119."""
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, outline, polygon, polyline, rounded
+from storydiffusion.storyworld.canvas import FRAME, Canvas, curve, ellipse, outline, polygon, polyline, rounded
 from storydiffusion.storyworld.palette import INK, PAPER
+from storydiffusion.storyworld.poses import Point
+
+BALL_RADIUS = 10.5
 
 
-def draw_object(canvas: Canvas, name: str, x: float, ground: float) -> None:
-    """Draw `name` about the vertical line `x`, at most 12 pixels to either side, standing on `ground`."""
-    _OBJECTS[name](canvas, x, ground)
+@dataclass(frozen=True)
+class Prop:
+    """An object about the vertical line `x`, at most 12 pixels to either side, standing on the ground.
+
+    shift: pixels from there, by which a thing that moves is away. turned: clockwise about its middle, in radians.
+    size: 0 is not there, 1 full grown.
+    """
+
+    name: str
+    x: float
+    shift: Point = (0.0, 0.0)
+    turned: float = 0.0
+    size: float = 1.0
+
+
+def draw_object(canvas: Canvas, prop: Prop, ground: float) -> None:
+    """Draw `prop` on `ground`."""
+    if prop.size <= 0:
+        return
+    middle = (prop.x, ground - BALL_RADIUS + 1.5)
+    with (
+        canvas.moved((prop.x, ground), prop.shift, scale=(prop.size, prop.size)),
+        canvas.moved(middle, degrees=math.degrees(prop.turned)),
+    ):
+        _OBJECTS[prop.name](canvas, prop.x, ground)
+
+
+def entering(name: str, x: float, progress: float) -> Prop:
+    """`name` on its way to `x`: at progress 0 out of sight, at 1 at its place. Backwards it leaves.
+
+    A ball rolls and bounces in from the nearer edge, a balloon floats down, a gift falls, flowers grow.
+    """
+    if progress >= 1:
+        return Prop(name, x)
+    progress = max(0.0, progress)
+    left, swing = 1 - progress, math.sin(2 * math.pi * progress)
+    if name == "ball":
+        away = math.copysign(70 * left**1.5, x - FRAME / 2)
+        return Prop(name, x, (away, -16 * left * abs(swing)), turned=away / BALL_RADIUS)
+    if name == "balloon":
+        return Prop(name, x, (6 * left * swing, -120 * left**1.5))
+    if name == "gift":
+        falling = progress < 0.7
+        height = 130 * (1 - (progress / 0.7) ** 2) if falling else 8 * math.sin(math.pi * left / 0.3)
+        return Prop(name, x, (0, -height))
+    return Prop(name, x, size=progress**0.7 * (1 + 0.6 * left * progress))
 
 
 def _nothing(canvas: Canvas, x: float, ground: float) -> None:
@@ -17,7 +65,7 @@ def _nothing(canvas: Canvas, x: float, ground: float) -> None:
 
 def _ball(canvas: Canvas, x: float, ground: float) -> None:
     y = ground - 9
-    ball = ellipse(x, y, 10.5, 10.5)
+    ball = ellipse(x, y, BALL_RADIUS, BALL_RADIUS)
     canvas.fill(ball, PAPER)
     with canvas.clipped(ball):
         canvas.fill(polygon((x, y), (x - 14, y - 4), (x - 4, y - 16), (x + 3, y - 14)), (234, 64, 66))

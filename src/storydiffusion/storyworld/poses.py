@@ -3,9 +3,10 @@
 All lengths are in pixels of the 128×128 frame, y grows downwards. Pure mathematics, no drawing.
 """
 
+import cmath
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Point = tuple[float, float]
 Limb = tuple[Point, Point, Point]
@@ -21,6 +22,19 @@ STILL_PHASE: Mapping[str, float] = {
     "reading": 0.0,
 }
 """The phase at which an action is most itself; still pictures are drawn there."""
+
+
+@dataclass(frozen=True)
+class Book:
+    """A book in the hands: its middle and top edge relative to the middle of the shoulders.
+
+    opening: 0 is shut, 1 lies open. in_front: held before the body, otherwise beside or behind it.
+    """
+
+    x: float = 0.0
+    top: float = 16.0
+    opening: float = 1.0
+    in_front: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,37 @@ class Pose:
     head: Point = (0.0, 0.0)
     joy: float = 0.0
     gaze: float = 0.0
-    holds_book: bool = False
+    book: Book | None = None
+
+
+@dataclass(frozen=True)
+class Stance:
+    """A pose at its place: x is the shift from the middle of the frame in pixels.
+
+    facing: −1 or 1 is the side that acts, between them the body is on its way from one to the other.
+    turn: by how many radians the body has turned about the vertical; 0 looks at us, π away.
+    """
+
+    pose: Pose
+    x: float
+    facing: float
+    turn: float = 0.0
+
+    @property
+    def front(self) -> float:
+        """Where what sticks out in front (a peak) points, −1 left to 1 right; a tail points the other way."""
+        if self.turn == 0:
+            return self.facing
+        return min(1.0, max(-1.0, math.sqrt(2) * math.sin(self._bearing)))
+
+    @property
+    def front_is_hidden(self) -> bool:
+        """Whether what sticks out in front is on the far side of the body, and a tail on the near one."""
+        return math.cos(self._bearing) < 0
+
+    @property
+    def _bearing(self) -> float:
+        return self.turn + self.facing * math.pi / 4
 
 
 def pose(action: str, phase: float, facing: int) -> Pose:
@@ -51,6 +95,61 @@ def pose(action: str, phase: float, facing: int) -> Pose:
     Every motion but sitting down is a cycle: phase 0 and 1 are the same instant.
     """
     return _MOTIONS[action](phase, facing)
+
+
+def blend_poses(a: Pose, b: Pose, weight: float) -> Pose:
+    """From `a` at weight 0 to `b` at weight 1; limbs swing about their joints, so they keep their lengths.
+
+    Arms swing by the outside of the body and legs below it. The book is that of the nearer pose.
+    """
+    if weight <= 0:
+        return a
+    if weight >= 1:
+        return b
+    if a.arms[0][0][0] * b.arms[0][0][0] < 0:  # one pose lists the other side first
+        a, b = (a, _swapped(b)) if weight < 0.5 else (_swapped(a), b)
+    return Pose(
+        hip=_lerp(a.hip, b.hip, weight),
+        legs=_swing_pair(a.legs, b.legs, weight, 1j),
+        arms=_swing_pair(a.arms, b.arms, weight, None),
+        toes=_between(a.toes, b.toes, weight),
+        foot=_between(a.foot, b.foot, weight),
+        lean=_lerp(a.lean, b.lean, weight),
+        head=_between(a.head, b.head, weight),
+        joy=_lerp(a.joy, b.joy, weight),
+        gaze=_lerp(a.gaze, b.gaze, weight),
+        book=a.book if weight < 0.5 else b.book,
+    )
+
+
+def _swapped(body: Pose) -> Pose:
+    """The same pose with its limbs listed in the other order, which is the order of drawing."""
+    return replace(body, legs=body.legs[::-1], arms=body.arms[::-1], toes=body.toes[::-1])
+
+
+def _swing_pair(a: tuple[Limb, Limb], b: tuple[Limb, Limb], weight: float, axis: complex | None) -> tuple[Limb, Limb]:
+    """`axis` is the direction that limbs swing through; None for each limb's own outside."""
+    first, second = (
+        _swing(one, other, weight, axis or complex(math.copysign(1, one[0][0])))
+        for one, other in zip(a, b, strict=True)
+    )
+    return first, second
+
+
+def _swing(a: Limb, b: Limb, weight: float, axis: complex) -> Limb:
+    joint = complex(*_between(a[0], b[0], weight))
+    joints = [joint]
+    for i in (1, 2):
+        segments = (complex(*limb[i]) - complex(*limb[i - 1]) for limb in (a, b))
+        (length, angle), (other_length, other_angle) = (cmath.polar(segment / axis) for segment in segments)
+        joint += axis * cmath.rect(_lerp(length, other_length, weight), _lerp(angle, other_angle, weight))
+        joints.append(joint)
+    first, second, third = ((z.real, z.imag) for z in joints)
+    return first, second, third
+
+
+def _lerp(a: float, b: float, weight: float) -> float:
+    return a + (b - a) * weight
 
 
 def _mix(a: Limb, b: Limb, weight: float) -> Limb:
@@ -135,7 +234,7 @@ def _running(phase: float, facing: int) -> Pose:
 def _reading(phase: float, facing: int) -> Pose:
     nod = 0.5 + 0.5 * _sway(phase)
     arm: Limb = ((13, 4), (22, 14), (17, 24))
-    return Pose(hip=21, legs=_pair(_LEG), arms=_pair(arm), head=(0, 1 + 1.5 * nod), gaze=2.5, holds_book=True)
+    return Pose(hip=21, legs=_pair(_LEG), arms=_pair(arm), head=(0, 1 + 1.5 * nod), gaze=2.5, book=Book())
 
 
 _MOTIONS: Mapping[str, Callable[[float, int], Pose]] = {

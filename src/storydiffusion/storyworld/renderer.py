@@ -1,10 +1,13 @@
 """Draws a truth: the picture, the mask of its character and the box about it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from storydiffusion.storyworld.canvas import Canvas
-from storydiffusion.storyworld.character import GROUND, center, draw_character, draw_shadow
-from storydiffusion.storyworld.objects import draw_object
+from storydiffusion.storyworld.character import GROUND, MIDDLE, draw_character, draw_shadow
+from storydiffusion.storyworld.objects import Prop, draw_object
+from storydiffusion.storyworld.poses import Stance
 from storydiffusion.storyworld.scenery import draw_place
 from storydiffusion.storyworld.truth import Truth
 
@@ -16,29 +19,42 @@ def render(truth: Truth, size: int = 128) -> np.ndarray:
     """The picture of `truth`, RGB uint8 (size, size, 3). The same truth gives the same pixels."""
     canvas = Canvas(size * SUPERSAMPLE)
     draw_place(canvas, truth.place, truth.layout)
-    draw_shadow(canvas, truth)
-    # The object goes to the side where the character leaves more space.
+    draw_scene(canvas, truth, truth.stance(), [Prop(truth.object, object_spot(truth))])
+    return shrink(canvas.pixels()[..., :3])
+
+
+def draw_scene(canvas: Canvas, truth: Truth, stance: Stance, props: Sequence[Prop]) -> None:
+    """Objects and the character of `truth` in `stance`, over a place that is already there."""
+    draw_shadow(canvas, stance)
+    for prop in props:
+        draw_object(canvas, prop, GROUND)
+    draw_character(canvas, truth, stance)
+
+
+def object_spot(truth: Truth) -> float:
+    """Where the object of a still stands: on the side where the character leaves more space."""
     side = -1 if truth.x >= 0 else 1
-    draw_object(canvas, truth.object, center(truth) + side * OBJECT_DISTANCE, GROUND)
-    draw_character(canvas, truth)
-    return _shrink(canvas.pixels()[..., :3])
+    return MIDDLE + truth.x + side * OBJECT_DISTANCE
 
 
-def character_mask(truth: Truth, size: int = 128) -> np.ndarray:
-    """Where the character is, with ears, tail, hat and book but without shadow and object: bool (size, size)."""
+def character_mask(truth: Truth, size: int = 128, stance: Stance | None = None) -> np.ndarray:
+    """Where the character is, with ears, tail, hat and book but without shadow and object: bool (size, size).
+
+    It stands as in a still, or in `stance`.
+    """
     canvas = Canvas(size * SUPERSAMPLE)
-    draw_character(canvas, truth)
-    return _shrink(canvas.pixels()[..., 3:])[..., 0] >= 128
+    draw_character(canvas, truth, stance or truth.stance())
+    return shrink(canvas.pixels()[..., 3:])[..., 0] >= 128
 
 
-def character_box(truth: Truth, size: int = 128) -> tuple[int, int, int, int]:
+def character_box(truth: Truth, size: int = 128, stance: Stance | None = None) -> tuple[int, int, int, int]:
     """The tight box (x0, y0, x1, y1) about the character's mask; x1 and y1 are the first column and row outside."""
-    mask = character_mask(truth, size)
+    mask = character_mask(truth, size, stance)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _shrink(pixels: np.ndarray) -> np.ndarray:
+def shrink(pixels: np.ndarray) -> np.ndarray:
     """Average every SUPERSAMPLE² block, rounded to the nearest value."""
     quads = [
         pixels[row::SUPERSAMPLE, column::SUPERSAMPLE] for row in range(SUPERSAMPLE) for column in range(SUPERSAMPLE)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from storydiffusion.errors import UserError
-from storydiffusion.storyworld.poses import STILL_PHASE
+from storydiffusion.storyworld.poses import STILL_PHASE, Stance, pose
 
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "kind": ("girl", "boy", "robot", "cat", "bear", "rabbit"),
@@ -29,15 +29,18 @@ LOOKS = ("kind", "tone", "hair", "shirt", "pattern", "bottom", "hat", "hat_color
 
 WITH_HAIR = ("girl", "boy")
 MAX_SHIFT = 12.0
-"""The character stands at most so many pixels (of 128) beside the middle."""
+"""In a still the character stands at most so many pixels (of 128) beside the middle."""
+EDGE_SHIFT = 24.0
+"""Farther out a character would leave the frame; clips begin and end within it."""
 
 
 @dataclass(frozen=True)
 class Truth:
     """One picture: who (kind, tone of skin, fur or metal, attire), what (action, phase), where (place, object, view).
 
-    phase in [0, 1] is the instant of the action's motion; x in [−12, 12] the shift of the character from the middle
-    in pixels of 128; facing −1 or 1 the side that acts; layout seeds the details of the background.
+    phase in [0, 1] is the instant of the action's motion; x the shift of the character from the middle in pixels of
+    128, in [−12, 12] for stills and in [−24, 24] for the ends of clips; facing −1 or 1 the side that acts; layout
+    seeds the details of the background.
     `hair` is None unless kind is girl or boy, `hat_color` is None without a hat.
     Raises UserError for a value the world does not have.
     """
@@ -69,10 +72,14 @@ class Truth:
                 raise UserError(f"{name} is {value!r}: choose one of {', '.join(values)}")
         if not 0 <= self.phase <= 1:
             raise UserError(f"phase is {self.phase}: give a number from 0 to 1")
-        if abs(self.x) > MAX_SHIFT:
-            raise UserError(f"x is {self.x}: give a number from -{MAX_SHIFT:g} to {MAX_SHIFT:g}")
+        if abs(self.x) > EDGE_SHIFT:
+            raise UserError(f"x is {self.x}: give a number from -{EDGE_SHIFT:g} to {EDGE_SHIFT:g}")
         if self.facing not in (-1, 1):
             raise UserError(f"facing is {self.facing}: give -1 or 1")
+
+    def stance(self) -> Stance:
+        """How the character stands in a still."""
+        return Stance(pose(self.action, self.phase, self.facing), self.x, self.facing)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, ready for JSON."""

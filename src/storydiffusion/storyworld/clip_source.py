@@ -1,0 +1,59 @@
+"""StoryWorld's clips as a source of captioned videos, to be written into shards like any other."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from storydiffusion.data.sources import SourceClip
+from storydiffusion.output.video_file import write_video
+from storydiffusion.storyworld.clips import caption_of, follow, render_clip, sample_clip
+
+
+@dataclass(frozen=True)
+class StoryWorldVideo:
+    """A clip of StoryWorld, drawn and encoded when called."""
+
+    seed: int
+    index: int
+    frames: int
+    size: int
+    fps: int
+
+    def __call__(self) -> bytes:
+        pictures = render_clip(sample_clip(self.seed, self.index), self.frames, self.size)
+        with tempfile.TemporaryDirectory() as folder:  # an MP4 with its index in front cannot be written to memory
+            write_video(Path(folder) / "clip.mp4", pictures, self.fps)
+            return (Path(folder) / "clip.mp4").read_bytes()
+
+
+@dataclass(frozen=True)
+class StoryWorldSource:
+    """The first `clips` clips of a seed, with the truth of every frame."""
+
+    clips: int
+    seed: int
+    frames: int
+    size: int
+    fps: int
+
+    @property
+    def description(self) -> dict[str, Any]:
+        drawn = asdict(self)
+        del drawn["clips"]  # more of them go on where fewer ended
+        return {"source": "storyworld", **drawn}
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def __iter__(self) -> Iterator[SourceClip]:
+        for index in range(self.clips):
+            clip = sample_clip(self.seed, index)
+            truth = [asdict(frame) for frame in follow(clip, self.frames, self.size)]
+            yield SourceClip(
+                name=f"storyworld-{self.seed}-{index}",
+                caption=caption_of(clip, index),
+                record={"clip": asdict(clip), "truth": truth},
+                video=StoryWorldVideo(self.seed, index, self.frames, self.size, self.fps),
+            )

@@ -1,0 +1,250 @@
+"""Clips of StoryWorld: one character in one large motion between two stills; the truth of every frame is known.
+
+A clip is a function of continuous time, so it can be drawn with any number of frames.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from storydiffusion.errors import UserError
+from storydiffusion.storyworld.canvas import FRAME, Canvas
+from storydiffusion.storyworld.captions import caption
+from storydiffusion.storyworld.motions import MOTIONS, ease, stance_at
+from storydiffusion.storyworld.objects import Prop, entering
+from storydiffusion.storyworld.poses import STILL_PHASE, Stance
+from storydiffusion.storyworld.renderer import SUPERSAMPLE, character_box, draw_scene, object_spot, shrink
+from storydiffusion.storyworld.scenery import draw_place
+from storydiffusion.storyworld.truth import ATTRIBUTES, LOOKS, MAX_SHIFT, Truth, sample_truth
+
+SHARES: Mapping[str, int] = {motion: 5 if motion in ("transition", "travelling") else 1 for motion in MOTIONS}
+"""How often each motion is drawn, relative to the others; between a story's panels the first two happen."""
+
+TOLD_ACTION: Mapping[str, str] = {
+    "crossing": "running",
+    "running": "running",
+    "returning": "running",
+    "jumping": "jumping",
+    "waving": "waving",
+}
+"""The word for what happens between the ends; other motions are told by the action in which they end."""
+
+SEAM = 32
+"""Pixels of 128 over which one place fades into the next when the scenery passes by."""
+
+
+@dataclass(frozen=True)
+class FrameTruth:
+    """One frame: time t in [0, 1]; x, the character's middle, and lift, how far its feet are above the ground, in
+    pixels of 128; facing in [−1, 1]; turn in radians (π shows the back); the place that fills most of the frame; box,
+    the character's (x0, y0, x1, y1) in pixels of the frame, x1 and y1 the first column and row outside.
+    """
+
+    t: float
+    x: float
+    lift: float
+    facing: float
+    turn: float
+    place: str
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class ClipTruth:
+    """One clip: `motion` leads from the still `start` to the still `end`, which show one character.
+
+    Both are at one place with one layout, save in "travelling", where the scenery passes by.
+    cycles: how often legs or a waving arm go to and fro.
+    Raises UserError for an unknown motion, two characters, or a second place where the motion has one.
+    """
+
+    motion: str
+    start: Truth
+    end: Truth
+    cycles: int
+
+    def __post_init__(self) -> None:
+        if self.motion not in MOTIONS:
+            raise UserError(f"motion is {self.motion!r}: choose one of {', '.join(MOTIONS)}")
+        same = LOOKS if self.travels else (*LOOKS, "place", "layout")
+        for name in same:
+            first, last = getattr(self.start, name), getattr(self.end, name)
+            if first != last:
+                raise UserError(f"{name} is {first!r} at the start of a clip and {last!r} at its end: give one value")
+        if self.cycles < 1:
+            raise UserError(f"cycles is {self.cycles}: give 1 or more")
+
+    @property
+    def travels(self) -> bool:
+        return self.motion == "travelling"
+
+    def stance(self, t: float) -> Stance:
+        """How the character stands at time `t` in [0, 1]."""
+        return stance_at(self.motion, self.start, self.end, self.cycles, t)
+
+    def passed(self, t: float) -> float:
+        """How much of the way from the first place to the second has passed by: 0 … 1, 0 where there is one place."""
+        return ease((t - 0.14) / 0.72) if self.travels else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "ClipTruth":
+        """The inverse of `to_dict`; raises UserError when a field is missing or unknown."""
+        if wrong := {"motion", "start", "end", "cycles"}.symmetric_difference(record):
+            raise UserError(f"a clip's record has the wrong fields, mend {', '.join(sorted(wrong))}")
+        return cls(record["motion"], Truth.from_dict(record["start"]), Truth.from_dict(record["end"]), record["cycles"])
+
+
+def sample_clip(seed: int, index: int, motion: str | None = None) -> ClipTruth:
+    """Clip number `index` of the world `seed`, the same on every machine; its character is that of the still of this
+    number. `motion` fixes what happens, otherwise it is drawn by `SHARES`.
+    """
+    rng = random.Random(f"storyworld/clips/{seed}/{index}")
+    drawn = rng.choices(list(SHARES), list(SHARES.values()))[0]
+    motion = motion or drawn
+    if motion not in MOTIONS:
+        raise UserError(f"motion is {motion!r}: choose one of {', '.join(MOTIONS)}")
+    start = sample_truth(seed, index)
+    if motion in ("transition", "travelling"):
+        return _sample_passage(motion, start, rng)
+    if motion in ("crossing", "running", "returning"):
+        return _sample_run(motion, start, rng)
+    before = "sitting" if motion == "rising" else "standing"
+    after = motion if motion in ("sitting", "reading") else "standing"
+    if motion == "arriving":
+        before = after = rng.choice(("standing", "waving", "sitting", "reading"))
+        start = replace(start, object="none")
+    start = acting(start, before)
+    end = acting(start, after)
+    if motion == "arriving":
+        end = replace(end, object=rng.choice(ATTRIBUTES["object"][1:]))
+    elif motion == "turning":
+        end = replace(end, facing=rng.choice((-1, 1)))
+    elif motion == "jumping" and rng.random() < 0.5:
+        start = replace(start, object="none")
+        end = replace(start, x=_any_x(rng))
+    return ClipTruth(motion, start, end, rng.choice((1, 2)) if motion == "waving" else 1)
+
+
+def acting(truth: Truth, action: str) -> Truth:
+    """The still of `truth` with another action."""
+    return replace(truth, action=action, phase=STILL_PHASE[action])
+
+
+def _any_x(rng: random.Random) -> float:
+    return float(rng.randint(-int(MAX_SHIFT), int(MAX_SHIFT)))
+
+
+def _sample_run(motion: str, start: Truth, rng: random.Random) -> ClipTruth:
+    """Across the picture on its feet. No object stands in the way."""
+    way, room = start.facing, 22 if motion == "crossing" else 18
+    first, last = -way * float(rng.randint(12, room)), way * float(rng.randint(12, room))
+    start = replace(acting(start, "standing" if motion == "crossing" else "running"), object="none", x=first)
+    end = replace(start, facing=-way) if motion == "returning" else replace(start, x=last)
+    return ClipTruth(motion, start, end, 2)
+
+
+def _sample_passage(motion: str, start: Truth, rng: random.Random) -> ClipTruth:
+    """Between two stills like two panels of a story: another action, and another place when it travels."""
+    action = rng.choice([name for name in ATTRIBUTES["action"] if name != start.action])
+    end = replace(acting(start, action), facing=rng.choice((-1, 1)), object=rng.choice(ATTRIBUTES["object"]))
+    if motion == "travelling":
+        place = rng.choice([name for name in ATTRIBUTES["place"] if name != start.place])
+        end = replace(end, place=place, layout=rng.randrange(1 << 30), x=_any_x(rng))
+    elif rng.random() < 0.6:
+        end = replace(end, x=_any_x(rng))
+    elif rng.random() < 0.5:
+        end = replace(end, object=start.object)
+    return ClipTruth(motion, start, end, 2 if motion == "travelling" or abs(end.x - start.x) > 12 else 1)
+
+
+def caption_of(clip: ClipTruth, seed: int) -> str:
+    """A random caption of what happens, the same for the same seed, in the words of the stills' captions.
+
+    It tells place and object of the end, and the attire with the stills' probability.
+    """
+    action = TOLD_ACTION.get(clip.motion, clip.end.action)
+    return caption(replace(clip.end, action=action), seed)
+
+
+def instants(frames: int) -> list[float]:
+    """`frames` times from 0 to 1, both included; 0 alone for a single frame."""
+    if frames < 1:
+        raise UserError(f"frames is {frames}: a clip needs at least 1")
+    return [i / max(1, frames - 1) for i in range(frames)]
+
+
+def render_clip(clip: ClipTruth, frames: int, size: int = 128) -> np.ndarray:
+    """RGB uint8 (frames, size, size, 3). The first and the last picture are those of the stills `start` and `end`."""
+    scenery = _scenery(clip, size * SUPERSAMPLE)
+    canvas = Canvas(size * SUPERSAMPLE)
+    pictures = np.empty((frames, size, size, 3), np.uint8)
+    for picture, t in zip(pictures, instants(frames), strict=True):
+        hidden = scenery.shape[1] - canvas.pixels().shape[1]
+        left = round(hidden * (clip.passed(t) if clip.end.facing > 0 else 1 - clip.passed(t)))
+        canvas.pixels()[...] = scenery[:, left : left + canvas.pixels().shape[1]]
+        draw_scene(canvas, clip.start, clip.stance(t), _props(clip, t))
+        picture[...] = shrink(canvas.pixels()[..., :3])
+    return pictures
+
+
+def follow(clip: ClipTruth, frames: int, size: int = 128) -> tuple[FrameTruth, ...]:
+    """What is true about each frame of `render_clip(clip, frames, size)`."""
+    return tuple(_frame_truth(clip, t, size) for t in instants(frames))
+
+
+def _frame_truth(clip: ClipTruth, t: float, size: int) -> FrameTruth:
+    stance = clip.stance(t)
+    body = stance.pose
+    sole = body.hip - max(ankle[1] for _, _, ankle in body.legs) - body.foot[1]
+    return FrameTruth(
+        t=t,
+        x=FRAME / 2 + stance.x,
+        lift=max(0.0, sole + 1),
+        facing=stance.facing,
+        turn=stance.turn,
+        place=(clip.start if clip.passed(t) < 0.5 else clip.end).place,
+        box=character_box(clip.start, size, stance),
+    )
+
+
+def _scenery(clip: ClipTruth, size: int) -> np.ndarray:
+    """The place, or both places side by side in the order of a run in the direction of `end.facing`: (size, …, 4)."""
+    first = _place(clip.start, size)
+    if not clip.travels:
+        return first
+    second = _place(clip.end, size)
+    left, right = (first, second) if clip.end.facing > 0 else (second, first)
+    # Between them each place goes on as its mirror image while it fades into the other.
+    seam = size * SEAM // FRAME
+    weight = np.linspace(0, 1, seam)[:, None]
+    between = left[:, : -seam - 1 : -1] * (1 - weight) + right[:, seam - 1 :: -1] * weight
+    return np.concatenate([left, between.round().astype(np.uint8), right], 1)
+
+
+def _place(truth: Truth, size: int) -> np.ndarray:
+    canvas = Canvas(size)
+    draw_place(canvas, truth.place, truth.layout)
+    return canvas.pixels()
+
+
+def _props(clip: ClipTruth, t: float) -> list[Prop]:
+    """The objects of both ends: an object that stays stays, others leave and arrive, or pass by with their place."""
+    first, last = ((truth.object, object_spot(truth)) for truth in (clip.start, clip.end))
+    if clip.travels:
+        way, width = clip.end.facing, FRAME + SEAM
+        return [
+            Prop(*first, shift=(-way * width * clip.passed(t), 0)),
+            Prop(*last, shift=(way * width * (1 - clip.passed(t)), 0)),
+        ]
+    if first == last:
+        return [Prop(*first)]
+    if clip.motion == "arriving":
+        return [entering(*last, t / 0.9)]
+    return [entering(*first, 1 - t / 0.45), entering(*last, (t - 0.55) / 0.45)]
