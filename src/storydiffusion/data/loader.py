@@ -1,0 +1,274 @@
+"""Batches of captioned clips from shards. What a batch holds is a pure function of (shards, seed, epoch, step).
+
+B clips of a batch on this process, F frames, H and W pixels. Number of processes, workers and restarts do not enter:
+step t owns the positions t·G … (t+1)·G − 1 of its epoch's order, G being the batch of all processes together, of which
+each takes its slice; all that chance decides about a clip is keyed by its position (`order.py`).
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from storydiffusion.data.clip_sampling import ClipOptions, choose_frames, draw_clip, prepare_caption, prepare_frames
+from storydiffusion.data.order import CLIP, SUBSTITUTE, ClipOrder, Place, keyed
+from storydiffusion.data.shards import CAPTION, VIDEO, ShardSample, count_samples, find_shards, index_shard, read_member
+from storydiffusion.data.video_reader import (
+    DEFAULT_LIMITS,
+    UnreadableVideoError,
+    VideoLimits,
+    check_backend,
+    probe,
+    read_frames,
+)
+from storydiffusion.errors import UserError
+
+SUBSTITUTES = 4  # how many other samples are tried in the place of a bad one
+
+log = logging.getLogger(__name__)
+
+
+class ClipBatch(NamedTuple):
+    """frames: uint8 RGB (B, F, 3, H, W); captions and keys: of each clip, B strings; a dropped caption is empty."""
+
+    frames: Tensor
+    captions: list[str]
+    keys: list[str]
+
+
+class Reject(NamedTuple):
+    """A sample that cannot be used."""
+
+    shard: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}, sample {self.key}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """What is read and how.
+
+    shards: folders, files or brace patterns. batch_size: of all processes together. workers: processes that decode,
+    for each training process. backend: decord, pyav or torchcodec. window: neighbouring shards that are shuffled
+    together. rejected_share: clips of an epoch that may be bad, each replaced by another one that its position
+    determines; at 0 the first one ends the run.
+    """
+
+    shards: str | Sequence[str]
+    batch_size: int
+    clips: ClipOptions = field(default_factory=ClipOptions)
+    workers: int = 0
+    seed: int = 0
+    backend: str = "decord"
+    window: int = 8
+    rejected_share: float = 0.0
+    limits: VideoLimits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        for name, low in (("batch_size", 1), ("workers", 0), ("seed", 0), ("window", 1)):
+            if getattr(self, name) < low:
+                raise UserError(f"{name}={getattr(self, name)} is below {low}")
+        if not 0 <= self.rejected_share < 1:
+            raise UserError(f"rejected_share={self.rejected_share} is outside 0…1")
+        check_backend(self.backend)
+
+
+class ClipLoader:
+    """Iterating yields the rest of an epoch, the next time the next epoch, differently shuffled, without end.
+
+    len() is the steps of an epoch, the same on all ranks: what is left over at its end is dropped. `state_dict` counts
+    the batches that were handed out, so a loader that has loaded it goes on with the very next one; it is the same on
+    all ranks, and may be loaded with another world size or number of workers.
+
+    Raises:
+        UserError: on making it for shards that are missing, damaged or too few; on iterating for a bad sample, named
+            by shard and key, beyond `rejected_share`.
+    """
+
+    def __init__(self, options: LoaderOptions, rank: int = 0, world_size: int = 1) -> None:
+        if options.batch_size % world_size:
+            raise UserError(
+                f"batch_size={options.batch_size} cannot be shared by {world_size} processes: make it divisible"
+            )
+        self.options, self.rank, self.world_size = options, rank, world_size
+        self._clips = _Clips(options)
+        self._steps = self._clips.order.total // options.batch_size
+        if not self._steps:
+            raise UserError(
+                f"the shards hold {self._clips.order.total} samples, too few for one batch_size={options.batch_size}"
+            )
+        self.epoch = 0
+        self.step = 0  # batches of this epoch handed out
+        self.rejected = 0  # samples of this epoch replaced on this rank
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        if self.step == self._steps:
+            self.epoch, self.step, self.rejected = self.epoch + 1, 0, 0
+        batches = DataLoader(
+            self._clips,
+            batch_sampler=self._batches(),
+            num_workers=self.options.workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for batch, rejects in batches:
+            self._count(rejects, is_whole=batch is not None)
+            self.step += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._fingerprint(), "epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises UserError for the state of other data, another seed or another batch size."""
+        for name, value in self._fingerprint().items():
+            if state_dict.get(name) != value:
+                raise UserError(f"the data's saved state is of {name}={state_dict.get(name)}, not {value}: set it back")
+        self.epoch, self.step, self.rejected = int(state_dict["epoch"]), int(state_dict["step"]), 0
+
+    def _fingerprint(self) -> dict[str, int]:
+        options = self.options
+        return {
+            "samples": self._clips.order.total,
+            "seed": options.seed,
+            "batch_size": options.batch_size,
+            "window": options.window,
+        }
+
+    def _batches(self) -> list[list[tuple[int, int]]]:
+        """(epoch, position) of this rank's clips, for every step that is left of the epoch."""
+        share = self.options.batch_size // self.world_size
+        firsts = [step * self.options.batch_size + self.rank * share for step in range(self.step, self._steps)]
+        return [[(self.epoch, first + clip) for clip in range(share)] for first in firsts]
+
+    def _count(self, rejects: Sequence[Reject], is_whole: bool) -> None:
+        self.rejected += len(rejects)
+        allowed = int(self.options.rejected_share * self._steps * self.options.batch_size / self.world_size)
+        for reject in rejects:
+            log.warning("replaced %s", reject)
+        if not is_whole or self.rejected > allowed:
+            share = self.options.rejected_share
+            more = f"; more than rejected_share={share:g} of an epoch's clips cannot be used" if share else ""
+            raise UserError(f"{rejects[-1]}{more}")
+
+
+class _Clip(NamedTuple):
+    frames: Tensor
+    caption: str
+    key: str
+
+
+class _Fetched(NamedTuple):
+    """A clip, None where its sample cannot be used and no substitute either; and that sample, where it cannot."""
+
+    clip: _Clip | None
+    reject: Reject | None
+
+
+class _Clips(Dataset[_Fetched]):
+    """Clips by (epoch, position), decoded where they are asked for.
+
+    Faults are returned, not raised: PyTorch would bury what a worker raises in its traceback.
+    """
+
+    def __init__(self, options: LoaderOptions) -> None:
+        self.options = options
+        self.paths = find_shards(options.shards)
+        self.order = ClipOrder(count_samples(self.paths), options.seed, options.window)
+        self._indices: dict[int, list[ShardSample]] = {}  # of the shards used last
+
+    def __getitem__(self, key: tuple[int, int]) -> _Fetched:
+        reject = None
+        for place in self._candidates(*key):
+            try:
+                return _Fetched(self._clip(place, *key), reject)
+            except _BadSampleError as error:
+                reject = reject or error.reject
+                if not self.options.rejected_share:
+                    break
+        return _Fetched(None, reject)
+
+    def _candidates(self, epoch: int, position: int) -> Iterator[Place]:
+        """The sample at a position, then those that stand in for it."""
+        yield self.order[epoch, position]
+        random = np.random.Generator(keyed(SUBSTITUTE, self.options.seed, epoch, position))
+        for number in random.random(SUBSTITUTES).tolist():
+            shard = int(np.searchsorted(np.cumsum(self.order.counts), number * self.order.total, side="right"))
+            yield Place(shard, int(number * self.order.total) - int(self.order.counts[:shard].sum()))
+
+    def _clip(self, place: Place, epoch: int, position: int) -> _Clip:
+        options, path = self.options, self.paths[place.shard]
+        try:
+            sample = self._index(place.shard)[place.sample]
+        except UserError as error:
+            raise _BadSampleError(Reject(str(path), f"number {place.sample}", str(error))) from error
+        draw = draw_clip(np.random.Generator(keyed(CLIP, options.seed, epoch, position)))
+        try:
+            caption, video = _read(path, sample)
+            info = probe(video, options.limits)
+            numbers = choose_frames(info.frames, options.clips, draw)
+            frames = torch.from_numpy(read_frames(video, numbers, options.backend, options.limits))
+        except UnreadableVideoError as error:
+            raise _BadSampleError(Reject(str(path), sample.key, str(error))) from error
+        return _Clip(
+            prepare_frames(frames, options.clips, draw), prepare_caption(caption, options.clips, draw), sample.key
+        )
+
+    def _index(self, shard: int) -> list[ShardSample]:
+        if shard not in self._indices:
+            index, path = index_shard(self.paths[shard]), self.paths[shard]
+            if len(index) != self.order.counts[shard]:
+                raise UserError(
+                    f"{path} holds {len(index)} samples, not {self.order.counts[shard]}: make or copy it again"
+                )
+            while len(self._indices) >= self.options.window:
+                self._indices.pop(next(iter(self._indices)))
+            self._indices[shard] = index
+        return self._indices[shard]
+
+
+class _BadSampleError(Exception):
+    def __init__(self, reject: Reject) -> None:
+        super().__init__(str(reject))
+        self.reject = reject
+
+
+def _read(path: Path, sample: ShardSample) -> tuple[str, bytes]:
+    """A sample's caption and video. Raises UnreadableVideoError where one of them is missing or unreadable."""
+    for extension, name in ((VIDEO, "video"), (CAPTION, "caption")):
+        if extension not in sample.members:
+            raise UnreadableVideoError(f"it has no {name}, {sample.key}.{extension} is missing")
+    try:
+        caption = read_member(path, sample.members[CAPTION]).decode().strip()
+        video = read_member(path, sample.members[VIDEO])
+    except UnicodeDecodeError as error:
+        raise UnreadableVideoError("its caption is not UTF-8") from error
+    except OSError as error:
+        raise UnreadableVideoError(f"it cannot be read: {(error.strerror or str(error)).lower()}") from error
+    if not caption:
+        raise UnreadableVideoError("its caption is empty")
+    return caption, video
+
+
+def _collate(fetched: list[_Fetched]) -> tuple[ClipBatch | None, list[Reject]]:
+    """One batch, None where a clip of it is missing, and all that was rejected for it."""
+    rejects = [one.reject for one in fetched if one.reject is not None]
+    clips = [one.clip for one in fetched if one.clip is not None]
+    if len(clips) < len(fetched):
+        return None, rejects
+    batch = ClipBatch(
+        torch.stack([clip.frames for clip in clips]), [clip.caption for clip in clips], [clip.key for clip in clips]
+    )
+    return batch, rejects

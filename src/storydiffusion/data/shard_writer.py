@@ -1,0 +1,250 @@
+"""Makes shards of a source of captioned videos: in parallel, resumable, the same bytes by any number of processes.
+
+Shard n holds the source's rows n·K … (n+1)·K − 1 without those that cannot be used, each under its row's number as key.
+A shard's tar is moved into place when it is whole, its part file (parts/000000.json: counts, checksum, rejects) after
+it: a run that is interrupted goes on with the shards that have none.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from storydiffusion.data.shards import (
+    CAPTION,
+    MANIFEST,
+    RECORD,
+    VIDEO,
+    ShardManifest,
+    ShardRecord,
+    manifest_text,
+    read_manifest,
+)
+from storydiffusion.data.sources import ClipSource, SourceClip
+from storydiffusion.data.video_reader import DEFAULT_LIMITS, UnreadableVideoError, VideoLimits, probe, read_frames
+from storydiffusion.errors import UserError
+
+REJECTS = "rejects.jsonl"
+PARTS = "parts"
+
+
+@dataclass(frozen=True)
+class WriterOptions:
+    """clips_per_shard: rows of the source for each shard; workers: processes, 1 makes none; backend: the decoder."""
+
+    clips_per_shard: int = 1000
+    workers: int = 1
+    backend: str = "decord"
+    limits: VideoLimits = DEFAULT_LIMITS
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard to write."""
+
+    folder: Path
+    number: int
+    clips: tuple[SourceClip, ...]
+    options: WriterOptions
+
+    @property
+    def tar(self) -> Path:
+        return self.folder / f"{self.number:06d}.tar"
+
+    @property
+    def part(self) -> Path:
+        return self.folder / PARTS / f"{self.number:06d}.json"
+
+    def key(self, row: int) -> str:
+        return f"{self.number * self.options.clips_per_shard + row:09d}"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What became of a shard's rows."""
+
+    rows: int
+    shard: ShardRecord
+    rejects: list[dict[str, str]] = field(default_factory=list)
+
+
+def write_shards(source: ClipSource, folder: str | Path, options: WriterOptions | None = None) -> ShardManifest:
+    """Writes 000000.tar, …, manifest.json and rejects.jsonl into `folder`; shards that are there are not made again.
+
+    Videos that cannot be used are in rejects.jsonl, with the reason, and counted in the manifest.
+
+    Raises:
+        UserError: for a folder with shards of another source, one that cannot be written, or no usable video at all.
+    """
+    options = options or WriterOptions()
+    folder = Path(folder)
+    description = {**source.description, "clips_per_shard": options.clips_per_shard}
+    _check_same_source(folder, description)
+    rows = len(source)
+    with _writable(folder):
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        _write(folder / MANIFEST, manifest_text(ShardManifest(description)))
+    parts: dict[int, _Part] = {}
+    with tqdm(total=rows, unit="clip", desc="writing shards", smoothing=0.05) as bar:
+        for number, part in _finished(_jobs(source, folder, options), options.workers):
+            parts[number] = part
+            bar.update(part.rows)
+            bar.set_postfix(rejected=sum(len(part.rejects) for part in parts.values()), refresh=False)
+    return _conclude(folder, description, [parts[number] for number in sorted(parts)])
+
+
+def _check_same_source(folder: Path, description: dict[str, Any]) -> None:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        if folder.is_dir() and any(folder.glob("*.tar")):
+            raise UserError(f"out={folder} holds .tar files without a manifest: choose another folder")
+        return
+    for key in description.keys() | manifest.source.keys():
+        if description.get(key) != manifest.source.get(key):
+            raise UserError(
+                f"out={folder} holds shards with {key}={manifest.source.get(key)}, not {description.get(key)}: "
+                "choose another folder"
+            )
+
+
+def _jobs(source: ClipSource, folder: Path, options: WriterOptions) -> Iterator[_Job]:
+    clips = iter(source)
+    number = 0
+    while batch := tuple(islice(clips, options.clips_per_shard)):
+        yield _Job(folder, number, batch, options)
+        number += 1
+
+
+def _finished(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, _Part]]:
+    """Each job's part, in the order in which they end; few jobs wait at a time, so memory stays flat."""
+    if workers <= 1:
+        for job in jobs:
+            yield job.number, _make(job)
+        return
+    # spawned, not forked: decoders and drawing libraries may hold locks of threads that a fork would not copy
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running: dict[Future[_Part], int] = {}
+        try:
+            for job in jobs:
+                running[pool.submit(_make, job)] = job.number
+                if len(running) >= 2 * workers:
+                    yield from _collect(running)
+            while running:
+                yield from _collect(running)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that makes shards died, perhaps for lack of memory: give the same command with fewer "
+                "workers, finished shards are kept"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _collect(running: dict[Future[_Part], int]) -> Iterator[tuple[int, _Part]]:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        yield running.pop(future), future.result()
+
+
+def _make(job: _Job) -> _Part:
+    """Writes the job's shard, or reads what is known of it where it is there already."""
+    part = _read_part(job)
+    if part is not None:
+        return part
+    rejects: list[dict[str, str]] = []
+    with _writable(job.folder):
+        with _whole(job.tar) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            samples = sum(_add(tar, job, row, rejects) for row in range(len(job.clips)))
+        with open(job.tar, "rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        shard = ShardRecord(job.tar.name, samples, job.tar.stat().st_size, digest)
+        part = _Part(len(job.clips), shard, rejects)
+        _write(job.part, json.dumps(asdict(part), ensure_ascii=False))
+    return part
+
+
+def _read_part(job: _Job) -> _Part | None:
+    """None where the shard has to be made: it is not there, not whole, or has another number of rows."""
+    try:
+        data = json.loads(job.part.read_text(encoding="utf-8"))
+        part = _Part(data["rows"], ShardRecord(**data["shard"]), data["rejects"])
+        is_whole = job.tar.stat().st_size == part.shard.bytes
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return part if is_whole and part.rows == len(job.clips) else None
+
+
+def _add(tar: tarfile.TarFile, job: _Job, row: int, rejects: list[dict[str, str]]) -> bool:
+    """Adds one clip to the shard, or says in `rejects` why not."""
+    clip, key = job.clips[row], job.key(row)
+    try:
+        caption = " ".join(clip.caption.split())
+        if not caption:
+            raise UnreadableVideoError("it has no caption")
+        blob = clip.video()
+        info = probe(blob, job.options.limits)
+        read_frames(blob, [0, info.frames - 1], job.options.backend, job.options.limits)
+    except UnreadableVideoError as reason:
+        rejects.append({"shard": job.tar.name, "key": key, "id": clip.name, "reason": str(reason)})
+        return False
+    record = {**clip.record, "id": clip.name, "stream": asdict(info)}
+    text = json.dumps(record, ensure_ascii=False, sort_keys=True)
+    for extension, data in ((VIDEO, blob), (CAPTION, caption.encode()), (RECORD, text.encode())):
+        member = tarfile.TarInfo(f"{key}.{extension}")  # owner, group and time stay 0
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+    return True
+
+
+def _conclude(folder: Path, description: dict[str, Any], parts: list[_Part]) -> ShardManifest:
+    rejects = [reject for part in parts for reject in part.rejects]
+    shards = tuple(part.shard for part in parts)
+    samples = sum(shard.samples for shard in shards)
+    with _writable(folder):
+        _write(folder / REJECTS, "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects))
+        if not samples:
+            first = f", the first because {rejects[0]['reason']}" if rejects else ""
+            raise UserError(f"not one of {len(rejects)} videos can be used{first}: see {folder / REJECTS}")
+        manifest = ShardManifest(description, True, samples, len(rejects), shards)
+        _write(folder / MANIFEST, manifest_text(manifest))
+    return manifest
+
+
+def _write(path: Path, text: str) -> None:
+    with _whole(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears at `path` when it is whole; a draft left by a killed run is written over."""
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(draft, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write into {folder}: {reason}; make room there or choose another folder") from error

@@ -1,0 +1,84 @@
+"""Video files that browsers play: H.264 in MP4, 4:2:0, its index in front. PyAV carries its own libx264."""
+
+import os
+import platform
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from storydiffusion.errors import UserError
+
+BT709 = 1  # the code of this colour space in H.264 and in FFmpeg
+LIMITED_RANGE = 1
+FINEST_FPS = 1001  # greatest denominator of a frame rate: 30000/1001 is television's 29.97
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray | Image.Image], fps: float, crf: int = 18) -> None:
+    """Write frames, uint8 RGB (H, W, 3) or pictures, all of one size with even sides, as `path`, an MP4.
+
+    Frames are taken one by one, so memory does not grow with their number. `crf` is x264's constant rate factor:
+    0 loses least, 51 most, 18 looks like the original. Whatever stood at `path` stays until the new file is whole.
+
+    Raises:
+        ValueError: for no frames, odd or differing sizes, or frames that are not uint8 RGB.
+        UserError: where the file cannot be written; nothing half-written is left then.
+    """
+    from av.error import FFmpegError
+
+    path = Path(path).absolute()  # FFmpeg reads `a:b.mp4` as a protocol, an absolute path never
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder, so that the move is atomic
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _encode(draft, frames, Fraction(fps).limit_denominator(FINEST_FPS), crf)
+            with open(draft, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except (OSError, FFmpegError) as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write {path}: {reason}; make room there or choose another folder") from error
+
+
+def _encode(path: Path, frames: Iterable[np.ndarray | Image.Image], fps: Fraction, crf: int) -> None:
+    import av
+
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), **_exact()})
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.thread_count = 1  # so that the bytes do not depend on the machine's number of cores
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED_RANGE
+        size = None
+        for number, picture in enumerate(frames):
+            array = _checked(np.asarray(picture), number, size)
+            if size is None:
+                size = stream.height, stream.width = array.shape[:2]
+            rgb = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame = rgb.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE)
+            frame.pts, frame.time_base = number, 1 / fps
+            container.mux(stream.encode(frame))
+        if size is None:
+            raise ValueError("a video needs at least one frame")
+        container.mux(stream.encode())
+
+
+def _exact() -> dict[str, str]:
+    """x264's AVX-512 code, unlike its other code, gives other bytes from run to run: it is left out."""
+    return {"x264-params": "asm=sse4.2"} if platform.machine() in ("x86_64", "AMD64") else {}
+
+
+def _checked(array: np.ndarray, number: int, size: tuple[int, ...] | None) -> np.ndarray:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"frame {number} is {array.dtype} {array.shape}, not uint8 (H, W, 3)")
+    height, width = array.shape[:2]
+    if size is not None and (height, width) != size:
+        raise ValueError(f"frame {number} is {width} × {height} pixels, those before it {size[1]} × {size[0]}")
+    if height % 2 or width % 2 or not array.size:
+        raise ValueError(f"frames are {width} × {height} pixels: H.264 with 4:2:0 colour needs even sides")
+    return np.ascontiguousarray(array)

@@ -1,0 +1,206 @@
+"""Batches: typed, complete, in an order that only shards, seed, epoch and step decide; faults are named."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from storydiffusion.data.clip_sampling import ClipOptions
+from storydiffusion.data.loader import ClipBatch, ClipLoader, LoaderOptions
+from storydiffusion.errors import UserError
+from tests.data.videos import numbers_in, video, write_shard, write_tar
+
+SMALL = ClipOptions(frames=3, stride=2, height=16, width=16, caption_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def blob(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return video(tmp_path_factory.mktemp("clip") / "a.mp4", 12)
+
+
+@pytest.fixture(scope="module")
+def shards(blob: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 5, 4 and 4 samples."""
+    folder = tmp_path_factory.mktemp("shards")
+    for number, count in enumerate((5, 4, 4)):
+        write_shard(folder / f"{number}.tar", [f"s{number}k{sample}" for sample in range(count)], blob)
+    return folder
+
+
+@pytest.fixture
+def options(shards: Path) -> LoaderOptions:
+    return LoaderOptions(str(shards), batch_size=4, clips=SMALL, window=2)
+
+
+def keys(loader: ClipLoader, epochs: int = 1) -> list[list[str]]:
+    return [batch.keys for _ in range(epochs) for batch in loader]
+
+
+def same(one: list[ClipBatch], two: list[ClipBatch]) -> bool:
+    return len(one) == len(two) and all(
+        a.keys == b.keys and a.captions == b.captions and torch.equal(a.frames, b.frames)
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_a_batch_is_what_it_says(options):
+    batch = next(iter(ClipLoader(options)))
+    assert isinstance(batch, ClipBatch)
+    assert (batch.frames.shape, batch.frames.dtype) == ((4, 3, 3, 16, 16), torch.uint8)
+    assert batch.captions == [f"caption {key}" for key in batch.keys]
+    for clip in batch.frames:
+        first, *rest = numbers_in(clip[..., 6:].numpy())
+        assert rest == [first + 2, first + 4]
+
+
+def test_an_epoch_has_every_sample_but_the_rest(options):
+    loader = ClipLoader(options)
+    assert len(loader) == 3
+    first, second = keys(loader), keys(loader)
+    for epoch in (first, second):
+        assert len(epoch) == 3
+        assert len({key for batch in epoch for key in batch}) == 12
+    assert first != second  # and so on without end
+    assert keys(ClipLoader(options), epochs=2) == first + second
+    assert keys(ClipLoader(replace(options, seed=1))) != first
+
+
+@pytest.mark.parametrize("backend", ["decord", "pyav"])
+def test_workers_change_nothing(options, backend):
+    options = replace(options, clips=replace(SMALL, flip=0.5, brightness=0.3, caption_dropout=0.5), backend=backend)
+    alone, helped = ClipLoader(options), ClipLoader(replace(options, workers=2))
+    assert same([*alone, *alone], [*helped, *helped])
+
+
+def test_ranks_share_each_batch_and_make_equally_many_steps(options):
+    whole = list(ClipLoader(options))
+    halves = [list(ClipLoader(options, rank, 2)) for rank in range(2)]
+    assert [len(half) for half in halves] == [3, 3]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        assert torch.equal(batch.frames, torch.cat([part.frames for part in parts]))
+        assert batch.keys == [key for part in parts for key in part.keys]
+
+
+def test_chance_differs_between_clips_and_between_epochs(options):
+    loader = ClipLoader(replace(options, batch_size=12, clips=replace(SMALL, caption_dropout=0.5)))
+    starts = [[numbers_in(clip[..., 6:].numpy())[0] for clip in batch.frames] for batch in [*loader, *loader]]
+    assert len(set(starts[0])) > 2
+    assert starts[0] != starts[1]
+    dropped = [caption == "" for batch in [*loader, *loader] for caption in batch.captions]
+    assert 3 < sum(dropped) < 21
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (3, 0), (4, 0), (4, 2)])
+def test_a_loaded_state_goes_on_with_the_very_next_batch(options, stop, workers):
+    straight = ClipLoader(options)
+    expected = [*straight, *straight, *straight]
+    loader, seen, state = ClipLoader(replace(options, workers=workers)), [], {}
+    while len(seen) < stop:
+        for batch in loader:
+            seen.append(batch)
+            if len(seen) == stop:
+                state = loader.state_dict()
+                break
+    resumed = ClipLoader(options)
+    resumed.load_state_dict(state)
+    while len(seen) < 9:
+        seen += list(resumed)
+    assert same(seen, expected)
+
+
+def test_the_state_is_plain_and_the_same_on_all_ranks(options):
+    loaders = [ClipLoader(options, rank, 2) for rank in range(2)]
+    for loader in loaders:
+        next(iter(loader))
+    assert loaders[0].state_dict() == loaders[1].state_dict()
+    assert all(isinstance(value, int) for value in loaders[0].state_dict().values())
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"batch_size": 2}, {"window": 3}])
+def test_the_state_of_another_order_is_refused(options, change):
+    with pytest.raises(UserError, match=f"{next(iter(change))}=.*set it back"):
+        ClipLoader(replace(options, **change)).load_state_dict(ClipLoader(options).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("members", "needs"),
+    [
+        ({"k1.txt": b"words"}, ["k1", "no video"]),
+        ({"k1.mp4": b"VIDEO"}, ["k1", "no caption"]),
+        ({"k1.mp4": b"VIDEO", "k1.txt": b"  \n"}, ["k1", "caption is empty"]),
+        ({"k1.mp4": b"VIDEO", "k1.txt": b"\xff\xfe"}, ["k1", "not UTF-8"]),
+        ({"k1.mp4": b"", "k1.txt": b"words"}, ["k1", "0 bytes"]),
+        ({"k1.mp4": b"CUT", "k1.txt": b"words"}, ["k1"]),
+        ({"k1.mp4": b"SHORT", "k1.txt": b"words"}, ["k1", "4 frames", "span 5"]),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_sample_is_named_in_one_sentence(tmp_path, blob, members, needs, workers):
+    stand_in = {b"VIDEO": blob, b"CUT": blob[:-300], b"SHORT": video(tmp_path / "short.mp4", 4)}
+    path = write_tar(tmp_path / "bad.tar", {name: stand_in.get(data, data) for name, data in members.items()})
+    with pytest.raises(UserError) as error:
+        list(ClipLoader(LoaderOptions(str(path), 1, SMALL, workers)))
+    for need in [str(path), *needs]:
+        assert need in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_samples_are_replaced_up_to_a_share_the_same_way_each_time(tmp_path, blob, caplog):
+    write_shard(tmp_path / "0.tar", [f"good{number}" for number in range(9)], blob)
+    write_tar(tmp_path / "1.tar", {"bad.mp4": blob[: len(blob) // 2], "bad.txt": b"words"})
+    options = LoaderOptions(str(tmp_path), 5, SMALL, rejected_share=0.1)
+    loader = ClipLoader(options)
+    batches = list(loader)
+    assert loader.rejected == 1
+    assert "1.tar, sample bad: it " in caplog.text
+    names = [key for batch in batches for key in batch.keys]
+    assert len(names) == 10
+    assert len(set(names)) == 9
+    assert "bad" not in names
+    assert same(batches, list(ClipLoader(replace(options, workers=2))))
+    with pytest.raises(UserError, match=r"sample bad.*more than rejected_share=0\.05"):
+        list(ClipLoader(replace(options, rejected_share=0.05)))
+
+
+def test_a_shard_that_lost_samples_behind_the_manifests_back_is_named(tmp_path, blob):
+    from tests.data.test_shards import FEW, Folder, write_shards
+
+    (tmp_path / "good.mp4").write_bytes(blob)
+    write_shards(Folder(tmp_path, 3), tmp_path / "shards", FEW)
+    path = tmp_path / "shards" / "000000.tar"
+    data = path.read_bytes()
+    end = data.index(b"000000002.mp4")
+    path.write_bytes(data[:end] + bytes(len(data) - end))  # to tar it is a clean end
+    with pytest.raises(UserError, match=r"000000\.tar.* holds 2 samples, not 3"):
+        list(ClipLoader(LoaderOptions(str(tmp_path / "shards"), 1, SMALL)))
+
+
+def test_what_cannot_be_loaded_is_refused_at_once(options, tmp_path):
+    with pytest.raises(UserError, match="hold 13 samples, too few"):
+        ClipLoader(replace(options, batch_size=14))
+    with pytest.raises(UserError, match="batch_size=4 cannot be shared by 3"):
+        ClipLoader(options, 0, 3)
+    with pytest.raises(UserError, match="no shards match"):
+        ClipLoader(replace(options, shards=str(tmp_path)))
+    (tmp_path / "0.tar").write_text("no tar")
+    with pytest.raises(UserError, match=r"0\.tar is damaged or not a tar"):
+        ClipLoader(replace(options, shards=str(tmp_path)))
+    with pytest.raises(UserError, match="'opencv'"):
+        replace(options, backend="opencv")
+    for change in ({"batch_size": 0}, {"workers": -1}, {"seed": -1}, {"rejected_share": 1.0}):
+        with pytest.raises(UserError, match=next(iter(change))):
+            replace(options, **change)
+
+
+def test_a_planted_pickle_is_never_opened(tmp_path, blob):
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    members = {"a.mp4": blob, "a.txt": b"words", "a.pyd": pickle.dumps(Bomb()), "a.pkl": pickle.dumps(Bomb())}
+    (batch,) = ClipLoader(LoaderOptions(str(write_tar(tmp_path / "0.tar", members)), 1, SMALL))
+    assert batch.keys == ["a"]
+    assert not (tmp_path / "owned").exists()

@@ -1,0 +1,100 @@
+"""data/make_shards.py, called as from a shell: StoryWorld and tables of videos become shards that the loader reads."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storydiffusion.data.clip_sampling import ClipOptions
+from storydiffusion.data.loader import ClipLoader, LoaderOptions
+from storydiffusion.data.shards import index_shard, read_member
+from tests.conftest import Outcome, script
+from tests.data.videos import video
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Outcome]:
+    """Calls `python data/make_shards.py OVERRIDES` in this process, in an empty working directory."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.chdir(tmp_path)
+    module = script("data/make_shards")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def call(*overrides: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["make_shards.py", "workers=1", *overrides])
+        try:
+            module.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+def test_storyworld(make, tmp_path):
+    outcome = make("out=shards", "clips=3", "clips_per_shard=2", "frames=4", "size=64", "fps=8")
+    assert outcome.code == 0, outcome
+    assert "made 2 shards of 3 clips: shards" in outcome.out
+    options = LoaderOptions(str(tmp_path / "shards"), 3, ClipOptions(4, 1, 64, 64, caption_dropout=0.0))
+    (batch,) = ClipLoader(options)
+    assert batch.frames.shape == (3, 4, 3, 64, 64)
+    assert all(batch.captions)
+    sample = index_shard(tmp_path / "shards" / "000001.tar")[0]
+    record = json.loads(read_member(tmp_path / "shards" / "000001.tar", sample.members["json"]))
+    assert (record["id"], len(record["truth"]), record["stream"]["frames"]) == ("storyworld-0-2", 4, 4)
+    assert record["clip"]["motion"]
+
+
+def test_the_video_shows_the_clip_that_the_record_tells_of(make, tmp_path):
+    import numpy as np
+
+    from storydiffusion.storyworld.clips import ClipTruth, render_clip
+
+    make("out=shards", "clips=1", "frames=4", "size=128", "seed=5")
+    options = LoaderOptions(str(tmp_path / "shards"), 1, ClipOptions(4, 1, 128, 128))
+    (batch,) = ClipLoader(options)
+    path = tmp_path / "shards" / "000000.tar"
+    record = json.loads(read_member(path, index_shard(path)[0].members["json"]))
+    truth = render_clip(ClipTruth.from_dict(record["clip"]), 4, 128).transpose(0, 3, 1, 2)
+    assert np.abs(batch.frames[0].numpy().astype(float) - truth).mean() < 6
+
+
+def test_webvid(make, tmp_path):
+    (tmp_path / "videos").mkdir()
+    video(tmp_path / "videos" / "1.mp4", 4)
+    (tmp_path / "table.csv").write_text("videoid,contentUrl,duration,page_dir,name\n1,u,d,p,A cat\n2,u,d,p,A dog\n")
+    outcome = make("source=webvid", "csv=table.csv", "videos=videos", "out=shards")
+    assert outcome.code == 0, outcome
+    assert "made 1 shards of 1 clips, 1 rejected, see shards/rejects.jsonl: shards" in outcome.out
+    assert json.loads((tmp_path / "shards" / "rejects.jsonl").read_text())["id"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needs"),
+    [
+        (["out=shards", "clips=0"], ["clips=0"]),
+        (["out=shards", "size=33"], ["size=33", "34"]),
+        (["out=shards", "frames=1"], ["frames=1"]),
+        (["out=shards", "clip=5"], ["'clip'", "'clips'"]),
+        (["clips=5"], ["out"]),
+        (["out=shards", "source=kinetics"], ["'kinetics'", "openvid, storyworld, webvid"]),
+        (["out=shards", "backend=opencv"], ["opencv", "decord, pyav, torchcodec"]),
+        (["out=shards", "source=webvid"], ["csv"]),
+        (["out=shards", "source=webvid", "csv=nowhere.csv", "videos=."], ["csv=nowhere.csv"]),
+        (["out=shards", "source=webvid", "csv=table.csv", "videos=."], ["table.csv", "'name'", "videoid, page_dir"]),
+        (["out=shards", "source=openvid", "csv=table.csv", "videos=nowhere"], ["videos=nowhere"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(make, tmp_path, overrides, needs):
+    (tmp_path / "table.csv").write_text("videoid,page_dir\n")
+    outcome = make(*overrides)
+    assert outcome.code == 1
+    assert len(outcome.sentences) == 1, outcome.err
+    assert outcome.sentences[0].startswith("make_shards.py: ")
+    for need in needs:
+        assert need in outcome.sentences[0]
+    assert not (tmp_path / "shards").exists()

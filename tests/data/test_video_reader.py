@@ -1,0 +1,188 @@
+"""Every decoder gives the frames that were asked for, and says what is wrong with a video that has none."""
+
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.video.stream import VideoStream
+
+from storydiffusion.data.video_reader import (
+    BACKENDS,
+    UnreadableVideoError,
+    VideoInfo,
+    VideoLimits,
+    check_backend,
+    probe,
+    read_frames,
+)
+from storydiffusion.errors import UserError
+from tests.data.videos import numbers_in, video
+
+FRAMES = 24
+
+
+OPEN_GOP = "open-gop=1:keyint=8:min-keyint=8:bframes=3"
+
+
+def is_here(backend: str) -> bool:
+    try:
+        check_backend(backend)
+    except UserError:
+        return False
+    return True
+
+
+def needs(backend: str):
+    return pytest.param(backend, marks=pytest.mark.skipif(not is_here(backend), reason=f"{backend} cannot be loaded"))
+
+
+HERE = [needs(backend) for backend in BACKENDS]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return video(tmp_path_factory.mktemp("clip") / "a.mp4", FRAMES)
+
+
+def encode(codec: str = "libx264", container: str = "mp4", colours: int | None = None, **options: str) -> bytes:
+    """24 frames of moving coloured stripes, 46 × 62, in the file format and with the encoder's options asked for."""
+    buffer = io.BytesIO()
+    y, x = np.mgrid[:46, :62]
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=12, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.height, stream.width, stream.pix_fmt = 46, 62, "yuv420p"
+        if colours is not None:
+            stream.codec_context.colorspace, stream.codec_context.color_range = colours, 1
+        for number in range(FRAMES):
+            picture = np.stack([(x * 4 + 9 * number) % 256, (y * 5 + 3 * number) % 256, (x + y) * 2], -1)
+            rgb = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
+            output.mux(stream.encode(rgb.reformat(format="yuv420p", dst_colorspace=colours)))
+        output.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def decoded_from_the_start(blob: bytes) -> np.ndarray:
+    with av.open(io.BytesIO(blob), "r") as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    return frames.transpose(0, 3, 1, 2)
+
+
+def test_probe_tells_what_the_video_is(clip):
+    assert probe(clip) == VideoInfo(FRAMES, 8.0, 32, 64)
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("indices", [[0], [23], [0, 4, 8, 12], [20, 3, 3, 11], list(range(FRAMES))])
+def test_the_frames_asked_for_come_in_that_order(clip, backend, indices):
+    frames = read_frames(clip, indices, backend)
+    assert (frames.shape, frames.dtype) == ((len(indices), 3, 32, 64), np.uint8)
+    assert frames.flags.c_contiguous
+    assert numbers_in(frames) == indices
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"bf": "3", "g": "250"},  # B frames: stored in another order than shown
+        {"bf": "0", "g": "5"},
+        {"x264-params": OPEN_GOP},
+        {"container": "matroska"},
+        {"codec": "mpeg4"},
+        {"colours": 1},
+        {"colours": 6},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("backend", HERE)
+def test_all_decoders_give_the_same_frames(backend, form):
+    blob = encode(**form)
+    assert probe(blob).frames == FRAMES
+    for indices in ([0, 5, 6, 7, 13, 22, 23], [13, 14], [23]):
+        np.testing.assert_array_equal(read_frames(blob, indices, backend), decoded_from_the_start(blob)[indices])
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_a_number_beyond_the_end_is_refused(clip, backend):
+    with pytest.raises(UnreadableVideoError, match="5…24 were asked of 24"):
+        read_frames(clip, [5, 24], backend)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda blob: b"", "0 bytes"),
+        (lambda blob: b"no video at all, only words" * 40, "no video"),
+        (lambda blob: blob[: blob.index(b"mdat") + 200], "breaks off after"),
+        (lambda blob: blob[:100], "no video"),
+    ],
+    ids=["empty", "words", "cut in its frames", "cut in its header"],
+)
+def test_a_damaged_video_is_refused_with_the_reason(clip, spoil, reason):
+    with pytest.raises(UnreadableVideoError, match=reason):
+        probe(spoil(clip))
+    with pytest.raises(UnreadableVideoError, match=reason):
+        read_frames(spoil(clip), [0], "pyav")
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_frames_that_cannot_be_decoded_are_refused(clip, backend):
+    start = clip.index(b"mdat") + 4
+    with pytest.raises(UnreadableVideoError):
+        read_frames(clip[:start] + bytes(len(clip) - start), [0, FRAMES - 1], backend)
+
+
+def test_a_single_frame_is_no_clip(tmp_path):
+    with pytest.raises(UnreadableVideoError, match="1 frame: a clip needs 2"):
+        probe(video(tmp_path / "a.mp4", 1))
+
+
+def test_sound_alone_is_no_video():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="wav") as output:
+        stream = output.add_stream("pcm_s16le", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        silence.rate = 8000
+        output.mux(stream.encode(silence))
+    with pytest.raises(UnreadableVideoError, match="no video stream"):
+        probe(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (VideoLimits(megabytes=0.0001), "megabytes"),
+        (VideoLimits(seconds=2.9), "3 seconds"),
+        (VideoLimits(frames=23), "24 frames"),
+        (VideoLimits(pixels=32 * 64 - 1), "2048 pixels"),
+    ],
+)
+def test_a_huge_video_is_refused_before_it_is_decoded(clip, limits, reason):
+    with pytest.raises(UnreadableVideoError, match=reason):
+        probe(clip, limits)
+    with pytest.raises(UnreadableVideoError, match=reason):
+        read_frames(clip, [0], "pyav", limits)
+
+
+def test_a_decoder_that_is_not_there_is_named(clip):
+    with pytest.raises(UserError, match=r"'opencv'.*decord, pyav, torchcodec"):
+        read_frames(clip, [0], "opencv")
+
+
+def test_a_decoder_that_cannot_be_loaded_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "decord", None)
+    with pytest.raises(UserError, match="'decord' cannot be loaded"):
+        check_backend("decord")
+
+
+def test_reading_leaves_no_file_open(clip, tmp_path: Path):
+    opened = Path("/proc/self/fd")
+    if not opened.exists():
+        pytest.skip("no /proc")
+    read_frames(clip, [0], "pyav")
+    before = len(list(opened.iterdir()))
+    for _ in range(5):
+        read_frames(clip, [0, 3], "pyav")
+    assert len(list(opened.iterdir())) == before
