@@ -1,0 +1,342 @@
+"""Semantic motion predictor (SMP): what happens between two images, told in the semantic tokens of an image encoder.
+
+StoryDiffusion (arXiv 2405.01434), section 3.2. From the start and end frame F_s and F_e of a clip,
+
+    K_s, K_e = E(F_s), E(F_e)                            semantic tokens, E frozen but for how its tokens are gathered
+    K_i      = K_s + (i − 1)/(F − 1) · (K_e − K_s)       linear interpolation to F frames
+    P_1…P_F  = B(K_1…K_F)                                a transformer over all F·N tokens at once
+    V_i      = CrossAttention(V_i, concat(T, P_i), concat(T, P_i))      in the U-Net, which is not here
+
+The paper gives 8 layers, hidden size 1024, and 12 heads. 12 does not divide 1024, so the heads are 64 wide, as those
+of IP-Adapter's resampler: queries, keys and values have 768 channels and are projected back to 1024. A layer is
+pre-norm: LayerNorm, attention, LayerNorm, MLP of 4 · 1024, every linear layer with a bias, both norms with weight and
+bias, and no norm behind the last layer. That makes 11,546,880 parameters a layer, 92,375,040 in all.
+
+Shape letters: B batch, F frames, N tokens of a frame, M tokens of the image encoder, W width, D cross-attention width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from storydiffusion.errors import UserError
+
+Tokens = Literal["resampler", "pooled", "patch"]
+
+# ViT-H-14 at 224² has 256 patches and a class token; 16 is what IP-Adapter-plus makes of them.
+TOKENS_PER_FRAME: dict[Tokens, int] = {"resampler": 16, "pooled": 1, "patch": 257}
+
+
+@dataclass(frozen=True)
+class SemanticMotion:
+    """`tokens` (B, F, N, W), the paper's P_1…P_F; `context` (B, F, N, D), the same for the U-Net's cross-attention."""
+
+    tokens: Tensor
+    context: Tensor
+
+
+class SemanticMotionPredictor(nn.Module):
+    """The image encoder's features of two frames → semantic tokens of the F frames from one to the other.
+
+    The defaults are the paper's. Untrained, it returns the interpolation itself: every branch of the transformer ends
+    in a zero projection. With `layers=0` it is the interpolation for good, through the same projection to the U-Net.
+
+    Attributes:
+        layers: the transformer.
+        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+
+    Args:
+        tokens: semantic tokens of a frame: `resampler`, N learnt queries that read all tokens of the image encoder
+            (author's advice, to save compute); `pooled`, the encoder's one embedding; `patch`, all its tokens.
+        image_width: channels of the features that it reads; 1280 are ViT-H-14's hidden states, its pooled ones 1024.
+        width: W.
+        heads, head_width: of each attention; the resampler's width is their product.
+        context_width: D.
+        frames: the most frames, such as AnimateDiff's motion module takes.
+        tokens_per_frame: N; None is 16, 1 or 257 as of `tokens`.
+        resampler_layers: depth of the resampler; IP-Adapter-plus has 4.
+
+    Raises:
+        UserError: for an unknown kind of tokens or a size out of its range.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens = "resampler",
+        image_width: int = 1280,
+        width: int = 1024,
+        layers: int = 8,
+        heads: int = 12,
+        head_width: int = 64,
+        context_width: int = 768,
+        frames: int = 32,
+        tokens_per_frame: int | None = None,
+        resampler_layers: int = 4,
+    ) -> None:
+        super().__init__()
+        if tokens not in get_args(Tokens):
+            raise UserError(f"tokens is {tokens!r}: choose one of {', '.join(get_args(Tokens))}.")
+        count = TOKENS_PER_FRAME[tokens] if tokens_per_frame is None else tokens_per_frame
+        if tokens == "pooled" and count != 1:
+            raise UserError(
+                f"tokens_per_frame is {count} but tokens is pooled: it makes 1, so leave tokens_per_frame out."
+            )
+        _check_sizes(
+            1, image_width=image_width, width=width, heads=heads, head_width=head_width, context_width=context_width,
+            tokens_per_frame=count, resampler_layers=resampler_layers,
+        )  # fmt: skip
+        _check_sizes(0, layers=layers)
+        _check_sizes(2, frames=frames)
+        self.frames = frames
+        self.tokens_per_frame = count
+        self.image_width = image_width
+        self.gradient_checkpointing = False
+        self.to_tokens = (
+            Resampler(image_width, width, heads, head_width, resampler_layers, count)
+            if tokens == "resampler"
+            else nn.Sequential(nn.LayerNorm(image_width), nn.Linear(image_width, width))
+        )
+        self.layers = nn.ModuleList(TransformerLayer(width, heads, head_width) for _ in range(layers))
+        self.positions = Positions(count, width) if layers else None
+        # CLIP's text tokens come out of a LayerNorm too: so neither part drowns the other in their common softmax.
+        self.context_projection = nn.Linear(width, context_width)
+        self.context_norm = nn.LayerNorm(context_width)
+
+    def forward(self, start: Tensor, end: Tensor, frames: int) -> SemanticMotion:
+        """Features (B, M, image_width) of the first and the last frame → the semantic motion over `frames` frames.
+
+        Raises:
+            UserError: for features of other shapes, or a number of frames that is not in 2…`self.frames`.
+        """
+        if isinstance(frames, bool) or not isinstance(frames, int) or not 2 <= frames <= self.frames:
+            raise UserError(f"frames is {frames!r}: this predictor makes 2 to {self.frames} frames.")
+        if start.shape != end.shape:
+            raise UserError(
+                f"the start frame's features are {_shape(start)}, the end frame's {_shape(end)}: give both alike."
+            )
+        tokens = interpolate(self.encode(start), self.encode(end), frames)
+        if self.positions is not None:
+            tokens = self.transform(tokens, self.positions(frames))
+        return SemanticMotion(tokens, self.context_norm(self.context_projection(tokens)))
+
+    def encode(self, features: Tensor) -> Tensor:
+        """The image encoder's features (B, M, image_width) → semantic tokens (B, N, W) of each image.
+
+        M is 1 for `pooled`, N for `patch`, and free for `resampler`.
+
+        Raises:
+            UserError: for features of another shape.
+        """
+        count = "M" if isinstance(self.to_tokens, Resampler) else self.tokens_per_frame
+        wrong_count = isinstance(count, int) and features.shape[1:2] != (count,)
+        if features.ndim != 3 or features.shape[-1] != self.image_width or wrong_count:
+            raise UserError(
+                f"the image features are {_shape(features)}, the predictor reads (B, {count}, {self.image_width}): "
+                "take the image encoder that it was trained with, and its kind of features."
+            )
+        return self.to_tokens(features)
+
+    def transform(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """K (B, F, N, W) → P (B, F, N, W), all F·N tokens attending to each other; positions are (F, N, W)."""
+        x, place = tokens.flatten(1, 2), positions.flatten(0, 1)
+        for layer in self.layers:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, place, use_reentrant=False)
+            else:
+                x = layer(x, place)
+        return x.view_as(tokens)
+
+    def load_ip_adapter(self, file: str | Path) -> None:
+        """Starts from IP-Adapter-plus: its resampler's weights, of a file such as ip-adapter-plus_sd15.
+
+        IP-Adapter ends in a projection to the U-Net and a norm, which here come after the transformer; so between the
+        resampler and them, its 768 channels are only turned into the W of the transformer. Untrained otherwise, the
+        predictor then gives the first and the last frame the very tokens that IP-Adapter-plus makes of these images.
+
+        Raises:
+            UserError: for a file that cannot be read or whose tensors have other names or shapes; nothing is changed.
+        """
+        resampler, projection, norm = self.to_tokens, self.context_projection, self.context_norm
+        if not isinstance(resampler, Resampler):
+            raise UserError(f"{file} holds a resampler's weights: set tokens to resampler, or leave the file out.")
+        width, inner = resampler.to_width.weight.shape
+        if width < inner:
+            raise UserError(f"width is {width}: to start from {file} make it at least the resampler's {inner}.")
+        targets = {k: v for k, v in resampler.state_dict().items() if not k.startswith("to_width.")}
+        targets |= {"proj_out.weight": torch.empty(projection.out_features, inner), "proj_out.bias": projection.bias}
+        targets |= {"norm_out.weight": norm.weight, "norm_out.bias": norm.bias}
+        weights = read_ip_adapter(file)
+        _check_tensors(file, weights, {name: tuple(target.shape) for name, target in targets.items()})
+        turn = nn.init.orthogonal_(torch.empty(width, inner), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            for name, target in targets.items():
+                target.copy_(weights[name])
+            resampler.to_width.weight.copy_(turn)
+            resampler.to_width.bias.zero_()
+            projection.weight.copy_(targets["proj_out.weight"] @ turn.T)
+
+
+def interpolate(start: Tensor, end: Tensor, frames: int) -> Tensor:
+    """(B, N, W), (B, N, W) → (B, F, N, W) from exactly the one to exactly the other in equal steps; F ≥ 2."""
+    way = torch.linspace(0, 1, frames, device=start.device).to(start.dtype)[:, None, None]
+    return torch.lerp(start[:, None], end[:, None], way)
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm attention and MLP over one sequence, (B, L, W) → (B, L, W); the identity when it is new."""
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * heads * head_width)
+        self.to_out = zero(nn.Linear(heads * head_width, width))
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), zero(nn.Linear(4 * width, width)))
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Positions (L, W) are added behind the norm: so their weight does not depend on the tokens' scale, and none
+        of them gets into the tokens themselves."""
+        query, key, value = self.to_qkv(self.norm1(x) + positions).chunk(3, -1)
+        x = x + self.to_out(attention(query, key, value, self.heads))
+        return x + self.mlp(self.norm2(x))
+
+
+def zero(linear: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class Positions(nn.Module):
+    """Learnt positions (F, N, W): a frame's place in time and a token's place among the N of its frame.
+
+    Time is told by the fraction of the way from start to end, as a sum of cosines with learnt coefficients, and not by
+    a table of frame numbers: K_i depends on that fraction alone, and a table's rows beyond the frames trained with
+    would stay random, so that no other number of frames could be asked for.
+    """
+
+    COSINES = 8  # half waves over the clip; 8 frames are told apart in full, and 32 still smoothly
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        # Together about as large as the normalised tokens that they are added to.
+        self.time = nn.Parameter(torch.randn(self.COSINES, width) * self.COSINES**-0.5)
+        self.slot = nn.Parameter(torch.randn(tokens, width) * 0.5**0.5)
+
+    def forward(self, frames: int) -> Tensor:
+        way = torch.linspace(0, torch.pi, frames, device=self.time.device)
+        waves = torch.cos(way[:, None] * torch.arange(self.COSINES, device=way.device))
+        return (waves.to(self.time.dtype) @ self.time)[:, None] + self.slot
+
+
+class Resampler(nn.Module):
+    """Perceiver that reads N tokens off an image's M (IP-Adapter-plus, arXiv 2308.06721): (B, M, I) → (B, N, W).
+
+    Names and shapes are those of IP-Adapter-plus, up to the last layer; there a projection to D follows, here one to W.
+    """
+
+    def __init__(self, image_width: int, width: int, heads: int, head_width: int, layers: int, tokens: int) -> None:
+        super().__init__()
+        inner = heads * head_width
+        self.latents = nn.Parameter(torch.randn(1, tokens, inner) / inner**0.5)
+        self.proj_in = nn.Linear(image_width, inner)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([PerceiverAttention(inner, heads), perceiver_mlp(inner)]) for _ in range(layers)
+        )
+        self.to_width = nn.Linear(inner, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.proj_in(features)
+        latents = self.latents.expand(len(x), -1, -1)
+        for layer in self.layers:
+            assert isinstance(layer, nn.ModuleList)
+            attend, mlp = layer
+            latents = latents + attend(x, latents)
+            latents = latents + mlp(latents)
+        return self.to_width(latents)
+
+
+class PerceiverAttention(nn.Module):
+    """Latents (B, N, C) read the image's tokens (B, M, C) and each other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_kv = nn.Linear(width, 2 * width, bias=False)
+        self.to_out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+        x, latents = self.norm1(x), self.norm2(latents)
+        key, value = self.to_kv(torch.cat([x, latents], 1)).chunk(2, -1)
+        return self.to_out(attention(self.to_q(latents), key, value, self.heads))
+
+
+def perceiver_mlp(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False)
+    )
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """(B, L, C), (B, S, C), (B, S, C) → (B, L, C), by scaled_dot_product_attention."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def read_ip_adapter(file: str | Path) -> dict[str, Tensor]:
+    """The resampler's tensors of an IP-Adapter-plus file: `image_proj` of a .bin, `image_proj.…` of a .safetensors.
+
+    Raises:
+        UserError: for a file that is not there, cannot be read, or has no such part.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise UserError(f"{file} is not a file: give an IP-Adapter-plus file such as ip-adapter-plus_sd15.safetensors.")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            prefix = "image_proj."
+            weights = {k.removeprefix(prefix): v for k, v in load_file(file).items() if k.startswith(prefix)}
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            weights = content.get("image_proj") if isinstance(content, dict) else None
+    except Exception as error:  # unpickling damaged bytes can raise anything
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"cannot read {file} as an IP-Adapter-plus file ({reason}): fetch it again.") from error
+    if not isinstance(weights, dict) or not weights:
+        raise UserError(f"{file} has no image_proj: give an IP-Adapter-plus file such as ip-adapter-plus_sd15.")
+    return weights
+
+
+def _check_tensors(file: str | Path, weights: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        tensor = weights.get(name)
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{file} lacks image_proj.{name}: give an IP-Adapter-plus file of the predictor's depth.")
+        if tensor.shape != shape:
+            raise UserError(
+                f"image_proj.{name} of {file} is {_shape(tensor)}, the predictor's is {shape}: give another file."
+            )
+    if strange := sorted(weights.keys() - shapes.keys()):
+        raise UserError(f"{file} has image_proj.{strange[0]}, which the predictor has not: give another file.")
+
+
+def _check_sizes(least: int, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < least:
+            raise UserError(f"{name} is {size!r}: choose a whole number, {least} or more.")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

@@ -1,0 +1,236 @@
+"""Training of the video model, section 3.2 of arXiv 2405.01434: encode → noise → predict → loss.
+
+Trained are the semantic motion predictor, the motion modules, or both; the author trains both together. Everything
+else is frozen: without gradients, in eval mode, and in no checkpoint. Beyond the paper, as options: end frames given
+clean, the error in x_0 or v, a semantic error, tokens dropped for guidance.
+
+Shapes: B clips on this process, F frames, C latent channels, H × W pixels, h × w latents, T text tokens, D the width
+of the cross-attention's context.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from storydiffusion.config import TransitionRecipe
+from storydiffusion.data.loader import ClipBatch
+from storydiffusion.training.learning_rate import rate_at
+from storydiffusion.training.muon import Muon, split_parameters
+from storydiffusion.training.run_config import check_same_config
+from storydiffusion.video.clip_noise import ClipNoise, draw_clip_noise
+from storydiffusion.video.diffusion_loss import DiffusionLoss, NoisedLatents, semantic_loss
+from storydiffusion.video.end_frames import with_end_frames
+from storydiffusion.video.predictor_files import save_predictor
+from storydiffusion.video.semantic_motion_predictor import SemanticMotion
+from storydiffusion.video.transitions import VideoModel, encode_pictures
+
+PICTURES_AT_ONCE = 16  # that the VAE encodes, so that its memory does not grow with the batch
+FREE = (
+    "run_dir", "export", "cache", "trainer", "logger", "recipe.steps", "recipe.sample_every", "recipe.sample_clips",
+    "data.shards", "data.workers", "model.device", "model.offload", "model.steps", "model.guidance_scale",
+    "model.video.fps", "model.video.steps", "model.video.guidance_scale", "model.video.end_frames",
+)  # fmt: skip
+"""Keys of the configuration that may change when a run goes on; shards are told apart by what is in them."""
+
+
+@dataclass(frozen=True)
+class EncodedClips:
+    """What the frozen networks make of a batch: latents (B, C, F, h, w) and text (B, T, D); the image features of every
+    frame, (B, F, M, width), or of the two ends alone, (B, 2, M, width), or None without a predictor.
+    """
+
+    latents: Tensor
+    text: Tensor
+    features: Tensor | None
+
+
+class TransitionModule(L.LightningModule):
+    """Trains the parts of `model` that `recipe.trainable` names, in float32.
+
+    Args:
+        model: all parts, in float32 or, where the trainer works in mixed precision, the frozen ones in half precision.
+        recipe: see `TransitionRecipe`.
+        predictor_settings: the predictor's arguments, to be written beside its weights; None without a predictor.
+        config: of the run, plain data: a checkpoint of another one is refused.
+    """
+
+    EDGES = ("positions", "latents", "to_tokens.proj_in", "to_tokens.1", "context_projection")
+    """parts of the names of first and last layers, which AdamW trains when Muon trains the matrices"""
+
+    def __init__(
+        self,
+        model: VideoModel,
+        recipe: TransitionRecipe,
+        predictor_settings: Mapping[str, Any] | None,
+        config: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model, self.recipe, self.predictor_settings, self.config = model, recipe, predictor_settings, config
+        self.video_unet, self.vae, self.predictor = model.video_unet, model.vae, model.predictor
+        self.text_encoder, self.image_encoder = model.encode_text, model.image_encoder
+        schedule = model.scheduler
+        self.diffusion = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type, recipe.loss)
+        self.batches = 0  # begun so far, on each process
+        self.requires_grad_(False)
+        for weight in self.trained_weights():
+            weight.data = weight.data.float()
+            weight.requires_grad_()
+        if recipe.gradient_checkpointing:
+            self.video_unet.unet.enable_gradient_checkpointing()
+            if self.predictor is not None:
+                self.predictor.gradient_checkpointing = True
+        self.register_state_dict_post_hook(_leave_out_frozen)
+        self.register_load_state_dict_post_hook(_excuse_frozen)
+        self.train()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is trained and exported."""
+        return tuple(self.recipe.trainable)
+
+    def trained_weights(self) -> list[nn.Parameter]:
+        weights: list[nn.Parameter] = []
+        if "predictor" in self.parts and self.predictor is not None:
+            weights += self.predictor.parameters()
+        if "motion_module" in self.parts:
+            weights += self.video_unet.motion_parameters()
+        return weights
+
+    def trained_networks(self) -> list[nn.Module]:
+        """Those that gradients pass through, for torch.compile."""
+        return [network for network in (self.predictor, self.video_unet.unet) if network is not None]
+
+    def train(self, mode: bool = True) -> "TransitionModule":
+        """Puts into train mode what is trained; everything else stays in eval mode."""
+        super().train(False)
+        self.training = mode
+        self.video_unet.train(mode)
+        if self.predictor is not None:
+            self.predictor.train(mode and "predictor" in self.parts)
+        return self
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns the `loss` to minimise; each clip's `errors` and `timesteps`, (B,), for the log; with a semantic
+        weight, each clip's `semantic` error too.
+        """
+        clips = self.encode(batch)
+        noise = self.noise(clips)
+        noised = self.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
+        is_given = noise.given < self.recipe.given_ends
+        motion = self.predict_motion(clips)
+        semantic = None
+        if motion is not None:
+            is_told = noise.told >= self.recipe.semantic_dropout
+            semantic = motion.context * is_told.view(-1, 1, 1, 1).to(motion.context)  # dropped tokens are zero
+        errors = self.errors(noised, is_given, clips.text, semantic)
+        outputs = {"loss": errors.mean(), "errors": errors.detach(), "timesteps": noise.timesteps}
+        if motion is not None and self.recipe.semantic_weight:
+            semantic_errors = self.semantic_errors(motion, clips)
+            outputs["loss"] = outputs["loss"] + self.recipe.semantic_weight * semantic_errors.mean()
+            outputs["semantic"] = semantic_errors.detach()
+        self.log("loss", outputs["loss"].detach(), prog_bar=True, logger=False)
+        return outputs
+
+    @torch.no_grad()
+    def encode(self, batch: ClipBatch) -> EncodedClips:
+        """The frozen networks' part of a step; of the VAE the mode, so that given ends are those of sampling."""
+        count, frames = batch.frames.shape[:2]
+        pictures = batch.frames.flatten(0, 1)
+        latents = torch.cat([encode_pictures(self.vae, part) for part in pictures.split(PICTURES_AT_ONCE)]).float()
+        features = None
+        if self.image_encoder is not None and self.predictor is not None:
+            read = batch.frames if self.recipe.semantic_weight else batch.frames[:, [0, -1]]
+            features = self.image_encoder.features(read.flatten(0, 1), self.model.features).float()
+            features = features.unflatten(0, (count, -1))
+        text = self.model.encode_text(batch.captions).float()
+        return EncodedClips(latents.unflatten(0, (count, frames)).transpose(1, 2), text, features)
+
+    def noise(self, clips: EncodedClips) -> ClipNoise:
+        """The randomness of this step's clips; counts the step."""
+        count = len(clips.latents)
+        whole = count * self.trainer.world_size
+        first = self.batches * whole + self.trainer.global_rank * count
+        self.batches += 1
+        steps = len(self.diffusion.alphas_cumprod)
+        drawn = draw_clip_noise(
+            self.recipe.seed, range(first, first + count), whole, clips.latents.shape[1:], timesteps=steps
+        )
+        values = (drawn.noise, drawn.timesteps, drawn.given, drawn.told)
+        return ClipNoise(*(value.to(self.device, non_blocking=True) for value in values))
+
+    def predict_motion(self, clips: EncodedClips) -> SemanticMotion | None:
+        if self.predictor is None or clips.features is None:
+            return None
+        return self.predictor(clips.features[:, 0], clips.features[:, -1], clips.latents.shape[2])
+
+    def errors(self, noised: NoisedLatents, is_given: Tensor, text: Tensor, semantic: Tensor | None) -> Tensor:
+        """(B,): each clip's error over all frames, or over those between the ends where these are given."""
+        ends = with_end_frames(noised.latents, noised.clean[:, :, 0], noised.clean[:, :, -1])
+        latents = torch.where(is_given.view(-1, 1, 1, 1, 1), ends, noised.latents)
+        predicted = self.video_unet(latents, noised.timesteps, text, semantic)
+        errors = self.diffusion(predicted, noised)
+        if not self.recipe.given_ends:
+            return errors
+        between = slice(1, -1)
+        return torch.where(is_given, self.diffusion(predicted[:, :, between], noised.frames(between)), errors)
+
+    def semantic_errors(self, motion: SemanticMotion, clips: EncodedClips) -> Tensor:
+        """(B,): P_1 … P_F against the true frames' tokens, which are held fixed: learning too, they could shrink to one
+        point.
+        """
+        assert self.predictor is not None
+        assert clips.features is not None
+        with torch.no_grad():
+            true = self.predictor.encode(clips.features.flatten(0, 1)).unflatten(0, clips.features.shape[:2])
+        return semantic_loss(motion.tokens, true)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        recipe = self.recipe
+        if recipe.optimizer == "muon":
+            optimizer: torch.optim.Optimizer = Muon(
+                *split_parameters(self, self.EDGES),
+                lr=recipe.learning_rate,
+                adam_lr=recipe.adam_learning_rate or 0.0,
+                weight_decay=recipe.weight_decay,
+            )
+        else:
+            optimizer = torch.optim.AdamW(
+                self.trained_weights(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(recipe, step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches"], checkpoint["config"] = self.batches, dict(self.config)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError for a checkpoint of another configuration."""
+        check_same_config(checkpoint.get("config"), self.config, FREE)
+        self.batches = checkpoint["batches"]
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes predictor/ and motion_adapter/, those that were trained; returns their numbers of parameters."""
+        if "predictor" in self.parts and self.predictor is not None:
+            save_predictor(self.predictor, self.predictor_settings or {}, folder / "predictor")
+        if "motion_module" in self.parts:
+            self.video_unet.unet.save_motion_modules(str(folder / "motion_adapter"))
+        return {"trained parameters": float(sum(weight.numel() for weight in self.trained_weights()))}
+
+
+def _leave_out_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: dict[str, Any]) -> None:
+    """A state dict hook: only weights that are trained stay."""
+    trained = {prefix + name for name, weight in module.named_parameters() if weight.requires_grad}
+    for name in [name for name in state if name.startswith(prefix) and name not in trained]:
+        del state[name]
+
+
+def _excuse_frozen(module: nn.Module, incompatible: Any) -> None:
+    """A hook of `load_state_dict`: what is frozen may be missing; what is trained may not."""
+    trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name in trained]

@@ -1,0 +1,177 @@
+"""Loads the video model: a text-to-image model's U-Net, VAE and text encoder, motion modules, image encoder, predictor.
+
+As in `models.py`, nothing is loaded half: what is missing or does not fit is named in one sentence.
+"""
+
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storydiffusion.config import ModelConfig, PredictorConfig, VideoConfig
+from storydiffusion.errors import UserError
+from storydiffusion.models import (
+    PACKAGE_SCHEME,
+    ddim_of,
+    load_network,
+    model_folder,
+    networks_of,
+    pipeline_of,
+    quiet,
+    weights_of,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from storydiffusion.video.image_encoder import ImageEncoder, Kind
+    from storydiffusion.video.semantic_motion_predictor import SemanticMotionPredictor
+    from storydiffusion.video.transitions import VideoModel
+
+OPEN_CLIP_SCHEME = "open_clip://"
+RANDOM = "random"
+
+
+def load_video_model(config: ModelConfig, dtype: "torch.dtype", device: "torch.device") -> "VideoModel":
+    """All parts of `config`, in one dtype on one device, frozen and in eval mode, ready to sample transitions.
+
+    Raises:
+        UserError: a model without a video part, a part that is missing or damaged, or parts that do not fit.
+    """
+    model = with_trained_predictor(load_drawing_parts(config, dtype), video_of(config), dtype)
+    for network in (model.video_unet, model.vae, model.encode_text, model.predictor, model.image_encoder):
+        if network is not None:
+            network.to(device).requires_grad_(False).eval()  # type: ignore[union-attr]  # all are networks here
+    return model
+
+
+def load_drawing_parts(config: ModelConfig, dtype: "torch.dtype") -> "VideoModel":
+    """Everything but predictor and image encoder, on the CPU in `dtype`.
+
+    Without `video.motion_adapter` the motion modules are new, drawn from torch's global generator.
+    """
+    from storydiffusion.video.motion_adapters import animatediff_scheduler
+    from storydiffusion.video.semantic_video_unet import SemanticVideoUNet
+    from storydiffusion.video.text_encoder import TextEncoder
+    from storydiffusion.video.transitions import VideoModel
+
+    quiet()
+    video, folder = video_of(config), model_folder(config.path, config.revision)
+    weights_of(folder)  # names a damaged file before anything is loaded
+    networks = {part: load_network(network, folder, part, dtype) for part, network in networks_of(folder).items()}
+    adapter = _motion_adapter(video, networks["unet"].config, dtype)
+    pipe: Any = pipeline_of(folder, networks, dtype)
+    model_scheduler = ddim_of(pipe.scheduler) if config.scheduler == "ddim" else pipe.scheduler
+    return VideoModel(
+        SemanticVideoUNet.from_parts(pipe.unet, adapter, end_attention=video.end_attention),
+        pipe.vae.requires_grad_(False).eval(),
+        TextEncoder(pipe.tokenizer, pipe.text_encoder),
+        animatediff_scheduler(pipe.scheduler) if video.scheduler == "animatediff" else model_scheduler,
+    )
+
+
+def with_trained_predictor(model: "VideoModel", video: VideoConfig, dtype: "torch.dtype") -> "VideoModel":
+    """`model` with the predictor that the configuration names, and its image encoder; as it is where none is named."""
+    from storydiffusion.video.predictor_files import load_predictor, read_settings
+
+    if video.predictor is None:
+        return model
+    folder = part_folder(video.predictor, "model.video.predictor")
+    return replace(
+        model,
+        predictor=load_predictor(folder, dtype),
+        image_encoder=load_image_encoder(video.image_encoder, dtype),
+        features=features_of(read_settings(folder).get("tokens", "resampler")),
+    )
+
+
+def load_image_encoder(source: str, dtype: "torch.dtype") -> "ImageEncoder":
+    """The image encoder in `source`: `package://…` or a folder of a CLIPModel; or `open_clip://NAME/WEIGHTS`, where
+    WEIGHTS are a tag of open_clip's, a file (`open_clip://ViT-H-14//path/of/file`), or `random` to try out the scale.
+
+    Raises:
+        UserError: for a source that is none of these, or weights that cannot be had.
+    """
+    from storydiffusion.video.image_encoder import OpenClipImageEncoder, TransformersImageEncoder
+
+    if not source.startswith(OPEN_CLIP_SCHEME):
+        return TransformersImageEncoder.load(part_folder(source, "model.video.image_encoder")).to(dtype)
+    name, _, weights = source.removeprefix(OPEN_CLIP_SCHEME).partition("/")
+    if not name or not weights:
+        raise UserError(f"model.video.image_encoder={source} is not complete: write open_clip://NAME/TAG-OR-FILE")
+    return OpenClipImageEncoder.load(None if weights == RANDOM else weights, name).to(dtype)
+
+
+def new_predictor(
+    config: PredictorConfig, encoder: "ImageEncoder", context_width: int
+) -> tuple["SemanticMotionPredictor", dict[str, Any]]:
+    """A predictor to be trained, in float32, and its arguments: `config`'s, with the widths of the parts around it.
+
+    New weights are drawn from torch's global generator; `config.start` gives those to go on from.
+
+    Raises:
+        UserError: sizes that cannot be, or a start of other sizes than the configuration's.
+    """
+    from storydiffusion.video.predictor_files import load_predictor, read_settings
+    from storydiffusion.video.semantic_motion_predictor import SemanticMotionPredictor
+
+    settings = asdict(config)
+    start = settings.pop("start")
+    settings |= {"image_width": encoder.widths[features_of(config.tokens)], "context_width": context_width}
+    if start is not None and (folder := package_path(start)).is_dir():
+        for name, found in read_settings(folder).items():
+            if settings.get(name) != found:
+                raise UserError(
+                    f"the predictor in predictor.start={start} has {name}={found}, not {settings.get(name)}: take one "
+                    "of this model's and configuration's sizes"
+                )
+        return load_predictor(folder), settings
+    try:
+        predictor = SemanticMotionPredictor(**settings)
+    except UserError as error:
+        raise UserError(f"predictor.{error}") from error
+    if start is not None:
+        predictor.load_ip_adapter(start)
+    return predictor, settings
+
+
+def features_of(tokens: str) -> "Kind":
+    """Which of the image encoder's features a predictor of such tokens reads."""
+    return "pooled" if tokens == "pooled" else "hidden"
+
+
+def part_folder(source: str, key: str) -> Path:
+    """A local folder, or `package://…`; `key` is the setting that names it."""
+    folder = package_path(source)
+    if not folder.is_dir():
+        where = f"{source} is not in this installation ({folder} is missing)" if source != str(folder) else source
+        raise UserError(f"{key}={where} is no folder here: name one that holds trained weights")
+    return folder
+
+
+def package_path(source: str) -> Path:
+    """A path, where `package://…` is one inside this package."""
+    if source.startswith(PACKAGE_SCHEME):
+        return Path(str(files("storydiffusion"))) / source.removeprefix(PACKAGE_SCHEME)
+    return Path(source).expanduser()
+
+
+def video_of(config: ModelConfig) -> VideoConfig:
+    if config.video is None:
+        raise UserError(f"model={config.name} makes no video: take model=miniature or model=sd15_animatediff")
+    return config.video
+
+
+def _motion_adapter(video: VideoConfig, unet_config: Any, dtype: "torch.dtype") -> Any:
+    from storydiffusion.video.motion_adapters import load_motion_adapter, new_motion_adapter
+
+    source = video.motion_adapter
+    if source is None:
+        return new_motion_adapter(unet_config)
+    if source.startswith(PACKAGE_SCHEME):
+        folder = part_folder(source, "model.video.motion_adapter")
+        return load_motion_adapter(folder, dtype=dtype, unet_config=unet_config)
+    hub_id, _, revision = source.partition("@")
+    if revision and not Path(source).exists():
+        return load_motion_adapter(hub_id, revision, dtype, unet_config)
+    return load_motion_adapter(source, None, dtype, unet_config)

@@ -1,0 +1,234 @@
+"""The training of the video model at tiny size: what learns, from which error, and what the checkpoint holds."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from storydiffusion.build.train import _transition_module, _video_model
+from storydiffusion.data.loader import ClipBatch
+from storydiffusion.errors import UserError
+from storydiffusion.training.run_config import check_same_config
+from storydiffusion.video.clip_noise import draw_clip_noise
+from storydiffusion.video.end_frames import with_end_frames
+from storydiffusion.video.predictor_files import load_predictor, save_predictor
+from storydiffusion.video.transition_module import TransitionModule
+from tests.video_model import FRAMES, SIZE, composed, overrides
+
+
+@pytest.fixture(scope="module")
+def config(tiny_video_model, tmp_path_factory):
+    return composed(*overrides(tiny_video_model, tmp_path_factory.mktemp("cache")), "recipe.given_ends=0.5")
+
+
+@pytest.fixture(scope="module")
+def untouched(config):
+    """The parts, loaded once; tests get copies."""
+    torch.manual_seed(0)
+    model, settings = _video_model(config, torch.float32)
+    with torch.no_grad():  # an untrained predictor's transformer is the identity, and most of its gradients are zero
+        for weight in model.predictor.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model, settings
+
+
+@pytest.fixture
+def make(config, untouched):
+    """Makes a TransitionModule that trains `trainable`; further recipe settings by name."""
+
+    def module(*trainable: str, **recipe) -> TransitionModule:
+        model, settings = copy.deepcopy(untouched)
+        return TransitionModule(model, replace(config.recipe, trainable=list(trainable), **recipe), settings, {})
+
+    return module
+
+
+@pytest.fixture(scope="module")
+def batch() -> ClipBatch:
+    frames = torch.randint(0, 256, (2, FRAMES, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
+    return ClipBatch(frames.to(torch.uint8), ["a red cat", "the fox runs"], ["a", "b"])
+
+
+class OneProcess:
+    """What a module asks of its trainer in a step; a whole Trainer is in test_train.py."""
+
+    world_size, global_rank = 1, 0
+
+
+def step(module: TransitionModule, batch: ClipBatch) -> dict[str, torch.Tensor]:
+    """The first training step of a run, without its optimizer."""
+    module.batches = 0
+    module._fabric = None
+    module._trainer = OneProcess()  # type: ignore[assignment]
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    return module.training_step(batch, 0)
+
+
+def trained(module: TransitionModule) -> set[str]:
+    return {name for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+TRAINABLE = [("predictor",), ("motion_module",), ("predictor", "motion_module")]
+
+
+@pytest.mark.parametrize("trainable", TRAINABLE)
+def test_gradients_reach_all_that_is_trained_and_nothing_else(make, batch, trainable):
+    module = make(*trainable)
+    step(module, batch)["loss"].backward()
+    moved = {name for name, weight in module.named_parameters() if weight.grad is not None and weight.grad.any()}
+    # biases of keys cancel in the softmax: their gradients are rounding or zero
+    assert moved <= trained(module)
+    assert {name for name in trained(module) - moved if not name.endswith("bias")} == set()
+    held = {name for name, weight in module.named_parameters() if weight.grad is not None}
+    assert held == trained(module)
+
+
+@pytest.mark.parametrize("trainable", TRAINABLE)
+def test_what_is_trained_is_what_was_named(make, trainable):
+    names = trained(make(*trainable))
+    assert any(name.startswith("predictor.") for name in names) == ("predictor" in trainable)
+    assert any(".motion_modules." in name for name in names) == ("motion_module" in trainable)
+    assert all(name.startswith("predictor.") or ".motion_modules." in name for name in names)
+
+
+@pytest.mark.parametrize("trainable", TRAINABLE)
+def test_the_state_dict_holds_trained_weights_only_and_loads_strictly(make, trainable):
+    module, other = make(*trainable), make(*trainable)
+    state = {name: weight + 1 for name, weight in module.state_dict().items()}
+    assert set(state) == trained(module)
+    other.load_state_dict(state)
+    assert all(torch.equal(weight, state[name]) for name, weight in other.state_dict().items())
+    missing = dict(list(state.items())[1:])
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict(missing)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        other.load_state_dict({**state, "other": torch.zeros(1)})
+
+
+def test_frozen_parts_stay_in_eval_mode(make):
+    for trainable in TRAINABLE:
+        module = make(*trainable).train()
+        assert module.training
+        assert module.predictor.training == ("predictor" in trainable)
+        training = {name for name, part in module.named_modules() if part.training}
+        assert not [name for name in training if name.startswith(("vae", "text_encoder", "image_encoder"))]
+        motion = [name for name in training if ".motion_modules." in name]
+        assert bool(motion) == ("motion_module" in trainable)
+        assert not [name for name in training if name.startswith("video_unet.unet.") and name not in motion]
+        module.eval()
+        assert not [name for name, part in module.named_modules() if part.training]
+
+
+@pytest.mark.parametrize("loss", ["epsilon", "x0", "v"])
+def test_the_loss_falls_on_one_batch(make, batch, loss):
+    module = make("predictor", "motion_module", loss=loss)
+    optimizer = torch.optim.Adam(module.trained_weights(), lr=3e-3)
+    losses = []
+    for _ in range(8):
+        loss = step(module, batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.98 * losses[0]
+    assert losses[-1] == min(losses)
+
+
+def test_given_ends_are_seen_clean_and_not_judged(make, batch):
+    module = make("predictor")
+    clips = module.encode(batch)
+    noise = draw_clip_noise(0, range(2), 2, clips.latents.shape[1:], 1000)
+    noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
+    seen = with_end_frames(noised.latents, clips.latents[:, :, 0], clips.latents[:, :, -1])
+    predicted = [module.video_unet(x, noise.timesteps, clips.text, None) for x in (seen, noised.latents)]
+    between = slice(1, -1)
+    given = module.diffusion(predicted[0][:, :, between], noised.frames(between))
+    whole = module.diffusion(predicted[1], noised)
+    errors = module.errors(noised, torch.tensor([True, False]), clips.text, None)
+    torch.testing.assert_close(errors, torch.stack([given[0], whole[1]]))
+
+
+def test_dropped_semantic_tokens_are_zero(make, batch):
+    module = make("predictor", semantic_dropout=1.0)
+    dropped = step(module, batch)["errors"]
+    clips = module.encode(batch)
+    module.batches = 0
+    noise = module.noise(clips)
+    noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
+    zeros = torch.zeros(2, FRAMES, 2, clips.text.shape[-1])
+    torch.testing.assert_close(dropped, module.errors(noised, noise.given < 0.5, clips.text, zeros))
+    assert not torch.allclose(dropped, step(make("predictor", semantic_dropout=0.0), batch)["errors"])
+
+
+def test_the_semantic_error_is_added_and_its_target_held_fixed(make, batch):
+    weighed = make("predictor", semantic_weight=2.0)
+    outputs = step(weighed, batch)
+    assert outputs["semantic"].shape == (2,)
+    torch.testing.assert_close(outputs["loss"], outputs["errors"].mean() + 2 * outputs["semantic"].mean())
+    torch.testing.assert_close(outputs["errors"], step(make("predictor"), batch)["errors"])
+    clips = weighed.encode(batch)
+    motion = weighed.predict_motion(clips)
+    true = weighed.predictor.encode(clips.features.flatten(0, 1)).view_as(motion.tokens).detach()
+    torch.testing.assert_close(weighed.semantic_errors(motion, clips), (motion.tokens - true).square().mean((1, 2, 3)))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(make, batch):
+    gradients = []
+    for checkpointing in (False, True):
+        module = make("predictor", "motion_module", gradient_checkpointing=checkpointing)
+        step(module, batch)["loss"].backward()
+        gradients.append({name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], msg=name)
+
+
+def test_noise_follows_the_position_whatever_the_processes():
+    whole = draw_clip_noise(3, range(8, 12), 4, (2, 3), 1000)
+    halves = [draw_clip_noise(3, positions, 4, (2, 3), 1000) for positions in (range(8, 10), range(10, 12))]
+    for name in ("noise", "timesteps", "given", "told"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves])), name
+    assert len(whole.noise.unique()) == whole.noise.numel()
+    other = draw_clip_noise(4, range(8, 12), 4, (2, 3), 1000)
+    assert not torch.equal(whole.noise, other.noise)
+
+
+def test_timesteps_are_spread_over_the_batch_and_all_occur():
+    drawn = torch.cat([draw_clip_noise(0, range(4 * i, 4 * i + 4), 4, (1,), 8).timesteps for i in range(60)])
+    assert torch.equal(drawn.view(-1, 4) // 2, torch.arange(4).expand(60, 4))
+    assert set(drawn.tolist()) == set(range(8))
+
+
+def test_new_weights_are_those_of_the_seed(config):
+    torch.manual_seed(1)
+    first = _transition_module(config).state_dict()
+    torch.manual_seed(2)
+    second = _transition_module(config).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_predictor_makes_the_round_trip(untouched, tmp_path):
+    model, settings = untouched
+    save_predictor(model.predictor, settings, tmp_path / "predictor")
+    again = load_predictor(tmp_path / "predictor")
+    features = torch.randn(2, 1, 5, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = model.predictor(*features, FRAMES), again(*features, FRAMES)
+    assert torch.equal(expected.tokens, found.tokens)
+    assert torch.equal(expected.context, found.context)
+    (tmp_path / "predictor" / "config.json").write_text('{"width": 32}')
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_predictor(tmp_path / "predictor")
+    with pytest.raises(UserError, match="no predictor"):
+        load_predictor(tmp_path)
+
+
+def test_another_configuration_is_refused_by_its_key():
+    stored = {"recipe": {"seed": 1, "steps": 5}, "data": {"frames": 8}}
+    check_same_config(stored, {"recipe": {"seed": 1, "steps": 9}, "data": {"frames": 8}}, ("recipe.steps",))
+    for wrong, key in (({"seed": 2, "steps": 5}, "recipe.seed=1, not 2"), ({"seed": 1}, "recipe.steps=5, not None")):
+        with pytest.raises(UserError, match=key):
+            check_same_config(stored, {"recipe": wrong, "data": {"frames": 8}}, ("data",))
+    with pytest.raises(UserError, match="another kind"):
+        check_same_config(None, stored, ())
