@@ -1,4 +1,4 @@
-"""Tells a story in consistent images: python infer.py story=FILE run_dir=DIR [key=value …]; --help shows more."""
+"""Tells a story in consistent images and a video: python infer.py story=FILE run_dir=DIR [key=value …]; see --help."""
 
 from storydiffusion import build
 from storydiffusion.command_line import command
@@ -13,9 +13,9 @@ def main(config: InferConfig) -> None:
     if run.is_complete:
         print(f"{run.path / 'page.png'} tells this story already; overwrite=true makes it again")
         return
-    model = build.model(config)
-    build.tell(config, story, attention, model, run)
+    build.tell(config, story, attention, run)
     print(f"told: {run.path / 'page.png'}, with {run.path / 'report.html'} and the pictures in {run.path / 'panels'}")
+    print(f"video: {run.path / 'video.mp4'}" if run.manifest.video else f"no video: {build.why_no_video(config)}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""Trains a part of the miniature: python train.py experiment=storyworld_text2image [key=value …]; --help shows more."""
+"""Trains the video model or a part of the miniature: python train.py [key=value …]; --help shows more."""
 
 from pathlib import Path
 
 from storydiffusion import build
 from storydiffusion.command_line import command
-from storydiffusion.config import TrainConfig
+from storydiffusion.config import TrainConfig, TransitionTrainConfig, training_schema
 
 
-@command(TrainConfig, "train")
-def main(config: TrainConfig) -> None:
+@command(TransitionTrainConfig, "train", training_schema)
+def main(config: TransitionTrainConfig | TrainConfig) -> None:
     training = build.training(config)
     training.fit()
-    figures = training.export(Path(config.export))
-    print(f"trained: {config.export}", *(f"{name} {value:.4g}" for name, value in figures.items()), sep="\n  ")
+    if training.is_first_process:
+        figures = training.export(Path(config.export))
+        print(f"trained: {config.export}", *(f"{name} {value:.4g}" for name, value in figures.items()), sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def tiny_video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that a tiny video model is made of; see tests/video_model.py."""
+    from tests.video_model import build_tiny_video_model
+
+    return build_tiny_video_model(tmp_path_factory.mktemp("models") / "tiny_video")
+
+
 def build_tiny_model(folder: Path) -> Path:
     """Saves the folder: 8× VAE, U-Net with self- and cross-attention on three grids, DDIM; a fixed random seed."""
     import torch
@@ -103,7 +111,7 @@ class Outcome:
     def sentences(self) -> list[str]:
         """Lines of stderr that are not progress bars."""
         lines = [line.rpartition("\r")[2] for line in self.err.split("\n")]
-        return [line for line in lines if line and not line.startswith(("denoising", "writing"))]
+        return [line for line in lines if line and not line.startswith(("denoising", "writing", "rendering"))]
 
 
 def script(name: str) -> ModuleType:

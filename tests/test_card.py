@@ -65,6 +65,12 @@ def test_the_training_table_has_a_row_for_each_part():
     ]
 
 
+def test_what_is_odd_about_a_training_stands_under_the_table():
+    entry = {"recipe": {"steps": 2, "batch_size": 8}, "wall_seconds": 60, "machine": "M", "figures": {}}
+    table = training_table({"judge": {**entry, "notes": ["It was stopped twice."]}, "clip": entry})
+    assert table.endswith("| – |\n\njudge: It was stopped twice.\n")
+
+
 def config_of(folder: Path, measured: Path) -> CardConfig:
     overrides = [f"model.path={folder}", f"measured={measured}", "model.steps=1", "model.device=cpu"]
     return load(CardConfig, module_command._compose(overrides))

@@ -51,6 +51,9 @@ LIMITS = """## Limits
 - One character a picture, whole and in the middle, {size} × {size} pixels.
 - It says nothing of how real models draw people. What is measured on it shows how methods compare on this world; its
   judge was trained on the same world and is no judge of beauty.
+- Most batches of its training show one character twice in one picture, in two activities, as collages on the web do.
+  Self-attention learns from them that what looks like one character wears one attire, and consistent self-attention
+  builds on that; of the latter itself the training knows nothing.
 - Its image-text encoder has seen this world alone and does not replace CLIP.
 - Attire that a prompt leaves open is drawn at random, attire that it names is sometimes drawn wrong: see the figures.
 """
@@ -67,7 +70,7 @@ class CardConfig:
 def write_card(config: CardConfig) -> None:
     """Draws both sheets and writes README.md beside them, into the model's folder."""
     from storydiffusion.storyworld.stories import load_stories
-    from storydiffusion.storyworld.training import RECORD
+    from storydiffusion.training.training_run import RECORD
 
     folder = model_folder(config.model.path, config.model.revision)
     record = training_record(folder / RECORD)
@@ -188,7 +191,8 @@ def training_table(record: Mapping[str, Any]) -> str:
         return [part, f"{recipe['steps']:,}", f"{recipe['batch_size']}", minutes, entry["machine"], figures]
 
     header = ["part", "steps", "batch", "wall time", "machine", "figures"]
-    return markdown_table(header, [row(part, entry) for part, entry in record.items()])
+    notes = [f"\n{part}: {note}\n" for part, entry in record.items() for note in entry.get("notes", ())]
+    return markdown_table(header, [row(part, entry) for part, entry in record.items()]) + "".join(notes)
 
 
 def recipes(record: Mapping[str, Any]) -> str:

@@ -25,8 +25,12 @@ Config = TypeVar("Config")
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 
 
-def command(schema: type[Config], config_name: str) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
+def command(
+    schema: type[Config], config_name: str, choose: Callable[[DictConfig], type[Config]] | None = None
+) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
     """Turns `function(config)` into a command: `conf/{config_name}.yaml` beside its file, loaded strictly as `schema`.
+
+    With `choose`, the composed configuration decides its schema, and `schema` is the usual one, for hints.
 
     Exit codes: 0 done, 1 bad input (one sentence on stderr), 130 interrupted.
     """
@@ -39,7 +43,7 @@ def command(schema: type[Config], config_name: str) -> Callable[[Callable[[Confi
             nonlocal is_composed
             is_composed = True
             try:
-                function(load(schema, composed))
+                function(load(choose(composed) if choose else schema, composed))
             except UserError as error:
                 if HydraConfig.get().mode is RunMode.MULTIRUN:  # the other jobs of a sweep go on
                     raise
@@ -84,5 +88,8 @@ def _one_sentence(error: Exception, schema: type) -> str:
     cause = error.__cause__
     key = getattr(cause, "full_key", None)
     if isinstance(error, ConfigCompositionException) and key:
-        return f"there is no key {key!r}; did you mean {closest_key(key, schema)!r}?"
+        closest = closest_key(key, schema)
+        return f"there is no key {key!r}" + (
+            " in this choice of groups" if closest == key else f"; did you mean {closest!r}?"
+        )
     return f"cannot compose the configuration: {' '.join(str(cause or error).split())}"

@@ -280,7 +280,7 @@ def settings_of(config: MeasureConfig, folder: Path) -> dict[str, Any]:
 
 def judge_figures(folder: Path) -> dict[str, float]:
     """The accuracy of each attribute that the folder's judge reached on held-out renders."""
-    from storydiffusion.storyworld.training import RECORD
+    from storydiffusion.training.training_run import RECORD
 
     try:
         figures = json.loads((folder / RECORD).read_text(encoding="utf-8"))["judge"]["figures"]

@@ -44,13 +44,13 @@ def load_story_model(config: ModelConfig) -> StoryModel:
         UserError: no such folder, hub out of reach, unusable weights, or a device that this machine lacks.
     """
     clock = time.perf_counter()
-    device = _device(config)
-    dtype = _dtype(config.dtype, device)
-    _quiet()
+    device = device_of(config)
+    dtype = dtype_of(config.dtype, device)
+    quiet()
     folder = model_folder(config.path, config.revision)
     weights_of(folder)  # names a damaged file before anything is loaded
-    networks = {part: _load(network, folder, part, dtype) for part, network in _networks(folder).items()}
-    pipe = _pipeline(folder, networks, dtype)
+    networks = {part: load_network(network, folder, part, dtype) for part, network in networks_of(folder).items()}
+    pipe = pipeline_of(folder, networks, dtype)
     if config.scheduler == "ddim":
         pipe.scheduler = ddim_of(pipe.scheduler)
     pipe.vae.enable_slicing()  # panels are decoded one by one: the memory of one picture, the same pixels
@@ -117,7 +117,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _networks(folder: Path) -> dict[str, Any]:
+def networks_of(folder: Path) -> dict[str, Any]:
     """The networks that the folder's model_index.json names: part → its class."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -160,7 +160,7 @@ def _weights(folder: Path) -> list[Path]:
     return found
 
 
-def _load(network: Any, folder: Path, part: str, dtype: "torch.dtype") -> Any:
+def load_network(network: Any, folder: Path, part: str, dtype: "torch.dtype") -> Any:
     """One network, with exactly the tensors that its config.json asks for."""
     try:
         model, info = network.from_pretrained(
@@ -180,7 +180,7 @@ def _load(network: Any, folder: Path, part: str, dtype: "torch.dtype") -> Any:
     return model.eval()
 
 
-def _pipeline(folder: Path, networks: dict[str, Any], dtype: "torch.dtype") -> Any:
+def pipeline_of(folder: Path, networks: dict[str, Any], dtype: "torch.dtype") -> Any:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
@@ -196,7 +196,7 @@ def _unused_in(folder: Path) -> dict[str, Any]:
     return unused | ({"requires_safety_checker": False} if "requires_safety_checker" in index else {})
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No progress bars for files that are read in a moment; downloads keep theirs."""
     import diffusers.utils.logging
     import transformers.utils.logging
@@ -205,7 +205,8 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _device(config: ModelConfig) -> "torch.device":
+def device_of(config: ModelConfig) -> "torch.device":
+    """Where the networks work. Raises UserError where this machine lacks it."""
     import torch
 
     has_cuda = torch.cuda.is_available()
@@ -217,7 +218,8 @@ def _device(config: ModelConfig) -> "torch.device":
     return device
 
 
-def _dtype(name: str, device: "torch.device") -> "torch.dtype":
+def dtype_of(name: str, device: "torch.device") -> "torch.dtype":
+    """Of the networks' weights; `auto` is half precision on CUDA."""
     import torch
 
     if name == "auto":

@@ -144,8 +144,8 @@ def part_folder(source: str, key: str) -> Path:
     """A local folder, or `package://…`; `key` is the setting that names it."""
     folder = package_path(source)
     if not folder.is_dir():
-        where = f"{source} is not in this installation ({folder} is missing)" if source != str(folder) else source
-        raise UserError(f"{key}={where} is no folder here: name one that holds trained weights")
+        where = "part of this installation" if source.startswith(PACKAGE_SCHEME) else "a folder here"
+        raise UserError(f"{key}={source} is not {where}: name a folder with trained weights")
     return folder
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.manifest import Manifest, PanelRecord, installed_versions, read_manifest, write_manifest
+from storydiffusion.output.manifest import (
+    Manifest,
+    PanelRecord,
+    VideoRecord,
+    installed_versions,
+    read_manifest,
+    write_manifest,
+)
 
 PANEL = PanelRecord("panels/001.png", "a cat", "", "雪 & “quotes”\n", 2**32 - 1, "ab" * 32)
 MANIFEST = Manifest(
@@ -22,6 +29,7 @@ MANIFEST = Manifest(
     versions={"torch": "2.11"},
     weights={"unet/diffusion_pytorch_model.safetensors": "cd" * 32},
     seconds={"panels": 1.25},
+    video=VideoRecord("video.mp4", {"frames": 8, "end_frames": "exact"}, {"predictor": "ef" * 32}, "01" * 32),
     complete=True,
 )
 
@@ -38,25 +46,34 @@ def changed(**keys: object) -> str:
 
 VALID = json.dumps(
     {
-        "format": 1,
+        "format": 2,
         **{name: getattr(MANIFEST, name) for name in ("title", "model", "origin", "config", "complete")},
         **{name: getattr(MANIFEST, name) for name in ("versions", "weights", "seconds")},
         "panels": [vars(PANEL)],
+        "video": vars(MANIFEST.video),
     }
 )
 BAD = {
     "cut off": VALID[:-20],
     "empty": "",
     "a list": "[]",
-    "other format": changed(format=2),
+    "other format": changed(format=1),
     "unknown key": changed(extra=1),
     "wrong type": changed(config=[]),
+    "video no mapping": changed(video="video.mp4"),
+    "video without a file": changed(video={"settings": {}, "weights": {}, "sha256": ""}),
+    "no word of a video": json.dumps({k: v for k, v in json.loads(VALID).items() if k != "video"}),
     "unknown origin": changed(origin="elsewhere"),
     "panels no list": changed(panels="x"),
     "panel no mapping": changed(panels=["x"]),
     "panel without seed": changed(panels=[{k: v for k, v in vars(PANEL).items() if k != "seed"}]),
     "panel with a wrong seed": changed(panels=[{**vars(PANEL), "seed": "1"}]),
 }
+
+
+def test_there_may_be_no_video(tmp_path: Path):
+    (tmp_path / "m.json").write_text(changed(video=None))
+    assert read_manifest(tmp_path / "m.json").video is None
 
 
 def test_the_valid_one_is_read(tmp_path: Path):

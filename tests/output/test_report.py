@@ -11,7 +11,7 @@ from PIL import Image
 
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import sha256_of_file, write_picture
-from storydiffusion.output.manifest import Manifest, PanelRecord
+from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord
 from storydiffusion.output.report import NOTES, write_report
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' {{ 7 * 7 }}"
@@ -58,8 +58,8 @@ def made(folder: Path, captions: list[str], origin: str = "miniature", **changes
     return replace(manifest, **changes)
 
 
-def report(folder: Path, manifest: Manifest, **options: str) -> tuple[str, Page]:
-    write_report(folder, manifest, {"Sharing rate": 0.5, "Semantics": "eq2"}, **options)
+def report(folder: Path, manifest: Manifest) -> tuple[str, Page]:
+    write_report(folder, manifest, {"Sharing rate": 0.5, "Semantics": "eq2"})
     html = (folder / "report.html").read_text(encoding="utf-8")
     return html, Page(html)
 
@@ -120,12 +120,34 @@ def test_weights_that_are_not_pretrained_are_named(tmp_path: Path, origin: str):
     assert origin == "pretrained" or origin in page.text
 
 
+VIDEO = VideoRecord("video.mp4", {"frames": 8}, {"predictor/model.safetensors": "ef" * 32})
+
+
 def test_video_is_embedded(tmp_path: Path):
     (tmp_path / "video.mp4").write_bytes(b"film")
     manifest = made(tmp_path, ["a"])
     assert "video" not in {tag for tag, _ in report(tmp_path, manifest)[1].tags}
-    _, page = report(tmp_path, manifest, video="video.mp4")
+    _, page = report(tmp_path, replace(manifest, video=VIDEO))
     assert page.attributes("video", "src") == ["data:video/mp4;base64," + base64.b64encode(b"film").decode()]
+    assert "ef" * 32 in page.text
+
+
+def test_a_large_video_stays_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("storydiffusion.output.report.LARGEST_EMBEDDED_VIDEO", 3)
+    (tmp_path / "video.mp4").write_bytes(b"film")
+    _, page = report(tmp_path, made(tmp_path, ["a"], video=VIDEO))
+    assert page.attributes("video", "src") == ["video.mp4"]
+
+
+def test_a_missing_video_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"video\.mp4"):
+        report(tmp_path, made(tmp_path, ["a"], video=VIDEO))
+
+
+def test_pictures_that_nobody_prompted_show_no_seed(tmp_path: Path):
+    manifest = made(tmp_path, [""])
+    manifest = replace(manifest, panels=(replace(manifest.panels[0], prompt=""),))
+    assert "seed" not in report(tmp_path, manifest)[1].text
 
 
 def test_missing_picture_leaves_the_old_report(tmp_path: Path):

@@ -1,3 +1,4 @@
+import json
 import signal
 from dataclasses import replace
 
@@ -6,7 +7,8 @@ import torch
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest
+from storydiffusion.output.files import sha256_of_file
+from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, read_manifest
 from storydiffusion.output.run_folder import PROGRESS, RunFolder
 
 PLAN = Manifest("Tale", "tiny", "random", {"seed": 1, "run_dir": "a", "overwrite": False, "story": "x.yaml"})
@@ -15,9 +17,19 @@ PICTURES = [Image.new("RGB", (64, 64), (80 * n, 0, 0)) for n in range(3)]
 OTHER = replace(PLAN, config={**PLAN.config, "seed": 2})
 
 
-def told(path):
-    run = RunFolder(path, PLAN)
-    run.finish(PICTURES, PANELS, {"seed": 1}, seconds={"telling": 1.0})
+VIDEO = VideoRecord("video.mp4", {"frames": 8, "fps": 8.0}, {"predictor": "ab"})
+FILM = replace(PLAN, config={**PLAN.config, "video": "on", "model": {"steps": 3, "video": {"frames": 8}}}, video=VIDEO)
+
+
+def told(path, plan=PLAN):
+    run = RunFolder(path, plan)
+    if not run.panels:
+        run.keep_panels(PICTURES, PANELS, {"telling": 1.0})
+    if plan.video:
+        (run.path / "video.mp4").write_bytes(json.dumps(plan.video.settings).encode())
+        (run.path / "transitions").mkdir(exist_ok=True)
+        (run.path / "transitions" / "001-002.png").write_bytes(b"strip")
+    run.finish({"seed": 1}, versions={}, seconds={"video": 2.0} if plan.video else {})
     return run
 
 
@@ -25,7 +37,9 @@ def test_a_finished_folder_holds_everything_and_no_progress(tmp_path):
     run = RunFolder(tmp_path / "run", PLAN)
     assert not read_manifest(run.path / "manifest.json").complete
     run.save_progress(3, torch.zeros(1))
-    run.finish(PICTURES, PANELS, {"seed": 1}, seconds={"telling": 1.0})
+    run.keep_panels(PICTURES, PANELS, {"telling": 1.0})
+    assert not read_manifest(run.path / "manifest.json").complete
+    run.finish({"seed": 1}, versions={}, seconds={})
     names = sorted(p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file())
     assert names == [
         "manifest.json", "page.png", "panels/001.png", "panels/002.png", "panels/003.png", "report.html",
@@ -34,6 +48,58 @@ def test_a_finished_folder_holds_everything_and_no_progress(tmp_path):
     assert manifest.complete
     assert [panel.caption for panel in manifest.panels] == ["caption 0", "caption 1", "caption 2"]
     assert manifest.seconds == {"telling": 1.0}
+
+
+def test_the_video_is_part_of_it(tmp_path):
+    told(tmp_path, FILM)
+    manifest = read_manifest(tmp_path / "manifest.json")
+    assert manifest.video == replace(VIDEO, sha256=sha256_of_file(tmp_path / "video.mp4"))
+    assert manifest.seconds == {"telling": 1.0, "video": 2.0}
+    assert "<video" in (tmp_path / "report.html").read_text()
+    assert RunFolder(tmp_path, FILM).is_complete
+    (tmp_path / "video.mp4").unlink()
+    run = RunFolder(tmp_path, FILM)
+    assert not run.is_complete
+    assert len(run.panels) == 3
+
+
+def test_another_video_keeps_the_panels(tmp_path):
+    before = told(tmp_path, FILM).panels
+    pictures = {file: file.stat().st_mtime_ns for file in (tmp_path / "panels").iterdir()}
+    other = replace(FILM, video=replace(VIDEO, settings={"frames": 16}))
+    other.config["model"] = {"steps": 3, "video": {"frames": 16}}
+    for plan in (other, replace(FILM, video=replace(VIDEO, weights={"predictor": "cd"}))):
+        run = RunFolder(tmp_path, plan)
+        assert not run.is_complete
+        assert run.panels == before
+        told(tmp_path, plan)
+        assert RunFolder(tmp_path, plan).is_complete
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "panels").iterdir()} == pictures
+
+
+def test_a_video_may_come_later_and_be_left_out_again(tmp_path):
+    silent = replace(FILM, config={**FILM.config, "video": "off"}, video=None)
+    told(tmp_path, silent)
+    assert RunFolder(tmp_path, silent).is_complete
+    assert not RunFolder(tmp_path, FILM).is_complete
+    told(tmp_path, FILM)
+    assert RunFolder(tmp_path, silent).is_complete
+    assert (tmp_path / "video.mp4").exists()
+
+
+def test_other_panels_are_still_refused(tmp_path):
+    told(tmp_path, FILM)
+    with pytest.raises(UserError, match="overwrite=true"):
+        RunFolder(tmp_path, replace(FILM, config={**FILM.config, "model": {"steps": 4, "video": {"frames": 8}}}))
+
+
+def test_panels_that_are_done_are_kept_when_the_video_is_interrupted(tmp_path):
+    RunFolder(tmp_path, FILM).keep_panels(PICTURES, PANELS, {"telling": 1.0})
+    for overwrite in (False, True):  # as an unfinished telling goes on
+        run = RunFolder(tmp_path, FILM, overwrite)
+        assert [panel.caption for panel in run.panels] == ["caption 0", "caption 1", "caption 2"]
+    (tmp_path / "page.png").unlink()
+    assert RunFolder(tmp_path, FILM).panels == ()
 
 
 def test_progress_comes_back_bit_for_bit(tmp_path):
@@ -81,11 +147,10 @@ def test_a_folder_without_any_work_yet_is_free(tmp_path):
 
 
 def test_overwrite_starts_afresh(tmp_path):
-    told(tmp_path)
+    told(tmp_path, FILM)
     run = RunFolder(tmp_path, OTHER, overwrite=True)
     assert not run.is_complete
-    assert not (tmp_path / "page.png").exists()
-    assert not list((tmp_path / "panels").iterdir())
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["manifest.json"]
 
 
 def test_overwrite_goes_on_with_the_unfinished_work_of_the_same_command(tmp_path):

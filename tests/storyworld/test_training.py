@@ -16,11 +16,11 @@ from storydiffusion.config import TrainConfig, load
 from storydiffusion.storyworld.captions import caption, vocabulary
 from storydiffusion.storyworld.judge import Judge
 from storydiffusion.storyworld.pictures import Stream
-from storydiffusion.storyworld.recipe_module import rate_at
 from storydiffusion.storyworld.recipes import JudgeRecipe
 from storydiffusion.storyworld.tokenizer import build_tokenizer
-from storydiffusion.storyworld.training import Training
 from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
+from storydiffusion.training.learning_rate import rate_at
+from storydiffusion.training.training_run import Training
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_origin, get_type_hints
 
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("storydiffusion", "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow")
 ORIGINS = ("pretrained", "miniature", "random")
 
@@ -29,12 +30,26 @@ class PanelRecord:
 
 
 @dataclass(frozen=True)
+class VideoRecord:
+    """The story's video: `file` relative to the run folder, what it was made with, and its checksum.
+
+    `settings` are plain data, `weights` map the files of weights that panels do without to SHA-256.
+    """
+
+    file: str
+    settings: dict[str, Any]
+    weights: dict[str, str]
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """How a story was told.
 
     `config` is the whole configuration as plain data, `versions` maps packages to versions, `weights` files of weights
     to SHA-256, `seconds` stages to wall time. `origin` says what the weights are: 'pretrained', 'miniature' (trained on
-    drawn pictures only) or 'random' (untrained). `panels` are those finished so far; `complete` tells that all are.
+    drawn pictures only) or 'random' (untrained). `panels` are there once they are made, `video` where there is one to
+    make; `complete` tells that nothing is left to do.
     """
 
     title: str
@@ -45,6 +60,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    video: VideoRecord | None = None
     complete: bool = False
 
     def __post_init__(self) -> None:
@@ -82,7 +98,8 @@ def read_manifest(path: str | Path) -> Manifest:
         raise UserError(f"{path} is not a manifest of format {FORMAT}: {mend}")
     try:
         panels = tuple(PanelRecord(**_exact(PanelRecord, panel)) for panel in data["panels"])
-        return Manifest(**{**_exact(Manifest, data), "panels": panels})
+        video = data.get("video") and VideoRecord(**_exact(VideoRecord, data["video"]))
+        return Manifest(**{**_exact(Manifest, data), "panels": panels, "video": video})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): {mend}") from None
 
@@ -91,10 +108,16 @@ def _exact(schema: type, data: dict[str, Any]) -> dict[str, Any]:
     """`data` where each field of `schema` is there with a value of its basic type, and nothing else is."""
     hints = get_type_hints(schema)
     for name, hint in hints.items():
-        kind = get_origin(hint) or hint
-        kind = list if kind is tuple else kind  # JSON has no tuples
-        if name not in data or not isinstance(data[name], kind):
+        if name not in data or not isinstance(data[name], _json_types(hint)):
             raise ValueError(f"'{name}' is missing or of a wrong type")
     if unknown := set(data) - set(hints):
         raise ValueError(f"unknown keys {sorted(unknown)}")
     return data
+
+
+def _json_types(hint: Any) -> tuple[type, ...]:
+    """What JSON makes of a field: tuples are lists there, records dictionaries."""
+    if hint == VideoRecord | None:
+        return (dict, NoneType)
+    kind = get_origin(hint) or hint
+    return (list,) if kind is tuple else (kind,)

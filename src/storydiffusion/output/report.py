@@ -1,8 +1,12 @@
-"""report.html: the story with its prompts and settings in one file that needs no network and nothing beside it."""
+"""report.html: the story with its prompts and settings in one file that needs no network.
+
+Nor does it need anything beside it, but for a video that is too large to be embedded.
+"""
 
 import base64
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,19 +24,15 @@ NOTES = {
     "random": "The weights of this model are random: it has learned nothing, and its pictures are noise. This run only"
     " shows that every part works together.",
 }
+LARGEST_EMBEDDED_VIDEO = 8 * 2**20  # bytes; a larger one stays beside the report
 MEDIA_TYPES = {".png": "image/png", ".mp4": "video/mp4", ".otf": "font/otf"}
 
 
-def write_report(
-    run_dir: str | Path,
-    manifest: Manifest,
-    settings: Mapping[str, str | int | float | bool],
-    video: str | None = None,
-) -> None:
-    """Write `run_dir`/report.html from the manifest and the pictures (and the MP4 `video`) that it names in `run_dir`.
+def write_report(run_dir: str | Path, manifest: Manifest, settings: Mapping[str, str | int | float | bool]) -> None:
+    """Write `run_dir`/report.html from the manifest and the pictures and the video that it names in `run_dir`.
 
     `settings` are the few facts a reader looks for first (name → value: rate, semantics, seed, model, steps …); the
-    whole configuration can be unfolded below them. Raises UserError for a missing picture or an unwritable folder.
+    whole configuration can be unfolded below them. Raises UserError for a missing file or an unwritable folder.
     """
     run_dir = Path(run_dir)
     environment = Environment(
@@ -43,9 +43,10 @@ def write_report(
         note=NOTES[manifest.origin],
         columns=page_columns(len(manifest.panels)),
         panels=[(panel, _embed(run_dir / panel.file)) for panel in manifest.panels],
-        video=_embed(run_dir / video) if video else None,
+        video=_video(run_dir, manifest.video.file) if manifest.video else None,
         fonts=_fonts(manifest.title + "".join(panel.caption for panel in manifest.panels)),
         settings=settings,
+        weights=manifest.weights | (manifest.video.weights if manifest.video else {}),
         config=yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True),
     )
     write_atomically(run_dir / "report.html", html.encode())
@@ -60,6 +61,13 @@ def _fonts(text: str) -> dict[str, str]:
             embedded[family] = _data_uri(".otf", subset(family, "".join(sorted(had))))
         left -= had
     return embedded
+
+
+def _video(run_dir: Path, file: str) -> str:
+    """What the page's <video> is to play: the data itself, or the file's name."""
+    path = run_dir / file
+    too_large = path.exists() and path.stat().st_size > LARGEST_EMBEDDED_VIDEO
+    return quote(file) if too_large else _embed(path)
 
 
 def _embed(path: Path) -> str:

@@ -1,6 +1,7 @@
-"""A run folder: panels/NNN.png, page.png, report.html and manifest.json, and while it is unfinished, the progress.
+"""A run folder: panels/NNN.png, page.png, video.mp4, report.html and manifest.json; while unfinished, the progress.
 
 Every file is written whole or not at all. The manifest is there from the start and says whether the story is complete.
+A video is made from the panels: other settings of it, or its absence, leave them as they are.
 """
 
 import json
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROGRESS = ".progress.safetensors"
+RESULTS = ("page.png", "video.mp4", "report.html")
+NOT_OF_PANELS = (
+    "run_dir",
+    "overwrite",
+    "story",
+    "frames",
+    "video",
+    "fps",
+    "hold",
+    "captions",
+)  # keys of the configuration
 SECONDS_BETWEEN_SAVES = 2.0  # at most so much work is lost when the process is killed
 
 
@@ -32,7 +44,8 @@ class RunFolder:
 
     Args:
         path: made where missing.
-        planned: the manifest so far: what shall be told, and with what. A folder that holds something else is refused.
+        planned: the manifest so far: what shall be told, and with what; `video` is the record, without checksum, of
+            the video that shall be made of the panels. A folder that holds other panels is refused.
         overwrite: let a folder that is complete, or holds something else, start afresh.
 
     Raises:
@@ -49,12 +62,19 @@ class RunFolder:
                 f"{path} holds another story or configuration: choose another run_dir, or use overwrite=true"
             )
         was_complete = found is not None and is_same and self._is_whole(found)
-        self.is_complete = was_complete and not overwrite
+        self.is_complete = was_complete and not overwrite and _has_video(found, planned)
         if self.is_complete:
             return
-        if was_complete or not is_same:
+        if (was_complete and overwrite) or not is_same:
             self._clear()
-        write_manifest(self.path / "manifest.json", planned)
+        elif found is not None and self._has_panels(found):
+            self.manifest = replace(planned, panels=found.panels, seconds=found.seconds)
+        write_manifest(self.path / "manifest.json", self.manifest)
+
+    @property
+    def panels(self) -> tuple[PanelRecord, ...]:
+        """Those that are made, all of them or none."""
+        return self.manifest.panels
 
     def progress(self) -> "tuple[int, Tensor] | None":
         """(step, latents) where an interrupted telling stopped."""
@@ -98,17 +118,10 @@ class RunFolder:
                 f"interrupted after step {last[0]}, which {self.path} keeps: the same command goes on from there"
             ) from None
 
-    def finish(
-        self,
-        pictures: Sequence[Image.Image],
-        panels: Sequence[PanelRecord],
-        settings: Mapping[str, str | int | float | bool],
-        **facts: Any,
+    def keep_panels(
+        self, pictures: Sequence[Image.Image], panels: Sequence[PanelRecord], seconds: Mapping[str, float]
     ) -> None:
-        """Writes everything; the manifest, last, says complete. `panels` come without file and checksum.
-
-        `facts` are fields of the manifest that are known only now (versions, seconds).
-        """
+        """Writes the panels and their page, for good. `panels` come without file and checksum."""
         records = []
         for number, (picture, panel) in enumerate(zip(tqdm(pictures, "writing", unit="panel"), panels, strict=True), 1):
             file = f"panels/{number:03d}.png"
@@ -116,10 +129,25 @@ class RunFolder:
             records.append(replace(panel, file=file, sha256=sha256_of_file(self.path / file)))
         page = comic_page(pictures, [panel.caption for panel in panels], self.manifest.title)
         write_picture(self.path / "page.png", page)
-        self.manifest = replace(self.manifest, panels=tuple(records), complete=True, **facts)
-        write_report(self.path, self.manifest, settings)
+        self.manifest = replace(self.manifest, panels=tuple(records), seconds=dict(seconds))
         write_manifest(self.path / "manifest.json", self.manifest)
         (self.path / PROGRESS).unlink(missing_ok=True)
+
+    def finish(
+        self,
+        settings: Mapping[str, str | int | float | bool],
+        versions: dict[str, str],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Writes the report, and last the manifest, which says complete. Panels and video are there."""
+        video = self.manifest.video
+        if video is not None:
+            video = replace(video, sha256=sha256_of_file(self.path / video.file))
+        self.manifest = replace(
+            self.manifest, video=video, versions=versions, seconds={**self.manifest.seconds, **seconds}, complete=True
+        )
+        write_report(self.path, self.manifest, settings)
+        write_manifest(self.path / "manifest.json", self.manifest)
         self.is_complete = True
 
     def _found(self, overwrite: bool) -> Manifest | None:
@@ -137,28 +165,41 @@ class RunFolder:
         return None
 
     def _is_whole(self, found: Manifest) -> bool:
-        results = ["page.png", "report.html", *[panel.file for panel in found.panels]]
-        return found.complete and all((self.path / name).exists() for name in results)
+        results = ["report.html", *([found.video.file] if found.video else [])]
+        return found.complete and self._has_panels(found) and all((self.path / name).exists() for name in results)
+
+    def _has_panels(self, found: Manifest) -> bool:
+        results = ["page.png", *[panel.file for panel in found.panels]]
+        return bool(found.panels) and all((self.path / name).exists() for name in results)
 
     def _holds_work(self) -> bool:
-        return any((self.path / name).exists() for name in ("panels", "page.png", "report.html", PROGRESS))
+        return any((self.path / name).exists() for name in ("panels", "transitions", *RESULTS, PROGRESS))
 
     def _clear(self) -> None:
         """Removes what an earlier telling left; the manifest goes first, so that the rest never looks whole."""
         try:
-            for file in ("manifest.json", "page.png", "report.html", PROGRESS):
+            for file in ("manifest.json", *RESULTS, PROGRESS):
                 (self.path / file).unlink(missing_ok=True)
-            for file in (self.path / "panels").glob("[0-9][0-9][0-9].png"):
-                file.unlink()
+            for pattern in ("panels/[0-9][0-9][0-9].png", "transitions/[0-9][0-9][0-9]-[0-9][0-9][0-9].png"):
+                for file in self.path.glob(pattern):
+                    file.unlink()
         except NotADirectoryError:
             pass  # write_manifest says it
         except OSError as error:
             raise UserError(f"cannot clear {self.path}: {error.strerror}; choose another run_dir") from error
 
 
+def _has_video(found: Manifest | None, planned: Manifest) -> bool:
+    """Whether the video that was made is the one that is wanted; where none is, any will do."""
+    made = found and found.video and replace(found.video, sha256="")
+    return planned.video is None or made == planned.video
+
+
 def _identity(manifest: Manifest) -> Any:
-    """What must agree for one telling to go on where another stopped: everything but where and when."""
-    config = {key: value for key, value in manifest.config.items() if key not in ("run_dir", "overwrite", "story")}
+    """What must agree for one telling to go on where another stopped: everything but where, when, and the video."""
+    config = {key: value for key, value in manifest.config.items() if key not in NOT_OF_PANELS}
+    if isinstance(model := config.get("model"), dict):
+        config["model"] = {key: value for key, value in model.items() if key != "video"}
     return json.loads(
         json.dumps([manifest.title, manifest.model, manifest.origin, config, asdict(manifest)["weights"]])
     )

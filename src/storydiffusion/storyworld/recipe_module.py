@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from storydiffusion.storyworld.recipes import Recipe
+from storydiffusion.training.learning_rate import rate_at
 from storydiffusion.training.muon import Muon, split_parameters
 
 
@@ -22,6 +23,11 @@ class RecipeModule(L.LightningModule):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is exported, by the names in the record of trainings."""
+        return (self.recipe.part,)
 
     def loss(self, batch: Any) -> dict[str, Tensor]:
         """The terms to log; the one named "loss" is minimised."""
@@ -50,12 +56,6 @@ class RecipeModule(L.LightningModule):
     def generator(self, step: int) -> torch.Generator:
         """Randomness that depends on the recipe's seed and the step alone, so that a resumed run repeats it."""
         return torch.Generator().manual_seed(self.recipe.seed * 1_000_000_007 + step)
-
-
-def rate_at(recipe: Recipe, step: int) -> float:
-    """Learning rate at `step` as a share of the full one: linear warm-up, constant, linear decay to 0."""
-    left = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
-    return max(0.0, min(1.0, (step + 1) / recipe.warmup, left))
 
 
 def declare_float32(folder: Path) -> None:

@@ -171,7 +171,7 @@ class Text2ImageModule(RecipeModule):
         pipe = StableDiffusionPipeline(
             vae=AutoencoderKL.from_pretrained(self.miniature / "vae"),
             text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
+            tokenizer=build_tokenizer(),  # that of the training has its padding switched on
             unet=self.unet,
             scheduler=self.scheduler,
             safety_checker=None,  # type: ignore[arg-type]  # may be None

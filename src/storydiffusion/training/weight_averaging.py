@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class WeightAveraging(L.Callback):
-    """Keeps an average of the trainable parameters only, so that frozen parts are never copied or saved.
+    """Keeps an average of the trainable parameters only, so that frozen parts are never copied or saved; in float32.
 
     The average after step t moves by 1 − min(decay, (1 + t) / (10 + t)): short memory at the start.
     It travels in the checkpoint as the callback's state.
@@ -24,7 +24,7 @@ class WeightAveraging(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         current = _trainable(pl_module)
         self.average = {
-            name: self.average.get(name, p).detach().to(p.device, copy=name not in self.average)
+            name: self.average.get(name, p).detach().to(p.device, torch.float32, copy=name not in self.average)
             for name, p in current.items()
         }
         self._last_step = trainer.global_step
@@ -39,7 +39,7 @@ class WeightAveraging(L.Callback):
         weight = 1 - min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
         current = _trainable(pl_module)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            list(self.average.values()), [current[name].detach() for name in self.average], weight
+            list(self.average.values()), [current[name].detach().float() for name in self.average], weight
         )
 
     def state_dict(self) -> dict[str, Any]:

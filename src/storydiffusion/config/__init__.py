@@ -1,0 +1,39 @@
+"""Typed configuration: what the YAML files under conf/ may say, and what is refused.
+
+Hydra composes, `load` turns the result into these dataclasses, strictly and once; nothing after it sees a DictConfig.
+The values live in conf/, the types and the checks here. Kept free of heavy imports: commands must answer quickly.
+"""
+
+from storydiffusion.config.infer import ConsistencyConfig, InferConfig
+from storydiffusion.config.loading import closest_key, keys, load
+from storydiffusion.config.model import ModelConfig, VideoConfig
+from storydiffusion.config.train import (
+    DataConfig,
+    LoggerConfig,
+    PredictorConfig,
+    StoryWorldClips,
+    TrainConfig,
+    TrainerConfig,
+    TransitionRecipe,
+    TransitionTrainConfig,
+    training_schema,
+)
+
+__all__ = [
+    "ConsistencyConfig",
+    "DataConfig",
+    "InferConfig",
+    "LoggerConfig",
+    "ModelConfig",
+    "PredictorConfig",
+    "StoryWorldClips",
+    "TrainConfig",
+    "TrainerConfig",
+    "TransitionRecipe",
+    "TransitionTrainConfig",
+    "VideoConfig",
+    "closest_key",
+    "keys",
+    "load",
+    "training_schema",
+]

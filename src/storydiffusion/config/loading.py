@@ -1,0 +1,87 @@
+"""Strict loading: a composed configuration becomes dataclasses, or one sentence says why not."""
+
+import dataclasses
+import difflib
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from storydiffusion.errors import UserError
+
+Schema = TypeVar("Schema")
+
+LARGEST_SEED = 2**32 - 1
+LARGEST_SIDE = 4096  # pixels
+
+
+def load(schema: type[Schema], composed: DictConfig, prefix: str = "") -> Schema:
+    """The composed configuration as an instance of `schema`: every key known, every value of its type.
+
+    `prefix` stands before the keys in messages.
+
+    Raises:
+        UserError: in one sentence, for an unknown key (`+key=…` included), a missing one, a wrong type or value.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True)
+        loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    except ConfigKeyError as error:
+        raise UserError(
+            f"there is no key '{prefix}{error.full_key}'; did you mean '{prefix}{closest_key(error.full_key, schema)}'?"
+        ) from error
+    except MissingMandatoryValue as error:
+        raise UserError(f"{prefix}{error.full_key} has no value: write {prefix}{error.full_key}=VALUE") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{prefix}{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(loaded, schema)
+    return loaded
+
+
+def keys(schema: type, prefix: str = "") -> list[str]:
+    """Every key of `schema` and of the dataclasses in it, dotted."""
+    names = []
+    for name, hint in get_type_hints(schema).items():
+        names.append(prefix + name)
+        for part in (hint, *get_args(hint)):
+            if dataclasses.is_dataclass(part) and isinstance(part, type):
+                names += keys(part, f"{prefix}{name}.")
+    return names
+
+
+def closest_key(wrong: str | None, schema: type) -> str:
+    """The key of `schema` that the user most probably meant, compared whole and by its last part."""
+
+    def likeness(key: str) -> float:
+        last, wrong_last = key.rpartition(".")[2], str(wrong).rpartition(".")[2]
+        whole = difflib.SequenceMatcher(None, str(wrong), key).ratio()
+        return whole + difflib.SequenceMatcher(None, wrong_last, last).ratio()
+
+    return max(keys(schema), key=likeness)
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value} is not one of {', '.join(choices)}")
+
+
+def check_range(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # NaN fails too
+        raise UserError(f"{key}={value} is outside {low}…{high}")
+
+
+def check_side(key: str, pixels: int) -> None:
+    check_range(key, pixels, 64, LARGEST_SIDE)
+    if pixels % 8:
+        raise UserError(f"{key}={pixels} is not divisible by 8: take {pixels // 8 * 8} or {-(-pixels // 8) * 8}")
+
+
+def check_sampling(prefix: str, config: Any) -> None:
+    """steps, guidance_scale, height and width, where they are set."""
+    if config.steps is not None:
+        check_range(f"{prefix}steps", config.steps, 1, 1000)
+    if config.guidance_scale is not None:
+        check_range(f"{prefix}guidance_scale", config.guidance_scale, 0, 100)
+    for side in ("height", "width"):
+        if getattr(config, side) is not None:
+            check_side(f"{prefix}{side}", getattr(config, side))

@@ -1,0 +1,69 @@
+"""conf/model/*.yaml: pretrained models, for telling and for training."""
+
+import dataclasses
+
+from storydiffusion.config.loading import check_choice, check_range, check_sampling
+from storydiffusion.errors import UserError
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+OFFLOADS = ("none", "model", "sequential")
+SCHEDULERS = ("model", "ddim")
+VIDEO_SCHEDULERS = ("model", "animatediff")
+END_FRAMES = ("exact", "semantic")
+
+
+@dataclasses.dataclass
+class VideoConfig:
+    """What makes a video model of a text-to-image model, and how clips are sampled by default."""
+
+    motion_adapter: (
+        str | None
+    )  # package://…, folder, hub id or AnimateDiff file; null: a new one, which must be trained
+    image_encoder: str  # package://… or a folder of a CLIPModel; open_clip://NAME/TAG, or NAME/FILE, or NAME/random
+    predictor: str | None  # package://… or a folder of a released one; null: none
+    scheduler: str  # model: the text-to-image model's; animatediff: the noise schedule of AnimateDiff's motion modules
+    frames: int
+    fps: int
+    steps: int
+    guidance_scale: float
+    end_frames: str  # exact: clean latents of the given images are imposed; semantic: as in the paper
+    end_attention: bool  # each frame's spatial self-attention reads the end frames too
+
+    def __post_init__(self) -> None:
+        check_choice("model.video.scheduler", self.scheduler, VIDEO_SCHEDULERS)
+        check_choice("model.video.end_frames", self.end_frames, END_FRAMES)
+        check_range("model.video.frames", self.frames, 2, 1024)
+        check_range("model.video.fps", self.fps, 1, 120)
+        check_range("model.video.steps", self.steps, 1, 1000)
+        check_range("model.video.guidance_scale", self.guidance_scale, 0, 100)
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """conf/model/*.yaml: which text-to-image model tells the story, where it runs, and how it is sampled by default.
+
+    A training takes its device from the trainer, and `dtype` auto is there the one of `trainer.precision`.
+    """
+
+    name: str
+    path: str  # package://miniature, a folder in diffusers' format, or a hub id such as owner/name
+    revision: str | None  # of a hub id: commit hash, tag or branch; null is the branch main
+    dtype: str
+    device: str
+    offload: str
+    scheduler: str  # model: the one in its folder; ddim: DDIM on the same noise schedule
+    steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    video: VideoConfig | None = None  # null: it makes pictures only
+
+    def __post_init__(self) -> None:
+        check_choice("model.dtype", self.dtype, DTYPES)
+        check_choice("model.device", self.device, DEVICES)
+        check_choice("model.offload", self.offload, OFFLOADS)
+        check_choice("model.scheduler", self.scheduler, SCHEDULERS)
+        check_sampling("model.", self)
+        if self.device == "cpu" and self.offload != "none":
+            raise UserError(f"model.offload={self.offload} needs model.device=cuda: on a CPU take model.offload=none")

@@ -1,0 +1,231 @@
+"""conf/train.yaml: the training of one part of the miniature, or of the video model at any scale."""
+
+import dataclasses
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_side, load
+from storydiffusion.config.model import ModelConfig
+from storydiffusion.errors import UserError
+from storydiffusion.storyworld.recipes import RECIPES
+
+TRANSITION = "transition"
+ACCELERATORS = ("auto", "cpu", "gpu")
+STRATEGIES = ("auto", "ddp", "deepspeed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+TRAINABLE = ("predictor", "motion_module")
+LOSSES = ("epsilon", "x0", "v")
+OPTIMIZERS = ("adamw", "muon")
+WANDB_MODES = ("online", "offline")
+LARGEST = 2**31
+
+
+def training_schema(composed: DictConfig) -> type:
+    """The dataclass that a composed training is loaded as: its recipe decides which groups it has."""
+    return TransitionTrainConfig if composed.get("recipe", {}).get("part") == TRANSITION else TrainConfig
+
+
+@dataclasses.dataclass
+class TrainerConfig:
+    """conf/trainer/*.yaml: where and how precisely a training runs, and for how long."""
+
+    accelerator: str
+    devices: int  # of each node; -1: all GPUs
+    nodes: int
+    strategy: str
+    precision: str
+    compile: bool  # torch.compile the trained networks: faster after minutes of compiling; a CPU needs a C++ compiler
+    max_steps: int | None  # null: recipe.steps; the learning-rate schedule follows it
+    checkpoint_minutes: float
+    log_every: int  # steps
+
+    def __post_init__(self) -> None:
+        check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
+        check_choice("trainer.strategy", self.strategy, STRATEGIES)
+        check_choice("trainer.precision", self.precision, PRECISIONS)
+        if self.devices != -1 or self.accelerator == "cpu":
+            check_range("trainer.devices", self.devices, 1, 1024)
+        check_range("trainer.nodes", self.nodes, 1, 100_000)
+        if self.max_steps is not None:
+            check_range("trainer.max_steps", self.max_steps, 1, LARGEST)
+        check_range("trainer.checkpoint_minutes", self.checkpoint_minutes, 0, 24 * 60)
+        check_range("trainer.log_every", self.log_every, 1, 1_000_000)
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """The training of one part of the miniature, of pictures of StoryWorld."""
+
+    run_dir: str
+    export: str
+    miniature: str  # folder, or package://miniature: the parts that this one builds on
+    cache: str
+    trainer: TrainerConfig
+    recipe: Any  # one of RECIPES, chosen by its key `part`
+
+    def __post_init__(self) -> None:
+        part = dict(self.recipe).get("part")
+        check_choice("recipe.part", str(part), (*RECIPES, TRANSITION))
+        self.recipe = load(RECIPES[str(part)], OmegaConf.create(dict(self.recipe)), "recipe.")
+        self.recipe.steps = self.trainer.max_steps or self.recipe.steps
+
+
+@dataclasses.dataclass
+class TransitionRecipe:
+    """How the video model is trained: what learns, from which error, by which optimizer.
+
+    The learning rate warms up linearly, stays, and falls linearly to zero over the last `decay` of the steps.
+    """
+
+    part: str
+    trainable: list[str]  # of TRAINABLE; everything else is frozen
+    seed: int
+    steps: int
+    batch_size: int  # clips of a batch, of all processes together
+    accumulate: int  # batches whose gradients make one step
+    loss: str  # the space in which the error is taken
+    semantic_weight: float
+    semantic_dropout: float
+    given_ends: float  # probability that a clip's own clean end frames are given, and only the others judged
+    optimizer: str
+    learning_rate: float
+    adam_learning_rate: float | None  # muon's, of everything but matrices
+    weight_decay: float
+    warmup: int  # steps
+    decay: float
+    gradient_clip: float | None
+    average_decay: float
+    gradient_checkpointing: bool
+    sample_every: int  # steps; 0: never
+    sample_clips: int
+
+    def __post_init__(self) -> None:
+        if not self.trainable or len(set(self.trainable)) < len(self.trainable):
+            raise UserError(f"recipe.trainable={self.trainable}: name one or both of {', '.join(TRAINABLE)}, once")
+        for name in self.trainable:
+            check_choice("recipe.trainable", name, TRAINABLE)
+        check_choice("recipe.loss", self.loss, LOSSES)
+        check_choice("recipe.optimizer", self.optimizer, OPTIMIZERS)
+        check_range("recipe.seed", self.seed, 0, LARGEST_SEED)
+        for name in ("steps", "batch_size", "accumulate", "sample_clips"):
+            check_range(f"recipe.{name}", getattr(self, name), 1, LARGEST)
+        for name in ("warmup", "sample_every"):
+            check_range(f"recipe.{name}", getattr(self, name), 0, LARGEST)
+        for name in ("semantic_dropout", "given_ends", "decay", "average_decay"):
+            check_range(f"recipe.{name}", getattr(self, name), 0, 1)
+        for name in ("semantic_weight", "weight_decay", "learning_rate", "adam_learning_rate", "gradient_clip"):
+            if getattr(self, name) is not None:
+                check_range(f"recipe.{name}", getattr(self, name), 0, 1e6)
+        if self.optimizer == "muon" and self.adam_learning_rate is None:
+            raise UserError(
+                "recipe.optimizer=muon needs recipe.adam_learning_rate, for what is no matrix: give a number"
+            )
+        if self.semantic_weight and "predictor" not in self.trainable:
+            raise UserError(
+                f"recipe.semantic_weight={self.semantic_weight} judges the predictor: add it to recipe.trainable"
+            )
+
+
+@dataclasses.dataclass
+class PredictorConfig:
+    """conf/predictor/*.yaml: the arguments of `SemanticMotionPredictor`, which checks them; the widths of its
+    ends follow from the model.
+    """
+
+    tokens: str
+    tokens_per_frame: int | None
+    width: int
+    layers: int
+    heads: int
+    head_width: int
+    resampler_layers: int
+    frames: int  # the most
+    start: str | None  # folder of a released one to go on from, or an IP-Adapter-plus file
+
+
+@dataclasses.dataclass
+class StoryWorldClips:
+    """What is drawn into the shards before the training, once."""
+
+    clips: int
+    seed: int
+    frames: int
+    size: int
+    fps: int
+
+    def __post_init__(self) -> None:
+        check_range("data.storyworld.clips", self.clips, 1, 10**8)
+        check_range("data.storyworld.seed", self.seed, 0, LARGEST_SEED)
+        check_range("data.storyworld.frames", self.frames, 2, 1000)
+        check_range("data.storyworld.size", self.size, 16, 1024)
+        check_range("data.storyworld.fps", self.fps, 1, 120)
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """conf/data/*.yaml: which clips are learnt from; `storydiffusion.data` checks the rest."""
+
+    storyworld: StoryWorldClips | None  # null: the shards are there
+    shards: Any  # folder, file or brace pattern; or a list of such
+    frames: int
+    stride: int
+    height: int
+    width: int
+    flip: float
+    brightness: float
+    caption_dropout: float
+    workers: int
+    backend: str
+    window: int
+    rejected_share: float
+
+    def __post_init__(self) -> None:
+        patterns = self.shards if isinstance(self.shards, list) else [self.shards]
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise UserError(f"data.shards={self.shards}: give a folder, a file or a brace pattern, or a list of such")
+        check_range("data.frames", self.frames, 2, 1024)
+        check_side("data.height", self.height)
+        check_side("data.width", self.width)
+
+
+@dataclasses.dataclass
+class LoggerConfig:
+    """conf/logger/*.yaml: where the log goes, besides metrics.csv."""
+
+    wandb: str | None
+    project: str
+
+    def __post_init__(self) -> None:
+        if self.wandb is not None:
+            check_choice("logger.wandb", self.wandb, WANDB_MODES)
+
+
+@dataclasses.dataclass
+class TransitionTrainConfig:
+    """The training of the semantic motion predictor, the motion modules, or both."""
+
+    run_dir: str
+    export: str
+    cache: str
+    trainer: TrainerConfig
+    recipe: TransitionRecipe
+    model: ModelConfig
+    predictor: PredictorConfig
+    data: DataConfig
+    logger: LoggerConfig
+
+    def __post_init__(self) -> None:
+        self.recipe.steps = self.trainer.max_steps or self.recipe.steps
+        video = self.model.video
+        if video is None:
+            raise UserError(f"model={self.model.name} has no video part to train: take miniature or sd15_animatediff")
+        if video.motion_adapter is None and "motion_module" not in self.recipe.trainable:
+            raise UserError(
+                "model.video.motion_adapter=null makes new motion modules: name trained ones, or add motion_module to "
+                "recipe.trainable"
+            )
+        if self.recipe.given_ends and self.data.frames < 3:
+            raise UserError(f"data.frames={self.data.frames} leaves nothing between the given ends: take 3 or more")
+        if self.trainer.strategy == "deepspeed" and self.recipe.optimizer == "muon":
+            raise UserError("recipe.optimizer=muon needs whole matrices, which DeepSpeed splits up: take adamw")

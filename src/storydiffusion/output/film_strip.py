@@ -1,0 +1,42 @@
+"""Film strips: the frames of a transition side by side in one PNG, without loss; they are looked at, and read again."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from storydiffusion.output.files import write_atomically
+
+KEY = "made-from"
+
+
+def write_strip(path: str | Path, frames: np.ndarray, key: str) -> None:
+    """Write frames, uint8 (F, H, W, 3), from left to right; `key` tells what they were made from.
+
+    Raises UserError where the file cannot be written.
+    """
+    count, height, width, _ = frames.shape
+    facts = PngImagePlugin.PngInfo()
+    facts.add_text(KEY, key)
+    buffer = BytesIO()
+    strip = Image.fromarray(np.ascontiguousarray(frames.transpose(1, 0, 2, 3)).reshape(height, count * width, 3))
+    strip.save(buffer, "PNG", pnginfo=facts)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_strip(path: str | Path, count: int, key: str) -> np.ndarray | None:
+    """The `count` frames, uint8 (F, H, W, 3), of a strip that was made from just this; None where there is none.
+
+    So a strip of other settings, or a damaged one, is as good as none: it is made again.
+    """
+    try:
+        with Image.open(path) as strip:
+            if not isinstance(strip, PngImagePlugin.PngImageFile) or strip.text.get(KEY) != key:
+                return None
+            pixels = np.asarray(strip.convert("RGB"))
+    except (OSError, SyntaxError, ValueError):  # how PIL names a file that is missing or damaged
+        return None
+    if pixels.shape[1] % count:
+        return None
+    return pixels.reshape(len(pixels), count, -1, 3).transpose(1, 0, 2, 3)

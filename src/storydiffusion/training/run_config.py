@@ -1,0 +1,51 @@
+"""A run's configuration: written beside its results, and the one that its checkpoints must have."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from storydiffusion.errors import UserError
+from storydiffusion.output.files import write_atomically
+
+
+class ConfigFile(L.Callback):
+    """Writes `folder`/config.yaml once the training begins, that is, once no checkpoint has refused it."""
+
+    def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
+        self.file = Path(folder) / "config.yaml"
+        self.config = dict(config)
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        write_atomically(self.file, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode())
+
+
+def check_same_config(stored: Any, current: Mapping[str, Any], free: Iterable[str]) -> None:
+    """Raises UserError where a checkpoint's configuration differs from the current one, save in the `free` keys.
+
+    Keys are dotted; a free one frees all below it.
+    """
+    if not isinstance(stored, Mapping):
+        raise UserError(
+            "the checkpoint is of another kind of training, it has no configuration: choose another run_dir"
+        )
+    before, now = dict(_flat(stored)), dict(_flat(current))
+    free = tuple(free)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free):
+            raise UserError(
+                f"the checkpoint was made with {key}={before.get(key)}, not {now.get(key)}: set it back, or choose "
+                "another run_dir"
+            )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,118 @@
+"""What is logged of the video model's training: one row every few steps, into metrics.csv and every other logger."""
+
+import resource
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+BUCKETS = 4
+ERROR, SEMANTIC, CLIPS = range(3)  # rows of the sums
+
+
+class TrainingLog(L.Callback):
+    """Losses are means over all clips since the last row, of all processes; a bucket of timesteps without clips is left
+    out. clips_per_second counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib
+    is the most held by this process so far, on the GPU where there is one. Sums travel in the checkpoint.
+
+    Args:
+        every: steps.
+        timesteps: of the noise schedule, which are split into `BUCKETS` equal parts.
+    """
+
+    def __init__(self, every: int, timesteps: int) -> None:
+        self.every = every
+        self.timesteps = timesteps
+        self.sums = torch.zeros(3, BUCKETS, dtype=torch.float64)
+        self.waited = self.clips = 0.0
+        self.figures: dict[str, float] = {}  # of the last step: learning rates and gradient norm
+        self._row_began = self._batch_ended = 0.0
+        self._last_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.sums = self.sums.to(pl_module.device)
+        self._row_began = self._batch_ended = time.monotonic()
+        self._last_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.waited += time.monotonic() - self._batch_ended
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if (trainer.global_step + 1) % self.every == 0:
+            self.figures = learning_rates(optimizer) | gradient_norm(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._add(outputs)
+        stepped = trainer.global_step != self._last_step  # not with gradients to accumulate still
+        self._last_step = trainer.global_step
+        if stepped and trainer.global_step % self.every == 0:
+            self._write(trainer)
+        self._batch_ended = time.monotonic()
+
+    def _add(self, outputs: dict[str, Tensor]) -> None:
+        errors = outputs["errors"].double()
+        buckets = outputs["timesteps"] * BUCKETS // self.timesteps
+        rows = torch.stack(
+            [errors, outputs.get("semantic", torch.zeros_like(errors)).double(), torch.ones_like(errors)]
+        )
+        self.sums.index_add_(1, buckets, rows)
+        self.clips += len(errors)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        sums = torch.as_tensor(trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")).cpu()
+        seconds = time.monotonic() - self._row_began
+        row = losses(sums, self.timesteps) | {f"train/{name}": value for name, value in self.figures.items()}
+        row["train/clips_per_second"] = self.clips * trainer.world_size / seconds
+        row["train/data_wait"] = self.waited / seconds
+        row["train/memory_gib"] = memory()
+        for logger in trainer.loggers:
+            logger.log_metrics(row, trainer.global_step)
+        self.sums.zero_()
+        self.waited = self.clips = 0.0
+        self._row_began = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.sums = torch.tensor(state_dict["sums"], dtype=torch.float64)
+
+
+def losses(sums: Tensor, timesteps: int) -> dict[str, float]:
+    """The columns of a row: the mean error, that of each bucket of timesteps, and the mean semantic error, if any."""
+    clips = sums[CLIPS].sum()
+    row = {"train/loss": (sums[ERROR].sum() / clips).item()}
+    for bucket in range(BUCKETS):
+        if sums[CLIPS, bucket]:
+            first, end = (timesteps * edge // BUCKETS for edge in (bucket, bucket + 1))
+            row[f"train/loss_t{first}-{end - 1}"] = (sums[ERROR, bucket] / sums[CLIPS, bucket]).item()
+    if sums[SEMANTIC].any():
+        row["train/semantic_loss"] = (sums[SEMANTIC].sum() / clips).item()
+    return row
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """`learning_rate`, and one for each further group that has a name for its kind."""
+    first, *others = optimizer.param_groups
+    return {"learning_rate": first["lr"]} | {f"learning_rate_{group['kind']}": group["lr"] for group in others}
+
+
+def gradient_norm(module: L.LightningModule) -> dict[str, float]:
+    """`grad_norm` before clipping; not where the strategy keeps gradients to itself, as DeepSpeed does."""
+    gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+    return {"grad_norm": torch.nn.utils.get_total_norm(gradients).item()} if gradients else {}
+
+
+def memory() -> float:
+    """The most memory held so far, in GiB: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
