@@ -1,21 +1,21 @@
 """Tells a story in consistent images and a video: python infer.py story=FILE run_dir=DIR [key=value …]; see --help."""
 
-from storydiffusion import build
+from storydiffusion import assembly
 from storydiffusion.command_line import command
 from storydiffusion.config import InferConfig
 
 
 @command(InferConfig, "infer")
 def main(config: InferConfig) -> None:
-    story = build.story(config)
-    attention = build.consistent_attention(config.consistency, config.seed)
-    run = build.run_folder(config, story)
+    story = assembly.story(config)
+    attention = assembly.consistent_attention(config.consistency, config.seed)
+    run = assembly.run_folder(config, story)
     if run.is_complete:
         print(f"{run.path / 'page.png'} tells this story already; overwrite=true makes it again")
         return
-    build.tell(config, story, attention, run)
+    assembly.tell(config, story, attention, run)
     print(f"told: {run.path / 'page.png'}, with {run.path / 'report.html'} and the pictures in {run.path / 'panels'}")
-    print(f"video: {run.path / 'video.mp4'}" if run.manifest.video else f"no video: {build.why_no_video(config)}")
+    print(f"video: {run.path / 'video.mp4'}" if run.manifest.video else f"no video: {assembly.why_no_video(config)}")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from storydiffusion import build
+from storydiffusion import assembly
 from storydiffusion.command_line import command
 from storydiffusion.config import TrainConfig, TransitionTrainConfig, training_schema
 
 
 @command(TransitionTrainConfig, "train", training_schema)
 def main(config: TransitionTrainConfig | TrainConfig) -> None:
-    training = build.training(config)
+    training = assembly.training(config)
     training.fit()
     if training.is_first_process:
         figures = training.export(Path(config.export))

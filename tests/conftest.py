@@ -131,6 +131,17 @@ def story_file(tmp_path: Path) -> Path:
     return file
 
 
+def outcome_of(command: Callable[[], object], capsys: pytest.CaptureFixture) -> Outcome:
+    """Runs a command's entry point as the shell would."""
+    try:
+        command()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    captured = capsys.readouterr()
+    return Outcome(code, captured.out, captured.err)
+
+
 @pytest.fixture
 def infer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Outcome]:
     """Calls `python infer.py OVERRIDES` in this process, in an empty working directory."""
@@ -140,13 +151,7 @@ def infer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_pa
 
     def call(*overrides: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["infer.py", *overrides])
-        try:
-            command()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
+        return outcome_of(command, capsys)
 
     return call
 

@@ -11,7 +11,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEAVES = ("story", "data", "storyworld", "evaluation", "output")
 ABOVE_LEAVES = (
-    "images", "video", "models", "video_models", "build", "command_line", "module_command", "measure", "card",
+    "images", "video", "models", "video_models", "assembly", "command_line", "module_command", "measure", "card",
 )  # fmt: skip
 IDEAS = (
     "images/consistent_self_attention.py",
@@ -21,7 +21,7 @@ IDEAS = (
 ADAPTER_LIBRARIES = {"diffusers", "transformers", "open_clip", "lightning", "accelerate"}
 HEAVY = ADAPTER_LIBRARIES | {"torch", "torchvision", "skia", "matplotlib", "scipy"}
 QUICK = (
-    "__init__.py", "errors.py", "config/*.py", "command_line.py", "build/*.py", "models.py", "video_models.py",
+    "__init__.py", "errors.py", "config/*.py", "command_line.py", "assembly/*.py", "models.py", "video_models.py",
     "release.py", "module_command.py", "measure.py", "card.py",
     "images/__init__.py", "video/__init__.py", "output/__init__.py", "story/*.py",
 )  # fmt: skip
@@ -77,9 +77,9 @@ def test_images_know_neither_video_nor_what_is_built_of_them(file):
     assert rooms(file) <= {"errors", "images", "story"}
 
 
-@pytest.mark.parametrize("file", [f for f in MODULES if not relative(f).startswith("build/")], ids=relative)
+@pytest.mark.parametrize("file", [f for f in MODULES if not relative(f).startswith("assembly/")], ids=relative)
 def test_only_commands_import_build(file):
-    assert "build" not in rooms(file)
+    assert "assembly" not in rooms(file)
 
 
 @pytest.mark.parametrize("name", ["infer", "train"])
@@ -87,7 +87,7 @@ def test_commands_see_config_and_build(name):
     file = ROOT / f"{name}.py"
     if not file.exists():
         pytest.skip(f"{name}.py is not there")
-    assert rooms(file) <= {"build", "command_line", "config"}
+    assert rooms(file) <= {"assembly", "command_line", "config"}
 
 
 @pytest.mark.parametrize("pattern", QUICK)

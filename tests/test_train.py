@@ -16,13 +16,14 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from PIL import Image
 
-from storydiffusion import build
+from storydiffusion import assembly
 from storydiffusion.config import TrainConfig, TransitionTrainConfig, load, training_schema
 from storydiffusion.errors import UserError
 from storydiffusion.training.training_run import Training
 from storydiffusion.video.motion_adapters import load_motion_adapter
 from storydiffusion.video.predictor_files import load_predictor
-from tests.conftest import ROOT, Outcome, script
+from tests.conftest import ROOT, Outcome, outcome_of, script
+from tests.training_state import state
 from tests.video_model import FRAMES, SIZE, composed, overrides
 
 
@@ -38,18 +39,9 @@ def training(tiny_video_model, cache, tmp_path) -> Callable[..., Training]:
 
     def make(name: str, *changes: str) -> Training:
         config = composed(*overrides(tiny_video_model, cache), f"run_dir={tmp_path}/{name}", *changes)
-        return build.training(config)
+        return assembly.training(config)
 
     return make
-
-
-def state(trained: Training) -> dict[str, torch.Tensor]:
-    """Weights, their average, and the optimizer's state."""
-    found = {f"weight {name}": tensor for name, tensor in trained.module.state_dict().items()}
-    found |= {f"average {name}": tensor for name, tensor in trained.average.average.items()}
-    for index, entry in trained.trainer.optimizers[0].state_dict()["state"].items():
-        found |= {f"optimizer {index} {name}": torch.as_tensor(value) for name, value in entry.items()}
-    return found
 
 
 class PowerCut(L.Callback):
@@ -134,7 +126,7 @@ def rank(number: int, port: int, config: TransitionTrainConfig, file: Path) -> N
     """One of two processes, as a launcher starts them; leaves its weights in `file`."""
     torch.set_num_threads(1)  # the threads of the parent were not copied
     os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    trained = build.training(config)
+    trained = assembly.training(config)
     assert trained.trainer.world_size == 2
     trained.fit()
     torch.save(trained.module.state_dict(), file)
@@ -206,13 +198,7 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
     def call(*changes: str, tiny: bool = True) -> Outcome:
         base = overrides(tiny_video_model, cache) if tiny else []
         monkeypatch.setattr(sys, "argv", ["train.py", *base, *changes])
-        try:
-            command()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
+        return outcome_of(command, capsys)
 
     return call
 

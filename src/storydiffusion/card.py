@@ -51,9 +51,9 @@ LIMITS = """## Limits
 - One character a picture, whole and in the middle, {size} × {size} pixels.
 - It says nothing of how real models draw people. What is measured on it shows how methods compare on this world; its
   judge was trained on the same world and is no judge of beauty.
-- Most batches of its training show one character twice in one picture, in two activities, as collages on the web do.
-  Self-attention learns from them that what looks like one character wears one attire, and consistent self-attention
-  builds on that; of the latter itself the training knows nothing.
+- A share of its training batches (`pair_probability` in the recipe) shows one character twice in one picture, in two
+  activities, as collages on the web do. They are meant to teach self-attention that one character wears one attire; how
+  much they help was not measured apart. Consistent self-attention itself played no part in the training.
 - Its image-text encoder has seen this world alone and does not replace CLIP.
 - Attire that a prompt leaves open is drawn at random, attire that it names is sometimes drawn wrong: see the figures.
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import ModelConfig
-from storydiffusion.errors import UserError
+from storydiffusion.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise UserError(
             f"cannot get model.path={hub_id} (revision {revision or 'main'}) from the hub, nor is it a folder here: "
-            f"connect, or download it elsewhere and set model.path=FOLDER ({_first_line(error)})"
+            f"connect, or download it elsewhere and set model.path=FOLDER ({first_line(error)})"
         ) from error
 
 
@@ -156,7 +156,7 @@ def _weights(folder: Path) -> list[Path]:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged or truncated ({_first_line(error)}): fetch it again") from error
+            raise UserError(f"{file} is damaged or truncated ({first_line(error)}): fetch it again") from error
     return found
 
 
@@ -168,7 +168,7 @@ def load_network(network: Any, folder: Path, part: str, dtype: "torch.dtype") ->
         )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(
-            f"the weights in {folder / part} do not fit its config.json: fetch both again ({_first_line(error)})"
+            f"the weights in {folder / part} do not fit its config.json: fetch both again ({first_line(error)})"
         ) from error
     strange = [key for key in info["unexpected_keys"] if not key.endswith("position_ids")]  # a buffer of old CLIP files
     for problem, names in (("lack", info["missing_keys"]), ("have, unasked,", strange)):
@@ -186,7 +186,7 @@ def pipeline_of(folder: Path, networks: dict[str, Any], dtype: "torch.dtype") ->
     try:
         return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **networks, **_unused_in(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not a complete model folder: fetch it again ({_first_line(error)})") from error
+        raise UserError(f"{folder} is not a complete model folder: fetch it again ({first_line(error)})") from error
 
 
 def _unused_in(folder: Path) -> dict[str, Any]:
@@ -242,11 +242,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{file.parent} is no model folder: it has no {file.name}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file} ({_first_line(error)}): fetch it again") from error
+        raise UserError(f"cannot read {file} ({first_line(error)}): fetch it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a JSON object: fetch it again")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -10,7 +10,7 @@ import pytest
 from storydiffusion.data.clip_sampling import ClipOptions
 from storydiffusion.data.loader import ClipLoader, LoaderOptions
 from storydiffusion.data.shards import index_shard, read_member
-from tests.conftest import Outcome, script
+from tests.conftest import Outcome, outcome_of, script
 from tests.data.videos import video
 
 
@@ -24,13 +24,7 @@ def make(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_pat
 
     def call(*overrides: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["make_shards.py", "workers=1", *overrides])
-        try:
-            module.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
+        return outcome_of(module.main, capsys)
 
     return call
 

@@ -1,4 +1,4 @@
-"""Pairs: one character in two activities, as the text-to-image training shows it in half of its batches."""
+"""Pairs: one character in two activities, as the text-to-image training shows it in a share of its batches."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from storydiffusion import build
+from storydiffusion import assembly
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.captions import PLACE_WORDS, pair_caption
@@ -52,7 +52,7 @@ def text2image(tmp_path: Path, *overrides: str):
             "train",
             ["experiment=storyworld_text2image", "trainer=cpu", f"cache={tmp_path}", "recipe.batch_size=4", *overrides],
         )
-    return build.training(load(TrainConfig, composed)).module
+    return assembly.training(load(TrainConfig, composed)).module
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
-from storydiffusion import build
+from storydiffusion import assembly
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.storyworld.captions import caption, vocabulary
 from storydiffusion.storyworld.judge import Judge
@@ -21,6 +21,7 @@ from storydiffusion.storyworld.tokenizer import build_tokenizer
 from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
 from storydiffusion.training.learning_rate import rate_at
 from storydiffusion.training.training_run import Training
+from tests.training_state import state
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -45,7 +46,7 @@ def training(part: str, folder: Path, steps: int, run: str = "run") -> Training:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", [f"experiment=storyworld_{part}", *overrides, *tiny])
     torch.manual_seed(0)
-    return build.training(load(TrainConfig, composed))
+    return assembly.training(load(TrainConfig, composed))
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +146,6 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(part, minia
     assert state(resumed).keys() == state(whole).keys()
     for name, tensor in state(whole).items():
         assert torch.equal(tensor, state(resumed)[name]), name
-
-
-def state(trained: Training) -> dict[str, torch.Tensor]:
-    """Weights, their average, and the optimizer's momenta."""
-    found = {f"weight {name}": tensor for name, tensor in trained.module.state_dict().items()}
-    found |= {f"average {name}": tensor for name, tensor in trained.average.average.items()}
-    for index, entry in trained.trainer.optimizers[0].state_dict()["state"].items():
-        found |= {f"optimizer {index} {name}": torch.as_tensor(value) for name, value in entry.items()}
-    return found
 
 
 def squares(steps: int) -> Stream:

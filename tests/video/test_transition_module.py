@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from storydiffusion.build.train import _transition_module, _video_model
+from storydiffusion.assembly.train import _transition_module, _video_model
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.errors import UserError
 from storydiffusion.training.run_config import check_same_config

@@ -1,8 +1,8 @@
 """The miniature's U-Net and its text encoder: latent diffusion as in Stable Diffusion, trained from nothing.
 
 v-prediction (2202.00512) on a cosine schedule; latents are computed once and cached, captions are drawn anew at every
-step, each part of the attire told half of the time, so that words bind to what they name. Half of the batches show the
-same character twice in one picture.
+step, each part of the attire told half of the time, so that words bind to what they name. A share of the batches shows
+one character twice in one picture.
 """
 
 import json
@@ -136,8 +136,8 @@ class Text2ImageModule(RecipeModule):
     def pairs(self, latents: np.ndarray, step: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Two pictures of one character each, latents (B / 2, C, 16, 32) or (B / 2, C, 32, 16), as collages are.
 
-        From them self-attention learns that what looks like one character wears one attire; consistent self-attention,
-        of which the training knows nothing, builds on that.
+        They are meant to teach self-attention that what looks like one character wears one attire; consistent
+        self-attention itself plays no part in the training.
         """
         count = self.recipe.batch_size // 2
         firsts = (2 * torch.randint(len(latents) // 2, (count,), generator=generator)).tolist()

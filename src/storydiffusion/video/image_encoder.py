@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from storydiffusion.errors import UserError
+from storydiffusion.errors import UserError, first_line
 
 Kind = Literal["hidden", "pooled"]
 
@@ -116,7 +116,7 @@ class OpenClipImageEncoder(ImageEncoder):
             model = open_clip.create_model(name, pretrained=weights, require_pretrained=weights is not None)
         except Exception as error:  # unpickling damaged bytes can raise anything
             raise UserError(
-                f"cannot load {weights} as the weights of {name} ({_first_line(error)}): fetch them again."
+                f"cannot load {weights} as the weights of {name} ({first_line(error)}): fetch them again."
             ) from error
         return cls(model.visual)
 
@@ -159,7 +159,7 @@ class TransformersImageEncoder(ImageEncoder):
             )
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
             raise UserError(
-                f"cannot load an image encoder from {folder} ({_first_line(error)}): fetch it again."
+                f"cannot load an image encoder from {folder} ({first_line(error)}): fetch it again."
             ) from error
         if missing := sorted(info["missing_keys"]):
             raise UserError(f"the image encoder in {folder} lacks the tensor {missing[0]}: fetch it again.")
@@ -183,9 +183,5 @@ def _fetch(name: str, tag: str) -> None:
     except Exception as error:  # the libraries below have errors of their own for a hub out of reach
         raise UserError(
             f"cannot get {name}'s weights {tag} from the hub: connect, or download them elsewhere and give the file "
-            f"instead ({_first_line(error)})."
+            f"instead ({first_line(error)})."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip(" .") for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -23,7 +23,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, M
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
-from storydiffusion.errors import UserError
+from storydiffusion.errors import UserError, first_line
 
 SD15_UNET = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "norm_num_groups": 32}
 ANIMATEDIFF_HEADS = 8  # in every block, whatever its width
@@ -234,7 +234,7 @@ def _read_original(file: Path) -> Mapping[str, Any]:
             "damaged, or it holds more than tensors, which could run code: take it from its authors"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"damaged or truncated, fetch it again ({_first_line(error)})") from error
+        raise UserError(f"damaged or truncated, fetch it again ({first_line(error)})") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"holds a {type(content).__name__} rather than named tensors: take an AnimateDiff file")
@@ -250,7 +250,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> MotionAdapter:
         adapter, info = loaded
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(
-            f"the weights in {folder} do not fit its config.json: fetch both again ({_first_line(error)})"
+            f"the weights in {folder} do not fit its config.json: fetch both again ({first_line(error)})"
         ) from error
     for problem, names in (("lack", info["missing_keys"]), ("have, unasked,", info["unexpected_keys"])):
         if names:
@@ -267,9 +267,5 @@ def _download(hub_id: str, revision: str | None) -> Path:
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise UserError(
             f"cannot get the motion adapter {hub_id} (revision {revision or 'main'}) from the hub, nor is it a folder "
-            f"or file here: connect, or download it elsewhere and give its path ({_first_line(error)})"
+            f"or file here: connect, or download it elsewhere and give its path ({first_line(error)})"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

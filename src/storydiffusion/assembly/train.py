@@ -1,0 +1,269 @@
+"""Training: config → module, data, trainer."""
+
+import warnings
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storydiffusion.config import TrainConfig, TrainerConfig, TransitionTrainConfig
+from storydiffusion.errors import UserError
+from storydiffusion.models import model_folder
+from storydiffusion.storyworld.recipes import AutoencoderRecipe, ClipRecipe, JudgeRecipe
+from storydiffusion.video_models import (
+    features_of,
+    load_drawing_parts,
+    load_image_encoder,
+    new_predictor,
+    with_trained_predictor,
+)
+
+if TYPE_CHECKING:
+    import lightning as L
+    import torch
+
+    from storydiffusion.storyworld.recipe_module import RecipeModule
+    from storydiffusion.training.clip_data import ClipData
+    from storydiffusion.training.training_run import Training
+    from storydiffusion.training.weight_averaging import WeightAveraging
+    from storydiffusion.video.transition_module import TransitionModule
+    from storydiffusion.video.transitions import TransitionSampling, VideoModel
+
+HALF = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "float16"}
+"""The dtype of frozen weights under each precision, where model.dtype is auto."""
+
+
+def training(config: TrainConfig | TransitionTrainConfig) -> "Training":
+    """The module of `config.recipe` with its data, trainer, callbacks and loggers, ready to fit."""
+    strategy = _strategy(config.trainer)
+    if isinstance(config, TransitionTrainConfig):
+        return _transition_training(config, strategy)
+    module = _recipe_module(config)
+    if config.trainer.compile:
+        for network in module.children():
+            network.compile(dynamic=False)  # few shapes, each with code of its own
+    return _training(config, strategy, module)
+
+
+def _training(
+    config: TrainConfig | TransitionTrainConfig,
+    strategy: Any,
+    module: Any,
+    data: "L.LightningDataModule | None" = None,
+    callbacks: "tuple[L.Callback, ...]" = (),
+    average: "WeightAveraging | None" = None,
+    loggers: tuple[Any, ...] = (),
+    **options: Any,
+) -> "Training":
+    """What all trainings have: checkpoints, weight averaging, stopwatch, progress bar, metrics.csv, config.yaml."""
+    import lightning as L
+    from lightning.pytorch.callbacks import TQDMProgressBar
+
+    from storydiffusion.training.csv_log import CSVLog
+    from storydiffusion.training.run_config import ConfigFile
+    from storydiffusion.training.stopwatch import Stopwatch
+    from storydiffusion.training.training_run import RunCheckpoints, Training
+    from storydiffusion.training.weight_averaging import WeightAveraging
+
+    for on_purpose in (r"Found \d+ module\(s\) in eval mode", ".* directory .* exists and is not empty"):
+        warnings.filterwarnings("ignore", on_purpose)  # what is frozen; the folder of a run that goes on
+    average, stopwatch = average or WeightAveraging(config.recipe.average_decay), Stopwatch()
+    checkpoints = RunCheckpoints(f"{config.run_dir}/checkpoints", config.trainer.checkpoint_minutes)
+    progress = TQDMProgressBar(refresh_rate=config.trainer.log_every)
+    trainer = L.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.nodes,
+        strategy=strategy,
+        precision=config.trainer.precision,  # type: ignore[arg-type]  # one of config.PRECISIONS
+        max_steps=config.recipe.steps,
+        logger=[CSVLog(config.run_dir), *loggers],
+        callbacks=[ConfigFile(config.run_dir, asdict(config)), average, stopwatch, *callbacks, checkpoints, progress],
+        log_every_n_steps=config.trainer.log_every,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # each data set shares its clips among the processes itself
+        **options,
+    )
+    return Training(module, trainer, average, stopwatch, checkpoints, data)
+
+
+def _strategy(config: TrainerConfig) -> Any:
+    """The trainer's strategy; DeepSpeed is looked for only where it is chosen.
+
+    Raises:
+        UserError: for GPUs that are not there, or a DeepSpeed that is not.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if config.strategy == "deepspeed":
+        if not gpus:
+            raise UserError(
+                "trainer.strategy=deepspeed works on CUDA, which torch does not find here: take trainer=ddp"
+            )
+        if find_spec("deepspeed") is None:
+            raise UserError("trainer.strategy=deepspeed: install storydiffusion[deepspeed] for it, or take trainer=ddp")
+    if config.accelerator == "gpu" and not gpus and not torch.backends.mps.is_available():
+        raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: take trainer=cpu")
+    if gpus and config.accelerator != "cpu" and config.devices > gpus:
+        raise UserError(f"trainer.devices={config.devices}, but there are {gpus} GPUs here: take as many at most")
+    if config.strategy != "deepspeed":
+        return config.strategy
+    from lightning.pytorch.strategies import DeepSpeedStrategy
+
+    return DeepSpeedStrategy(stage=2, exclude_frozen_parameters=True)
+
+
+def _recipe_module(config: TrainConfig) -> "RecipeModule":
+    """The module of each part; those that build on others load them from the miniature folder."""
+    from storydiffusion.storyworld.autoencoder import AutoencoderModule
+    from storydiffusion.storyworld.clip import ClipModule
+    from storydiffusion.storyworld.judge import JudgeModule
+
+    recipe = config.recipe
+    if isinstance(recipe, AutoencoderRecipe):
+        return AutoencoderModule(recipe)
+    if isinstance(recipe, ClipRecipe):
+        return ClipModule(recipe)
+    if isinstance(recipe, JudgeRecipe):
+        return JudgeModule(recipe)
+    from storydiffusion.storyworld.text2image import Text2ImageModule
+
+    return Text2ImageModule(recipe, model_folder(config.miniature, None), Path(config.cache))
+
+
+def _transition_training(config: TransitionTrainConfig, strategy: Any) -> "Training":
+    from storydiffusion.training.sample_grid import SampleGrid
+    from storydiffusion.training.training_log import TrainingLog
+    from storydiffusion.training.weight_averaging import WeightAveraging
+
+    recipe = config.recipe
+    data = _clip_data(config)
+    module = _transition_module(config)
+    if config.trainer.compile:
+        for network in module.trained_networks():
+            network.compile(dynamic=False)
+    average = WeightAveraging(recipe.average_decay)
+    callbacks: list[Any] = [TrainingLog(config.trainer.log_every, len(module.diffusion.alphas_cumprod))]
+    if recipe.sample_every:
+        example = lambda: data.example(recipe.sample_clips)  # noqa: E731
+        callbacks.append(SampleGrid(recipe.sample_every, config.run_dir, example, _sampling(config), average))
+    return _training(
+        config,
+        strategy,
+        module,
+        data,
+        tuple(callbacks),
+        average,
+        loggers=_wandb(config),
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=recipe.gradient_clip,
+    )
+
+
+def _clip_data(config: TransitionTrainConfig) -> "ClipData":
+    """The clips; those of StoryWorld are drawn when the training begins. Shards that are missing are named here."""
+    from storydiffusion.data.clip_sampling import ClipOptions
+    from storydiffusion.data.loader import LoaderOptions
+    from storydiffusion.data.shards import find_shards
+    from storydiffusion.training.clip_data import ClipData
+
+    data = config.data
+    if data.storyworld is None:
+        find_shards(data.shards)
+    elif not isinstance(data.shards, str):
+        raise UserError(f"data.shards={data.shards}: StoryWorld's clips are drawn into one folder, name it")
+    try:
+        options = LoaderOptions(
+            shards=data.shards,
+            batch_size=config.recipe.batch_size,
+            clips=ClipOptions(
+                data.frames, data.stride, data.height, data.width, data.flip, data.brightness, data.caption_dropout
+            ),
+            workers=data.workers,
+            seed=config.recipe.seed,
+            backend=data.backend,
+            window=data.window,
+            rejected_share=data.rejected_share,
+        )
+    except UserError as error:
+        raise UserError(f"data.{error}") from error
+    return ClipData(options, data.storyworld)
+
+
+def _transition_module(config: TransitionTrainConfig) -> "TransitionModule":
+    """Its new weights are those of the recipe's seed, whatever was drawn before."""
+    import torch
+
+    from storydiffusion.video.transition_module import TransitionModule
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.recipe.seed)
+        model, settings = _video_model(config, _frozen_dtype(config))
+    if config.data.frames > model.max_frames:
+        raise UserError(
+            f"data.frames={config.data.frames}, but this video model places {model.max_frames} at most: take fewer"
+        )
+    return TransitionModule(model, config.recipe, settings, asdict(config))
+
+
+def _video_model(config: TransitionTrainConfig, dtype: "torch.dtype") -> tuple["VideoModel", dict[str, Any] | None]:
+    """The parts to train and those around them; and the arguments of the predictor, where that is trained."""
+    assert config.model.video is not None  # the configuration has seen to it
+    model = load_drawing_parts(config.model, dtype)
+    if "predictor" not in config.recipe.trainable:
+        return with_trained_predictor(model, config.model.video, dtype), None
+    encoder = load_image_encoder(config.model.video.image_encoder, dtype)
+    width = model.video_unet.unet.config.cross_attention_dim
+    predictor, settings = new_predictor(config.predictor, encoder, width)
+    features = features_of(config.predictor.tokens)
+    return replace(model, predictor=predictor, image_encoder=encoder, features=features), settings
+
+
+def _frozen_dtype(config: TransitionTrainConfig) -> "torch.dtype":
+    import torch
+
+    name, precision = config.model.dtype, config.trainer.precision
+    if name == "auto":
+        name = HALF[precision]
+    if precision == "32-true" and name != "float32":
+        raise UserError(
+            f"model.dtype={name} needs a mixed precision: take trainer.precision=bf16-mixed, or model.dtype=float32"
+        )
+    return getattr(torch, name)
+
+
+def _sampling(config: TransitionTrainConfig) -> "TransitionSampling":
+    from storydiffusion.video.transitions import TransitionSampling
+
+    video = config.model.video
+    assert video is not None
+    return TransitionSampling(
+        config.data.frames,
+        video.steps,
+        video.guidance_scale,
+        video.end_frames,  # type: ignore[arg-type]  # one of config.model.END_FRAMES
+    )
+
+
+def _wandb(config: TransitionTrainConfig) -> tuple[Any, ...]:
+    """The wandb logger, where it is chosen, under an id kept in the run directory: a resumed run goes on in its own."""
+    if config.logger.wandb is None:
+        return ()
+    from lightning.pytorch.loggers import WandbLogger
+
+    from storydiffusion.training.run_id import run_id
+
+    folder = Path(config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return (
+        WandbLogger(
+            name=folder.name,
+            save_dir=folder,
+            id=run_id(folder),
+            project=config.logger.project,
+            offline=config.logger.wandb == "offline",
+            resume="allow",
+            config=asdict(config),
+        ),
+    )
