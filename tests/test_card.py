@@ -73,7 +73,7 @@ def test_what_is_odd_about_a_training_stands_under_the_table():
 
 def config_of(folder: Path, measured: Path) -> CardConfig:
     overrides = [f"model.path={folder}", f"measured={measured}", "model.steps=1", "model.device=cpu"]
-    return load(CardConfig, module_command._compose(overrides))
+    return load(CardConfig, module_command._compose(CardConfig, overrides))
 
 
 def test_the_card_of_a_model(tmp_path):

@@ -31,7 +31,7 @@ def world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(*overrides: str) -> MeasureConfig:
-    return load(MeasureConfig, module_command._compose(list(overrides)))
+    return load(MeasureConfig, module_command._compose(MeasureConfig, list(overrides)))
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_stopped_measurement_goes_on_at_the_next_batch(tmp_path):
     file, settings = tmp_path / "out" / "rate-0.json", {"rate": 0.0, "seed": 1}
     with pytest.raises(KeyboardInterrupt):
         read_stories(file, settings, STORIES[:7], read, 2)
-    assert len(json.loads(file.read_text())["stories"]) == 4
+    assert len(json.loads(file.read_text())["records"]) == 4
     done = read_stories(file, settings, STORIES[:7], read, 2)
     assert calls == [[0, 1], [2, 3], [4, 5], [4, 5], [6]]
     assert [(one["number"], one["readings"]) for one in done] == [(s.number, perfect(s)) for s in STORIES[:7]]
@@ -144,8 +144,8 @@ def test_the_command_measures_and_puts_the_table_into_the_readme(command, world_
     assert "kind 99.5" in table
 
     record = json.loads((out / "rate-1.json").read_text())
-    assert [len(story["readings"]) for story in record["stories"]] == [4, 4, 4]
-    for story in record["stories"]:
+    assert [len(story["readings"]) for story in record["records"]] == [4, 4, 4]
+    for story in record["records"]:
         for reading in story["readings"]:
             assert all(reading[name] in values for name, values in ATTRIBUTES.items())
     stored = {rate: (out / f"rate-{rate}.json").stat().st_mtime_ns for rate in (0, 1)}

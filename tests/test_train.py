@@ -171,10 +171,10 @@ def test_motion_modules_are_trained_from_nothing_without_a_predictor(training, t
     )  # fmt: skip
     assert new.module.predictor is None
     before = {name: weight.clone() for name, weight in new.module.state_dict().items()}
-    assert not before["video_unet.unet.mid_block.motion_modules.0.proj_out.weight"].any()
+    assert not before["video_unet.unet.up_blocks.0.motion_modules.0.proj_out.weight"].any()
     new.fit()
     after = new.module.state_dict()
-    assert after["video_unet.unet.mid_block.motion_modules.0.proj_out.weight"].any()
+    assert after["video_unet.unet.up_blocks.0.motion_modules.0.proj_out.weight"].any()
     new.export(tmp_path / "export")
     assert {file.name for file in (tmp_path / "export").iterdir()} == {"motion_adapter", "training.json"}
 

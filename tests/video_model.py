@@ -18,12 +18,18 @@ TINY = (
 
 
 def build_tiny_video_model(folder: Path) -> Path:
-    """Writes `folder`: the tiny model with image_encoder/, a CLIPModel, and motion_adapter/ that moves things."""
+    """Writes `folder`: the tiny model with its video parts."""
+    build_tiny_model(folder)
+    add_video_parts(folder)
+    return folder
+
+
+def add_video_parts(folder: Path) -> None:
+    """Writes image_encoder/, a CLIPModel, and motion_adapter/ that moves things, into a tiny model's folder."""
     import torch
     from diffusers import MotionAdapter
     from transformers import CLIPConfig, CLIPModel
 
-    build_tiny_model(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -35,7 +41,6 @@ def build_tiny_video_model(folder: Path) -> Path:
             block_out_channels=(8, 16, 16), motion_layers_per_block=1, motion_norm_num_groups=4,
             motion_num_attention_heads=2, motion_max_seq_length=8,
         ).save_pretrained(folder / "motion_adapter")  # fmt: skip
-    return folder
 
 
 def composed(*changes: str) -> TransitionTrainConfig:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from tests.conftest import build_tiny_model
+from tests.video_model import add_video_parts
 
 
 def build_world_model(folder: Path) -> Path:
@@ -29,4 +30,31 @@ def build_world_model(folder: Path) -> Path:
     recipe = {"part": "judge", "steps": 1, "batch_size": 2}
     trained = {"recipe": recipe, "wall_seconds": 90, "machine": "a machine", "figures": {"kind": 0.995, "shirt": 0.5}}
     (folder / "training.json").write_text(json.dumps({"judge": trained}))
+    return folder
+
+
+def build_world_video_model(folder: Path) -> Path:
+    """The same with video parts: predictor/, and interpolation/, one without layers."""
+    import torch
+
+    from storydiffusion.video.predictor_files import save_predictor
+    from storydiffusion.video.semantic_motion_predictor import SemanticMotionPredictor
+
+    build_world_model(folder)
+    add_video_parts(folder)
+    record = json.loads((folder / "training.json").read_text())
+    record["judge"]["figures"] |= {"hat": 0.25, "tone": 0.75}
+    (folder / "training.json").write_text(json.dumps(record))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for name, layers in (("predictor", 1), ("interpolation", 0)):
+            settings = {
+                "width": 16,
+                "heads": 2,
+                "head_width": 8,
+                "context_width": 16,
+                "image_width": 16,
+                "layers": layers,
+            }
+            save_predictor(SemanticMotionPredictor(**settings), settings, folder / name)
     return folder

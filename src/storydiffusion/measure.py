@@ -20,7 +20,6 @@ Story n is told with seed + n, at every rate the same. Each figure is a mean ove
 
 import json
 import statistics as quantiles
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,6 +69,7 @@ class MeasureConfig:
 
 def measure(config: MeasureConfig) -> None:
     """Tells, reads and writes everything; see the head of this file."""
+    from storydiffusion.evaluation.records import json_bytes
     from storydiffusion.evaluation.table import replace_section
     from storydiffusion.storyworld.judge import Judge
 
@@ -152,47 +152,18 @@ def read_stories(
     read: Callable[[Sequence[FrozenStory], float], list[list[dict[str, str]]]],
     batch: int,
 ) -> list[dict[str, Any]]:
-    """What `read` reads off the stories at `settings["rate"]`, one record each: number, seconds, readings.
+    """What `read` reads off the stories at `settings["rate"]`, one record each: number, readings, seconds.
 
     `file` is kept up to date after every batch; what it holds already is not told again.
     Raises UserError where it holds readings of other settings.
     """
-    from tqdm import tqdm
+    from storydiffusion.evaluation.records import measure_all
 
-    record = _stored(file, settings)
-    done: list[dict[str, Any]] = record["stories"]
-    bar = tqdm(
-        desc=f"rate {settings['rate']:g}", unit="story", total=len(stories), initial=min(len(done), len(stories))
-    )
-    with bar:
-        for first in range(len(done), len(stories), batch):
-            told = stories[first : first + batch]
-            clock = time.perf_counter()
-            readings = read(told, settings["rate"])
-            seconds = round((time.perf_counter() - clock) / len(told), 3)
-            done += [
-                {"number": story.number, "seconds": seconds, "readings": reading}
-                for story, reading in zip(told, readings, strict=True)
-            ]
-            write_atomically(file, json_bytes(record))
-            bar.update(len(told))
-    return done[: len(stories)]
+    def records(told: Sequence[FrozenStory]) -> list[dict[str, Any]]:
+        readings = read(told, settings["rate"])
+        return [{"number": s.number, "readings": reading} for s, reading in zip(told, readings, strict=True)]
 
-
-def _stored(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    if not file.exists():
-        return {"settings": dict(settings), "stories": []}
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        before = record["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} holds no readings: delete it or choose another out") from error
-    if other := [name for name in settings if before.get(name) != settings[name]]:
-        raise UserError(
-            f"{file} was measured with {other[0]} {before.get(other[0])}, not {settings[other[0]]}: "
-            "delete it or choose another out"
-        )
-    return record
+    return measure_all(file, settings, stories, records, batch, f"rate {settings['rate']:g}", "story")
 
 
 def summarize(readings: Mapping[float, Sequence[Mapping[str, Any]]], stories: Sequence[FrozenStory]) -> dict[str, Any]:
@@ -312,10 +283,6 @@ def by_story(stories: Sequence[FrozenStory], readings: list[dict[str, str]]) -> 
     """One list of readings for each story, of a list that runs through them all."""
     rest = iter(readings)
     return [[next(rest) for _ in story.panels] for story in stories]
-
-
-def json_bytes(content: Any) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def read_text(file: Path) -> str:

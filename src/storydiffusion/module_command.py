@@ -1,8 +1,9 @@
-"""What `python -m storydiffusion.measure` and `.card` share: overrides are written key=value, as for infer.py.
+"""What `python -m storydiffusion.measure`, `.card` and others share: overrides are written key=value, as for infer.py.
 
-They are commands of a checkout: the model's settings come from its conf/model/miniature.yaml.
+Those that have a `model` are commands of a checkout: its settings come from conf/model/miniature.yaml there.
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def run(schema: type[Config], function: Callable[[Config], None], description: s
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        function(load(schema, _compose(arguments)))
+        function(load(schema, _compose(schema, arguments)))
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
@@ -42,14 +43,16 @@ def run(schema: type[Config], function: Callable[[Config], None], description: s
         sys.exit(130)
 
 
-def _compose(arguments: list[str]) -> DictConfig:
-    if not MODEL.exists():
+def _compose(schema: type, arguments: list[str]) -> DictConfig:
+    has_model = "model" in {field.name for field in dataclasses.fields(schema)}
+    if has_model and not MODEL.exists():
         raise UserError(f"{MODEL} is missing: run this command in a checkout of the repository")
     for argument in arguments:
         if "=" not in argument:
             raise UserError(f"cannot read {argument!r}: overrides are written key=value")
     try:
-        composed = OmegaConf.merge({"model": OmegaConf.load(MODEL)}, OmegaConf.from_cli(arguments))
+        settings = {"model": OmegaConf.load(MODEL)} if has_model else {}
+        composed = OmegaConf.merge(settings, OmegaConf.from_cli(arguments))
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"cannot read {' '.join(arguments)}: {str(error).splitlines()[0]}") from error
     assert not isinstance(composed, ListConfig)

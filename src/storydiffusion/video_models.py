@@ -20,6 +20,7 @@ from storydiffusion.models import (
     quiet,
     weights_of,
 )
+from storydiffusion.output.files import CHECKSUMS, check_checksums
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +78,7 @@ def with_trained_predictor(model: "VideoModel", video: VideoConfig, dtype: "torc
     if video.predictor is None:
         return model
     folder = part_folder(video.predictor, "model.video.predictor")
+    _check_released(folder)
     return replace(
         model,
         predictor=load_predictor(folder, dtype),
@@ -168,6 +170,7 @@ def _motion_adapter(video: VideoConfig, unet_config: Any, dtype: "torch.dtype") 
     source = video.motion_adapter
     if source is None:
         return new_motion_adapter(unet_config)
+    _check_released(Path(source).expanduser())
     if source.startswith(PACKAGE_SCHEME):
         folder = part_folder(source, "model.video.motion_adapter")
         return load_motion_adapter(folder, dtype=dtype, unet_config=unet_config)
@@ -175,3 +178,9 @@ def _motion_adapter(video: VideoConfig, unet_config: Any, dtype: "torch.dtype") 
     if revision and not Path(source).exists():
         return load_motion_adapter(hub_id, revision, dtype, unet_config)
     return load_motion_adapter(source, None, dtype, unet_config)
+
+
+def _check_released(part: Path) -> None:
+    """Whether a part that stands in a released folder is what was released."""
+    if (part.parent / CHECKSUMS).is_file():
+        check_checksums(part.parent, part.name)

@@ -37,7 +37,7 @@ def encode_prompts(pipe: Any, prompts: list[str], negative_prompts: list[str]) -
     """
     negatives_are_zero = getattr(pipe.config, "force_zeros_for_empty_prompt", False)  # SDXL's own convention
     tokenizers = _parts(pipe, "tokenizer")
-    windows = max(len(_windows(tok, text)) for tok in tokenizers for text in [*prompts, *negative_prompts])
+    windows = max(len(token_windows(tok, text)) for tok in tokenizers for text in [*prompts, *negative_prompts])
     positive, pooled = _encode(pipe, prompts, windows)
     negative, negative_pooled = _encode(pipe, negative_prompts, windows)
     if negatives_are_zero:
@@ -64,7 +64,7 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
 
 
-def _windows(tokenizer: Any, text: str) -> list[list[int]]:
+def token_windows(tokenizer: Any, text: str) -> list[list[int]]:
     """The tokens of `text` in pieces that fit between a start and an end token, cut between words where possible."""
     rest, room, pieces = _tokens(tokenizer, text), tokenizer.model_max_length - 2, []
     while len(rest) > room:
@@ -80,7 +80,7 @@ def _encode(pipe: Any, texts: list[str], windows: int) -> tuple[Tensor, Tensor |
     is_xl = hasattr(pipe, "text_encoder_2")
     embeddings, pooled = [], None
     for tokenizer, encoder in zip(_parts(pipe, "tokenizer"), _parts(pipe, "text_encoder"), strict=True):
-        ids = torch.tensor([_padded(tokenizer, text, windows) for text in texts])  # (B, windows, length)
+        ids = torch.tensor([padded_windows(tokenizer, text, windows) for text in texts])  # (B, windows, length)
         output = encoder(ids.flatten(0, 1).to(pipe._execution_device), output_hidden_states=is_xl)
         hidden = output.hidden_states[-2] if is_xl else output.last_hidden_state
         embeddings.append(hidden.reshape(len(texts), -1, hidden.shape[-1]))
@@ -89,8 +89,9 @@ def _encode(pipe: Any, texts: list[str], windows: int) -> tuple[Tensor, Tensor |
     return torch.cat(embeddings, dim=-1), pooled
 
 
-def _padded(tokenizer: Any, text: str, windows: int) -> list[list[int]]:
-    pieces = _windows(tokenizer, text)
+def padded_windows(tokenizer: Any, text: str, windows: int) -> list[list[int]]:
+    """The tokens of `text` in `windows` windows of the encoder's length, the last of which may be empty."""
+    pieces = token_windows(tokenizer, text)
     pieces += [[] for _ in range(windows - len(pieces))]
     start, end, pad, length = (
         tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length,

@@ -9,6 +9,8 @@ from PIL import Image
 
 from storydiffusion.errors import UserError
 
+CHECKSUMS = "SHA256SUMS"
+
 
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write `data` to `path`, whose folder is made where missing; whatever stood there stays until the new is whole.
@@ -50,3 +52,33 @@ def sha256_of_folder(folder: str | Path, pattern: str = "*.safetensors") -> dict
     folder = Path(folder)
     files = sorted(path for path in folder.rglob(pattern) if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
+
+
+def write_checksums(folder: str | Path) -> None:
+    """Writes `folder`/SHA256SUMS of all files under it, as `sha256sum --check` reads it."""
+    folder = Path(folder)
+    lines = [f"{digest}  {name}\n" for name, digest in sha256_of_folder(folder, "*").items() if name != CHECKSUMS]
+    write_atomically(folder / CHECKSUMS, "".join(lines).encode())
+
+
+def check_checksums(folder: str | Path, part: str = "") -> None:
+    """Compares `folder`, or the folder `part` in it, with its SHA256SUMS.
+
+    Raises:
+        UserError: no such file, or a file that is missing, has changed, or is not in it.
+    """
+    folder = Path(folder)
+    prefix = f"{part}/" if part else ""
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is no release, it has no readable {CHECKSUMS}: name a released folder") from error
+    stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name.startswith(prefix)}
+    found = {prefix + name: digest for name, digest in sha256_of_folder(folder / part, "*").items()}
+    found.pop(CHECKSUMS, None)
+    for name in sorted(stated.keys() | found.keys()):
+        if stated.get(name) != found.get(name):
+            problem = "is missing" if name not in found else "was added" if name not in stated else "has changed"
+            raise UserError(
+                f"{folder / name} {problem} since {folder / CHECKSUMS} was written: fetch the release again"
+            )

@@ -4,7 +4,7 @@ A clip is a function of continuous time, so it can be drawn with any number of f
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.canvas import FRAME, Canvas
 from storydiffusion.storyworld.captions import caption
+from storydiffusion.storyworld.character import GROUND
 from storydiffusion.storyworld.motions import MOTIONS, ease, stance_at
-from storydiffusion.storyworld.objects import Prop, entering
+from storydiffusion.storyworld.objects import Prop, draw_object, entering
 from storydiffusion.storyworld.poses import STILL_PHASE, Stance
 from storydiffusion.storyworld.renderer import SUPERSAMPLE, character_box, draw_scene, object_spot, shrink
 from storydiffusion.storyworld.scenery import draw_place
@@ -182,6 +183,22 @@ def instants(frames: int) -> list[float]:
 
 def render_clip(clip: ClipTruth, frames: int, size: int = 128) -> np.ndarray:
     """RGB uint8 (frames, size, size, 3). The first and the last picture are those of the stills `start` and `end`."""
+    return _render(
+        clip, frames, size, lambda canvas, t: draw_scene(canvas, clip.start, clip.stance(t), _props(clip, t))
+    )
+
+
+def render_plates(clip: ClipTruth, frames: int, size: int = 128) -> np.ndarray:
+    """The frames of `render_clip` without the character and its shadow: what it stands before, and the objects."""
+
+    def draw(canvas: Canvas, t: float) -> None:
+        for prop in _props(clip, t):
+            draw_object(canvas, prop, GROUND)
+
+    return _render(clip, frames, size, draw)
+
+
+def _render(clip: ClipTruth, frames: int, size: int, draw: Callable[[Canvas, float], None]) -> np.ndarray:
     scenery = _scenery(clip, size * SUPERSAMPLE)
     canvas = Canvas(size * SUPERSAMPLE)
     pictures = np.empty((frames, size, size, 3), np.uint8)
@@ -189,7 +206,7 @@ def render_clip(clip: ClipTruth, frames: int, size: int = 128) -> np.ndarray:
         hidden = scenery.shape[1] - canvas.pixels().shape[1]
         left = round(hidden * (clip.passed(t) if clip.end.facing > 0 else 1 - clip.passed(t)))
         canvas.pixels()[...] = scenery[:, left : left + canvas.pixels().shape[1]]
-        draw_scene(canvas, clip.start, clip.stance(t), _props(clip, t))
+        draw(canvas, t)
         picture[...] = shrink(canvas.pixels()[..., :3])
     return pictures
 

@@ -71,7 +71,7 @@ def load_motion_adapter(
 
 
 def new_motion_adapter(unet_config: Mapping[str, Any], frames: int = 32) -> MotionAdapter:
-    """Fresh motion modules for a U-Net, in all its blocks, with its own number of heads.
+    """Fresh motion modules for a U-Net, with its own number of heads, in all blocks but the middle one, as v1 and v3.
 
     Their output projections are zero, which MotionAdapter leaves to the caller: until trained, every frame is what the
     image model makes of it. The other weights are drawn from torch's global generator.
@@ -81,12 +81,24 @@ def new_motion_adapter(unet_config: Mapping[str, Any], frames: int = 32) -> Moti
         frames: the longest clip.
     """
     heads = unet_config.get("num_attention_heads") or unet_config["attention_head_dim"]  # the NUMBER of heads
-    adapter = MotionAdapter(**_fitting(unet_config), motion_num_attention_heads=heads, motion_max_seq_length=frames)
+    adapter = MotionAdapter(
+        **_fitting(unet_config),
+        motion_num_attention_heads=heads,
+        motion_max_seq_length=frames,
+        use_motion_mid_block=False,
+    )
     for module in adapter.modules():
         if isinstance(module, AnimateDiffTransformer3D):
             nn.init.zeros_(module.proj_out.weight)
             nn.init.zeros_(module.proj_out.bias)
     return adapter
+
+
+def adapter_arguments(unet_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the MotionAdapter whose modules a UNetMotionModel holds, plain data."""
+    own = ("motion_num_attention_heads", "motion_max_seq_length", "use_motion_mid_block")
+    arguments = _fitting(unet_config) | {name: unet_config[name] for name in own}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
 
 
 def check_fits(adapter: Any, unet_config: Mapping[str, Any]) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from storydiffusion.images.prompt_encoding import padded_windows, token_windows
+
 
 class TextEncoder(nn.Module):
     """A tokenizer with its CLIPTextModel, frozen and always in eval mode.
 
-    Texts are padded or cut to the encoder's one window, as where Stable Diffusion and AnimateDiff were trained.
+    A text longer than the encoder's window is read in several, one after the other, as for pictures; nothing of it is
+    lost.
     """
 
     def __init__(self, tokenizer: Any, model: Any) -> None:
@@ -24,6 +27,8 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """B texts → (B, T, D)."""
-        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return self.model(tokens.to(self.model.device)).last_hidden_state
+        """B texts → (B, T, D); T is one window's length times the windows of the longest text."""
+        windows = max(len(token_windows(self.tokenizer, text)) for text in texts)
+        ids = torch.tensor([padded_windows(self.tokenizer, text, windows) for text in texts])  # (B, windows, length)
+        hidden = self.model(ids.flatten(0, 1).to(self.model.device)).last_hidden_state
+        return hidden.reshape(len(texts), -1, hidden.shape[-1])

@@ -23,9 +23,11 @@ from storydiffusion.data.loader import ClipBatch
 from storydiffusion.training.learning_rate import rate_at
 from storydiffusion.training.muon import Muon, split_parameters
 from storydiffusion.training.run_config import check_same_config
+from storydiffusion.training.stopwatch import machine
 from storydiffusion.video.clip_noise import ClipNoise, draw_clip_noise
 from storydiffusion.video.diffusion_loss import DiffusionLoss, NoisedLatents, semantic_loss
 from storydiffusion.video.end_frames import with_end_frames
+from storydiffusion.video.motion_adapters import adapter_arguments
 from storydiffusion.video.predictor_files import save_predictor
 from storydiffusion.video.semantic_motion_predictor import SemanticMotion
 from storydiffusion.video.transitions import VideoModel, encode_pictures
@@ -207,12 +209,23 @@ class TransitionModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What a release needs beside the weights is in it too: the parts' own arguments, and the machine."""
         checkpoint["batches"], checkpoint["config"] = self.batches, dict(self.config)
+        checkpoint["parts"], checkpoint["machine"] = self.part_arguments(), machine()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises UserError for a checkpoint of another configuration."""
         check_same_config(checkpoint.get("config"), self.config, FREE)
         self.batches = checkpoint["batches"]
+
+    def part_arguments(self) -> dict[str, dict[str, Any]]:
+        """The arguments with which each trained part is made, plain data, by the name of its folder."""
+        arguments: dict[str, dict[str, Any]] = {}
+        if "predictor" in self.parts:
+            arguments["predictor"] = dict(self.predictor_settings or {})
+        if "motion_module" in self.parts:
+            arguments["motion_adapter"] = adapter_arguments(self.video_unet.unet.config)
+        return arguments
 
     def export(self, folder: Path) -> dict[str, float]:
         """Writes predictor/ and motion_adapter/, those that were trained; returns their numbers of parameters."""

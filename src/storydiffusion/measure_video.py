@@ -1,0 +1,354 @@
+"""Measures transitions on held-out clips of StoryWorld, whose frames between the ends are known.
+
+  python -m storydiffusion.measure_video                                  200 clips, the model's own predictor
+  python -m storydiffusion.measure_video interpolation=FOLDER             and one that interpolates, of layers=0
+  python -m storydiffusion.measure_video readme=README.md                 and puts the table into the README
+  python -m storydiffusion.measure_video clips=16 out=runs/quick model.video.steps=10
+
+Every way gets the ends and the caption of a clip and makes the frames between them, with the same seeds:
+- predictor: the model as it is;
+- interpolation: the same model, its tokens interpolated and projected, nothing more (`python train.py
+  predictor.layers=0` trains it; without one this row is left out, and the text says so);
+- no semantic tokens: the same model without a predictor, which sees the given ends and the text;
+- cross-fade: the two pictures mixed;
+- truth: the true clip, to compare with.
+
+OUT gets NAME.json for each of them, results.json and table.md. A measurement that was stopped goes on when the same
+command is given again. Further settings: seed, batch (clips at once), and the model's: model.video.steps, …
+
+Figures of a clip, means over its frames between the ends where not told otherwise:
+- perceptual error: distance of the image encoder's tokens to the true frame's (as LPIPS, without learnt weights);
+- place error: 1 − intersection over union of the character's box with the true one; the box is that of the largest
+  region in which the frame differs from the empty scene. Not for clips in which the scenery passes by;
+- pixel error: mean absolute difference to the true frame; a blur wins it, so it does not judge;
+- end error: mean absolute difference of the first and the last frame to the given pictures;
+- motion: change from frame to frame over that of the true clip;
+- shirt, hat, tone: share of the frames in which the judge reads the true one (a tone: that of skin, fur or metal);
+- LPIPS-like and CLIPSIM-like -first and -frames: the paper's, over all frames, in the image encoder's features.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storydiffusion.config import ModelConfig
+from storydiffusion.errors import UserError
+from storydiffusion.measure import JUDGED_SIZE, judge_figures, read_text
+from storydiffusion.models import device_of, dtype_of, model_folder, weights_of
+from storydiffusion.module_command import run
+from storydiffusion.output.files import sha256_of_file, sha256_of_folder, write_atomically
+from storydiffusion.video_models import load_drawing_parts, load_image_encoder, package_path, video_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from storydiffusion.storyworld.clips import ClipTruth
+    from storydiffusion.storyworld.judge import Judge
+    from storydiffusion.video.image_encoder import ImageEncoder
+    from storydiffusion.video.transitions import VideoModel
+
+SECTION = "transitions"
+READ = ("shirt", "hat", "tone")
+ERRORS = ("perceptual error", "place error", "pixel error", "end error")
+OVER_TIME = ("LPIPS-first", "LPIPS-frames", "CLIPSIM-first", "CLIPSIM-frames")
+FIGURES = (*ERRORS, "motion", *READ, *OVER_TIME)
+OURS, INTERPOLATION, ALONE, FADE, TRUTH = WAYS = (
+    "predictor", "interpolation", "no semantic tokens", "cross-fade", "truth",
+)  # fmt: skip
+
+Measured = dict[str, float | None]
+"""The FIGURES of one clip; None where it has no such thing"""
+
+
+@dataclass
+class MeasureVideoConfig:
+    """The command's settings."""
+
+    model: ModelConfig
+    out: str = "runs/measure_video"
+    readme: str | None = None  # a document with the markers of `evaluation.table.replace_section`
+    interpolation: str | None = None  # folder of a predictor of no layers
+    clips: int = 200
+    batch: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clips < 2 or self.batch < 1:
+            raise UserError(f"clips={self.clips} and batch={self.batch}: measure 2 clips or more, sample 1 or more")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"seed={self.seed} is outside 0…{2**31 - 1}")
+        if (self.model.height, self.model.width) != (JUDGED_SIZE, JUDGED_SIZE):
+            raise UserError(f"the judge reads {JUDGED_SIZE} × {JUDGED_SIZE}: leave model.height and model.width there")
+        if video_of(self.model).predictor is None:
+            raise UserError("model.video.predictor=null: name the predictor that is to be measured")
+
+
+@dataclass(frozen=True)
+class Readers:
+    """What looks at the frames."""
+
+    judge: "Judge"
+    encoder: "ImageEncoder"
+
+
+def measure_video(config: MeasureVideoConfig) -> None:
+    """Samples, reads and writes everything; see the head of this file."""
+    import torch
+
+    from storydiffusion.evaluation.records import json_bytes, measure_all
+    from storydiffusion.evaluation.table import replace_section
+    from storydiffusion.storyworld.clips import sample_clip
+    from storydiffusion.storyworld.judge import Judge
+    from storydiffusion.storyworld.pictures import HELD_OUT_SEED
+
+    readme = Path(config.readme) if config.readme else None
+    if readme:
+        replace_section(read_text(readme), SECTION, "")  # refuses before an hour of work, not after
+    folder, video = model_folder(config.model.path, config.model.revision), video_of(config.model)
+    accuracy = {name: judge_figures(folder)[name] for name in READ}
+    models = video_models(config)
+    readers = Readers(Judge.load(folder / "judge"), load_image_encoder(video.image_encoder, torch.float32))
+    clips = [(index, sample_clip(HELD_OUT_SEED, index)) for index in range(config.clips)]
+
+    measured = {}
+    for way in WAYS:
+        if way == INTERPOLATION and config.interpolation is None:
+            continue
+        make = maker(way, models.get(way), config)
+
+        def measure(part: "Sequence[tuple[int, ClipTruth]]", make: "Maker" = make) -> list[dict[str, Any]]:
+            return [
+                {"clip": index, "motion": clip.motion, "figures": figures_of(clip, frames, readers)}
+                for (index, clip), frames in zip(part, make(part), strict=True)
+            ]
+
+        file = Path(config.out) / f"{way.replace(' ', '_')}.json"
+        measured[way] = measure_all(file, settings_of(config, folder, way), clips, measure, config.batch, way, "clip")
+    results = {
+        "settings": settings_of(config, folder, OURS),
+        "judge": accuracy,
+        "clips": config.clips,
+        "ways": summarize(measured),
+        "motions": by_motion(measured),
+    }
+    write_atomically(Path(config.out) / "results.json", json_bytes(results))
+    table = report(results)
+    write_atomically(Path(config.out) / "table.md", table.encode())
+    if readme:
+        write_atomically(readme, replace_section(read_text(readme), SECTION, table).encode())
+    print(table)
+
+
+Maker = Callable[["Sequence[tuple[int, ClipTruth]]"], "Iterator[np.ndarray]"]
+"""Numbered clips → of each its frames, uint8 (F, H, W, 3)"""
+
+
+def video_models(config: MeasureVideoConfig) -> dict[str, "VideoModel"]:
+    """The video model of each way that has one; all share everything but the predictor."""
+    import torch
+
+    from storydiffusion.video_models import with_trained_predictor
+
+    device = device_of(config.model)
+    dtype, video = dtype_of(config.model.dtype, device), video_of(config.model)
+    alone = load_drawing_parts(config.model, dtype)
+    models = {ALONE: alone, OURS: with_trained_predictor(alone, video, dtype)}
+    if config.interpolation is not None:
+        models[INTERPOLATION] = with_trained_predictor(alone, replace(video, predictor=config.interpolation), dtype)
+        predictor = models[INTERPOLATION].predictor
+        if predictor is None or len(predictor.layers):
+            raise UserError(f"interpolation={config.interpolation} has layers: train one with predictor.layers=0")
+    for model in models.values():
+        for network in vars(model).values():
+            if isinstance(network, torch.nn.Module):
+                network.to(device).requires_grad_(False).eval()
+    return models
+
+
+def maker(way: str, model: "VideoModel | None", config: MeasureVideoConfig) -> Maker:
+    """How a way makes the frames of clips."""
+    import torch
+
+    from storydiffusion.evaluation.clips import cross_fade
+    from storydiffusion.storyworld.clips import caption_of, render_clip
+    from storydiffusion.video.story_video import transition_seed
+    from storydiffusion.video.transitions import TransitionSampling, sample_clips
+
+    video = video_of(config.model)
+
+    def make(part: "Sequence[tuple[int, ClipTruth]]") -> "Iterator[np.ndarray]":
+        true = [render_clip(clip, video.frames, JUDGED_SIZE) for _, clip in part]
+        if way == TRUTH:
+            yield from true
+        elif model is None:
+            yield from (cross_fade(frames[0], frames[-1], video.frames) for frames in true)
+        else:
+            start, end = (
+                torch.stack([torch.from_numpy(frames[at]).permute(2, 0, 1) for frames in true]) for at in (0, -1)
+            )
+            prompts = [caption_of(clip, index) for index, clip in part]
+            seeds = [transition_seed(config.seed, index) for index, _ in part]
+            sampling = TransitionSampling(
+                video.frames,
+                video.steps,
+                video.guidance_scale,
+                video.end_frames,  # type: ignore[arg-type]  # one of config.model.END_FRAMES
+            )
+            yield from sample_clips(model, start, end, prompts, seeds, sampling).permute(0, 1, 3, 4, 2).numpy()
+
+    return make
+
+
+def figures_of(clip: "ClipTruth", frames: "np.ndarray", readers: Readers) -> Measured:
+    """The FIGURES of one clip, uint8 (F, H, W, 3), as defined at the head of this file."""
+    import numpy as np
+    import torch
+
+    from storydiffusion.evaluation.clips import (
+        cosine,
+        figure_box,
+        from_first,
+        from_previous,
+        motion,
+        overlap,
+        pixel_error,
+        token_distance,
+    )
+    from storydiffusion.storyworld.clips import follow, render_clip, render_plates
+    from storydiffusion.storyworld.pictures import to_tensor
+
+    count, size = frames.shape[:2]
+    true = render_clip(clip, count, size)
+    pictures = torch.from_numpy(np.stack([frames, true])).permute(0, 1, 4, 2, 3)
+    tokens, true_tokens = (readers.encoder.features(part, "hidden").numpy() for part in pictures)
+    pooled = readers.encoder.features(pictures[0], "pooled")[:, 0].numpy()
+    between = range(1, count - 1)
+    place = None
+    if not clip.travels:
+        plates, truth = render_plates(clip, count, size), follow(clip, count, size)
+        place = float(np.mean([1 - overlap(figure_box(frames[i], plates[i]), truth[i].box) for i in between]))
+    read = readers.judge.read(to_tensor(frames[1:-1]))
+    figures: Measured = {
+        "perceptual error": float(np.mean([token_distance(tokens[i], true_tokens[i]) for i in between])),
+        "place error": place,
+        "pixel error": pixel_error(frames[1:-1], true[1:-1]),
+        "end error": pixel_error(frames[[0, -1]], true[[0, -1]]),
+        "motion": motion(frames) / motion(true),
+        **{name: float(np.mean([value == getattr(clip.start, name) for value in read[name]])) for name in READ},
+    }
+    for name, compare, features in (("LPIPS", token_distance, tokens), ("CLIPSIM", cosine, pooled)):
+        figures |= {f"{name}-first": from_first(compare, features), f"{name}-frames": from_previous(compare, features)}
+    return figures
+
+
+def summarize(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """For each way the estimate of each figure, and the predictor's paired difference to it."""
+    from storydiffusion.evaluation.statistics import estimate, paired_difference
+
+    def values(way: str, name: str) -> list[float]:
+        return [value for one in measured[way] if (value := one["figures"][name]) is not None]
+
+    summary: dict[str, Any] = {}
+    for way in measured:
+        summary[way] = {}
+        for name in FIGURES:
+            if len(values(way, name)) >= 2:
+                difference = asdict(paired_difference(values(OURS, name), values(way, name)))
+                summary[way][name] = {**asdict(estimate(values(way, name))), "predictor_less_this": difference}
+    return summary
+
+
+def by_motion(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Means of both errors for each motion and way, with the number of clips."""
+    motions = sorted({one["motion"] for one in measured[OURS]})
+    found: dict[str, Any] = {}
+    for motion in motions:
+        found[motion] = {"clips": sum(one["motion"] == motion for one in measured[OURS])}
+        for way, records in measured.items():
+            for name in ERRORS[:2]:
+                values = [v for one in records if one["motion"] == motion and (v := one["figures"][name]) is not None]
+                if values:
+                    found[motion].setdefault(way, {})[name] = sum(values) / len(values)
+    return found
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The tables in Markdown, and under them what they were measured on, how and where."""
+    from storydiffusion.evaluation.table import markdown_table
+
+    ways, settings = results["ways"], results["settings"]
+    header = ["", *ways]
+    rows = [[_title(name), *(_cell(ways[way].get(name), name) for way in ways)] for name in FIGURES]
+    others = [way for way in ways if way not in (OURS, TRUTH)]
+    differences = [
+        [f"{name}, predictor less …", *(_difference(ways[way].get(name), name) for way in others)]
+        for name in ("perceptual error", "place error", *READ)
+    ]
+    accuracy = ", ".join(f"{name} {100 * share:.1f}" for name, share in results["judge"].items())
+    missing = "" if INTERPOLATION in ways else " No predictor that only interpolates was given for this table."
+    return (
+        markdown_table(header, rows)
+        + "\n"
+        + markdown_table(["", *others], differences)
+        + f"\nThese are figures of the model {settings['model']}, which draws StoryWorld alone: {results['clips']} "
+        f"held-out clips of {settings['frames']} frames, {settings['steps']} steps, guidance "
+        f"{settings['guidance_scale']:g}, the same seeds for every way; mean ± standard error over clips, p of a "
+        "paired t-test. The first two errors are over the frames between the ends, whose truth is known; smaller is "
+        "better, as of LPIPS; of CLIPSIM larger is. LPIPS and CLIPSIM here are taken in the model's own small image "
+        "encoder, so not comparable with others; a clip that stands still wins all four. Shirt, hat and tone are "
+        f"read by the model's judge, whose own accuracy on held-out stills is, in %: {accuracy}; the column of truth "
+        f"shows how it reads the true frames between.{missing} Machine: {settings['machine']}, {settings['dtype']}.\n"
+    )
+
+
+def _title(name: str) -> str:
+    return f"{name}, %" if name in READ else f"{name}, × true" if name == "motion" else name
+
+
+def _cell(entry: Mapping[str, Any] | None, name: str) -> str:
+    if entry is None:
+        return "–"
+    scale, digits = (100, 1) if name in READ else (1, 3)
+    return f"{scale * entry['mean']:.{digits}f} ± {scale * entry['standard_error']:.{digits}f}"
+
+
+def _difference(entry: Mapping[str, Any] | None, name: str) -> str:
+    from storydiffusion.evaluation.statistics import PairedDifference
+    from storydiffusion.evaluation.table import p_value
+
+    if entry is None:
+        return "–"
+    difference = PairedDifference(**entry["predictor_less_this"])
+    scale, digits = (100, 1) if name in READ else (1, 3)
+    p = p_value(difference)
+    mean, error = scale * difference.mean, scale * difference.standard_error
+    return f"{mean:+.{digits}f} ± {error:.{digits}f} (p {p if p.startswith('<') else f'= {p}'})"
+
+
+def settings_of(config: MeasureVideoConfig, folder: Path, way: str) -> dict[str, Any]:
+    """What the figures of a way depend on: a measurement goes on only where all of it is the same."""
+    from storydiffusion.training.stopwatch import machine
+
+    model, video = config.model, video_of(config.model)
+    weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}
+    weights["judge"] = sha256_of_file(folder / "judge" / "model.safetensors")
+    predictor = config.interpolation if way == INTERPOLATION else video.predictor if way == OURS else None
+    for part, source in (("motion_adapter", video.motion_adapter), ("predictor", predictor)):
+        if source is not None and (path := package_path(source)).is_dir():
+            weights |= {f"{part}/{name}": checksum for name, checksum in sha256_of_folder(path).items()}
+    options = {name: getattr(video, name) for name in ("frames", "steps", "guidance_scale", "end_frames")}
+    return {
+        "model": model.name,
+        "dtype": model.dtype,
+        "device": model.device,
+        **options,
+        "end_attention": video.end_attention,
+        "seed": config.seed,
+        "machine": machine(),
+        "weights": weights,
+    }
+
+
+if __name__ == "__main__":
+    run(MeasureVideoConfig, measure_video, __doc__)
