@@ -1,6 +1,8 @@
 import csv
 from pathlib import Path
 
+import pytest
+
 from storydiffusion.training.csv_log import CSVLog
 
 
@@ -30,7 +32,20 @@ def test_steps_trained_again_stand_once(tmp_path):
     assert [row["again"] for row in rows(tmp_path)] == ["", "", "", "1", "1", "1"]
 
 
-def test_a_run_that_logs_nothing_more_keeps_its_log(tmp_path):
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_a_run_that_logs_nothing_more_keeps_its_log(tmp_path, is_opened):
     log(tmp_path, range(2))
-    log(tmp_path, range(0))
-    assert len(rows(tmp_path)) == 2
+    before = (tmp_path / "metrics.csv").read_bytes()
+    logger = CSVLog(tmp_path)
+    if is_opened:
+        _ = logger.experiment
+    logger.finalize("success")
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_run_that_is_killed_before_its_first_row_loses_none(tmp_path):
+    log(tmp_path, range(2))
+    _ = CSVLog(tmp_path).experiment  # and no more: the process is gone
+    log(tmp_path, range(2, 3))
+    assert [float(row["step"]) for row in rows(tmp_path)] == [0, 1, 2]

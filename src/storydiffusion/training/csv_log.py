@@ -8,17 +8,23 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from storydiffusion.output.files import write_atomically
+
 
 class CSVLog(CSVLogger):
     """Lightning's CSVLogger deletes the log of the run that it resumes; with this one `folder`/metrics.csv goes on.
 
     Rows of steps that are trained again, since the run stopped after its last checkpoint, give way to the new ones.
+    Until the first of these is written, the earlier rows lie in a copy: a run that is killed before loses none.
     """
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
-        file = Path(folder) / "metrics.csv"
-        self._earlier = _rows(file) if file.exists() else []
+        self._file = Path(folder) / "metrics.csv"
+        self._copy = self._file.with_name(".metrics.before.csv")
+        if self._file.exists():
+            write_atomically(self._copy, self._file.read_bytes())
+        self._earlier = _rows(self._copy) if self._copy.exists() else []
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
@@ -28,6 +34,13 @@ class CSVLog(CSVLogger):
                 self.experiment.metrics = [row for row in self._earlier if row["step"] < step]
             self._earlier = []
         super().log_metrics(metrics, step)
+        self._copy.unlink(missing_ok=True)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        if self._copy.exists():  # no new row came
+            self._copy.replace(self._file)
 
 
 def _rows(file: Path) -> list[dict[str, float]]:
