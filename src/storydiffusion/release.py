@@ -125,11 +125,11 @@ def from_pretrained(folder: str | Path, dtype: "torch.dtype | None" = None) -> R
     folder = Path(folder)
     check_checksums(folder)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    dtype = dtype or getattr(torch, config["dtype"])
+    kept: torch.dtype = dtype or getattr(torch, config["dtype"])
     predictor, adapter = (folder / part if (folder / part).is_dir() else None for part in PREFIXES)
     return Release(
-        load_predictor(predictor, dtype) if predictor else None,
-        load_motion_adapter(adapter, dtype=dtype).eval() if adapter else None,
+        load_predictor(predictor, kept) if predictor else None,
+        load_motion_adapter(adapter, dtype=kept) if adapter else None,
         config,
     )
 

@@ -66,12 +66,12 @@ def figure_box(frame: np.ndarray, plate: np.ndarray) -> Box | None:
     from scipy import ndimage
 
     differs = np.abs(frame.astype(np.int16) - plate).max(-1) > VISIBLE
-    regions, count = ndimage.label(ndimage.binary_opening(differs))  # specks and thin edges are no figure
-    if not count:
+    regions: np.ndarray = np.empty(differs.shape, np.int32)
+    if not ndimage.label(ndimage.binary_opening(differs), output=regions):  # specks and thin edges are no figure
         return None
     largest = 1 + int(np.argmax(np.bincount(regions.ravel())[1:]))
-    rows, columns = ndimage.find_objects(regions)[largest - 1]
-    return columns.start, rows.start, columns.stop, rows.stop
+    rows, columns = np.nonzero(regions == largest)
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
 def overlap(a: Box | None, b: Box | None) -> float:
