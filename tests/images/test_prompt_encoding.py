@@ -9,7 +9,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from storydiffusion.images.prompt_encoding import _windows, encode_prompts, unknown_words
+from storydiffusion.images.prompt_encoding import token_windows, encode_prompts, unknown_words
 
 SHORT = ["a cat, on the beach.", "fox"]
 LONG = "a cat runs on the beach, the red fox runs in the park, a girl in the blue hat. a book in a park, a cat."
@@ -66,7 +66,7 @@ def test_sdxl_embeds_with_both_encoders_as_the_pipeline_does(sdxl, negatives):
 
 
 def test_no_token_of_a_long_prompt_is_lost(sd):
-    pieces = _windows(sd.tokenizer, LONG)
+    pieces = token_windows(sd.tokenizer, LONG)
     assert len(pieces) >= 3
     assert all(len(piece) <= sd.tokenizer.model_max_length - 2 for piece in pieces)
     assert [token for piece in pieces for token in piece] == sd.tokenizer(LONG, add_special_tokens=False).input_ids
@@ -74,12 +74,12 @@ def test_no_token_of_a_long_prompt_is_lost(sd):
 
 def test_windows_are_cut_between_words(sd):
     text = "zebra " * 8  # five tokens a word, so that 14 tokens end within one
-    pieces = _windows(sd.tokenizer, text)
+    pieces = token_windows(sd.tokenizer, text)
     assert all(sd.tokenizer.convert_ids_to_tokens(piece)[-1].endswith("</w>") for piece in pieces)
 
 
 def test_a_word_longer_than_a_window_is_cut_where_it_must(sd):
-    assert [len(piece) for piece in _windows(sd.tokenizer, "z" * 30)] == [14, 14, 2]
+    assert [len(piece) for piece in token_windows(sd.tokenizer, "z" * 30)] == [14, 14, 2]
 
 
 def test_a_long_prompt_is_its_windows_side_by_side_and_the_others_are_filled_with_empty_ones(sd):
