@@ -9,7 +9,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from storydiffusion.images.prompt_encoding import token_windows, encode_prompts, unknown_words
+from storydiffusion.images.prompt_encoding import encode_prompts, token_windows, unknown_words
 
 SHORT = ["a cat, on the beach.", "fox"]
 LONG = "a cat runs on the beach, the red fox runs in the park, a girl in the blue hat. a book in a park, a cat."

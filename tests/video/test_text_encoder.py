@@ -27,3 +27,10 @@ def test_nothing_of_a_long_text_is_lost(tiny_model):
     assert told.shape[1] > pipe.tokenizer.model_max_length
     assert torch.equal(told, encode_prompts(pipe, [LONG, SHORT], ["", ""]).prompt_embeds)
     assert not torch.equal(told[0], encode([LONG + " at last", SHORT])[0])
+
+
+def test_the_first_window_is_the_same_whatever_stands_beside_it(tiny_model):
+    _, encode = encoder_of(tiny_model)
+    together = encode([SHORT, LONG])[:, : encode.window]
+    torch.testing.assert_close(together[:1], encode([SHORT]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(together[1:], encode([LONG])[:, : encode.window], rtol=0, atol=1e-6)

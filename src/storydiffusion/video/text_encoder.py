@@ -21,6 +21,11 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.model: Any = model.requires_grad_(False).eval()
 
+    @property
+    def window(self) -> int:
+        """Tokens of one window, with its start and its end."""
+        return self.tokenizer.model_max_length
+
     def train(self, mode: bool = True) -> "TextEncoder":
         """Stays in eval mode: a trainer puts everything it holds into train mode."""
         return super().train(False)

@@ -75,7 +75,8 @@ class TransitionModule(L.LightningModule):
         super().__init__()
         self.model, self.recipe, self.predictor_settings, self.config = model, recipe, predictor_settings, config
         self.video_unet, self.vae, self.predictor = model.video_unet, model.vae, model.predictor
-        self.text_encoder, self.image_encoder = model.encode_text, model.image_encoder
+        self.text_encoder: Any = model.encode_text
+        self.image_encoder = model.image_encoder
         schedule = model.scheduler
         self.diffusion = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type, recipe.loss)
         self.batches = 0  # begun so far, on each process
@@ -150,7 +151,8 @@ class TransitionModule(L.LightningModule):
             read = batch.frames if self.recipe.semantic_weight else batch.frames[:, [0, -1]]
             features = self.image_encoder.features(read.flatten(0, 1), self.model.features).float()
             features = features.unflatten(0, (count, -1))
-        text = self.model.encode_text(batch.captions).float()
+        # One window, as where the frozen networks were trained: what a clip is told must not depend on its neighbours.
+        text = self.text_encoder(batch.captions)[:, : self.text_encoder.window].float()
         return EncodedClips(latents.unflatten(0, (count, frames)).transpose(1, 2), text, features)
 
     def noise(self, clips: EncodedClips) -> ClipNoise:
