@@ -191,3 +191,16 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         release(ReleaseConfig(str(tmp_path / "run"), str(tmp_path / "out")))
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_hub_out_of_reach_is_one_sentence_and_the_release_stays(monkeypatch, command, run, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    outcome = command(f"run={run[0]}", f"out={tmp_path}/out", "upload=nobody/nothing")
+    assert outcome.code == 1
+    assert "nobody/nothing" in outcome.err
+    assert "hf upload" in outcome.err
+    assert outcome.err.count("\n") == 1
+    from_pretrained(tmp_path / "out")
