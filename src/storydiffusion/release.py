@@ -149,6 +149,8 @@ def release(config: ReleaseConfig) -> None:
         written = {**settings, "training": dict(checkpoint["config"])}
         (draft / CONFIG).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
         (draft / "README.md").write_text(text, encoding="utf-8")
+        for file in draft.rglob("*.safetensors"):
+            file.chmod(0o644)  # safetensors keeps them to their owner; these are to be given away
         write_checksums(draft)
         from_pretrained(draft)
         if out.exists():
