@@ -96,7 +96,7 @@ class Learning(L.Callback):
 @pytest.mark.slow
 @pytest.mark.parametrize("trainable", [("predictor",), ("predictor", "motion_module")], ids="+".join)
 def test_one_training_step_of_the_exact_video_model(sd15_folder, tmp_path, trainable):
-    """SD1.5, AnimateDiff v2, ViT-H-14 and the paper's predictor, 4 frames of 64 × 64; needs 20 GB of memory."""
+    """SD1.5, AnimateDiff v2, ViT-H-14 and the paper's predictor, 4 frames of 64 × 64; up to 16 GB of memory."""
     from diffusers import MotionAdapter
 
     MotionAdapter().half().save_pretrained(tmp_path / "motion")

@@ -44,6 +44,14 @@ Measured = dict[str, float | None]
 """The FIGURES of one story; None where its prompts name no such thing"""
 
 
+def check_judged(model: ModelConfig, seed: int) -> None:
+    """Raises UserError for a seed out of range, or pictures of a size that the judge does not read."""
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed={seed} is outside 0…{2**31 - 1}")
+    if (model.height, model.width) != (JUDGED_SIZE, JUDGED_SIZE):
+        raise UserError(f"the judge reads {JUDGED_SIZE} × {JUDGED_SIZE}: leave model.height and model.width there")
+
+
 @dataclass
 class MeasureConfig:
     """The command's settings."""
@@ -61,10 +69,7 @@ class MeasureConfig:
             raise UserError(f"stories={self.stories} and batch={self.batch}: measure 2 stories or more, tell 1 or more")
         if len(set(self.rates)) < len(self.rates) or 0 not in self.rates or not all(0 <= r <= 1 for r in self.rates):
             raise UserError(f"rates={self.rates}: give different numbers in [0, 1], 0 (no sharing) among them")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"seed={self.seed} is outside 0…{2**31 - 1}")
-        if (self.model.height, self.model.width) != (JUDGED_SIZE, JUDGED_SIZE):
-            raise UserError(f"the judge reads {JUDGED_SIZE} × {JUDGED_SIZE}: leave model.height and model.width there")
+        check_judged(self.model, self.seed)
 
 
 def measure(config: MeasureConfig) -> None:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError
-from storydiffusion.measure import JUDGED_SIZE, judge_figures, read_text
+from storydiffusion.measure import JUDGED_SIZE, check_judged, judge_figures, read_text
 from storydiffusion.models import device_of, dtype_of, model_folder, weights_of
 from storydiffusion.module_command import run
 from storydiffusion.output.files import sha256_of_file, sha256_of_folder, write_atomically
@@ -76,10 +76,7 @@ class MeasureVideoConfig:
     def __post_init__(self) -> None:
         if self.clips < 2 or self.batch < 1:
             raise UserError(f"clips={self.clips} and batch={self.batch}: measure 2 clips or more, sample 1 or more")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"seed={self.seed} is outside 0…{2**31 - 1}")
-        if (self.model.height, self.model.width) != (JUDGED_SIZE, JUDGED_SIZE):
-            raise UserError(f"the judge reads {JUDGED_SIZE} × {JUDGED_SIZE}: leave model.height and model.width there")
+        check_judged(self.model, self.seed)
         if video_of(self.model).predictor is None:
             raise UserError("model.video.predictor=null: name the predictor that is to be measured")
 
@@ -107,7 +104,7 @@ def measure_video(config: MeasureVideoConfig) -> None:
         replace_section(read_text(readme), SECTION, "")  # refuses before an hour of work, not after
     folder, video = model_folder(config.model.path, config.model.revision), video_of(config.model)
     accuracy = {name: judge_figures(folder)[name] for name in READ}
-    models = video_models(config)
+    models = models_of(config)
     readers = Readers(Judge.load(folder / "judge"), load_image_encoder(video.image_encoder, torch.float32))
     clips = [(index, sample_clip(HELD_OUT_SEED, index)) for index in range(config.clips)]
 
@@ -144,7 +141,7 @@ Maker = Callable[["Sequence[tuple[int, ClipTruth]]"], "Iterator[np.ndarray]"]
 """Numbered clips → of each its frames, uint8 (F, H, W, 3)"""
 
 
-def video_models(config: MeasureVideoConfig) -> dict[str, "VideoModel"]:
+def models_of(config: MeasureVideoConfig) -> dict[str, "VideoModel"]:
     """The video model of each way that has one; all share everything but the predictor."""
     import torch
 

@@ -244,8 +244,7 @@ def card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: Releas
     )
     return (
         FRONT.format(license="apache-2.0" if drawn else "other", title=title, model=settings["model"]["name"])
-        + f"\n## Training\n\n{markdown_table(['', 'value'], rows)}\nDeepSpeed and 16-bit precision were used where the "
-        "row above names them; otherwise nothing is said of them here.\n"
+        + f"\n## Training\n\n{markdown_table(['', 'value'], rows)}"
         + f"\n## Measured\n\n{measured_table(config.measured)}{loading}\n## Licence and limits\n"
         + (DRAWN_RIGHTS if drawn else FILMED_RIGHTS)
     )
