@@ -12,7 +12,8 @@ from storydiffusion import module_command
 from storydiffusion.card import CardConfig, count_parameters, png, sheet, training_table, write_card
 from storydiffusion.config import load
 from storydiffusion.errors import UserError
-from tests.world_model import build_world_model
+from storydiffusion.storyworld.motions import MOTIONS
+from tests.world_model import build_world_model, build_world_video_model
 
 LARGEST = 1_500_000  # bytes of a sheet
 
@@ -71,8 +72,9 @@ def test_what_is_odd_about_a_training_stands_under_the_table():
     assert table.endswith("| – |\n\njudge: It was stopped twice.\n")
 
 
-def config_of(folder: Path, measured: Path) -> CardConfig:
+def config_of(folder: Path, measured: Path, *video: str) -> CardConfig:
     overrides = [f"model.path={folder}", f"measured={measured}", "model.steps=1", "model.device=cpu"]
+    overrides += video or ["model.video.predictor=null"]
     return load(CardConfig, module_command._compose(CardConfig, overrides))
 
 
@@ -94,6 +96,22 @@ def test_the_card_of_a_model(tmp_path):
     from diffusers import StableDiffusionPipeline  # what the card promises
 
     assert type(StableDiffusionPipeline.from_pretrained(folder)) is StableDiffusionPipeline
+
+
+def test_the_card_of_a_model_with_video(tmp_path):
+    folder = build_world_video_model(tmp_path / "model")
+    record = json.loads((folder / "training.json").read_text())
+    record["predictor"] = {**record["judge"], "recipe": {**record["judge"]["recipe"], "semantic_weight": 0.25}}
+    (folder / "training.json").write_text(json.dumps(record))
+    parts = [f"model.video.{part}={folder}/{part}" for part in ("motion_adapter", "image_encoder", "predictor")]
+    write_card(config_of(folder, tmp_path, *parts, "model.video.steps=1", f"measured_video={tmp_path}"))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "0.25 times (`recipe.semantic_weight`)" in card
+    assert "Not measured yet: `python -m storydiffusion.measure_video` does." in card
+    assert f"in 1 steps at guidance 3:\n{', '.join(MOTIONS)}." in card
+    sheet = np.asarray(Image.open(folder / "clips.png").convert("RGB"))
+    assert sheet.shape == (len(MOTIONS) * (2 * 128 + 4) - 4, 8 * 128, 3)
+    assert (folder / "clips.png").stat().st_size < LARGEST
 
 
 def test_a_model_without_a_record_is_refused_before_telling(tmp_path):

@@ -1,11 +1,14 @@
-"""Writes the model card of the miniature: README.md in its folder, with two contact sheets.
+"""Writes the model card of the miniature: README.md in its folder, with contact sheets.
 
   python -m storydiffusion.card                          the model inside the package
   python -m storydiffusion.card model.path=FOLDER        another one that was trained on StoryWorld
   python -m storydiffusion.card measured=DIR             with the table that `storydiffusion.measure` left in DIR
+  python -m storydiffusion.card measured_video=DIR       and that of `storydiffusion.measure_video`
+  python -m storydiffusion.card model.video.predictor=null    of a model without video
 
 samples.png holds 64 pictures, none chosen: captions 0…63 of the held-out world, seeds 0…63. stories.png holds the first
-12 frozen stories, without consistent self-attention on the left, at rate 0.5 on the right. Sheets have 256 colours.
+12 frozen stories, without consistent self-attention on the left, at rate 0.5 on the right. clips.png holds the first
+clip of each motion in the held-out world, the true frames over the sampled ones. Sheets have 256 colours.
 """
 
 import json
@@ -19,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError
 from storydiffusion.measure import paint, read_text, tell
-from storydiffusion.models import StoryModel, load_story_model, model_folder
+from storydiffusion.models import StoryModel, device_of, dtype_of, load_story_model, model_folder
 from storydiffusion.module_command import run
 from storydiffusion.output.files import write_atomically
+from storydiffusion.video_models import load_video_model, sampling_of, video_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,6 +49,35 @@ like the code. No picture and no text of anybody's went into it: all training da
 
 """
 
+VIDEO = """## Video
+
+`motion_adapter` and `predictor` draw the {frames} frames from one picture to another. `python train.py
+experiment=storyworld_motion` trained the one and `python train.py` the other, around the frozen rest, on clips that the
+program draws, through the whole data path: tar shards, decord, batches. How a frame reads them is the paper's: its
+cross-attention is over concat(T, P_i), the text's tokens and the predictor's for this frame, in one softmax. Added to
+the paper, since a small model does not keep who somebody is without it:
+
+- End-frame attention: every frame's spatial self-attention reads the tokens of the first and the last frame too
+  (`model.video.end_attention`). It adds no weights.
+- Given ends: the clean latents of both end frames stand in the clip at every step, in training and in sampling
+  (`model.video.end_frames=exact`), and the loss is over the frames between.
+- The model predicts v and is trained on it, by Muon; the paper's is trained on the noise.
+{semantic}
+No GPU was at hand for these parts: bfloat16 was used on a CPU, DeepSpeed and training on several GPUs were not run.
+
+The first held-out clip of each motion, none chosen; of each pair of rows the upper one is true, in the lower one the
+first and the last frame are given and those between sampled in {steps} steps at guidance {guidance:g}:
+{motions}.
+
+![Clips](clips.png)
+
+{table}
+"""
+
+SEMANTIC = """- Beside the diffusion loss, the predictor's transformer learns from the error of its tokens against
+  those of the true frames, {weight:g} times (`recipe.semantic_weight`).
+"""
+
 LIMITS = """## Limits
 
 - It draws StoryWorld and nothing else: {kinds}; {actions}; {places}. Other words are unknown to it.
@@ -65,6 +98,7 @@ class CardConfig:
 
     model: ModelConfig
     measured: str = "runs/measure"  # folder of `storydiffusion.measure`; the card says so where it holds no table
+    measured_video: str = "runs/measure_video"  # of `storydiffusion.measure_video`, likewise
 
 
 def write_card(config: CardConfig) -> None:
@@ -74,8 +108,11 @@ def write_card(config: CardConfig) -> None:
 
     folder = model_folder(config.model.path, config.model.revision)
     record = training_record(folder / RECORD)
-    table = Path(config.measured) / "table.md"
-    measured = read_text(table) if table.exists() else None
+    measured = measured_table(config.measured, "measure")
+    video = None
+    if config.model.video is not None and config.model.video.predictor is not None:
+        write_atomically(folder / "clips.png", png(draw_clips(config.model)))
+        video = video_section(config.model, record, measured_table(config.measured_video, "measure_video"))
     model = load_story_model(config.model)
     captions, samples = draw_samples(model, config.model)
     stories = load_stories()[:STORIES]
@@ -85,9 +122,14 @@ def write_card(config: CardConfig) -> None:
     write_atomically(folder / "samples.png", png(sheet(sample_rows)))
     write_atomically(folder / "stories.png", png(sheet(story_rows, halves=True)))
     prompts = [panel.prompt for story in stories for panel in story.panels]
-    text = card(config.model, count_parameters(folder), record, measured, captions, prompts)
+    text = card(config.model, count_parameters(folder), record, measured, captions, prompts, video)
     write_atomically(folder / "README.md", text.encode())
-    print(f"written: {folder / 'README.md'}, with samples.png and stories.png")
+    print(f"written: {folder / 'README.md'} and its sheets")
+
+
+def measured_table(folder: str, command: str) -> str:
+    file = Path(folder) / "table.md"
+    return read_text(file) if file.exists() else f"Not measured yet: `python -m storydiffusion.{command}` does.\n"
 
 
 def draw_samples(model: StoryModel, config: ModelConfig) -> tuple[list[str], list["Image.Image"]]:
@@ -103,6 +145,47 @@ def draw_samples(model: StoryModel, config: ModelConfig) -> tuple[list[str], lis
         seeds = list(range(first, min(SAMPLES, first + BATCH)))
         pictures += paint(model, config, [captions[seed] for seed in seeds], seeds, off, None)
     return captions, pictures
+
+
+def draw_clips(config: ModelConfig) -> "Image.Image":
+    """The sheet of clips: the first of each motion in the held-out world."""
+    import torch
+    from PIL import Image
+    from tqdm import tqdm
+
+    from storydiffusion.storyworld.clips import caption_of, render_clip, sample_clip
+    from storydiffusion.storyworld.motions import MOTIONS
+    from storydiffusion.storyworld.pictures import HELD_OUT_SEED
+    from storydiffusion.training.sample_grid import grid
+    from storydiffusion.video.transitions import sample_clips
+
+    video, device = video_of(config), device_of(config)
+    model = load_video_model(config, dtype_of(config.dtype, device), device)
+    true, sampled = [], []
+    for number, motion in enumerate(tqdm(MOTIONS, desc="clips", unit="clip")):
+        clip = sample_clip(HELD_OUT_SEED, number, motion)
+        frames = torch.from_numpy(render_clip(clip, video.frames, config.height)).permute(0, 3, 1, 2)[None]
+        true.append(frames)
+        sampled.append(
+            sample_clips(model, frames[:, 0], frames[:, -1], [caption_of(clip, number)], [number], sampling_of(video))
+        )
+    return Image.fromarray(grid(torch.cat(true), torch.cat(sampled)))
+
+
+def video_section(config: ModelConfig, record: Mapping[str, Any], table: str) -> str:
+    """What the card says of video."""
+    from storydiffusion.storyworld.motions import MOTIONS
+
+    video = video_of(config)
+    weight = record.get("predictor", {}).get("recipe", {}).get("semantic_weight", 0)
+    return VIDEO.format(
+        frames=video.frames,
+        steps=video.steps,
+        guidance=video.guidance_scale,
+        semantic=SEMANTIC.format(weight=weight) if weight else "",
+        motions=", ".join(MOTIONS),
+        table=table,
+    )
 
 
 def sheet(rows: Sequence[Sequence["Image.Image"]], halves: bool = False) -> "Image.Image":
@@ -153,11 +236,14 @@ def card(
     config: ModelConfig,
     parameters: Mapping[str, int],
     record: Mapping[str, Any],
-    measured: str | None,
+    measured: str,
     captions: Sequence[str],
     prompts: Sequence[str],
+    video: str | None,
 ) -> str:
-    """The card in Markdown; `measured` is the table of consistency, `prompts` are those of the stories' panels."""
+    """The card in Markdown; `measured` is the table of consistency, `prompts` are those of the stories' panels, `video`
+    is the section of that name.
+    """
     from storydiffusion.evaluation.table import markdown_table
     from storydiffusion.storyworld.truth import ATTRIBUTES
 
@@ -166,7 +252,6 @@ def card(
         ["part", "parameters and buffers"], [[part, f"{count:,}"] for part, count in parameters.items()]
     )
     settings = f"{config.steps} steps, guidance {config.guidance_scale:g}, {config.width} × {config.height} pixels"
-    table = measured or "Not measured yet: `python -m storydiffusion.measure` makes the table.\n"
     words = {name + "s": ", ".join(ATTRIBUTES[name]) for name in ("kind", "action", "place")}
     return (
         FRONT.format(parameters=f"{drawing:,}")
@@ -176,7 +261,8 @@ def card(
         + f"{settings}.\n\n![{SAMPLES} samples](samples.png)\n\n{folded('Captions, row by row', captions)}\n"
         + f"## Stories\n\nThe first {STORIES} frozen stories, one a row: left without consistent self-attention, right "
         + f"at rate {RATE:g}, same seeds.\n\n![{STORIES} stories](stories.png)\n\n"
-        + f"{folded('Prompts, four for each row', prompts)}\n## Consistency and alignment\n\n{table}\n"
+        + f"{folded('Prompts, four for each row', prompts)}\n## Consistency and alignment\n\n{measured}\n"
+        + (video or "")
         + LIMITS.format(size=config.width, **words)
     )
 

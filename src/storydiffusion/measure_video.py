@@ -38,7 +38,7 @@ from storydiffusion.measure import JUDGED_SIZE, check_judged, judge_figures, rea
 from storydiffusion.models import device_of, dtype_of, model_folder, weights_of
 from storydiffusion.module_command import run
 from storydiffusion.output.files import sha256_of_file, sha256_of_folder, write_atomically
-from storydiffusion.video_models import load_drawing_parts, load_image_encoder, package_path, video_of
+from storydiffusion.video_models import load_drawing_parts, load_image_encoder, package_path, sampling_of, video_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,7 +170,7 @@ def maker(way: str, model: "VideoModel | None", config: MeasureVideoConfig) -> M
     from storydiffusion.evaluation.clips import cross_fade
     from storydiffusion.storyworld.clips import caption_of, render_clip
     from storydiffusion.video.story_video import transition_seed
-    from storydiffusion.video.transitions import TransitionSampling, sample_clips
+    from storydiffusion.video.transitions import sample_clips
 
     video = video_of(config.model)
 
@@ -186,13 +186,8 @@ def maker(way: str, model: "VideoModel | None", config: MeasureVideoConfig) -> M
             )
             prompts = [caption_of(clip, index) for index, clip in part]
             seeds = [transition_seed(config.seed, index) for index, _ in part]
-            sampling = TransitionSampling(
-                video.frames,
-                video.steps,
-                video.guidance_scale,
-                video.end_frames,  # type: ignore[arg-type]  # one of config.model.END_FRAMES
-            )
-            yield from sample_clips(model, start, end, prompts, seeds, sampling).permute(0, 1, 3, 4, 2).numpy()
+            sampled = sample_clips(model, start, end, prompts, seeds, sampling_of(video))
+            yield from sampled.permute(0, 1, 3, 4, 2).numpy()
 
     return make
 

@@ -11,12 +11,10 @@ on, and DeepSpeed's folders as well as files. `storydiffusion.release.from_pretr
 `python infer.py model.video.predictor=OUT/predictor` tells with them.
 """
 
-import csv
 import json
 import os
 import pickle
 import shutil
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +216,7 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path, dtype: str) -> dict
 def card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: ReleaseConfig, name: str) -> str:
     """The model card in Markdown."""
     from storydiffusion.evaluation.table import markdown_table
+    from storydiffusion.training.csv_log import logged_losses
 
     settings, recipe = checkpoint["config"], checkpoint["config"]["recipe"]
     drawn = settings["data"]["storyworld"] is not None
@@ -230,7 +229,7 @@ def card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: Releas
         ["wall time", f"{checkpoint['callbacks']['Stopwatch']['seconds'] / 60:.0f} min"],
         ["machine", checkpoint["machine"]],
         ["precision and strategy", f"{settings['trainer']['precision']}, {settings['trainer']['strategy']}"],
-        *losses_of(Path(config.run) / "metrics.csv"),
+        *([name, f"{loss:.4f}"] for name, loss in logged_losses(Path(config.run)).items()),
     ]
     if settings["model"]["video"]["end_attention"]:
         rows.append(["beside the paper", "each frame's self-attention reads the end frames too"])
@@ -256,19 +255,6 @@ def clips_of(data: Mapping[str, Any]) -> str:
     if data["storyworld"] is None:
         return f"shards of videos of its user's, {shape}"
     return f"{data['storyworld']['clips']:,} drawn clips of StoryWorld (seed {data['storyworld']['seed']}), {shape}"
-
-
-def losses_of(file: Path) -> list[list[str]]:
-    """The training loss, as means over the first and the last tenth of the run's log; nothing where there is no log."""
-    if not file.exists():
-        return []
-    with file.open(newline="") as stream:
-        losses = [float(row["train/loss"]) for row in csv.DictReader(stream) if row.get("train/loss")]
-    if not losses:
-        return []
-    tenth = max(1, len(losses) // 10)
-    first, last = statistics.fmean(losses[:tenth]), statistics.fmean(losses[-tenth:])
-    return [["training loss", f"{first:.4f} over the first tenth of the log, {last:.4f} over the last"]]
 
 
 def measured_table(folder: str | None) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from storydiffusion.video.image_encoder import ImageEncoder, Kind
     from storydiffusion.video.semantic_motion_predictor import SemanticMotionPredictor
-    from storydiffusion.video.transitions import VideoModel
+    from storydiffusion.video.transitions import TransitionSampling, VideoModel
 
 OPEN_CLIP_SCHEME = "open_clip://"
 RANDOM = "random"
@@ -162,6 +162,14 @@ def video_of(config: ModelConfig) -> VideoConfig:
     if config.video is None:
         raise UserError(f"model={config.name} makes no video: take model=miniature or model=sd15_animatediff")
     return config.video
+
+
+def sampling_of(video: VideoConfig) -> "TransitionSampling":
+    """How the configuration samples transitions."""
+    from storydiffusion.video.transitions import TransitionSampling
+
+    end_frames: Any = video.end_frames  # one of config.model.END_FRAMES
+    return TransitionSampling(video.frames, video.steps, video.guidance_scale, end_frames)
 
 
 def _motion_adapter(video: VideoConfig, unet_config: Any, dtype: "torch.dtype") -> Any:

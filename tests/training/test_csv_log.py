@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from storydiffusion.training.csv_log import CSVLog
+from storydiffusion.training.csv_log import CSVLog, logged_losses
 
 
 def log(folder: Path, steps: range, **values: float) -> None:
@@ -49,3 +49,9 @@ def test_a_run_that_is_killed_before_its_first_row_loses_none(tmp_path):
     _ = CSVLog(tmp_path).experiment  # and no more: the process is gone
     log(tmp_path, range(2, 3))
     assert [float(row["step"]) for row in rows(tmp_path)] == [0, 1, 2]
+
+
+def test_the_losses_of_a_log_are_means_over_its_ends(tmp_path):
+    assert logged_losses(tmp_path) == {}
+    log(tmp_path, range(20))
+    assert list(logged_losses(tmp_path).values()) == [0.125, (18 + 19) / 8]

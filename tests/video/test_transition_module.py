@@ -170,7 +170,16 @@ def test_the_semantic_error_is_added_and_its_target_held_fixed(make, batch):
     clips = weighed.encode(batch)
     motion = weighed.predict_motion(clips)
     true = weighed.predictor.encode(clips.features.flatten(0, 1)).view_as(motion.tokens).detach()
-    torch.testing.assert_close(weighed.semantic_errors(motion, clips), (motion.tokens - true).square().mean((1, 2, 3)))
+    errors = weighed.semantic_errors(clips)
+    torch.testing.assert_close(errors, (motion.tokens - true).square().mean((1, 2, 3)))
+
+
+def test_the_semantic_error_teaches_the_transformer_alone(make, batch):
+    module = make("predictor", semantic_weight=1.0)
+    module.semantic_errors(module.encode(batch)).sum().backward()
+    taught = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad is not None}
+    assert "layers" in taught
+    assert taught <= {"layers", "positions"}
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(make, batch):

@@ -15,6 +15,7 @@ from storydiffusion.video_models import (
     load_drawing_parts,
     load_image_encoder,
     new_predictor,
+    sampling_of,
     with_trained_predictor,
 )
 
@@ -234,16 +235,9 @@ def _frozen_dtype(config: TransitionTrainConfig) -> "torch.dtype":
 
 
 def _sampling(config: TransitionTrainConfig) -> "TransitionSampling":
-    from storydiffusion.video.transitions import TransitionSampling
-
-    video = config.model.video
-    assert video is not None
-    return TransitionSampling(
-        config.data.frames,
-        video.steps,
-        video.guidance_scale,
-        video.end_frames,  # type: ignore[arg-type]  # one of config.model.END_FRAMES
-    )
+    """Of the samples that are drawn between the steps, whose clips are as long as the training's."""
+    assert config.model.video is not None
+    return replace(sampling_of(config.model.video), frames=config.data.frames)
 
 
 def _wandb(config: TransitionTrainConfig) -> tuple[Any, ...]:

@@ -11,7 +11,14 @@ from storydiffusion.errors import UserError
 from storydiffusion.models import device_of, dtype_of, model_folder
 from storydiffusion.output.files import sha256_of_file, sha256_of_folder
 from storydiffusion.output.manifest import PanelRecord, VideoRecord
-from storydiffusion.video_models import OPEN_CLIP_SCHEME, load_video_model, package_path, part_folder, video_of
+from storydiffusion.video_models import (
+    OPEN_CLIP_SCHEME,
+    load_video_model,
+    package_path,
+    part_folder,
+    sampling_of,
+    video_of,
+)
 
 if TYPE_CHECKING:
     from storydiffusion.output.run_folder import RunFolder
@@ -49,7 +56,6 @@ def render(config: InferConfig, run: "RunFolder", cuts: list[bool]) -> None:
         UserError: parts of the model that are damaged or do not fit, or a place that cannot be written.
     """
     from storydiffusion.video.story_video import Scene, Showing, render_video
-    from storydiffusion.video.transitions import TransitionSampling
 
     record, video = run.manifest.video, video_of(config.model)
     assert record is not None
@@ -60,12 +66,6 @@ def render(config: InferConfig, run: "RunFolder", cuts: list[bool]) -> None:
     ]
     device = device_of(config.model)
     model = load_video_model(config.model, dtype_of(config.model.dtype, device), device)
-    sampling = TransitionSampling(
-        video.frames,
-        video.steps,
-        video.guidance_scale,
-        video.end_frames,  # type: ignore[arg-type]  # one of config.model.END_FRAMES
-    )
     made_by = {
         "weights": run.manifest.weights | record.weights,
         "schedulers": [config.model.scheduler, video.scheduler],
@@ -75,7 +75,7 @@ def render(config: InferConfig, run: "RunFolder", cuts: list[bool]) -> None:
         run.path / record.file,
         scenes,
         model,
-        sampling,
+        sampling_of(video),
         Showing(config.fps, config.hold, config.captions),
         config.seed,
         made_by,

@@ -1,6 +1,7 @@
-"""metrics.csv of a run that may be resumed."""
+"""metrics.csv: of a run that may be resumed, and what it tells in short."""
 
 import csv
+import statistics
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from storydiffusion.output.files import write_atomically
+
+METRICS = "metrics.csv"
+
+
+def logged_losses(folder: Path) -> dict[str, float]:
+    """The training loss of a run, as means over the first and the last tenth of its log; empty where there is none."""
+    rows = _rows(folder / METRICS) if (folder / METRICS).exists() else []
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    tenth = max(1, len(losses) // 10)
+    parts = {"loss, first tenth of the log": losses[:tenth], "loss, last tenth": losses[-tenth:]}
+    return {name: statistics.fmean(part) for name, part in parts.items() if part}
 
 
 class CSVLog(CSVLogger):
@@ -20,7 +32,7 @@ class CSVLog(CSVLogger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
-        self._file = Path(folder) / "metrics.csv"
+        self._file = Path(folder) / METRICS
         self._copy = self._file.with_name(".metrics.before.csv")
         if self._file.exists():
             write_atomically(self._copy, self._file.read_bytes())

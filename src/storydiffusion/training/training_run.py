@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from storydiffusion.training.csv_log import logged_losses
 from storydiffusion.training.stopwatch import Stopwatch, machine
 from storydiffusion.training.weight_averaging import WeightAveraging
 
@@ -54,12 +55,15 @@ class Training:
         self.trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=True)
 
     def export(self, folder: Path) -> dict[str, float]:
-        """Writes the averaged weights into `folder` with a record of how they came about; returns measured figures."""
+        """Writes the averaged weights into `folder` with a record of how they came about; returns measured figures
+        and the losses of its log.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         module: Exporting = self.module
         with self.average.applied(self.module):
             self.module.to("cpu")
             figures = module.export(folder)
+        figures |= logged_losses(Path(str(self.checkpoints.dirpath)).parent)
         file = folder / RECORD
         record = json.loads(file.read_text()) if file.exists() else {}
         for part in module.parts:

@@ -120,9 +120,7 @@ class SemanticMotionPredictor(nn.Module):
             raise UserError(
                 f"the start frame's features are {_shape(start)}, the end frame's {_shape(end)}: give both alike."
             )
-        tokens = interpolate(self.encode(start), self.encode(end), frames)
-        if self.positions is not None:
-            tokens = self.transform(tokens, self.positions(frames))
+        tokens = self.predict(self.encode(start), self.encode(end), frames)
         return SemanticMotion(tokens, self.context_norm(self.context_projection(tokens)))
 
     def encode(self, features: Tensor) -> Tensor:
@@ -141,6 +139,11 @@ class SemanticMotionPredictor(nn.Module):
                 "take the image encoder that it was trained with, and its kind of features."
             )
         return self.to_tokens(features)
+
+    def predict(self, start: Tensor, end: Tensor, frames: int) -> Tensor:
+        """Semantic tokens K_s and K_e (B, N, W) of the two ends → P_1…P_F (B, F, N, W)."""
+        tokens = interpolate(start, end, frames)
+        return tokens if self.positions is None else self.transform(tokens, self.positions(frames))
 
     def transform(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """K (B, F, N, W) → P (B, F, N, W), all F·N tokens attending to each other; positions are (F, N, W)."""

@@ -134,7 +134,7 @@ class TransitionModule(L.LightningModule):
         errors = self.errors(noised, is_given, clips.text, semantic)
         outputs = {"loss": errors.mean(), "errors": errors.detach(), "timesteps": noise.timesteps}
         if motion is not None and self.recipe.semantic_weight:
-            semantic_errors = self.semantic_errors(motion, clips)
+            semantic_errors = self.semantic_errors(clips)
             outputs["loss"] = outputs["loss"] + self.recipe.semantic_weight * semantic_errors.mean()
             outputs["semantic"] = semantic_errors.detach()
         self.log("loss", outputs["loss"].detach(), prog_bar=True, logger=False)
@@ -184,15 +184,15 @@ class TransitionModule(L.LightningModule):
         between = slice(1, -1)
         return torch.where(is_given, self.diffusion(predicted[:, :, between], noised.frames(between)), errors)
 
-    def semantic_errors(self, motion: SemanticMotion, clips: EncodedClips) -> Tensor:
-        """(B,): P_1 … P_F against the true frames' tokens, which are held fixed: learning too, they could shrink to one
-        point.
+    def semantic_errors(self, clips: EncodedClips) -> Tensor:
+        """(B,): P_1 … P_F against the true frames' tokens. It teaches the transformer alone: what encodes the tokens is
+        held fixed, as it could lower this error by drawing the tokens of all frames together.
         """
         assert self.predictor is not None
         assert clips.features is not None
         with torch.no_grad():
             true = self.predictor.encode(clips.features.flatten(0, 1)).unflatten(0, clips.features.shape[:2])
-        return semantic_loss(motion.tokens, true)
+        return semantic_loss(self.predictor.predict(true[:, 0], true[:, -1], true.shape[1]), true)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe
