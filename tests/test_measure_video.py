@@ -177,3 +177,13 @@ def test_bad_input_ends_in_one_sentence(command, tmp_path, overrides, said):
 def test_a_predictor_with_layers_is_no_interpolation(command, world_model, tmp_path):
     outcome = command(f"out={tmp_path / 'out'}", f"interpolation={world_model}/predictor", *SMALL)
     assert "predictor.layers=0" in outcome.err
+
+
+def test_the_shipped_parts_come_nearer_to_the_truth_than_a_cross_fade(monkeypatch, capsys, tmp_path):
+    asked = ["clips=4", "model.video.steps=4", "model.device=cpu", f"out={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["measure_video.py", *asked])
+    outcome = outcome_of(lambda: module_command.run(MeasureVideoConfig, measure_video, "the help"), capsys)
+    assert outcome.code == 0, outcome.err
+    ways = json.loads((tmp_path / "results.json").read_text())["ways"]
+    assert ways[OURS]["perceptual error"]["mean"] < ways[FADE]["perceptual error"]["mean"]
+    assert ways[OURS]["motion"]["mean"] > 0.3

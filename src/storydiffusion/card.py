@@ -273,7 +273,7 @@ def training_table(record: Mapping[str, Any]) -> str:
 
     def row(part: str, entry: Mapping[str, Any]) -> list[str]:
         recipe, minutes = entry["recipe"], f"{entry['wall_seconds'] / 60:.0f} min"
-        figures = ", ".join(f"{name} {value:g}" for name, value in entry["figures"].items()) or "–"
+        figures = ", ".join(f"{name} {value:,.7g}" for name, value in entry["figures"].items()) or "–"
         return [part, f"{recipe['steps']:,}", f"{recipe['batch_size']}", minutes, entry["machine"], figures]
 
     header = ["part", "steps", "batch", "wall time", "machine", "figures"]

@@ -277,6 +277,10 @@ def report(results: Mapping[str, Any]) -> str:
         [f"{name}, predictor less …", *(_difference(ways[way].get(name), name) for way in others)]
         for name in ("perceptual error", "place error", *READ)
     ]
+    motions = [
+        [motion, str(found["clips"]), *(_by_motion(found, way) for way in ways)]
+        for motion, found in results["motions"].items()
+    ]
     accuracy = ", ".join(f"{name} {100 * share:.1f}" for name, share in results["judge"].items())
     missing = "" if INTERPOLATION in ways else " No predictor that only interpolates was given for this table."
     return (
@@ -290,8 +294,15 @@ def report(results: Mapping[str, Any]) -> str:
         "better, as of LPIPS; of CLIPSIM larger is. LPIPS and CLIPSIM here are taken in the model's own small image "
         "encoder, so not comparable with others; a clip that stands still wins all four. Shirt, hat and tone are "
         f"read by the model's judge, whose own accuracy on held-out stills is, in %: {accuracy}; the column of truth "
-        f"shows how it reads the true frames between.{missing} Machine: {settings['machine']}, {settings['dtype']}.\n"
+        f"shows how it reads the true frames between.{missing} Machine: {settings['machine']}, {settings['dtype']}.\n\n"
+        "<details><summary>Perceptual and place error by motion</summary>\n\n"
+        + markdown_table(["motion", "clips", *ways], motions)
+        + "\n</details>\n"
     )
+
+
+def _by_motion(found: Mapping[str, Any], way: str) -> str:
+    return " / ".join(f"{found[way][name]:.3f}" for name in ERRORS[:2] if name in found[way])
 
 
 def _title(name: str) -> str:
