@@ -104,11 +104,20 @@ def test_the_card_of_a_model_with_video(tmp_path):
     record["predictor"] = {**record["judge"], "recipe": {**record["judge"]["recipe"], "semantic_weight": 0.25}}
     (folder / "training.json").write_text(json.dumps(record))
     parts = [f"model.video.{part}={folder}/{part}" for part in ("motion_adapter", "image_encoder", "predictor")]
-    write_card(config_of(folder, tmp_path, *parts, "model.video.steps=1", f"measured_video={tmp_path}"))
+    write_card(
+        config_of(
+            folder,
+            tmp_path,
+            *parts,
+            "model.video.steps=1",
+            "model.video.guidance_scale=2",
+            f"measured_video={tmp_path}",
+        )
+    )
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "0.25 times (`recipe.semantic_weight`)" in card
     assert "Not measured yet: `python -m storydiffusion.measure_video` does." in card
-    assert f"in 1 steps at guidance 3:\n{', '.join(MOTIONS)}." in card
+    assert f"in 1 steps at guidance 2:\n{', '.join(MOTIONS)}." in card
     sheet = np.asarray(Image.open(folder / "clips.png").convert("RGB"))
     assert sheet.shape == (len(MOTIONS) * (2 * 128 + 4) - 4, 8 * 128, 3)
     assert (folder / "clips.png").stat().st_size < LARGEST

@@ -123,7 +123,8 @@ def test_differences_are_paired_and_say_who_is_better():
     assert "place error" not in motions["travelling"][OURS]
     settings = {"model": "m", "frames": 8, "steps": 2, "guidance_scale": 3.0, "machine": "M", "dtype": "float32"}
     results = {"settings": settings, "judge": {"shirt": 0.99}, "clips": 20, "ways": summarize(measured)}
-    text = report(results)
+    text = report({**results, "motions": motions})
+    assert "| jumping | 10 | " in text
     assert "| perceptual error, predictor less … | -0.10" in text
     assert "(p < 0.001)" in text
     assert "No predictor that only interpolates was given" in text
@@ -132,7 +133,7 @@ def test_differences_are_paired_and_say_who_is_better():
 def test_the_command_measures_goes_on_and_puts_the_table_into_the_readme(command, world_model, tmp_path):
     readme, out = tmp_path / "README.md", tmp_path / "out"
     readme.write_text(README)
-    arguments = (f"out={out}", f"readme={readme}", f"interpolation={world_model}/interpolation", *SMALL)
+    arguments = (f"out={out}", f"readme={readme}", f"interpolation={world_model}/released", *SMALL)
     outcome = command(*arguments)
     assert outcome.code == 0, outcome.err
     results, table = json.loads((out / "results.json").read_text()), (out / "table.md").read_text()
@@ -175,7 +176,7 @@ def test_bad_input_ends_in_one_sentence(command, tmp_path, overrides, said):
 
 
 def test_a_predictor_with_layers_is_no_interpolation(command, world_model, tmp_path):
-    outcome = command(f"out={tmp_path / 'out'}", f"interpolation={world_model}/predictor", *SMALL)
+    outcome = command(f"out={tmp_path / 'out'}", f"interpolation={world_model}", *SMALL)
     assert "predictor.layers=0" in outcome.err
 
 

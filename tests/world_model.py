@@ -34,7 +34,7 @@ def build_world_model(folder: Path) -> Path:
 
 
 def build_world_video_model(folder: Path) -> Path:
-    """The same with video parts: predictor/, and interpolation/, one without layers."""
+    """The same with video parts: predictor/, and released/predictor/, one without layers."""
     import torch
 
     from storydiffusion.video.predictor_files import save_predictor
@@ -47,7 +47,7 @@ def build_world_video_model(folder: Path) -> Path:
     (folder / "training.json").write_text(json.dumps(record))
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        for name, layers in (("predictor", 1), ("interpolation", 0)):
+        for name, layers in (("predictor", 1), ("released/predictor", 0)):
             settings = {
                 "width": 16,
                 "heads": 2,

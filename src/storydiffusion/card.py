@@ -51,16 +51,17 @@ like the code. No picture and no text of anybody's went into it: all training da
 
 VIDEO = """## Video
 
-`motion_adapter` and `predictor` draw the {frames} frames from one picture to another. `python train.py
-experiment=storyworld_motion` trained the one and `python train.py` the other, around the frozen rest, on clips that the
-program draws, through the whole data path: tar shards, decord, batches. How a frame reads them is the paper's: its
-cross-attention is over concat(T, P_i), the text's tokens and the predictor's for this frame, in one softmax. Added to
-the paper, since a small model does not keep who somebody is without it:
+`motion_adapter` and `predictor` draw the {frames} frames from one picture to another. `python train.py` trained them
+around the frozen rest, on clips that the program draws, through the whole data path: tar shards, decord, batches. First
+the motion modules alone (`experiment=storyworld_motion`), then both together, as the paper's authors do. How a frame
+reads the predictor is the paper's: its cross-attention is over concat(T, P_i), the text's tokens and the predictor's
+for this frame, in one softmax. Added to the paper, since a small model does not keep who somebody is without it:
 
 - End-frame attention: every frame's spatial self-attention reads the tokens of the first and the last frame too
   (`model.video.end_attention`). It adds no weights.
-- Given ends: the clean latents of both end frames stand in the clip at every step, in training and in sampling
-  (`model.video.end_frames=exact`), and the loss is over the frames between.
+- Given ends: the clean latents of both end frames stand in the clip at every step, in sampling
+  (`model.video.end_frames=exact`) and in a share of the training clips (`given_ends` in the recipes), where the loss is
+  over the frames between. `model.video.end_frames=semantic` samples as the paper does, without them.
 - The model predicts v and is trained on it, by Muon; the paper's is trained on the noise.
 {semantic}
 No GPU was at hand for these parts: bfloat16 was used on a CPU, DeepSpeed and training on several GPUs were not run.

@@ -1,14 +1,15 @@
 """Measures transitions on held-out clips of StoryWorld, whose frames between the ends are known.
 
   python -m storydiffusion.measure_video                                  200 clips, the model's own predictor
-  python -m storydiffusion.measure_video interpolation=FOLDER             and one that interpolates, of layers=0
+  python -m storydiffusion.measure_video interpolation=FOLDER             and a release of layers=0, that interpolates
   python -m storydiffusion.measure_video readme=README.md                 and puts the table into the README
   python -m storydiffusion.measure_video clips=16 out=runs/quick model.video.steps=10
 
 Every way gets the ends and the caption of a clip and makes the frames between them, with the same seeds:
 - predictor: the model as it is;
-- interpolation: the same model, its tokens interpolated and projected, nothing more (`python train.py
-  predictor.layers=0` trains it; without one this row is left out, and the text says so);
+- interpolation: its tokens interpolated and projected, nothing more, with the motion modules that were trained with
+  it, if any were (`python train.py predictor.layers=0` trains it, `python -m storydiffusion.release` makes the folder;
+  without one this row is left out, and the text says so);
 - no semantic tokens: the same model without a predictor, which sees the given ends and the text;
 - cross-fade: the two pictures mixed;
 - truth: the true clip, to compare with.
@@ -32,7 +33,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storydiffusion.config import ModelConfig
+from storydiffusion.config import ModelConfig, VideoConfig
 from storydiffusion.errors import UserError
 from storydiffusion.measure import JUDGED_SIZE, check_judged, judge_figures, read_text
 from storydiffusion.models import device_of, dtype_of, model_folder, weights_of
@@ -68,7 +69,7 @@ class MeasureVideoConfig:
     model: ModelConfig
     out: str = "runs/measure_video"
     readme: str | None = None  # a document with the markers of `evaluation.table.replace_section`
-    interpolation: str | None = None  # folder of a predictor of no layers
+    interpolation: str | None = None  # a released folder, its predictor of no layers
     clips: int = 200
     batch: int = 4
     seed: int = 0
@@ -141,18 +142,33 @@ Maker = Callable[["Sequence[tuple[int, ClipTruth]]"], "Iterator[np.ndarray]"]
 """Numbered clips → of each its frames, uint8 (F, H, W, 3)"""
 
 
+def video_for(config: MeasureVideoConfig, way: str) -> VideoConfig:
+    """The parts of the video model of a way that has one."""
+    video = video_of(config.model)
+    if way == OURS:
+        return video
+    if way == INTERPOLATION and config.interpolation is not None:
+        own = Path(config.interpolation) / "motion_adapter"
+        adapter = str(own) if own.is_dir() else video.motion_adapter
+        return replace(video, predictor=str(Path(config.interpolation) / "predictor"), motion_adapter=adapter)
+    return replace(video, predictor=None)
+
+
 def models_of(config: MeasureVideoConfig) -> dict[str, "VideoModel"]:
-    """The video model of each way that has one; all share everything but the predictor."""
+    """The video model of each way that has one; they share what is the same."""
     import torch
 
     from storydiffusion.video_models import with_trained_predictor
 
     device = device_of(config.model)
-    dtype, video = dtype_of(config.model.dtype, device), video_of(config.model)
+    dtype = dtype_of(config.model.dtype, device)
     alone = load_drawing_parts(config.model, dtype)
-    models = {ALONE: alone, OURS: with_trained_predictor(alone, video, dtype)}
+    models = {ALONE: alone, OURS: with_trained_predictor(alone, video_for(config, OURS), dtype)}
     if config.interpolation is not None:
-        models[INTERPOLATION] = with_trained_predictor(alone, replace(video, predictor=config.interpolation), dtype)
+        video = video_for(config, INTERPOLATION)
+        shares_all = video.motion_adapter == video_for(config, OURS).motion_adapter
+        around = alone if shares_all else load_drawing_parts(replace(config.model, video=video), dtype)
+        models[INTERPOLATION] = with_trained_predictor(around, video, dtype)
         predictor = models[INTERPOLATION].predictor
         if predictor is None or len(predictor.layers):
             raise UserError(f"interpolation={config.interpolation} has layers: train one with predictor.layers=0")
@@ -333,11 +349,10 @@ def settings_of(config: MeasureVideoConfig, folder: Path, way: str) -> dict[str,
     """What the figures of a way depend on: a measurement goes on only where all of it is the same."""
     from storydiffusion.training.stopwatch import machine
 
-    model, video = config.model, video_of(config.model)
+    model, video = config.model, video_for(config, way)
     weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}
     weights["judge"] = sha256_of_file(folder / "judge" / "model.safetensors")
-    predictor = config.interpolation if way == INTERPOLATION else video.predictor if way == OURS else None
-    for part, source in (("motion_adapter", video.motion_adapter), ("predictor", predictor)):
+    for part, source in (("motion_adapter", video.motion_adapter), ("predictor", video.predictor)):
         if source is not None and (path := package_path(source)).is_dir():
             weights |= {f"{part}/{name}": checksum for name, checksum in sha256_of_folder(path).items()}
     options = {name: getattr(video, name) for name in ("frames", "steps", "guidance_scale", "end_frames")}

@@ -147,10 +147,15 @@ def test_any_shape_after_the_batch():
     assert loss(torch.randn(2, 4, 8, 8), noised).shape == (2,)
 
 
-def test_the_semantic_loss_is_a_mean_squared_error_of_each_sample():
+def test_the_semantic_loss_is_a_mean_squared_error_of_normalised_tokens():
     predicted, true = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    by_hand = torch.stack([torch.nn.functional.mse_loss(predicted[i], true[i]) for i in range(2)])
+    normal = [
+        (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        for x in (predicted, true)
+    ]
+    by_hand = torch.stack([torch.nn.functional.mse_loss(normal[0][i], normal[1][i]) for i in range(2)])
     torch.testing.assert_close(semantic_loss(predicted, true), by_hand)
+    torch.testing.assert_close(semantic_loss(3 * predicted + 1, true), by_hand, rtol=1e-3, atol=1e-3)
     assert semantic_loss(true, true).max() == 0
 
 

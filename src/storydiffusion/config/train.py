@@ -123,7 +123,8 @@ class TransitionRecipe:
             )
         if self.semantic_weight and "predictor" not in self.trainable:
             raise UserError(
-                f"recipe.semantic_weight={self.semantic_weight} judges the predictor: add it to recipe.trainable"
+                f"recipe.semantic_weight={self.semantic_weight} judges the predictor, which is not trained: add it to "
+                "recipe.trainable or set recipe.semantic_weight=0"
             )
 
 

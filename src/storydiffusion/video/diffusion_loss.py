@@ -16,6 +16,7 @@ Shapes: B batch, … anything after it, (C, F, H, W) for a clip's latents.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from storydiffusion.errors import UserError
@@ -106,8 +107,10 @@ class DiffusionLoss:
 def semantic_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """float32 (B,): the mean squared error of semantic tokens P_1…P_F against the true frames' own, (B, F, N, width).
 
+    Each token is normalised to mean 0 and variance 1 before: their scale is free, what reads them normalises them too.
     The authors train on the diffusion target alone; this term is optional and an addition.
     """
     if predicted.shape != true.shape:  # else they would be broadcast
         raise ValueError(f"semantic tokens {tuple(predicted.shape)} against true ones {tuple(true.shape)}")
-    return (predicted.float() - true.float()).square().flatten(1).mean(1)
+    predicted, true = (F.layer_norm(tokens.float(), tokens.shape[-1:]) for tokens in (predicted, true))
+    return (predicted - true).square().flatten(1).mean(1)
