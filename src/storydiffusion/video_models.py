@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from storydiffusion.video.transitions import TransitionSampling, VideoModel
 
 OPEN_CLIP_SCHEME = "open_clip://"
+SENTENCES = tuple(
+    f"a {who} is {doing} {where}"
+    for who in ("girl", "boy", "cat", "bear")
+    for doing in ("running", "sitting", "jumping", "reading")
+    for where in ("in the park", "on the beach", "in the snow")
+)
+"""What every text encoder here understands."""
 RANDOM = "random"
 
 
@@ -135,6 +142,11 @@ def new_predictor(
     if start is not None:
         predictor.load_ip_adapter(start)
     return predictor, settings
+
+
+def word_tokens(model: "VideoModel") -> "torch.Tensor":
+    """How the model's text encoder tells words: the tokens (count, D) behind the start token of simple sentences."""
+    return model.encode_text(SENTENCES)[:, 1:7].flatten(0, 1).float()
 
 
 def features_of(tokens: str) -> "Kind":

@@ -15,6 +15,7 @@ from storydiffusion.video.diffusion_loss import semantic_loss
 from storydiffusion.video.end_frames import with_end_frames
 from storydiffusion.video.predictor_files import load_predictor, save_predictor
 from storydiffusion.video.transition_module import TransitionModule
+from storydiffusion.video_models import SENTENCES, word_tokens
 from tests.video_model import FRAMES, SIZE, composed, overrides
 
 
@@ -72,6 +73,18 @@ def step(module: TransitionModule, batch: ClipBatch) -> dict[str, torch.Tensor]:
 
 def trained(module: TransitionModule) -> set[str]:
     return {name for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def test_a_new_predictor_starts_among_the_words(config, tmp_path):
+    model, settings = _video_model(config, torch.float32)
+    words = word_tokens(model)
+    assert words.shape == (len(SENTENCES) * 6, settings["context_width"])
+    torch.testing.assert_close(model.predictor.context_norm.weight, words.std(0), check_stride=False)
+    torch.testing.assert_close(model.predictor.context_norm.bias, words.mean(0))
+    torch.nn.init.ones_(model.predictor.context_norm.weight)
+    save_predictor(model.predictor, settings, tmp_path)
+    started = replace(config, predictor=replace(config.predictor, start=str(tmp_path)))
+    assert (_video_model(started, torch.float32)[0].predictor.context_norm.weight == 1).all()
 
 
 TRAINABLE = [("predictor",), ("motion_module",), ("predictor", "motion_module")]

@@ -17,6 +17,7 @@ from storydiffusion.video_models import (
     new_predictor,
     sampling_of,
     with_trained_predictor,
+    word_tokens,
 )
 
 if TYPE_CHECKING:
@@ -217,6 +218,8 @@ def _video_model(config: TransitionTrainConfig, dtype: "torch.dtype") -> tuple["
     encoder = load_image_encoder(config.model.video.image_encoder, dtype)
     width = model.video_unet.unet.config.cross_attention_dim
     predictor, settings = new_predictor(config.predictor, encoder, width)
+    if config.predictor.start is None:
+        predictor.start_among(word_tokens(model))
     features = features_of(config.predictor.tokens)
     return replace(model, predictor=predictor, image_encoder=encoder, features=features), settings
 

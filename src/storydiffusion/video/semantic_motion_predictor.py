@@ -155,6 +155,16 @@ class SemanticMotionPredictor(nn.Module):
                 x = layer(x, place)
         return x.view_as(tokens)
 
+    @torch.no_grad()
+    def start_among(self, words: Tensor) -> None:
+        """Gives a new predictor's context the mean and the spread, channel by channel, of text tokens (count, D).
+
+        The paper does not say how its predictor starts. Text tokens share a large mean, on which the U-Net's keys rely:
+        tokens without it can be out of the common softmax by a factor of e^100, and then they get no gradient either.
+        """
+        self.context_norm.weight.copy_(words.std(0))
+        self.context_norm.bias.copy_(words.mean(0))
+
     def load_ip_adapter(self, file: str | Path) -> None:
         """Starts from IP-Adapter-plus: its resampler's weights, of a file such as ip-adapter-plus_sd15.
 
