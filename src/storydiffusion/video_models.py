@@ -127,19 +127,21 @@ def new_predictor(
     settings = asdict(config)
     start = settings.pop("start")
     settings |= {"image_width": encoder.widths[features_of(config.tokens)], "context_width": context_width}
-    if start is not None and (folder := package_path(start)).is_dir():
-        for name, found in read_settings(folder).items():
-            if settings.get(name) != found:
-                raise UserError(
-                    f"the predictor in predictor.start={start} has {name}={found}, not {settings.get(name)}: take one "
-                    "of this model's and configuration's sizes"
-                )
-        return load_predictor(folder), settings
     try:
         predictor = SemanticMotionPredictor(**settings)
     except UserError as error:
         raise UserError(f"predictor.{error}") from error
-    if start is not None:
+    if start is not None and (folder := package_path(start)).is_dir():
+        known = read_settings(folder)
+        for name, found in known.items():
+            if settings.get(name) != found and not (name == "layers" and found == 0):
+                raise UserError(
+                    f"the predictor in predictor.start={start} has {name}={found}, not {settings.get(name)}: take one "
+                    "of this model's and configuration's sizes, or one without layers"
+                )
+        # One without layers has learnt how pictures are told; the transformer between is new then.
+        predictor.load_state_dict(load_predictor(folder).state_dict(), strict=known.get("layers") == config.layers)
+    elif start is not None:
         predictor.load_ip_adapter(start)
     return predictor, settings
 

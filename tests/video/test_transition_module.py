@@ -87,6 +87,18 @@ def test_a_new_predictor_starts_among_the_words(config, tmp_path):
     assert (_video_model(started, torch.float32)[0].predictor.context_norm.weight == 1).all()
 
 
+def test_a_predictor_goes_on_from_one_without_layers(config, tmp_path):
+    still = replace(config, predictor=replace(config.predictor, layers=0))
+    model, settings = _video_model(still, torch.float32)
+    for weight in model.predictor.parameters():
+        torch.nn.init.normal_(weight)
+    save_predictor(model.predictor, settings, tmp_path)
+    started = _video_model(replace(config, predictor=replace(config.predictor, start=str(tmp_path))), torch.float32)[0]
+    assert len(started.predictor.layers) == 1
+    for name, weight in model.predictor.state_dict().items():
+        assert torch.equal(weight, started.predictor.state_dict()[name]), name
+
+
 TRAINABLE = [("predictor",), ("motion_module",), ("predictor", "motion_module")]
 
 
