@@ -52,8 +52,8 @@ like the code. No picture and no text of anybody's went into it: all training da
 VIDEO = """## Video
 
 `motion_adapter` and `predictor` draw the {frames} frames from one picture to another. `python train.py` trained them
-around the frozen rest, on clips that the program draws, through the whole data path: tar shards, decord, batches. First
-the motion modules alone (`experiment=storyworld_motion`), then both together, as the paper's authors do. How a frame
+around the frozen rest, on clips that the program draws, through the whole data path: tar shards, decord, batches. The
+recipes above say what was trained with what. How a frame
 reads the predictor is the paper's: its cross-attention is over concat(T, P_i), the text's tokens and the predictor's
 for this frame, in one softmax. Added to the paper, since a small model does not keep who somebody is without it:
 
