@@ -129,11 +129,12 @@ def test_differences_are_paired_and_say_who_is_better():
     assert "place error" not in motions["travelling"][OURS]
     settings = {"model": "m", "frames": 8, "steps": 2, "guidance_scale": 3.0, "machine": "M", "dtype": "float32"}
     results = {"settings": settings, "judge": {"shirt": 0.99}, "clips": 20, "ways": summarize(measured)}
-    text = report({**results, "motions": motions})
+    results |= {"interpolation is trained apart": False, "motions": motions}
+    text = report(results)
     assert "| jumping | 10 | " in text
     assert "| perceptual error, predictor less … | -0.10" in text
     assert "(p < 0.001)" in text
-    assert "No predictor that only interpolates was given" in text
+    assert "The interpolation is the predictor without its transformer" in text
 
 
 def test_the_command_measures_goes_on_and_puts_the_table_into_the_readme(command, world_model, tmp_path):
@@ -145,7 +146,7 @@ def test_the_command_measures_goes_on_and_puts_the_table_into_the_readme(command
     results, table = json.loads((out / "results.json").read_text()), (out / "table.md").read_text()
     assert list(results["ways"]) == [OURS, INTERPOLATION, ALONE, FADE, TRUTH]
     assert readme.read_text() == f"before\n<!-- measured: transitions -->\n{table.strip()}\n<!-- end -->\nafter\n"
-    assert "only interpolates" not in table
+    assert "The interpolation was trained by itself" in table
     assert results["ways"][TRUTH]["perceptual error"]["mean"] == 0
     ours, alone = (
         json.loads((out / f"{name}.json").read_text())["records"] for name in ("predictor", "no_semantic_tokens")
@@ -181,15 +182,25 @@ def test_bad_input_ends_in_one_sentence(command, tmp_path, overrides, said):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_interpolation_is_the_predictor_without_transformer_where_none_is_given(command, tmp_path):
+    out = tmp_path / "out"
+    assert command(f"out={out}", *SMALL).code == 0
+    ours, without = (json.loads((out / f"{name}.json").read_text())["records"] for name in (OURS, INTERPOLATION))
+    assert [one["clip"] for one in without] == [0, 1, 2]
+    pairs = zip(ours, without, strict=True)  # this predictor is untrained, and its transformer the identity
+    assert all(one["figures"] == other["figures"] for one, other in pairs)
+    assert "is the predictor without its transformer" in (out / "table.md").read_text()
+
+
 def test_a_predictor_with_layers_is_no_interpolation(command, world_model, tmp_path):
     outcome = command(f"out={tmp_path / 'out'}", f"interpolation={world_model}", *SMALL)
     assert "predictor.layers=0" in outcome.err
 
 
-def test_the_shipped_motion_modules_come_nearer_to_the_truth_than_a_cross_fade():
-    config = load(MeasureVideoConfig, module_command._compose(MeasureVideoConfig, ["model.video.predictor=none"])).model
-    video = replace(video_of(config), predictor=None)
-    model = load_video_model(replace(config, video=video), torch.float32, torch.device("cpu"))
+def test_the_shipped_video_model_comes_nearer_to_the_truth_than_a_cross_fade():
+    config = load(MeasureVideoConfig, module_command._compose(MeasureVideoConfig, [])).model
+    video = video_of(config)
+    model = load_video_model(config, torch.float32, torch.device("cpu"))
     shipped = package_path(config.path)
     readers = Readers(Judge.load(shipped / "judge"), load_image_encoder(video.image_encoder, torch.float32))
     sampling = replace(sampling_of(video), steps=4)

@@ -52,7 +52,7 @@ class PowerCut(L.Callback):
             raise ConnectionAbortedError
 
 
-BOTH = ("recipe.trainable=[predictor,motion_module]", "recipe.semantic_weight=0.1", "recipe.given_ends=0.5")
+BOTH = ("recipe.trainable=[predictor,motion_module]", "recipe.teacher_forcing=0.5", "recipe.given_ends=0.5")
 
 
 def test_a_run_leaves_its_files_and_a_resumed_one_equals_it_bit_for_bit(training, tmp_path):
@@ -73,7 +73,7 @@ def test_a_run_leaves_its_files_and_a_resumed_one_equals_it_bit_for_bit(training
     rows = [metrics(tmp_path / run) for run in ("whole", "cut")]
     for row in rows:
         assert [float(figures["step"]) for figures in row] == [2, 4]
-    for name in ("train/loss", "train/semantic_loss", "train/learning_rate", "train/grad_norm"):
+    for name in ("train/loss", "train/diffusion_loss", "train/semantic_loss", "train/learning_rate", "train/grad_norm"):
         assert [float(figures[name]) for figures in rows[0]] == [float(figures[name]) for figures in rows[1]], name
     check_files(tmp_path / "whole")
     check_export(tmp_path / "export", whole)
@@ -87,8 +87,8 @@ def metrics(run: Path) -> list[dict[str, str]]:
 def check_files(run: Path) -> None:
     for row in metrics(run):
         assert float(row["train/loss"]) > 0
-        buckets = [float(value) for name, value in row.items() if name.startswith("train/loss_t") and value]
-        assert min(buckets) <= float(row["train/loss"]) <= max(buckets)
+        buckets = [float(value) for name, value in row.items() if name.startswith("train/diffusion_loss_t") and value]
+        assert min(buckets) <= float(row["train/diffusion_loss"]) <= max(buckets)
         assert float(row["train/clips_per_second"]) > 0
         assert 0 <= float(row["train/data_wait"]) <= 1
         assert float(row["train/memory_gib"]) > 0.1
@@ -212,6 +212,7 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
         (["recipe.trainable=[unet]"], ["unet", "motion_module"]),
         (["data.storyworld=null", "data.shards=/nowhere"], ["no shards match", "/nowhere"]),
         (["data.frames=9"], ["data.frames=9", "8 at most"]),
+        (["recipe.semantic_weight=0"], ["recipe.teacher_forcing=1", "transformer"]),
         (["data.backend=ffmpeg"], ["data.", "ffmpeg", "pyav"]),
         (["model=sd15"], ["sd15", "sd15_animatediff"]),
         (
@@ -270,7 +271,7 @@ def test_a_predictor_of_other_widths_is_refused(train, training, tmp_path):
 def test_a_checkpoint_of_another_configuration_is_refused(training, tmp_path):
     training("run", "trainer.max_steps=1").fit()
     kept = (tmp_path / "run" / "config.yaml").read_text()
-    with pytest.raises(UserError, match=r"recipe\.given_ends=0\.5, not 0\.25"):
+    with pytest.raises(UserError, match=r"recipe\.given_ends=1\.0, not 0\.25"):
         training("run", "trainer.max_steps=2", "recipe.given_ends=0.25").fit()
     assert (tmp_path / "run" / "config.yaml").read_text() == kept
 

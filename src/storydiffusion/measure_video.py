@@ -1,15 +1,15 @@
 """Measures transitions on held-out clips of StoryWorld, whose frames between the ends are known.
 
   python -m storydiffusion.measure_video                                  200 clips, the model's own predictor
-  python -m storydiffusion.measure_video interpolation=FOLDER             and a release of layers=0, that interpolates
+  python -m storydiffusion.measure_video interpolation=FOLDER             a release of layers=0 as the interpolation
   python -m storydiffusion.measure_video readme=README.md                 and puts the table into the README
   python -m storydiffusion.measure_video clips=16 out=runs/quick model.video.steps=10
 
 Every way gets the ends and the caption of a clip and makes the frames between them, with the same seeds:
 - predictor: the model as it is;
-- interpolation: its tokens interpolated and projected, nothing more, with the motion modules that were trained with
-  it, if any were (`python train.py predictor.layers=0` trains it, `python -m storydiffusion.release` makes the folder;
-  without one this row is left out, and the text says so);
+- interpolation: the tokens interpolated and projected, nothing more: the predictor without its transformer. Trained
+  with recipe.teacher_forcing=1 both are one: the transformer has no part in what the rest learns. Otherwise train it as
+  long (`python train.py predictor.layers=0`), and give its folder of `python -m storydiffusion.release`;
 - no semantic tokens: the same model without a predictor, which sees the given ends and the text;
 - cross-fade: the two pictures mixed;
 - truth: the true clip, to compare with.
@@ -69,7 +69,7 @@ class MeasureVideoConfig:
     model: ModelConfig
     out: str = "runs/measure_video"
     readme: str | None = None  # a document with the markers of `evaluation.table.replace_section`
-    interpolation: str | None = None  # a released folder, its predictor of no layers
+    interpolation: str | None = None  # a released folder, its predictor of no layers; null: ours without transformer
     clips: int = 200
     batch: int = 4
     seed: int = 0
@@ -111,8 +111,6 @@ def measure_video(config: MeasureVideoConfig) -> None:
 
     measured = {}
     for way in WAYS:
-        if way == INTERPOLATION and config.interpolation is None:
-            continue
         make = maker(way, models.get(way), config)
 
         def measure(part: "Sequence[tuple[int, ClipTruth]]", make: "Maker" = make) -> list[dict[str, Any]]:
@@ -127,6 +125,7 @@ def measure_video(config: MeasureVideoConfig) -> None:
         "settings": settings_of(config, folder, OURS),
         "judge": accuracy,
         "clips": config.clips,
+        "interpolation is trained apart": config.interpolation is not None,
         "ways": summarize(measured),
         "motions": by_motion(measured),
     }
@@ -145,7 +144,7 @@ Maker = Callable[["Sequence[tuple[int, ClipTruth]]"], "Iterator[np.ndarray]"]
 def video_for(config: MeasureVideoConfig, way: str) -> VideoConfig:
     """The parts of the video model of a way that has one."""
     video = video_of(config.model)
-    if way == OURS:
+    if way == OURS or (way == INTERPOLATION and config.interpolation is None):
         return video
     if way == INTERPOLATION and config.interpolation is not None:
         own = Path(config.interpolation) / "motion_adapter"
@@ -163,8 +162,12 @@ def models_of(config: MeasureVideoConfig) -> dict[str, "VideoModel"]:
     device = device_of(config.model)
     dtype = dtype_of(config.model.dtype, device)
     alone = load_drawing_parts(config.model, dtype)
-    models = {ALONE: alone, OURS: with_trained_predictor(alone, video_for(config, OURS), dtype)}
-    if config.interpolation is not None:
+    ours = with_trained_predictor(alone, video_for(config, OURS), dtype)
+    models = {ALONE: alone, OURS: ours}
+    if config.interpolation is None:
+        assert ours.predictor is not None  # the settings have seen to it
+        models[INTERPOLATION] = replace(ours, predictor=ours.predictor.without_transformer())
+    else:
         video = video_for(config, INTERPOLATION)
         shares_all = video.motion_adapter == video_for(config, OURS).motion_adapter
         around = alone if shares_all else load_drawing_parts(replace(config.model, video=video), dtype)
@@ -298,7 +301,8 @@ def report(results: Mapping[str, Any]) -> str:
         for motion, found in results["motions"].items()
     ]
     accuracy = ", ".join(f"{name} {100 * share:.1f}" for name, share in results["judge"].items())
-    missing = "" if INTERPOLATION in ways else " No predictor that only interpolates was given for this table."
+    trained_apart = results["interpolation is trained apart"]
+    interpolation = "was trained by itself" if trained_apart else "is the predictor without its transformer"
     return (
         markdown_table(header, rows)
         + "\n"
@@ -310,7 +314,8 @@ def report(results: Mapping[str, Any]) -> str:
         "better, as of LPIPS; of CLIPSIM larger is. LPIPS and CLIPSIM here are taken in the model's own small image "
         "encoder, so not comparable with others; a clip that stands still wins all four. Shirt, hat and tone are "
         f"read by the model's judge, whose own accuracy on held-out stills is, in %: {accuracy}; the column of truth "
-        f"shows how it reads the true frames between.{missing} Machine: {settings['machine']}, {settings['dtype']}.\n\n"
+        f"shows how it reads the true frames between. The interpolation {interpolation}. "
+        f"Machine: {settings['machine']}, {settings['dtype']}.\n\n"
         "<details><summary>Perceptual and place error by motion</summary>\n\n"
         + markdown_table(["motion", "clips", *ways], motions)
         + "\n</details>\n"

@@ -235,6 +235,9 @@ def card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: Releas
         rows.append(["beside the paper", "each frame's self-attention reads the end frames too"])
     if recipe["given_ends"]:
         rows.append(["beside the paper", f"clean end frames in {100 * recipe['given_ends']:g} % of the clips"])
+    if recipe["teacher_forcing"]:
+        forced = f"told by the true frames' tokens in {100 * recipe['teacher_forcing']:g} % of the clips"
+        rows.append(["beside the paper", forced])
     commands = [f"model.video.{part}={name}/{part}" for part in parts]
     loading = LOADING.format(
         folder=name,

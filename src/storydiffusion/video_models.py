@@ -134,12 +134,12 @@ def new_predictor(
     if start is not None and (folder := package_path(start)).is_dir():
         known = read_settings(folder)
         for name, found in known.items():
-            if settings.get(name) != found and not (name == "layers" and found == 0):
+            if settings.get(name) != found and not (name == "layers" and 0 in (found, config.layers)):
                 raise UserError(
                     f"the predictor in predictor.start={start} has {name}={found}, not {settings.get(name)}: take one "
                     "of this model's and configuration's sizes, or one without layers"
                 )
-        # One without layers has learnt how pictures are told; the transformer between is new then.
+        # What tells pictures is kept where only one of the two has a transformer, which is new then, or left out.
         predictor.load_state_dict(load_predictor(folder).state_dict(), strict=known.get("layers") == config.layers)
     elif start is not None:
         predictor.load_ip_adapter(start)

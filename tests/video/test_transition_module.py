@@ -24,6 +24,7 @@ def config(tiny_video_model, tmp_path_factory):
     return composed(
         *overrides(tiny_video_model, tmp_path_factory.mktemp("cache")),
         "recipe.given_ends=0.5",
+        "recipe.teacher_forcing=0",
         "recipe.semantic_weight=0",
     )
 
@@ -99,6 +100,16 @@ def test_a_predictor_goes_on_from_one_without_layers(config, tmp_path):
         assert torch.equal(weight, started.predictor.state_dict()[name]), name
 
 
+def test_an_interpolation_goes_on_from_a_predictor(config, tmp_path):
+    model, settings = _video_model(config, torch.float32)
+    save_predictor(model.predictor, settings, tmp_path)
+    started = replace(config, predictor=replace(config.predictor, layers=0, start=str(tmp_path)))
+    interpolation = _video_model(started, torch.float32)[0].predictor
+    assert len(interpolation.layers) == 0
+    for name, weight in interpolation.state_dict().items():
+        assert torch.equal(weight, model.predictor.state_dict()[name]), name
+
+
 TRAINABLE = [("predictor",), ("motion_module",), ("predictor", "motion_module")]
 
 
@@ -168,7 +179,7 @@ def test_the_loss_falls_on_one_batch(make, batch, loss):
 def test_given_ends_are_seen_clean_and_not_judged(make, batch):
     module = make("predictor")
     clips = module.encode(batch)
-    noise = draw_clip_noise(0, range(2), 2, clips.latents.shape[1:], 1000)
+    noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
     noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
     seen = with_end_frames(noised.latents, clips.latents[:, :, 0], clips.latents[:, :, -1])
     predicted = [module.video_unet(x, noise.timesteps, clips.text, None) for x in (seen, noised.latents)]
@@ -191,18 +202,52 @@ def test_dropped_semantic_tokens_are_zero(make, batch):
     assert not torch.allclose(dropped, step(make("predictor", semantic_dropout=0.0), batch)["errors"])
 
 
+def test_forced_clips_are_told_by_their_true_frames(make, batch):
+    module = make("predictor", teacher_forcing=0.5, semantic_dropout=0.0)
+    clips = module.encode(batch)
+    noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
+    context = module.semantic_context(clips, replace(noise, forced=torch.tensor([0.4, 0.6])))
+    true = module.predictor.context(module.predictor.encode(clips.features[0]))
+    torch.testing.assert_close(context[0], true)
+    predicted = module.predictor(clips.features[:, 0], clips.features[:, -1], FRAMES).context
+    torch.testing.assert_close(context[1], predicted[1])
+    assert not torch.allclose(context[0], predicted[0])
+
+
+def test_forcing_teaches_how_pictures_are_told_and_not_the_transformer(make, batch):
+    module = make("predictor", teacher_forcing=1.0)
+    step(module, batch)["loss"].backward()
+    taught = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad.any()}
+    assert taught == {"to_tokens", "context_projection", "context_norm"}
+
+
+def test_with_forcing_alone_the_transformer_has_no_part_in_what_the_rest_learns(make, batch):
+    gradients = []
+    for has_transformer in (True, False):
+        module = make("predictor", "motion_module", teacher_forcing=1.0, semantic_weight=0.5 * has_transformer)
+        if not has_transformer:
+            module.predictor = module.predictor.without_transformer()
+        step(module, batch)["loss"].backward()
+        gradients.append({name: weight.grad for name, weight in module.named_parameters() if weight.requires_grad})
+    with_it, without = gradients
+    assert {name.split(".")[1] for name in with_it.keys() - without.keys()} == {"layers", "positions"}
+    for name, gradient in without.items():
+        torch.testing.assert_close(with_it[name], gradient, msg=name)
+
+
 def test_the_semantic_error_is_added(make, batch):
     weighed = make("predictor", semantic_weight=2.0)
     outputs = step(weighed, batch)
     assert outputs["semantic"].shape == (2,)
-    torch.testing.assert_close(outputs["loss"], outputs["errors"].mean() + 2 * outputs["semantic"].mean())
+    torch.testing.assert_close(outputs["losses"], outputs["errors"] + 2 * outputs["semantic"])
+    torch.testing.assert_close(outputs["loss"], outputs["losses"].mean())
     torch.testing.assert_close(outputs["errors"], step(make("predictor"), batch)["errors"])
 
 
 def test_the_semantic_error_is_against_the_tokens_of_the_true_frames(make, batch):
     module = make("predictor", semantic_weight=1.0)
     clips = module.encode(batch)
-    motion = module.predict_motion(clips)
+    motion = module.predictor(clips.features[:, 0], clips.features[:, -1], FRAMES)
     true = module.predictor.encode(clips.features.flatten(0, 1)).view_as(motion.tokens)
     torch.testing.assert_close(module.semantic_errors(clips), semantic_loss(motion.tokens, true))
 
@@ -227,19 +272,21 @@ def test_gradient_checkpointing_changes_nothing_but_memory(make, batch):
 
 
 def test_noise_follows_the_position_whatever_the_processes():
-    whole = draw_clip_noise(3, range(8, 12), 4, (2, 3), 1000)
-    halves = [draw_clip_noise(3, positions, 4, (2, 3), 1000) for positions in (range(8, 10), range(10, 12))]
-    for name in ("noise", "timesteps", "given", "told"):
+    whole = draw_clip_noise(3, range(8, 12), (2, 3), 1000)
+    halves = [draw_clip_noise(3, positions, (2, 3), 1000) for positions in (range(8, 10), range(10, 12))]
+    for name in ("noise", "timesteps", "given", "told", "forced"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves])), name
     assert len(whole.noise.unique()) == whole.noise.numel()
-    other = draw_clip_noise(4, range(8, 12), 4, (2, 3), 1000)
+    other = draw_clip_noise(4, range(8, 12), (2, 3), 1000)
     assert not torch.equal(whole.noise, other.noise)
 
 
-def test_timesteps_are_spread_over_the_batch_and_all_occur():
-    drawn = torch.cat([draw_clip_noise(0, range(4 * i, 4 * i + 4), 4, (1,), 8).timesteps for i in range(60)])
-    assert torch.equal(drawn.view(-1, 4) // 2, torch.arange(4).expand(60, 4))
-    assert set(drawn.tolist()) == set(range(8))
+def test_timesteps_of_neighbours_are_spread_and_all_occur():
+    drawn = torch.cat([draw_clip_noise(0, range(8 * i, 8 * i + 8), (1,), 1000).timesteps for i in range(60)])
+    gaps = drawn.view(-1, 8).sort().values.diff().float()
+    assert gaps.max() < 240, "neighbours leave a gap"
+    assert drawn.view(-1, 8).float().mean(1).sub(500).abs().max() < 110
+    assert len(set((drawn // 10).tolist())) == 100
 
 
 def test_new_weights_are_those_of_the_seed(config):

@@ -87,6 +87,7 @@ class TransitionRecipe:
     loss: str  # the space in which the error is taken
     semantic_weight: float
     semantic_dropout: float
+    teacher_forcing: float
     given_ends: float  # probability that a clip's own clean end frames are given, and only the others judged
     optimizer: str
     learning_rate: float
@@ -112,7 +113,7 @@ class TransitionRecipe:
             check_range(f"recipe.{name}", getattr(self, name), 1, LARGEST)
         for name in ("warmup", "sample_every"):
             check_range(f"recipe.{name}", getattr(self, name), 0, LARGEST)
-        for name in ("semantic_dropout", "given_ends", "decay", "average_decay"):
+        for name in ("semantic_dropout", "teacher_forcing", "given_ends", "decay", "average_decay"):
             check_range(f"recipe.{name}", getattr(self, name), 0, 1)
         for name in ("semantic_weight", "weight_decay", "learning_rate", "adam_learning_rate", "gradient_clip"):
             if getattr(self, name) is not None:
@@ -228,5 +229,12 @@ class TransitionTrainConfig:
             )
         if self.recipe.given_ends and self.data.frames < 3:
             raise UserError(f"data.frames={self.data.frames} leaves nothing between the given ends: take 3 or more")
+        recipe = self.recipe
+        is_untaught = recipe.teacher_forcing == 1 and not recipe.semantic_weight
+        if "predictor" in recipe.trainable and self.predictor.layers and is_untaught:
+            raise UserError(
+                "recipe.teacher_forcing=1 with recipe.semantic_weight=0 teaches the transformer nothing: lower the one, "
+                "raise the other, or take predictor.layers=0"
+            )
         if self.trainer.strategy == "deepspeed" and self.recipe.optimizer == "muon":
             raise UserError("recipe.optimizer=muon needs whole matrices, which DeepSpeed splits up: take adamw")

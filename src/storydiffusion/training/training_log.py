@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 BUCKETS = 4
-ERROR, SEMANTIC, CLIPS = range(3)  # rows of the sums
+LOSS, ERROR, SEMANTIC, CLIPS = range(4)  # rows of the sums
 
 
 class TrainingLog(L.Callback):
-    """Losses are means over all clips since the last row, of all processes; a bucket of timesteps without clips is left
-    out. clips_per_second counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib
-    is the most held by this process so far, on the GPU where there is one. Sums travel in the checkpoint.
+    """Losses are means over all clips since the last row, of all processes: loss is what is minimised, diffusion_loss and
+    semantic_loss its two terms, where there are two; a bucket of timesteps without clips is left out. clips_per_second
+    counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib is the most held by
+    this process so far, on the GPU where there is one. Sums travel in the checkpoint.
 
     Args:
         every: steps.
@@ -25,7 +26,7 @@ class TrainingLog(L.Callback):
     def __init__(self, every: int, timesteps: int) -> None:
         self.every = every
         self.timesteps = timesteps
-        self.sums = torch.zeros(3, BUCKETS, dtype=torch.float64)
+        self.sums = torch.zeros(4, BUCKETS, dtype=torch.float64)
         self.waited = self.clips = 0.0
         self.figures: dict[str, float] = {}  # of the last step: learning rates and gradient norm
         self._row_began = self._batch_ended = 0.0
@@ -60,9 +61,8 @@ class TrainingLog(L.Callback):
     def _add(self, outputs: dict[str, Tensor]) -> None:
         errors = outputs["errors"].double()
         buckets = outputs["timesteps"] * BUCKETS // self.timesteps
-        rows = torch.stack(
-            [errors, outputs.get("semantic", torch.zeros_like(errors)).double(), torch.ones_like(errors)]
-        )
+        semantic = outputs.get("semantic", torch.zeros_like(errors)).double()
+        rows = torch.stack([outputs["losses"].double(), errors, semantic, torch.ones_like(errors)])
         self.sums.index_add_(1, buckets, rows)
         self.clips += len(errors)
 
@@ -87,14 +87,15 @@ class TrainingLog(L.Callback):
 
 
 def losses(sums: Tensor, timesteps: int) -> dict[str, float]:
-    """The columns of a row: the mean error, that of each bucket of timesteps, and the mean semantic error, if any."""
+    """The columns of a row."""
     clips = sums[CLIPS].sum()
-    row = {"train/loss": (sums[ERROR].sum() / clips).item()}
+    row = {"train/loss": (sums[LOSS].sum() / clips).item()}
     for bucket in range(BUCKETS):
         if sums[CLIPS, bucket]:
             first, end = (timesteps * edge // BUCKETS for edge in (bucket, bucket + 1))
-            row[f"train/loss_t{first}-{end - 1}"] = (sums[ERROR, bucket] / sums[CLIPS, bucket]).item()
+            row[f"train/diffusion_loss_t{first}-{end - 1}"] = (sums[ERROR, bucket] / sums[CLIPS, bucket]).item()
     if sums[SEMANTIC].any():
+        row["train/diffusion_loss"] = (sums[ERROR].sum() / clips).item()
         row["train/semantic_loss"] = (sums[SEMANTIC].sum() / clips).item()
     return row
 

@@ -15,28 +15,34 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClipNoise:
-    """`noise` standard normal (B, …), `timesteps` int64 (B,); `given` and `told` uniform in [0, 1), (B,)."""
+    """`noise` standard normal (B, …), `timesteps` int64 (B,); `given`, `told` and `forced` uniform in [0, 1), (B,)."""
 
     noise: Tensor
     timesteps: Tensor
     given: Tensor
     told: Tensor
+    forced: Tensor
 
 
-def draw_clip_noise(seed: int, positions: range, batch: int, shape: Sequence[int], timesteps: int) -> ClipNoise:
-    """For the clips at `positions`, one after the other in batches of `batch` clips of all processes together.
+GOLDEN = (5**0.5 - 1) / 2
 
-    Timesteps in [0, `timesteps`) are spread over the batch, one from each of `batch` equal parts: all are equally
-    likely, and batches differ less from each other.
+
+def draw_clip_noise(seed: int, positions: range, shape: Sequence[int], timesteps: int) -> ClipNoise:
+    """For the clips at `positions`, one after the other.
+
+    Timesteps in [0, `timesteps`) follow the golden ratio's sequence from a random start: all are equally likely, and
+    any few neighbours in it, so any batch or row of the log, are spread over all of them.
     """
+    start = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     generators = [torch.Generator().manual_seed(_key(seed, position)) for position in positions]
     uniform = torch.stack([torch.rand(3, generator=generator, dtype=torch.float64) for generator in generators])
-    slots = torch.tensor([position % batch for position in positions], dtype=torch.float64)
+    way = (start + torch.tensor([position * GOLDEN for position in positions], dtype=torch.float64)) % 1
     return ClipNoise(
         noise=torch.stack([torch.randn(*shape, generator=generator) for generator in generators]),
-        timesteps=((slots + uniform[:, 0]) / batch * timesteps).long(),
-        given=uniform[:, 1],
-        told=uniform[:, 2],
+        timesteps=(way * timesteps).long(),
+        given=uniform[:, 0],
+        told=uniform[:, 1],
+        forced=uniform[:, 2],
     )
 
 

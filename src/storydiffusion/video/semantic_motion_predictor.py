@@ -15,6 +15,7 @@ bias, and no norm behind the last layer. That makes 11,546,880 parameters a laye
 Shape letters: B batch, F frames, N tokens of a frame, M tokens of the image encoder, W width, D cross-attention width.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ class SemanticMotionPredictor(nn.Module):
                 f"the start frame's features are {_shape(start)}, the end frame's {_shape(end)}: give both alike."
             )
         tokens = self.predict(self.encode(start), self.encode(end), frames)
-        return SemanticMotion(tokens, self.context_norm(self.context_projection(tokens)))
+        return SemanticMotion(tokens, self.context(tokens))
 
     def encode(self, features: Tensor) -> Tensor:
         """The image encoder's features (B, M, image_width) → semantic tokens (B, N, W) of each image.
@@ -145,6 +146,10 @@ class SemanticMotionPredictor(nn.Module):
         tokens = interpolate(start, end, frames)
         return tokens if self.positions is None else self.transform(tokens, self.positions(frames))
 
+    def context(self, tokens: Tensor) -> Tensor:
+        """Semantic tokens (…, W) → their form for the U-Net's cross-attention (…, D)."""
+        return self.context_norm(self.context_projection(tokens))
+
     def transform(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """K (B, F, N, W) → P (B, F, N, W), all F·N tokens attending to each other; positions are (F, N, W)."""
         x, place = tokens.flatten(1, 2), positions.flatten(0, 1)
@@ -154,6 +159,12 @@ class SemanticMotionPredictor(nn.Module):
             else:
                 x = layer(x, place)
         return x.view_as(tokens)
+
+    def without_transformer(self) -> "SemanticMotionPredictor":
+        """A copy that gives the interpolated tokens, through the same projection, as with `layers=0`."""
+        copied = copy.deepcopy(self)
+        copied.layers, copied.positions = nn.ModuleList(), None
+        return copied
 
     @torch.no_grad()
     def start_among(self, words: Tensor) -> None:

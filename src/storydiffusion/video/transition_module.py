@@ -29,7 +29,6 @@ from storydiffusion.video.diffusion_loss import DiffusionLoss, NoisedLatents, se
 from storydiffusion.video.end_frames import with_end_frames
 from storydiffusion.video.motion_adapters import adapter_arguments
 from storydiffusion.video.predictor_files import save_predictor
-from storydiffusion.video.semantic_motion_predictor import SemanticMotion
 from storydiffusion.video.transitions import VideoModel, encode_pictures
 
 PICTURES_AT_ONCE = 16  # that the VAE encodes, so that its memory does not grow with the batch
@@ -119,24 +118,22 @@ class TransitionModule(L.LightningModule):
         return self
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns the `loss` to minimise; each clip's `errors` and `timesteps`, (B,), for the log; with a semantic
-        weight, each clip's `semantic` error too.
+        """Returns the `loss` to minimise; for the log each clip's part of it, `losses`, its diffusion `errors` and
+        `timesteps`, all (B,); with a semantic weight, each clip's `semantic` error too.
         """
         clips = self.encode(batch)
         noise = self.noise(clips)
         noised = self.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
         is_given = noise.given < self.recipe.given_ends
-        motion = self.predict_motion(clips)
-        semantic = None
-        if motion is not None:
-            is_told = noise.told >= self.recipe.semantic_dropout
-            semantic = motion.context * is_told.view(-1, 1, 1, 1).to(motion.context)  # dropped tokens are zero
+        semantic = self.semantic_context(clips, noise)
         errors = self.errors(noised, is_given, clips.text, semantic)
-        outputs = {"loss": errors.mean(), "errors": errors.detach(), "timesteps": noise.timesteps}
-        if motion is not None and self.recipe.semantic_weight:
+        losses = errors
+        outputs = {"errors": errors.detach(), "timesteps": noise.timesteps}
+        if semantic is not None and self.recipe.semantic_weight:
             semantic_errors = self.semantic_errors(clips)
-            outputs["loss"] = outputs["loss"] + self.recipe.semantic_weight * semantic_errors.mean()
+            losses = errors + self.recipe.semantic_weight * semantic_errors
             outputs["semantic"] = semantic_errors.detach()
+        outputs |= {"loss": losses.mean(), "losses": losses.detach()}
         self.log("loss", outputs["loss"].detach(), prog_bar=True, logger=False)
         return outputs
 
@@ -148,7 +145,8 @@ class TransitionModule(L.LightningModule):
         latents = torch.cat([encode_pictures(self.vae, part) for part in pictures.split(PICTURES_AT_ONCE)]).float()
         features = None
         if self.image_encoder is not None and self.predictor is not None:
-            read = batch.frames if self.recipe.semantic_weight else batch.frames[:, [0, -1]]
+            reads_all = self.recipe.semantic_weight or self.recipe.teacher_forcing
+            read = batch.frames if reads_all else batch.frames[:, [0, -1]]
             features = self.image_encoder.features(read.flatten(0, 1), self.model.features).float()
             features = features.unflatten(0, (count, -1))
         # One window, as where the frozen networks were trained: what a clip is told must not depend on its neighbours.
@@ -162,16 +160,24 @@ class TransitionModule(L.LightningModule):
         first = self.batches * whole + self.trainer.global_rank * count
         self.batches += 1
         steps = len(self.diffusion.alphas_cumprod)
-        drawn = draw_clip_noise(
-            self.recipe.seed, range(first, first + count), whole, clips.latents.shape[1:], timesteps=steps
-        )
-        values = (drawn.noise, drawn.timesteps, drawn.given, drawn.told)
+        drawn = draw_clip_noise(self.recipe.seed, range(first, first + count), clips.latents.shape[1:], steps)
+        values = (drawn.noise, drawn.timesteps, drawn.given, drawn.told, drawn.forced)
         return ClipNoise(*(value.to(self.device, non_blocking=True) for value in values))
 
-    def predict_motion(self, clips: EncodedClips) -> SemanticMotion | None:
+    def semantic_context(self, clips: EncodedClips, noise: ClipNoise) -> Tensor | None:
+        """(B, F, N, D), what tells of each frame: P_1 … P_F, or where teacher forcing falls on a clip the tokens of its
+        true frames; zero where they are dropped.
+        """
         if self.predictor is None or clips.features is None:
             return None
-        return self.predictor(clips.features[:, 0], clips.features[:, -1], clips.latents.shape[2])
+        features, recipe = clips.features, self.recipe
+        context = self.predictor(features[:, 0], features[:, -1], clips.latents.shape[2]).context
+        if recipe.teacher_forcing:
+            true = self.predictor.encode(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+            is_forced = (noise.forced < recipe.teacher_forcing).view(-1, 1, 1, 1)
+            context = torch.where(is_forced, self.predictor.context(true), context)
+        is_told = noise.told >= recipe.semantic_dropout
+        return context * is_told.view(-1, 1, 1, 1).to(context)
 
     def errors(self, noised: NoisedLatents, is_given: Tensor, text: Tensor, semantic: Tensor | None) -> Tensor:
         """(B,): each clip's error over all frames, or over those between the ends where these are given."""
