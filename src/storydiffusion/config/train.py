@@ -233,8 +233,8 @@ class TransitionTrainConfig:
         is_untaught = recipe.teacher_forcing == 1 and not recipe.semantic_weight
         if "predictor" in recipe.trainable and self.predictor.layers and is_untaught:
             raise UserError(
-                "recipe.teacher_forcing=1 with recipe.semantic_weight=0 teaches the transformer nothing: lower the one, "
-                "raise the other, or take predictor.layers=0"
+                "recipe.teacher_forcing=1 with recipe.semantic_weight=0 teaches the transformer nothing: lower the "
+                "one, raise the other, or take predictor.layers=0"
             )
         if self.trainer.strategy == "deepspeed" and self.recipe.optimizer == "muon":
             raise UserError("recipe.optimizer=muon needs whole matrices, which DeepSpeed splits up: take adamw")
