@@ -14,9 +14,9 @@ LOSS, ERROR, SEMANTIC, CLIPS = range(4)  # rows of the sums
 
 class TrainingLog(L.Callback):
     """Losses are means over all clips since the last row, of all processes: loss is what is minimised, diffusion_loss
-    and semantic_loss its two terms, where there are two; a bucket of timesteps without clips is left out. clips_per_second
-    counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib is the most held by
-    this process so far, on the GPU where there is one. Sums travel in the checkpoint.
+    and semantic_loss its two terms, where there are two; a bucket of timesteps without clips is left out.
+    clips_per_second counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib is
+    the most held by this process so far, on the GPU where there is one. Sums travel in the checkpoint.
 
     Args:
         every: steps.
