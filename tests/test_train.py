@@ -132,9 +132,12 @@ def rank(number: int, port: int, config: TransitionTrainConfig, file: Path) -> N
     torch.save(trained.module.state_dict(), file)
 
 
-def test_two_processes_equal_one_with_twice_the_batch(tiny_video_model, cache, training, tmp_path):
+@pytest.mark.parametrize(
+    "learns", [BOTH, ("recipe.diffusion_weight=0",)], ids=["both parts from both errors", "the transformer alone"]
+)
+def test_two_processes_equal_one_with_twice_the_batch(tiny_video_model, cache, training, tmp_path, learns):
     changes = (
-        *BOTH,
+        *learns,
         "trainer.max_steps=3",
         "recipe.accumulate=2",
         "recipe.optimizer=adamw",
@@ -213,6 +216,7 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
         (["data.storyworld=null", "data.shards=/nowhere"], ["no shards match", "/nowhere"]),
         (["data.frames=9"], ["data.frames=9", "8 at most"]),
         (["recipe.semantic_weight=0"], ["recipe.teacher_forcing=1", "transformer"]),
+        (["recipe.diffusion_weight=0", *BOTH], ["recipe.diffusion_weight=0", "recipe.trainable=[predictor]"]),
         (["data.backend=ffmpeg"], ["data.", "ffmpeg", "pyav"]),
         (["model=sd15"], ["sd15", "sd15_animatediff"]),
         (

@@ -14,7 +14,7 @@ from storydiffusion.video.clip_noise import draw_clip_noise
 from storydiffusion.video.diffusion_loss import semantic_loss
 from storydiffusion.video.end_frames import with_end_frames
 from storydiffusion.video.predictor_files import load_predictor, save_predictor
-from storydiffusion.video.transition_module import TransitionModule
+from storydiffusion.video.transition_module import EncodedClips, TransitionModule
 from storydiffusion.video_models import SENTENCES, word_tokens
 from tests.video_model import FRAMES, SIZE, composed, overrides
 
@@ -70,6 +70,10 @@ def step(module: TransitionModule, batch: ClipBatch) -> dict[str, torch.Tensor]:
     module._trainer = OneProcess()  # type: ignore[assignment]
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     return module.training_step(batch, 0)
+
+
+def encoded(module: TransitionModule, batch: ClipBatch) -> EncodedClips:
+    return module.encode(batch, module.image_features(batch.frames))
 
 
 def trained(module: TransitionModule) -> set[str]:
@@ -178,7 +182,7 @@ def test_the_loss_falls_on_one_batch(make, batch, loss):
 
 def test_given_ends_are_seen_clean_and_not_judged(make, batch):
     module = make("predictor")
-    clips = module.encode(batch)
+    clips = encoded(module, batch)
     noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
     noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
     seen = with_end_frames(noised.latents, clips.latents[:, :, 0], clips.latents[:, :, -1])
@@ -193,7 +197,7 @@ def test_given_ends_are_seen_clean_and_not_judged(make, batch):
 def test_dropped_semantic_tokens_are_zero(make, batch):
     module = make("predictor", semantic_dropout=1.0)
     dropped = step(module, batch)["errors"]
-    clips = module.encode(batch)
+    clips = encoded(module, batch)
     module.batches = 0
     noise = module.noise(clips)
     noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
@@ -204,7 +208,7 @@ def test_dropped_semantic_tokens_are_zero(make, batch):
 
 def test_forced_clips_are_told_by_their_true_frames(make, batch):
     module = make("predictor", teacher_forcing=0.5, semantic_dropout=0.0)
-    clips = module.encode(batch)
+    clips = encoded(module, batch)
     noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
     context = module.semantic_context(clips, replace(noise, forced=torch.tensor([0.4, 0.6])))
     true = module.predictor.context(module.predictor.encode(clips.features[0]))
@@ -246,15 +250,27 @@ def test_the_semantic_error_is_added(make, batch):
 
 def test_the_semantic_error_is_against_the_tokens_of_the_true_frames(make, batch):
     module = make("predictor", semantic_weight=1.0)
-    clips = module.encode(batch)
+    clips = encoded(module, batch)
     motion = module.predictor(clips.features[:, 0], clips.features[:, -1], FRAMES)
     true = module.predictor.encode(clips.features.flatten(0, 1)).view_as(motion.tokens)
-    torch.testing.assert_close(module.semantic_errors(clips), semantic_loss(motion.tokens, true))
+    torch.testing.assert_close(module.semantic_errors(clips.features), semantic_loss(motion.tokens, true))
+
+
+def test_the_errors_are_weighed_and_what_has_no_weight_is_not_computed(make, batch, monkeypatch):
+    both = step(make("predictor", semantic_weight=1.0), batch)
+    weighed = step(make("predictor", semantic_weight=1.0, diffusion_weight=0.25), batch)
+    torch.testing.assert_close(weighed["losses"], 0.25 * both["errors"] + both["semantic"])
+
+    semantic_only = make("predictor", semantic_weight=1.0, diffusion_weight=0.0)
+    monkeypatch.setattr(semantic_only.video_unet, "forward", None)
+    outputs = step(semantic_only, batch)
+    assert outputs.keys() == {"loss", "losses", "semantic"}
+    torch.testing.assert_close(outputs["losses"], both["semantic"])
 
 
 def test_the_semantic_error_teaches_the_transformer_alone(make, batch):
     module = make("predictor", semantic_weight=1.0)
-    module.semantic_errors(module.encode(batch)).sum().backward()
+    module.semantic_errors(module.image_features(batch.frames)).sum().backward()
     taught = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad is not None}
     assert "layers" in taught
     assert taught <= {"layers", "positions"}

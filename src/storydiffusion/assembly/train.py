@@ -145,6 +145,8 @@ def _transition_training(config: TransitionTrainConfig, strategy: Any) -> "Train
     if config.trainer.compile:
         for network in module.trained_networks():
             network.compile(dynamic=False)
+    if not recipe.diffusion_weight and strategy == "ddp":
+        strategy = "ddp_find_unused_parameters_true"  # only the transformer learns from the other
     average = WeightAveraging(recipe.average_decay)
     callbacks: list[Any] = [TrainingLog(config.trainer.log_every, len(module.diffusion.alphas_cumprod))]
     if recipe.sample_every:

@@ -85,6 +85,7 @@ class TransitionRecipe:
     batch_size: int  # clips of a batch, of all processes together
     accumulate: int  # batches whose gradients make one step
     loss: str  # the space in which the error is taken
+    diffusion_weight: float  # of the two errors in the loss; what has none is not computed
     semantic_weight: float
     semantic_dropout: float
     teacher_forcing: float
@@ -115,7 +116,8 @@ class TransitionRecipe:
             check_range(f"recipe.{name}", getattr(self, name), 0, LARGEST)
         for name in ("semantic_dropout", "teacher_forcing", "given_ends", "decay", "average_decay"):
             check_range(f"recipe.{name}", getattr(self, name), 0, 1)
-        for name in ("semantic_weight", "weight_decay", "learning_rate", "adam_learning_rate", "gradient_clip"):
+        numbers = ("weight_decay", "learning_rate", "adam_learning_rate", "gradient_clip")
+        for name in ("diffusion_weight", "semantic_weight", *numbers):
             if getattr(self, name) is not None:
                 check_range(f"recipe.{name}", getattr(self, name), 0, 1e6)
         if self.optimizer == "muon" and self.adam_learning_rate is None:
@@ -126,6 +128,11 @@ class TransitionRecipe:
             raise UserError(
                 f"recipe.semantic_weight={self.semantic_weight} judges the predictor, which is not trained: add it to "
                 "recipe.trainable or set recipe.semantic_weight=0"
+            )
+        if not self.diffusion_weight and (not self.semantic_weight or "motion_module" in self.trainable):
+            raise UserError(
+                f"recipe.diffusion_weight={self.diffusion_weight} leaves the semantic error alone, of which only the "
+                "predictor learns: set recipe.trainable=[predictor] and a recipe.semantic_weight above 0"
             )
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 BUCKETS = 4
-LOSS, ERROR, SEMANTIC, CLIPS = range(4)  # rows of the sums
+LOSS, SEMANTIC, CLIPS, ERROR, NOISED = range(5)  # rows of the sums; the last two count by bucket
 
 
 class TrainingLog(L.Callback):
     """Losses are means over all clips since the last row, of all processes: loss is what is minimised, diffusion_loss
-    and semantic_loss its two terms, where there are two; a bucket of timesteps without clips is left out.
+    and semantic_loss its terms, where they are not the same; a bucket of timesteps without clips is left out.
     clips_per_second counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib is
     the most held by this process so far, on the GPU where there is one. Sums travel in the checkpoint.
 
@@ -26,7 +26,7 @@ class TrainingLog(L.Callback):
     def __init__(self, every: int, timesteps: int) -> None:
         self.every = every
         self.timesteps = timesteps
-        self.sums = torch.zeros(4, BUCKETS, dtype=torch.float64)
+        self.sums = torch.zeros(5, BUCKETS, dtype=torch.float64)
         self.waited = self.clips = 0.0
         self.figures: dict[str, float] = {}  # of the last step: learning rates and gradient norm
         self._row_began = self._batch_ended = 0.0
@@ -59,12 +59,16 @@ class TrainingLog(L.Callback):
         self._batch_ended = time.monotonic()
 
     def _add(self, outputs: dict[str, Tensor]) -> None:
-        errors = outputs["errors"].double()
-        buckets = outputs["timesteps"] * BUCKETS // self.timesteps
-        semantic = outputs.get("semantic", torch.zeros_like(errors)).double()
-        rows = torch.stack([outputs["losses"].double(), errors, semantic, torch.ones_like(errors)])
-        self.sums.index_add_(1, buckets, rows)
-        self.clips += len(errors)
+        losses = outputs["losses"].double()
+        self.sums[LOSS, 0] += losses.sum()
+        self.sums[CLIPS, 0] += len(losses)
+        if "semantic" in outputs:
+            self.sums[SEMANTIC, 0] += outputs["semantic"].double().sum()
+        if "errors" in outputs:
+            buckets = outputs["timesteps"] * BUCKETS // self.timesteps
+            self.sums[ERROR].index_add_(0, buckets, outputs["errors"].double())
+            self.sums[NOISED].index_add_(0, buckets, torch.ones_like(losses))
+        self.clips += len(losses)
 
     def _write(self, trainer: L.Trainer) -> None:
         sums = torch.as_tensor(trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")).cpu()
@@ -88,15 +92,16 @@ class TrainingLog(L.Callback):
 
 def losses(sums: Tensor, timesteps: int) -> dict[str, float]:
     """The columns of a row."""
-    clips = sums[CLIPS].sum()
+    clips, noised = sums[CLIPS].sum(), sums[NOISED].sum()
     row = {"train/loss": (sums[LOSS].sum() / clips).item()}
     for bucket in range(BUCKETS):
-        if sums[CLIPS, bucket]:
+        if sums[NOISED, bucket]:
             first, end = (timesteps * edge // BUCKETS for edge in (bucket, bucket + 1))
-            row[f"train/diffusion_loss_t{first}-{end - 1}"] = (sums[ERROR, bucket] / sums[CLIPS, bucket]).item()
+            row[f"train/diffusion_loss_t{first}-{end - 1}"] = (sums[ERROR, bucket] / sums[NOISED, bucket]).item()
     if sums[SEMANTIC].any():
-        row["train/diffusion_loss"] = (sums[ERROR].sum() / clips).item()
         row["train/semantic_loss"] = (sums[SEMANTIC].sum() / clips).item()
+        if noised:
+            row["train/diffusion_loss"] = (sums[ERROR].sum() / noised).item()
     return row
 
 

@@ -42,8 +42,8 @@ FREE = (
 
 @dataclass(frozen=True)
 class EncodedClips:
-    """What the frozen networks make of a batch: latents (B, C, F, h, w) and text (B, T, D); the image features of every
-    frame, (B, F, M, width), or of the two ends alone, (B, 2, M, width), or None without a predictor.
+    """What the frozen networks make of a batch: latents (B, C, F, h, w) and text (B, T, D); `features` as of
+    `TransitionModule.image_features`.
     """
 
     latents: Tensor
@@ -118,37 +118,48 @@ class TransitionModule(L.LightningModule):
         return self
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns the `loss` to minimise; for the log each clip's part of it, `losses`, its diffusion `errors` and
-        `timesteps`, all (B,); with a semantic weight, each clip's `semantic` error too.
+        """Returns the `loss` to minimise; for the log each clip's part of it, `losses`, and the terms that have weight in
+        it: its diffusion `errors`, with their `timesteps`, and its `semantic` error; all (B,).
         """
-        clips = self.encode(batch)
+        recipe = self.recipe
+        features = self.image_features(batch.frames)
+        losses = torch.zeros(len(batch.frames), device=self.device)
+        outputs: dict[str, Tensor] = {}
+        if recipe.diffusion_weight:
+            outputs = self.diffusion_errors(self.encode(batch, features))
+            losses = losses + recipe.diffusion_weight * outputs["errors"]
+        if features is not None and recipe.semantic_weight:
+            outputs["semantic"] = self.semantic_errors(features)
+            losses = losses + recipe.semantic_weight * outputs["semantic"]
+        loss = losses.mean()
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return {name: value.detach() for name, value in (outputs | {"losses": losses}).items()} | {"loss": loss}
+
+    @torch.no_grad()
+    def image_features(self, frames: Tensor) -> Tensor | None:
+        """Frames (B, F, 3, H, W) → the image encoder's features of each, (B, F, M, width), or of the two ends alone,
+        (B, 2, M, width), where no others are read; None without a predictor.
+        """
+        if self.image_encoder is None or self.predictor is None:
+            return None
+        reads_all = self.recipe.semantic_weight or self.recipe.teacher_forcing
+        read = frames if reads_all else frames[:, [0, -1]]
+        return self.image_encoder.features(read.flatten(0, 1), self.model.features).float().unflatten(0, read.shape[:2])
+
+    def diffusion_errors(self, clips: EncodedClips) -> dict[str, Tensor]:
+        """The `errors` of the noised clips and their `timesteps`, each (B,)."""
         noise = self.noise(clips)
         noised = self.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
         is_given = noise.given < self.recipe.given_ends
-        semantic = self.semantic_context(clips, noise)
-        errors = self.errors(noised, is_given, clips.text, semantic)
-        losses = errors
-        outputs = {"errors": errors.detach(), "timesteps": noise.timesteps}
-        if semantic is not None and self.recipe.semantic_weight:
-            semantic_errors = self.semantic_errors(clips)
-            losses = errors + self.recipe.semantic_weight * semantic_errors
-            outputs["semantic"] = semantic_errors.detach()
-        outputs |= {"loss": losses.mean(), "losses": losses.detach()}
-        self.log("loss", outputs["loss"].detach(), prog_bar=True, logger=False)
-        return outputs
+        errors = self.errors(noised, is_given, clips.text, self.semantic_context(clips, noise))
+        return {"errors": errors, "timesteps": noise.timesteps}
 
     @torch.no_grad()
-    def encode(self, batch: ClipBatch) -> EncodedClips:
+    def encode(self, batch: ClipBatch, features: Tensor | None) -> EncodedClips:
         """The frozen networks' part of a step; of the VAE the mode, so that given ends are those of sampling."""
         count, frames = batch.frames.shape[:2]
         pictures = batch.frames.flatten(0, 1)
         latents = torch.cat([encode_pictures(self.vae, part) for part in pictures.split(PICTURES_AT_ONCE)]).float()
-        features = None
-        if self.image_encoder is not None and self.predictor is not None:
-            reads_all = self.recipe.semantic_weight or self.recipe.teacher_forcing
-            read = batch.frames if reads_all else batch.frames[:, [0, -1]]
-            features = self.image_encoder.features(read.flatten(0, 1), self.model.features).float()
-            features = features.unflatten(0, (count, -1))
         # One window, as where the frozen networks were trained: what a clip is told must not depend on its neighbours.
         text = self.text_encoder(batch.captions)[:, : self.text_encoder.window].float()
         return EncodedClips(latents.unflatten(0, (count, frames)).transpose(1, 2), text, features)
@@ -190,14 +201,13 @@ class TransitionModule(L.LightningModule):
         between = slice(1, -1)
         return torch.where(is_given, self.diffusion(predicted[:, :, between], noised.frames(between)), errors)
 
-    def semantic_errors(self, clips: EncodedClips) -> Tensor:
+    def semantic_errors(self, features: Tensor) -> Tensor:
         """(B,): P_1 … P_F against the true frames' tokens. It teaches the transformer alone: what encodes the tokens is
         held fixed, as it could lower this error by drawing the tokens of all frames together.
         """
         assert self.predictor is not None
-        assert clips.features is not None
         with torch.no_grad():
-            true = self.predictor.encode(clips.features.flatten(0, 1)).unflatten(0, clips.features.shape[:2])
+            true = self.predictor.encode(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         return semantic_loss(self.predictor.predict(true[:, 0], true[:, -1], true.shape[1]), true)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
