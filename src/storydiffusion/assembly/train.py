@@ -1,5 +1,6 @@
 """Training: config → module, data, trainer."""
 
+import os
 import warnings
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -57,20 +58,27 @@ def _training(
     loggers: tuple[Any, ...] = (),
     **options: Any,
 ) -> "Training":
-    """What all trainings have: checkpoints, weight averaging, stopwatch, progress bar, metrics.csv, config.yaml."""
+    """What all trainings have: checkpoints, weight averaging, preemption, stopwatch, bar, metrics.csv, config.yaml."""
     import lightning as L
     from lightning.pytorch.callbacks import TQDMProgressBar
 
     from storydiffusion.training.csv_log import CSVLog
+    from storydiffusion.training.preemption import Preemption
     from storydiffusion.training.run_config import ConfigFile
     from storydiffusion.training.stopwatch import Stopwatch
     from storydiffusion.training.training_run import RunCheckpoints, Training
     from storydiffusion.training.weight_averaging import WeightAveraging
 
-    for on_purpose in (r"Found \d+ module\(s\) in eval mode", ".* directory .* exists and is not empty"):
-        warnings.filterwarnings("ignore", on_purpose)  # what is frozen; the folder of a run that goes on
+    for on_purpose in (
+        r"Found \d+ module\(s\) in eval mode",  # what is frozen
+        ".* directory .* exists and is not empty",  # of a run that goes on
+        "The `srun` command is available",  # a training need not be a job where Slurm is
+    ):
+        warnings.filterwarnings("ignore", on_purpose)
+    written = ConfigFile(config.run_dir, asdict(config))
     average, stopwatch = average or WeightAveraging(config.recipe.average_decay), Stopwatch()
     checkpoints = RunCheckpoints(f"{config.run_dir}/checkpoints", config.trainer.checkpoint_minutes)
+    preemption = Preemption(checkpoints.save, config.trainer.requeue)
     progress = TQDMProgressBar(refresh_rate=config.trainer.log_every)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
@@ -80,7 +88,8 @@ def _training(
         precision=config.trainer.precision,  # type: ignore[arg-type]  # one of config.PRECISIONS
         max_steps=config.recipe.steps,
         logger=[CSVLog(config.run_dir), *loggers],
-        callbacks=[ConfigFile(config.run_dir, asdict(config)), average, stopwatch, *callbacks, checkpoints, progress],
+        callbacks=[written, average, stopwatch, *callbacks, preemption, checkpoints, progress],
+        plugins=_environment(config.trainer),
         log_every_n_steps=config.trainer.log_every,
         enable_model_summary=False,
         use_distributed_sampler=False,  # each data set shares its clips among the processes itself
@@ -114,6 +123,23 @@ def _strategy(config: TrainerConfig) -> Any:
     from lightning.pytorch.strategies import DeepSpeedStrategy
 
     return DeepSpeedStrategy(stage=2, exclude_frozen_parameters=True)
+
+
+def _environment(config: TrainerConfig) -> list[Any]:
+    """Slurm's, where it started this process: without Lightning's handling of signals, for which there is `Preemption`.
+
+    Raises:
+        UserError: where the job is not this run's to queue again.
+    """
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if config.requeue and "SLURM_JOB_ID" not in os.environ:
+        raise UserError("trainer.requeue=true, but this is no job of Slurm: submit slurm/train.sbatch, which sets it")
+    if config.requeue and "SUBMITIT_EXECUTOR" in os.environ:
+        raise UserError("trainer.requeue=true, but submitit queues its jobs again itself: set trainer.requeue=false")
+    is_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun may run in a job
+    return [SLURMEnvironment(auto_requeue=False)] if is_slurm else []
 
 
 def _recipe_module(config: TrainConfig) -> "RecipeModule":

@@ -38,6 +38,7 @@ class TrainerConfig:
     compile: bool  # torch.compile the trained networks: faster after minutes of compiling; a CPU needs a C++ compiler
     max_steps: int | None  # null: recipe.steps; the learning-rate schedule follows it
     checkpoint_minutes: float
+    requeue: bool  # at SIGUSR1 or SIGUSR2 the run has its Slurm job queued again; slurm/train.sbatch sets it
     log_every: int  # steps
 
     def __post_init__(self) -> None:

@@ -88,4 +88,8 @@ class RunCheckpoints(ModelCheckpoint):
         super().__init__(folder, save_last=True, train_time_interval=timedelta(minutes=minutes))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Saves the step just taken; called by all processes."""
         trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
