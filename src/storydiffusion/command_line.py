@@ -79,7 +79,7 @@ def command(
 
 
 def _only_what_is_swept(arguments: list[str]) -> str:
-    """The override that leaves the same in all jobs of a sweep out of the name that Hydra makes of a job's overrides."""
+    """The override that leaves out what all jobs of a sweep share where Hydra names a job after its overrides."""
     overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
     same = [f"'{override.key_or_group}'" for override in overrides if not override.is_sweep_override()]
     return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(same)}]"
