@@ -97,7 +97,10 @@ def check_files(run: Path) -> None:
     assert config["recipe"]["steps"] == 5
     with Image.open(run / "samples" / "000005.png") as picture:
         assert picture.size == (FRAMES * SIZE, 4 * SIZE + 4)  # two clips, each true and sampled, and a gap
-    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == [
+        f"step-0000000{step}.{suffix}" for step in (4, 5) for suffix in ("ckpt", "json")
+    ]
+    stored = torch.load(run / "checkpoints" / "step-00000005.ckpt", weights_only=True)
     assert stored["global_step"] == 5
     assert stored["state_dict"]
     assert all(name.startswith("predictor.") or ".motion_modules." in name for name in stored["state_dict"])

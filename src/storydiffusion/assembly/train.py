@@ -38,6 +38,10 @@ HALF = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "float16"}
 
 def training(config: TrainConfig | TransitionTrainConfig) -> "Training":
     """The module of `config.recipe` with its data, trainer, callbacks and loggers, ready to fit."""
+    from storydiffusion.training.agreement import end_with_launcher
+
+    if "LOCAL_RANK" in os.environ:
+        end_with_launcher()
     strategy = _strategy(config.trainer)
     if isinstance(config, TransitionTrainConfig):
         return _transition_training(config, strategy)
@@ -45,29 +49,32 @@ def training(config: TrainConfig | TransitionTrainConfig) -> "Training":
     if config.trainer.compile:
         for network in module.children():
             network.compile(dynamic=False)  # few shapes, each with code of its own
-    return _training(config, strategy, module)
+    return _training(config, strategy, module, _average(config))
 
 
 def _training(
     config: TrainConfig | TransitionTrainConfig,
     strategy: Any,
     module: Any,
+    average: "WeightAveraging",
     data: "L.LightningDataModule | None" = None,
     callbacks: "tuple[L.Callback, ...]" = (),
-    average: "WeightAveraging | None" = None,
     loggers: tuple[Any, ...] = (),
     **options: Any,
 ) -> "Training":
-    """What all trainings have: checkpoints, weight averaging, preemption, stopwatch, bar, metrics.csv, config.yaml."""
+    """What all trainings have: checkpoints, weight averaging and its guard against losses that are not finite,
+    preemption, stopwatch, progress bar, metrics.csv, config.yaml.
+    """
     import lightning as L
     from lightning.pytorch.callbacks import TQDMProgressBar
 
+    from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO
     from storydiffusion.training.csv_log import CSVLog
     from storydiffusion.training.preemption import Preemption
+    from storydiffusion.training.random_states import RandomStates
     from storydiffusion.training.run_config import ConfigFile
     from storydiffusion.training.stopwatch import Stopwatch
     from storydiffusion.training.training_run import RunCheckpoints, Training
-    from storydiffusion.training.weight_averaging import WeightAveraging
 
     for on_purpose in (
         r"Found \d+ module\(s\) in eval mode",  # what is frozen
@@ -75,10 +82,8 @@ def _training(
         "The `srun` command is available",  # a training need not be a job where Slurm is
     ):
         warnings.filterwarnings("ignore", on_purpose)
-    written = ConfigFile(config.run_dir, asdict(config))
-    average, stopwatch = average or WeightAveraging(config.recipe.average_decay), Stopwatch()
+    stopwatch = Stopwatch()
     checkpoints = RunCheckpoints(f"{config.run_dir}/checkpoints", config.trainer.checkpoint_minutes)
-    preemption = Preemption(checkpoints.save, config.trainer.requeue)
     progress = TQDMProgressBar(refresh_rate=config.trainer.log_every)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
@@ -88,14 +93,31 @@ def _training(
         precision=config.trainer.precision,  # type: ignore[arg-type]  # one of config.PRECISIONS
         max_steps=config.recipe.steps,
         logger=[CSVLog(config.run_dir), *loggers],
-        callbacks=[written, average, stopwatch, *callbacks, preemption, checkpoints, progress],
-        plugins=_environment(config.trainer),
+        callbacks=[
+            ConfigFile(config.run_dir, asdict(config)),
+            average.guard,
+            average,
+            stopwatch,
+            RandomStates(),
+            *callbacks,
+            Preemption(checkpoints.save, config.trainer.requeue),
+            checkpoints,
+            progress,
+        ],
+        plugins=[VerifiedCheckpointIO(), *_environment(config.trainer)],
         log_every_n_steps=config.trainer.log_every,
         enable_model_summary=False,
         use_distributed_sampler=False,  # each data set shares its clips among the processes itself
         **options,
     )
     return Training(module, trainer, average, stopwatch, checkpoints, data)
+
+
+def _average(config: TrainConfig | TransitionTrainConfig) -> "WeightAveraging":
+    from storydiffusion.training.finite_loss import FiniteLoss
+    from storydiffusion.training.weight_averaging import WeightAveraging
+
+    return WeightAveraging(config.recipe.average_decay, FiniteLoss(config.trainer.max_bad_steps))
 
 
 def _strategy(config: TrainerConfig) -> Any:
@@ -163,7 +185,6 @@ def _recipe_module(config: TrainConfig) -> "RecipeModule":
 def _transition_training(config: TransitionTrainConfig, strategy: Any) -> "Training":
     from storydiffusion.training.sample_grid import SampleGrid
     from storydiffusion.training.training_log import TrainingLog
-    from storydiffusion.training.weight_averaging import WeightAveraging
 
     recipe = config.recipe
     data = _clip_data(config)
@@ -171,8 +192,8 @@ def _transition_training(config: TransitionTrainConfig, strategy: Any) -> "Train
     if config.trainer.compile:
         for network in module.trained_networks():
             network.compile(dynamic=False)
-    average = WeightAveraging(recipe.average_decay)
-    callbacks: list[Any] = [TrainingLog(config.trainer.log_every, len(module.diffusion.alphas_cumprod))]
+    average, timesteps = _average(config), len(module.diffusion.alphas_cumprod)
+    callbacks: list[Any] = [TrainingLog(config.trainer.log_every, timesteps, average.guard)]
     if recipe.sample_every:
         example = lambda: data.example(recipe.sample_clips)  # noqa: E731
         callbacks.append(SampleGrid(recipe.sample_every, config.run_dir, example, _sampling(config), average))
@@ -180,9 +201,9 @@ def _transition_training(config: TransitionTrainConfig, strategy: Any) -> "Train
         config,
         strategy,
         module,
+        average,
         data,
         tuple(callbacks),
-        average,
         loggers=_wandb(config),
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.gradient_clip,

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 
 from storydiffusion.errors import UserError
+from storydiffusion.training.agreement import stop_together
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 """of several that came, the last one here counts"""
@@ -101,18 +102,24 @@ class Preemption(L.Callback):
     def _leave(self, trainer: L.Trainer) -> None:
         if self._agreed is None:
             return
-        try:
-            if trainer.is_global_zero:
-                outcome = "the same command goes on"
-                if self.requeue and self._agreed is not signal.SIGTERM:
-                    outcome = f"job {requeue_job()} is queued again"
-                _say(f"{self._agreed.name}: stopped after step {self._last_step}, which is saved; {outcome}")
-        finally:
-            trainer.strategy.barrier()  # the first process to go may take all others with it
+        failure = None
+        if trainer.is_global_zero:
+            try:
+                _say(f"{self._agreed.name}: stopped after step {self._last_step}, which is saved; {self._requeue()}")
+            except UserError as error:
+                failure = str(error)
+        if failure := trainer.strategy.broadcast(failure):  # which all wait for: srun ends all as soon as one has gone
+            stop_together(trainer, failure)
         before = self._before[self._agreed]
         if callable(before):
             before(self._agreed, None)
         raise Preempted
+
+    def _requeue(self) -> str:
+        """What becomes of the run, in words."""
+        if self.requeue and self._agreed is not signal.SIGTERM:
+            return f"job {requeue_job()} is queued again"
+        return "the same command goes on"
 
 
 def _say(sentence: str) -> None:

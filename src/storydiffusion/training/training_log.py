@@ -8,6 +8,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from storydiffusion.training.finite_loss import FiniteLoss
+
 BUCKETS = 4
 LOSS, ERROR, SEMANTIC, CLIPS = range(4)  # rows of the sums
 
@@ -16,16 +18,19 @@ class TrainingLog(L.Callback):
     """Losses are means over all clips since the last row, of all processes: loss is what is minimised, diffusion_loss
     and semantic_loss its two terms, where there are two; a bucket of timesteps without clips is left out.
     clips_per_second counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib is
-    the most held by this process so far, on the GPU where there is one. Sums travel in the checkpoint.
+    the most held by this process so far, on the GPU where there is one; skipped_steps counts those that `guard` has
+    left out since the training began, and clips whose loss is not finite are in no mean. Sums travel in the checkpoint.
 
     Args:
         every: steps.
         timesteps: of the noise schedule, which are split into `BUCKETS` equal parts.
+        guard: of the same training.
     """
 
-    def __init__(self, every: int, timesteps: int) -> None:
+    def __init__(self, every: int, timesteps: int, guard: FiniteLoss) -> None:
         self.every = every
         self.timesteps = timesteps
+        self.guard = guard
         self.sums = torch.zeros(4, BUCKETS, dtype=torch.float64)
         self.waited = self.clips = 0.0
         self.figures: dict[str, float] = {}  # of the last step: learning rates and gradient norm
@@ -63,7 +68,7 @@ class TrainingLog(L.Callback):
         buckets = outputs["timesteps"] * BUCKETS // self.timesteps
         semantic = outputs.get("semantic", torch.zeros_like(errors)).double()
         rows = torch.stack([outputs["losses"].double(), errors, semantic, torch.ones_like(errors)])
-        self.sums.index_add_(1, buckets, rows)
+        self.sums.index_add_(1, buckets, rows.where(outputs["losses"].isfinite(), 0))
         self.clips += len(errors)
 
     def _write(self, trainer: L.Trainer) -> None:
@@ -73,6 +78,7 @@ class TrainingLog(L.Callback):
         row["train/clips_per_second"] = self.clips * trainer.world_size / seconds
         row["train/data_wait"] = self.waited / seconds
         row["train/memory_gib"] = memory()
+        row["train/skipped_steps"] = float(self.guard.skipped)
         for logger in trainer.loggers:
             logger.log_metrics(row, trainer.global_step)
         self.sums.zero_()
@@ -87,8 +93,10 @@ class TrainingLog(L.Callback):
 
 
 def losses(sums: Tensor, timesteps: int) -> dict[str, float]:
-    """The columns of a row."""
+    """The columns of a row; none where no clip had a finite loss."""
     clips = sums[CLIPS].sum()
+    if not clips:
+        return {}
     row = {"train/loss": (sums[LOSS].sum() / clips).item()}
     for bucket in range(BUCKETS):
         if sums[CLIPS, bucket]:

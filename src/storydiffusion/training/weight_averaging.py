@@ -8,16 +8,19 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from storydiffusion.training.finite_loss import FiniteLoss
+
 
 class WeightAveraging(L.Callback):
     """Keeps an average of the trainable parameters only, so that frozen parts are never copied or saved; in float32.
 
     The average after step t moves by 1 − min(decay, (1 + t) / (10 + t)): short memory at the start.
-    It travels in the checkpoint as the callback's state.
+    Steps that `guard` has left out do not move it. It travels in the checkpoint as the callback's state.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: float, guard: FiniteLoss) -> None:
         self.decay = decay
+        self.guard = guard
         self.average: dict[str, Tensor] = {}
         self._last_step = -1
 
@@ -36,6 +39,8 @@ class WeightAveraging(L.Callback):
         if trainer.global_step == self._last_step:  # a step of gradient accumulation
             return
         self._last_step = trainer.global_step
+        if self.guard.has_skipped:
+            return
         weight = 1 - min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
         current = _trainable(pl_module)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
