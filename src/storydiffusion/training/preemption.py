@@ -34,7 +34,7 @@ class Preemption(L.Callback):
     preemption, which queues the job again by itself. A handler only notes the signal; all processes agree after each
     step, and all save. They leave before the next batch is trained, when the log of the step has been written too:
     the first one has its Slurm job queued again, and a handler that was there before this one (submitit's, which
-    queues its jobs again itself) gets the signal. Processes forked meanwhile, the loader's, go on until they are ended.
+    queues its jobs again itself) gets the signal.
 
     Args:
         save: saves the trainer; called by all processes.
