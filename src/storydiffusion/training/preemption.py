@@ -108,11 +108,14 @@ class Preemption(L.Callback):
                 _say(f"{self._agreed.name}: stopped after step {self._last_step}, which is saved; {self._requeue()}")
             except UserError as error:
                 failure = str(error)
-        if failure := trainer.strategy.broadcast(failure):  # which all wait for: srun ends all as soon as one has gone
+        if failure := trainer.strategy.broadcast(failure):
             stop_together(trainer, failure)
         before = self._before[self._agreed]
-        if callable(before):
-            before(self._agreed, None)
+        try:
+            if callable(before):
+                before(self._agreed, None)
+        finally:
+            trainer.strategy.barrier()  # srun may end all as soon as one has gone
         raise Preempted
 
     def _requeue(self) -> str:
