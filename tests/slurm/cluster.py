@@ -1,4 +1,4 @@
-"""What the tests ask of Slurm: submit, look, wait. This one keeps no accounts: all that is known of a job is in scontrol."""
+"""What the tests ask of Slurm: submit, look, wait. No accounts are kept: all that is known of a job is in scontrol."""
 
 import csv
 import re
