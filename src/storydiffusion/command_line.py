@@ -62,7 +62,7 @@ def command(
                 os.environ.setdefault(f"{library}_VERBOSITY", "error")
             try:
                 if {"-m", "--multirun"} & set(sys.argv):
-                    sys.argv.append(_only_what_is_swept(sys.argv[1:]))
+                    _name_by_what_is_swept(sys.argv)
                 compose_and_run()
             except UserError as error:
                 _fail(str(error))
@@ -78,11 +78,14 @@ def command(
     return decorate
 
 
-def _only_what_is_swept(arguments: list[str]) -> str:
-    """The override that leaves out what all jobs of a sweep share where Hydra names a job after its overrides."""
-    overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
-    same = [f"'{override.key_or_group}'" for override in overrides if not override.is_sweep_override()]
-    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(same)}]"
+def _name_by_what_is_swept(arguments: list[str]) -> None:
+    """Adds the override that leaves out what all jobs of a sweep share where Hydra names a job after its overrides."""
+    told = [argument for argument in arguments[1:] if not argument.startswith("-")]
+    overrides = OverridesParser.create().parse_overrides(told)
+    shared = [f"'{override.key_or_group}'" for override in overrides if not override.is_sweep_override()]
+    if told:  # beside the others: argparse takes them from one place only
+        own = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"
+        arguments.insert(arguments.index(told[0]), own)
 
 
 def _separate(composed: DictConfig) -> None:
