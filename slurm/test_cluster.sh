@@ -87,7 +87,13 @@ start() {
 stop() {
     local folder=$1 file pid
     [[ -f $folder/slurm.conf ]] || fail "there is no cluster in $folder"
-    SLURM_CONF=$folder/slurm.conf scancel --user="$(id -un)" 2>/dev/null || true
+    export SLURM_CONF=$folder/slurm.conf
+    if scancel --user="$(id -un)" 2>/dev/null; then
+        for _ in {1..200}; do # until the processes of jobs have gone
+            [[ -n $(squeue --noheader 2>/dev/null) ]] || break
+            sleep 0.1
+        done
+    fi
     for file in "$folder"/{slurmd.n1,slurmd.n2,slurmctld,munged}.pid; do
         [[ -f $file ]] || continue
         pid=$(<"$file")

@@ -322,3 +322,11 @@ def test_every_choice_of_the_groups_composes(group):
         shards = ["data.shards=x"] if file.stem == "webvid10m" else []
         adamw = ["objective=paper"] if file.stem == "deepspeed" else []
         composed_by_hydra(f"{group}={file.stem}", *shards, *adamw)
+
+
+def test_a_sweep_on_slurm_asks_for_the_nodes_and_devices_of_its_trainer():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        asked = ["hydra/launcher=slurm", "trainer.nodes=3", "trainer.devices=4"]
+        launcher = compose("train", asked, return_hydra_config=True).hydra.launcher
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (3, 4, 4)
+    assert launcher.max_num_timeout > 0
