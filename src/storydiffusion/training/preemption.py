@@ -56,10 +56,10 @@ class Preemption(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
         self._received, self._agreed = 0, None
-        self._install()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._install()  # Lightning has put its own before: it broadcasts inside the handler
+        for number in SIGNALS:  # over Lightning's own, which broadcasts inside the handler
+            signal.signal(number, self._note)
         self._last_step = trainer.global_step
 
     def on_train_batch_end(
@@ -87,10 +87,6 @@ class Preemption(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore()
-
-    def _install(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = max(self._received, 1 + SIGNALS.index(signal.Signals(number)))

@@ -30,7 +30,9 @@ class WeightAveraging(L.Callback):
             name: self.average.get(name, p).detach().to(p.device, torch.float32, copy=name not in self.average)
             for name, p in current.items()
         }
-        self._last_step = trainer.global_step
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_step = trainer.global_step  # which a checkpoint has told only now
 
     @torch.no_grad()
     def on_train_batch_end(
