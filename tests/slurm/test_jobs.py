@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +127,7 @@ def test_a_sweep_of_three_jobs_in_which_one_is_preempted(cache, tmp_path):
         wait_for(lambda: len(steps(runs[1])) >= 3, "three steps", tmp_path / "log")
         names = slurm("squeue", "--noheader", "--array", "--format=%i").split()
         (name,) = [name for name in names if name.endswith("_1")]
-        slurm("scancel", f"--signal={signal.SIGUSR2}", name)
+        slurm("scancel", "--signal=USR2", name)
         let_it_begin_again(name, tmp_path / "runs" / ".submitit" / name / f"{name}_0_log.err")
         step, before = saved_step(runs[1]), rows(runs[1])
         wait_for(lambda: launched.poll() is not None, "the sweep ended", tmp_path / "log")

@@ -183,7 +183,8 @@ def slurm(tmp_path, monkeypatch) -> Callable[..., Path]:
     def make(code: int = 0, **variables: str) -> Path:
         script, calls = tmp_path / "bin" / "scontrol", tmp_path / "calls"
         script.parent.mkdir()
-        script.write_text(f'#!/bin/sh\necho "$@" >> {calls}\necho no such job >&2\nexit {code}\n')
+        told = f"kill -TERM $$ $PPID\necho $@ >> {calls}"  # Slurm ends a job that it queues again, scontrol too
+        script.write_text(f"#!/bin/sh\n{told}\necho no such job >&2\nexit {code}\n")
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
         for name, value in variables.items():

@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -101,7 +102,9 @@ class Preemption(L.Callback):
         failure = None
         if trainer.is_global_zero:
             try:
-                _say(f"{self._agreed.name}: stopped after step {self._last_step}, which is saved; {self._requeue()}")
+                with _signals_waiting():
+                    outcome = self._requeue()
+                _say(f"{self._agreed.name}: stopped after step {self._last_step}, which is saved; {outcome}")
             except UserError as error:
                 failure = str(error)
         if failure := trainer.strategy.broadcast(failure):
@@ -109,7 +112,8 @@ class Preemption(L.Callback):
         before = self._before[self._agreed]
         try:
             if callable(before):
-                before(self._agreed, None)
+                with _signals_waiting():
+                    before(self._agreed, None)
         finally:
             trainer.strategy.barrier()  # srun may end all as soon as one has gone
         raise Preempted
@@ -119,6 +123,16 @@ class Preemption(L.Callback):
         if self.requeue and self._agreed is not signal.SIGTERM:
             return f"job {requeue_job()} is queued again"
         return "the same command goes on"
+
+
+@contextmanager
+def _signals_waiting() -> Iterator[None]:
+    """Also for programs started meanwhile: Slurm signals all of a job that it is told to queue again, scontrol too."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _say(sentence: str) -> None:
