@@ -53,7 +53,7 @@ def wait_for_state(name: str, state: str, log: Path) -> None:
 
 
 def let_it_begin_again(name: str, log: Path) -> None:
-    """Waits until a job has been queued again, and begins it at once, with an hour: Slurm would wait for two minutes."""
+    """Waits until a job is queued again and begins it at once, for an hour: Slurm would let it wait for two minutes."""
     wait_for(lambda: job(name)["Restarts"] == "1" and job(name)["JobState"] == "PENDING", f"{name} queued again", log)
     slurm("scontrol", "update", f"jobid={name}", "TimeLimit=60", "StartTime=now")
 
