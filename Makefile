@@ -5,7 +5,7 @@ READY = .venv/ready
 # The machine's own certificates: a firewall may have put its one there.
 INSTALL = VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --system-certs
 
-.PHONY: help demo test test-slow lint format lock clean
+.PHONY: help demo test test-slow test-slurm lint format lock clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
@@ -18,7 +18,10 @@ test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)  ## run the slow tests too: full-scale networks at random weights
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "not slurm"
+
+test-slurm: $(READY)  ## train as jobs of a Slurm of two nodes, started for it; needs root, installs it on Debian
+	slurm/test_cluster.sh run $(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: $(READY)  ## check style, format and types
 	$(BIN)/ruff check

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 class Small:
     number: int
     word: str
+    run_dir: str = "runs/a"
 
 
 CONF = """
@@ -25,6 +26,7 @@ defaults:
   - override hydra/hydra_logging: none
 number: 1
 word: a
+run_dir: runs/${word}
 hydra: {output_subdir: null}
 """
 
@@ -97,6 +99,14 @@ def test_an_interrupt_says_what_is_kept(small):
         raise KeyboardInterrupt("step 3 is kept")
 
     assert small(fails) == (130, "small.py: step 3 is kept\n")
+
+
+def test_a_job_of_a_sweep_has_a_folder_named_after_what_is_swept(small):
+    seen = []
+    sweep = ("hydra.sweep.dir=.", "hydra.sweep.subdir=.", "word=b", "number=1,2")
+    assert small(lambda config: seen.append(config.run_dir), *sweep, "-m")[0] == 0
+    assert small(lambda config: seen.append(config.run_dir), *sweep, "run_dir=mine-${number}", "-m")[0] == 0
+    assert seen == ["runs/b/number=1", "runs/b/number=2", "mine-1", "mine-2"]
 
 
 def test_a_sweep_goes_on_after_a_bad_job(small):

@@ -13,6 +13,7 @@ import torch
 from storydiffusion import assembly, module_command
 from storydiffusion.errors import UserError
 from storydiffusion.release import DEEPSPEED_STATES, ReleaseConfig, from_pretrained, release
+from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, certify_folder, checkpoint_path
 from storydiffusion.training.training_run import Training
 from storydiffusion.video.cross_attention import cross_attention_weights
 from tests.conftest import Outcome, outcome_of
@@ -144,9 +145,10 @@ def test_telling_refuses_a_changed_predictor_too(released, tiny_video_model, tmp
 def test_deepspeeds_folder_is_released_as_a_file_is(run, released, tmp_path):
     """ZeRO-2 leaves the weights whole; the layout is DeepSpeed's, the content that of Lightning's own file."""
     folder = tmp_path / "deepspeed"
-    states = folder / "checkpoints" / "last.ckpt" / DEEPSPEED_STATES
+    states = checkpoint_path(folder / "checkpoints", 2) / DEEPSPEED_STATES
     states.parent.mkdir(parents=True)
-    shutil.copy(run[0] / "checkpoints" / "last.ckpt", states)
+    shutil.copy(checkpoint_path(run[0] / "checkpoints", 2), states)
+    certify_folder(checkpoint_path(folder / "checkpoints", 2))
     release(ReleaseConfig(str(folder), str(tmp_path / "again")))
     for name in (
         "predictor/model.safetensors", "motion_adapter/diffusion_pytorch_model.safetensors",
@@ -156,10 +158,9 @@ def test_deepspeeds_folder_is_released_as_a_file_is(run, released, tmp_path):
 
 
 def test_a_run_on_filmed_clips_says_whose_rights_are_unclear(run, tmp_path):
-    stored = torch.load(run[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    stored = torch.load(checkpoint_path(run[0] / "checkpoints", 2), weights_only=True)
     stored["config"]["data"]["storyworld"] = None
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    torch.save(stored, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    VerifiedCheckpointIO().save_checkpoint(stored, checkpoint_path(tmp_path / "run" / "checkpoints", 2))
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "table.md").write_text("| the table |\n")
     release(ReleaseConfig(str(tmp_path / "run"), str(tmp_path / "out"), measured=str(tmp_path / "measured")))
@@ -172,13 +173,14 @@ def test_a_run_on_filmed_clips_says_whose_rights_are_unclear(run, tmp_path):
 def test_bad_input_ends_in_one_sentence_and_leaves_nothing(command, run, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    (tmp_path / "broken" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "broken" / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
-    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
-    torch.save({"state_dict": {}}, tmp_path / "other" / "checkpoints" / "last.ckpt")
+    broken = checkpoint_path(tmp_path / "broken" / "checkpoints", 2)
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no checkpoint")
+    other = checkpoint_path(tmp_path / "other" / "checkpoints", 2)
+    VerifiedCheckpointIO().save_checkpoint({"state_dict": {}, "global_step": 2}, other)
     for arguments, said in (
         ((f"run={tmp_path}/nowhere", "out=out"), "run_dir"),
-        ((f"run={tmp_path}/broken", "out=out"), "cannot read"),
+        ((f"run={tmp_path}/broken", "out=out"), "no manifest"),
         ((f"run={tmp_path}/other", "out=out"), "trains these"),
         ((f"run={run[0]}", f"out={tmp_path}/full"), "not empty"),
         ((f"run={run[0]}", f"out={tmp_path}/out", "dtype=int8"), "dtype=int8"),
@@ -200,9 +202,12 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
         def __reduce__(self):
             return (Path(tmp_path / "harm").touch, ())
 
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    torch.save({"parts": Harm()}, tmp_path / "run" / "checkpoints" / "last.ckpt")
-    with pytest.raises(UserError, match="cannot read"):
+    path = checkpoint_path(tmp_path / "run" / "checkpoints", 2)
+    path.mkdir(parents=True)
+    (path / DEEPSPEED_STATES).parent.mkdir()
+    torch.save({"parts": Harm()}, path / DEEPSPEED_STATES)
+    certify_folder(path)
+    with pytest.raises(UserError, match="could run code"):
         release(ReleaseConfig(str(tmp_path / "run"), str(tmp_path / "out")))
     assert not (tmp_path / "harm").exists()
 

@@ -97,7 +97,10 @@ def check_files(run: Path) -> None:
     assert config["recipe"]["steps"] == 5
     with Image.open(run / "samples" / "000005.png") as picture:
         assert picture.size == (FRAMES * SIZE, 4 * SIZE + 4)  # two clips, each true and sampled, and a gap
-    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == [
+        f"step-0000000{step}.{suffix}" for step in (4, 5) for suffix in ("ckpt", "json")
+    ]
+    stored = torch.load(run / "checkpoints" / "step-00000005.ckpt", weights_only=True)
     assert stored["global_step"] == 5
     assert stored["state_dict"]
     assert all(name.startswith("predictor.") or ".motion_modules." in name for name in stored["state_dict"])
@@ -323,3 +326,11 @@ def test_every_choice_of_the_groups_composes(group):
         shards = ["data.shards=x"] if file.stem == "webvid10m" else []
         adamw = ["objective=paper"] if file.stem == "deepspeed" else []
         composed_by_hydra(f"{group}={file.stem}", *shards, *adamw)
+
+
+def test_a_sweep_on_slurm_asks_for_the_nodes_and_devices_of_its_trainer():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        asked = ["hydra/launcher=slurm", "trainer.nodes=3", "trainer.devices=4"]
+        launcher = compose("train", asked, return_hydra_config=True).hydra.launcher
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (3, 4, 4)
+    assert launcher.max_num_timeout > 0

@@ -13,6 +13,7 @@ from typing import NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -32,7 +33,7 @@ def command(
 
     With `choose`, the composed configuration decides its schema, and `schema` is the usual one, for hints.
 
-    Exit codes: 0 done, 1 bad input (one sentence on stderr), 130 interrupted.
+    Exit codes: 0 done, 1 bad input (one sentence on stderr), 75 told to stop and saved, 130 interrupted.
     """
 
     def decorate(function: Callable[[Config], None]) -> Callable[[], None]:
@@ -42,6 +43,8 @@ def command(
         def task(composed: DictConfig) -> None:
             nonlocal is_composed
             is_composed = True
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                _separate(composed)
             try:
                 function(load(choose(composed) if choose else schema, composed))
             except UserError as error:
@@ -58,6 +61,8 @@ def command(
             for library in ("DIFFUSERS", "TRANSFORMERS"):  # set before they are imported, hours of chatter saved
                 os.environ.setdefault(f"{library}_VERBOSITY", "error")
             try:
+                if {"-m", "--multirun"} & set(sys.argv):
+                    _name_by_what_is_swept(sys.argv)
                 compose_and_run()
             except UserError as error:
                 _fail(str(error))
@@ -71,6 +76,27 @@ def command(
         return main
 
     return decorate
+
+
+def _name_by_what_is_swept(arguments: list[str]) -> None:
+    """Adds the override that leaves out what all jobs of a sweep share where Hydra names a job after its overrides."""
+    told = [argument for argument in arguments[1:] if not argument.startswith("-")]
+    overrides = OverridesParser.create().parse_overrides(told)
+    shared = [f"'{override.key_or_group}'" for override in overrides if not override.is_sweep_override()]
+    if told:  # beside the others: argparse takes them from one place only
+        own = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"
+        arguments.insert(arguments.index(told[0]), own)
+
+
+def _separate(composed: DictConfig) -> None:
+    """Gives a job of a sweep a folder of its own, below that of the run and named after what is swept.
+
+    A job that is queued again finds it again. A run_dir that was told with the sweep stays as it is.
+    """
+    hydra_config = HydraConfig.get()
+    is_told = any(override.lstrip("+").startswith("run_dir=") for override in hydra_config.overrides.task)
+    if composed.get("run_dir") is not None and not is_told:
+        composed.run_dir = str(Path(composed.run_dir) / hydra_config.job.override_dirname)
 
 
 def _fail(sentence: str, code: int = 1) -> NoReturn:

@@ -13,7 +13,6 @@ parts, and `python infer.py model.video.predictor=OUT/predictor` tells with them
 
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -183,19 +182,14 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no run there, or a checkpoint that cannot be read or is of another kind of training.
     """
-    import torch
+    from storydiffusion.training.checkpoint_io import load_plain, newest_checkpoint
 
-    from storydiffusion.training.training_run import LAST
-
-    path = folder / "checkpoints" / LAST
-    file = path / DEEPSPEED_STATES if path.is_dir() else path
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise UserError(f"run={folder} has no {file.relative_to(folder)}: name the run_dir of a training") from error
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"cannot read {file} ({first_line(error)}): name another run") from error
-    if not isinstance(checkpoint, dict) or "parts" not in checkpoint:
+    found = newest_checkpoint(folder / "checkpoints")
+    if found is None:
+        raise UserError(f"run={folder} has no checkpoints: name the run_dir of a training")
+    file = found.path / DEEPSPEED_STATES if found.path.is_dir() else found.path
+    checkpoint = load_plain(file, mmap=True)
+    if "parts" not in checkpoint:
         raise UserError(f"{file} is no checkpoint of predictor or motion modules: name a run that trains these")
     return checkpoint
 

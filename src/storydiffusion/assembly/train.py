@@ -1,5 +1,6 @@
 """Training: config → module, data, trainer."""
 
+import os
 import warnings
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -37,6 +38,10 @@ HALF = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "float16"}
 
 def training(config: TrainConfig | TransitionTrainConfig) -> "Training":
     """The module of `config.recipe` with its data, trainer, callbacks and loggers, ready to fit."""
+    from storydiffusion.training.agreement import end_with_launcher
+
+    if "LOCAL_RANK" in os.environ:
+        end_with_launcher()
     strategy = _strategy(config.trainer)
     if isinstance(config, TransitionTrainConfig):
         return _transition_training(config, strategy)
@@ -44,32 +49,40 @@ def training(config: TrainConfig | TransitionTrainConfig) -> "Training":
     if config.trainer.compile:
         for network in module.children():
             network.compile(dynamic=False)  # few shapes, each with code of its own
-    return _training(config, strategy, module)
+    return _training(config, strategy, module, _average(config))
 
 
 def _training(
     config: TrainConfig | TransitionTrainConfig,
     strategy: Any,
     module: Any,
+    average: "WeightAveraging",
     data: "L.LightningDataModule | None" = None,
     callbacks: "tuple[L.Callback, ...]" = (),
-    average: "WeightAveraging | None" = None,
     loggers: tuple[Any, ...] = (),
     **options: Any,
 ) -> "Training":
-    """What all trainings have: checkpoints, weight averaging, stopwatch, progress bar, metrics.csv, config.yaml."""
+    """What all trainings have: checkpoints, weight averaging and its guard against losses that are not finite,
+    preemption, stopwatch, progress bar, metrics.csv, config.yaml.
+    """
     import lightning as L
     from lightning.pytorch.callbacks import TQDMProgressBar
 
+    from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO
     from storydiffusion.training.csv_log import CSVLog
+    from storydiffusion.training.preemption import Preemption
+    from storydiffusion.training.random_states import RandomStates
     from storydiffusion.training.run_config import ConfigFile
     from storydiffusion.training.stopwatch import Stopwatch
     from storydiffusion.training.training_run import RunCheckpoints, Training
-    from storydiffusion.training.weight_averaging import WeightAveraging
 
-    for on_purpose in (r"Found \d+ module\(s\) in eval mode", ".* directory .* exists and is not empty"):
-        warnings.filterwarnings("ignore", on_purpose)  # what is frozen; the folder of a run that goes on
-    average, stopwatch = average or WeightAveraging(config.recipe.average_decay), Stopwatch()
+    for on_purpose in (
+        r"Found \d+ module\(s\) in eval mode",  # what is frozen
+        ".* directory .* exists and is not empty",  # of a run that goes on
+        "The `srun` command is available",  # a training need not be a job where Slurm is
+    ):
+        warnings.filterwarnings("ignore", on_purpose)
+    stopwatch = Stopwatch()
     checkpoints = RunCheckpoints(f"{config.run_dir}/checkpoints", config.trainer.checkpoint_minutes)
     progress = TQDMProgressBar(refresh_rate=config.trainer.log_every)
     trainer = L.Trainer(
@@ -80,13 +93,31 @@ def _training(
         precision=config.trainer.precision,  # type: ignore[arg-type]  # one of config.PRECISIONS
         max_steps=config.recipe.steps,
         logger=[CSVLog(config.run_dir), *loggers],
-        callbacks=[ConfigFile(config.run_dir, asdict(config)), average, stopwatch, *callbacks, checkpoints, progress],
+        callbacks=[
+            ConfigFile(config.run_dir, asdict(config)),
+            average.guard,
+            average,
+            stopwatch,
+            RandomStates(),
+            *callbacks,
+            Preemption(checkpoints.save, config.trainer.requeue),
+            checkpoints,
+            progress,
+        ],
+        plugins=[VerifiedCheckpointIO(), *_environment(config.trainer)],
         log_every_n_steps=config.trainer.log_every,
         enable_model_summary=False,
         use_distributed_sampler=False,  # each data set shares its clips among the processes itself
         **options,
     )
     return Training(module, trainer, average, stopwatch, checkpoints, data)
+
+
+def _average(config: TrainConfig | TransitionTrainConfig) -> "WeightAveraging":
+    from storydiffusion.training.finite_loss import FiniteLoss
+    from storydiffusion.training.weight_averaging import WeightAveraging
+
+    return WeightAveraging(config.recipe.average_decay, FiniteLoss(config.trainer.max_bad_steps))
 
 
 def _strategy(config: TrainerConfig) -> Any:
@@ -116,6 +147,23 @@ def _strategy(config: TrainerConfig) -> Any:
     return DeepSpeedStrategy(stage=2, exclude_frozen_parameters=True)
 
 
+def _environment(config: TrainerConfig) -> list[Any]:
+    """Slurm's, where it started this process: without Lightning's handling of signals, for which there is `Preemption`.
+
+    Raises:
+        UserError: where the job is not this run's to queue again.
+    """
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if config.requeue and "SLURM_JOB_ID" not in os.environ:
+        raise UserError("trainer.requeue=true, but this is no job of Slurm: submit slurm/train.sbatch, which sets it")
+    if config.requeue and "SUBMITIT_EXECUTOR" in os.environ:
+        raise UserError("trainer.requeue=true, but submitit queues its jobs again itself: set trainer.requeue=false")
+    is_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun may run in a job
+    return [SLURMEnvironment(auto_requeue=False)] if is_slurm else []
+
+
 def _recipe_module(config: TrainConfig) -> "RecipeModule":
     """The module of each part; those that build on others load them from the miniature folder."""
     from storydiffusion.storyworld.autoencoder import AutoencoderModule
@@ -137,7 +185,6 @@ def _recipe_module(config: TrainConfig) -> "RecipeModule":
 def _transition_training(config: TransitionTrainConfig, strategy: Any) -> "Training":
     from storydiffusion.training.sample_grid import SampleGrid
     from storydiffusion.training.training_log import TrainingLog
-    from storydiffusion.training.weight_averaging import WeightAveraging
 
     recipe = config.recipe
     data = _clip_data(config)
@@ -147,8 +194,8 @@ def _transition_training(config: TransitionTrainConfig, strategy: Any) -> "Train
             network.compile(dynamic=False)
     if not recipe.diffusion_weight and strategy == "ddp":
         strategy = "ddp_find_unused_parameters_true"  # only the transformer learns from the other
-    average = WeightAveraging(recipe.average_decay)
-    callbacks: list[Any] = [TrainingLog(config.trainer.log_every, len(module.diffusion.alphas_cumprod))]
+    average, timesteps = _average(config), len(module.diffusion.alphas_cumprod)
+    callbacks: list[Any] = [TrainingLog(config.trainer.log_every, timesteps, average.guard)]
     if recipe.sample_every:
         example = lambda: data.example(recipe.sample_clips)  # noqa: E731
         callbacks.append(SampleGrid(recipe.sample_every, config.run_dir, example, _sampling(config), average))
@@ -156,9 +203,9 @@ def _transition_training(config: TransitionTrainConfig, strategy: Any) -> "Train
         config,
         strategy,
         module,
+        average,
         data,
         tuple(callbacks),
-        average,
         loggers=_wandb(config),
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.gradient_clip,

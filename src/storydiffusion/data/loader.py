@@ -6,6 +6,7 @@ each takes its slice; all that chance decides about a clip is keyed by its posit
 """
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +122,7 @@ class ClipLoader:
             batch_sampler=self._batches(),
             num_workers=self.options.workers,
             collate_fn=_collate,
+            worker_init_fn=_leave_signals_to_the_trainer,
             pin_memory=torch.cuda.is_available(),
         )
         for batch, rejects in batches:
@@ -162,6 +164,12 @@ class ClipLoader:
             share = self.options.rejected_share
             more = f"; more than rejected_share={share:g} of an epoch's clips cannot be used" if share else ""
             raise UserError(f"{rejects[-1]}{more}")
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """In a process of the loader: signals for a job reach it too, but it serves until the trainer has saved."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Clip(NamedTuple):

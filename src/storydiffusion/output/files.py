@@ -34,6 +34,15 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         raise UserError(f"cannot write {path}: {reason}; make room there or choose another folder") from error
 
 
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's entries on the disk: after it, a power cut cannot undo a move into the folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_picture(path: str | Path, picture: Image.Image) -> None:
     """Write a picture as PNG, atomically."""
     buffer = BytesIO()

@@ -8,6 +8,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from storydiffusion.training.finite_loss import FiniteLoss
+
 BUCKETS = 4
 LOSS, SEMANTIC, CLIPS, ERROR, NOISED = range(5)  # rows of the sums; the last two count by bucket
 
@@ -16,16 +18,19 @@ class TrainingLog(L.Callback):
     """Losses are means over all clips since the last row, of all processes: loss is what is minimised, diffusion_loss
     and semantic_loss its terms, where they are not the same; a bucket of timesteps without clips is left out.
     clips_per_second counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib is
-    the most held by this process so far, on the GPU where there is one. Sums travel in the checkpoint.
+    the most held by this process so far, on the GPU where there is one; skipped_steps counts those that `guard` has
+    left out since the training began, and clips whose loss is not finite are in no mean. Sums travel in the checkpoint.
 
     Args:
         every: steps.
         timesteps: of the noise schedule, which are split into `BUCKETS` equal parts.
+        guard: of the same training.
     """
 
-    def __init__(self, every: int, timesteps: int) -> None:
+    def __init__(self, every: int, timesteps: int, guard: FiniteLoss) -> None:
         self.every = every
         self.timesteps = timesteps
+        self.guard = guard
         self.sums = torch.zeros(5, BUCKETS, dtype=torch.float64)
         self.waited = self.clips = 0.0
         self.figures: dict[str, float] = {}  # of the last step: learning rates and gradient norm
@@ -59,16 +64,18 @@ class TrainingLog(L.Callback):
         self._batch_ended = time.monotonic()
 
     def _add(self, outputs: dict[str, Tensor]) -> None:
-        losses = outputs["losses"].double()
-        self.sums[LOSS, 0] += losses.sum()
-        self.sums[CLIPS, 0] += len(losses)
-        if "semantic" in outputs:
-            self.sums[SEMANTIC, 0] += outputs["semantic"].double().sum()
-        if "errors" in outputs:
+        is_finite = outputs["losses"].isfinite()
+        names = {"losses", "semantic", "errors"} & outputs.keys()
+        kept = {name: outputs[name].double().where(is_finite, 0) for name in names}
+        self.sums[LOSS, 0] += kept["losses"].sum()
+        self.sums[CLIPS, 0] += is_finite.sum()
+        if "semantic" in kept:
+            self.sums[SEMANTIC, 0] += kept["semantic"].sum()
+        if "errors" in kept:
             buckets = outputs["timesteps"] * BUCKETS // self.timesteps
-            self.sums[ERROR].index_add_(0, buckets, outputs["errors"].double())
-            self.sums[NOISED].index_add_(0, buckets, torch.ones_like(losses))
-        self.clips += len(losses)
+            self.sums[ERROR].index_add_(0, buckets, kept["errors"])
+            self.sums[NOISED].index_add_(0, buckets, is_finite.double())
+        self.clips += len(is_finite)
 
     def _write(self, trainer: L.Trainer) -> None:
         sums = torch.as_tensor(trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")).cpu()
@@ -77,6 +84,7 @@ class TrainingLog(L.Callback):
         row["train/clips_per_second"] = self.clips * trainer.world_size / seconds
         row["train/data_wait"] = self.waited / seconds
         row["train/memory_gib"] = memory()
+        row["train/skipped_steps"] = float(self.guard.skipped)
         for logger in trainer.loggers:
             logger.log_metrics(row, trainer.global_step)
         self.sums.zero_()
@@ -91,8 +99,10 @@ class TrainingLog(L.Callback):
 
 
 def losses(sums: Tensor, timesteps: int) -> dict[str, float]:
-    """The columns of a row."""
+    """The columns of a row; none where no clip had a finite loss."""
     clips, noised = sums[CLIPS].sum(), sums[NOISED].sum()
+    if not clips:
+        return {}
     row = {"train/loss": (sums[LOSS].sum() / clips).item()}
     for bucket in range(BUCKETS):
         if sums[NOISED, bucket]:

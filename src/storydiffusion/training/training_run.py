@@ -1,21 +1,30 @@
 """One training: fits, resumes, exports, and records what it took."""
 
 import json
+import sys
+import time
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
+from storydiffusion.errors import UserError
+from storydiffusion.training.agreement import stop_together
+from storydiffusion.training.checkpoint_io import (
+    Found,
+    certify_folder,
+    checkpoint_path,
+    newest_checkpoint,
+    remove_older,
+)
 from storydiffusion.training.csv_log import logged_losses
 from storydiffusion.training.stopwatch import Stopwatch, machine
 from storydiffusion.training.weight_averaging import WeightAveraging
 
 RECORD = "training.json"
-LAST = "last.ckpt"
 
 
 class Exporting(Protocol):
@@ -35,13 +44,13 @@ class Exporting(Protocol):
 
 @dataclass
 class Training:
-    """A module with its trainer; `fit` goes on from run_dir/checkpoints/last.ckpt where there is one."""
+    """A module with its trainer; `fit` goes on from the newest checkpoint of its run directory, where there is one."""
 
     module: Any  # a LightningModule that is `Exporting`
     trainer: L.Trainer
     average: WeightAveraging
     stopwatch: Stopwatch
-    checkpoints: ModelCheckpoint
+    checkpoints: "RunCheckpoints"
     data: L.LightningDataModule | None = None  # None: the module has its own
 
     @property
@@ -50,9 +59,7 @@ class Training:
         return self.trainer.is_global_zero
 
     def fit(self) -> None:
-        last = Path(str(self.checkpoints.dirpath)) / LAST
-        path = str(last) if last.exists() else None
-        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=True)
+        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.checkpoints.find(), weights_only=True)
 
     def export(self, folder: Path) -> dict[str, float]:
         """Writes the averaged weights into `folder` with a record of how they came about; returns measured figures
@@ -63,7 +70,7 @@ class Training:
         with self.average.applied(self.module):
             self.module.to("cpu")
             figures = module.export(folder)
-        figures |= logged_losses(Path(str(self.checkpoints.dirpath)).parent)
+        figures |= logged_losses(self.checkpoints.folder.parent)
         file = folder / RECORD
         record = json.loads(file.read_text()) if file.exists() else {}
         for part in module.parts:
@@ -78,14 +85,78 @@ class Training:
         return figures
 
 
-class RunCheckpoints(ModelCheckpoint):
-    """Keeps the newest checkpoint, one every `minutes`, and leaves that of the last step when the training ends.
+class RunCheckpoints(Checkpoint):
+    """Saves every `minutes`, and when the training ends, into `folder`; see `checkpoint_io.py`.
 
-    Lightning's own leaves the last one that was due.
+    Only between optimizer steps: gradients that are still being accumulated are in no checkpoint.
     """
 
     def __init__(self, folder: str | Path, minutes: float) -> None:
-        super().__init__(folder, save_last=True, train_time_interval=timedelta(minutes=minutes))
+        self.folder = Path(folder)
+        self.seconds = 60 * minutes
+        self.resumed: Found | None = None  # what this process has found to go on from
+        self._step_begun = self._step_saved = -1
+        self._saved = 0.0  # when
+
+    def find(self) -> Path | None:
+        """The checkpoint that the run goes on from. Raises UserError where there are some but none that counts."""
+        self.resumed = newest_checkpoint(self.folder)
+        return self.resumed.path if self.resumed else None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        found = self.resumed
+        if not trainer.strategy.reduce_boolean_decision(found == trainer.strategy.broadcast(found)):
+            stop_together(trainer, f"the processes find different checkpoints in {self.folder}: let all see one folder")
+        if found and found.passed_over and trainer.is_global_zero:
+            print(f"going on from step {found.step}, since {'; '.join(found.passed_over)}", file=sys.stderr)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step_begun = self._step_saved = trainer.global_step
+        self._saved = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._step_begun = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        is_due = time.monotonic() - self._saved >= self.seconds
+        if self.is_between_steps(trainer) and trainer.strategy.broadcast(is_due):
+            self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
+        if self.is_between_steps(trainer):
+            self.save(trainer)
+
+    def is_between_steps(self, trainer: L.Trainer) -> bool:
+        """Whether the batch at hand has ended an optimizer step; with accumulation not every one does."""
+        return trainer.global_step != self._step_begun
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Saves the present step as the newest checkpoint and removes all older ones but one; called by all processes
+        together, at the end of a batch that has ended a step.
+
+        Raises:
+            UserError: on the first process, where it cannot be written; the others end.
+        """
+        step = trainer.global_step
+        if step == self._step_saved:
+            return
+        if not self.is_between_steps(trainer):
+            raise RuntimeError("a checkpoint between the batches of one step would lose their gradients")
+        path = checkpoint_path(self.folder, step)
+        failure = None
+        try:
+            trainer.save_checkpoint(path)
+        except UserError as error:  # on the first process alone, which writes: the others are in the barrier after it
+            failure = str(error)
+            trainer.strategy.barrier()
+        if failure := trainer.strategy.broadcast(failure):
+            stop_together(trainer, failure)
+        if trainer.is_global_zero:
+            if path.is_dir():
+                certify_folder(path)
+            remove_older(self.folder, step)
+        self._step_saved, self._saved = step, time.monotonic()

@@ -8,16 +8,19 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from storydiffusion.training.finite_loss import FiniteLoss
+
 
 class WeightAveraging(L.Callback):
     """Keeps an average of the trainable parameters only, so that frozen parts are never copied or saved; in float32.
 
     The average after step t moves by 1 − min(decay, (1 + t) / (10 + t)): short memory at the start.
-    It travels in the checkpoint as the callback's state.
+    Steps that `guard` has left out do not move it. It travels in the checkpoint as the callback's state.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: float, guard: FiniteLoss) -> None:
         self.decay = decay
+        self.guard = guard
         self.average: dict[str, Tensor] = {}
         self._last_step = -1
 
@@ -27,7 +30,9 @@ class WeightAveraging(L.Callback):
             name: self.average.get(name, p).detach().to(p.device, torch.float32, copy=name not in self.average)
             for name, p in current.items()
         }
-        self._last_step = trainer.global_step
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_step = trainer.global_step  # which a checkpoint has told only now
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -36,6 +41,8 @@ class WeightAveraging(L.Callback):
         if trainer.global_step == self._last_step:  # a step of gradient accumulation
             return
         self._last_step = trainer.global_step
+        if self.guard.has_skipped:
+            return
         weight = 1 - min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
         current = _trainable(pl_module)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,72 @@
+"""What the tests ask of Slurm: submit, look, wait. No accounts are kept: all that is known of a job is in scontrol."""
+
+import csv
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SECONDS = 400  # that a state may take to come, on a busy machine
+SMALL = (
+    "model.height=64", "model.width=64", "model.video.frames=3", "data.storyworld.clips=8", "recipe.batch_size=2",
+    "recipe.sample_every=0", "trainer.log_every=1",
+)  # fmt: skip
+"""The miniature at its smallest: about a second a step"""
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+
+def submit(folder: Path, *changes: str, options: tuple[str, ...] = ()) -> str:
+    """`sbatch --nodes=2 slurm/train.sbatch CHANGES`, without GPUs; its log is `folder`/log. Returns the job's id."""
+    own = ("--nodes=2", "--gpus-per-node=0", f"--output={folder}/log", *options)
+    return slurm("sbatch", "--parsable", *own, "slurm/train.sbatch", *SMALL, *changes)
+
+
+def job(name: str) -> dict[str, str]:
+    """JobState, Restarts, ExitCode, RunTime, … of a job."""
+    return dict(re.findall(r"(\S+?)=(\S*)", slurm("scontrol", "show", "job", name, "--oneliner")))
+
+
+def wait_for(condition: Callable[[], bool], what: str, log: Path) -> None:
+    """Fails with the end of `log` when it takes too long."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            text = log.read_text(errors="replace").replace("\r", "\n") if log.exists() else "there is no log"
+            pytest.fail(f"after {SECONDS} s not yet {what}:\n{slurm('squeue', '--long')}\n{text[-4000:]}")
+        time.sleep(0.2)
+
+
+def wait_for_state(name: str, state: str, log: Path) -> None:
+    """Waits until a job has ended so, or is at least no longer what it was when it cannot come to `state`."""
+    ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    wait_for(lambda: job(name)["JobState"] in (state, *ended), f"{state} of job {name}", log)
+    found = job(name)
+    assert found["JobState"] == state, f"{found}\n{log.read_text(errors='replace')[-4000:]}"
+
+
+def let_it_begin_again(name: str, log: Path) -> None:
+    """Waits until a job is queued again and begins it at once, for an hour: Slurm would let it wait for two minutes."""
+    wait_for(lambda: job(name)["Restarts"] == "1" and job(name)["JobState"] == "PENDING", f"{name} queued again", log)
+    slurm("scontrol", "update", f"jobid={name}", "TimeLimit=60", "StartTime=now")
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """Of metrics.csv, without empty cells; the last one may be being written and is left out then."""
+    file = run / "metrics.csv"
+    if not file.exists():
+        return []
+    with file.open(newline="") as stream:
+        found = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(stream)]
+    return [row for row in found if "step" in row and "train/memory_gib" in row]
+
+
+def steps(run: Path) -> list[int]:
+    return [int(float(row["step"])) for row in rows(run)]

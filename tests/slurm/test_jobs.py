@@ -1,0 +1,141 @@
+"""Trainings as jobs of a real Slurm of two nodes: to the end, through time limits and lost nodes, and as a sweep."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from storydiffusion.training.checkpoint_io import newest_checkpoint
+from tests.conftest import ROOT
+from tests.slurm.cluster import SMALL, job, let_it_begin_again, rows, slurm, steps, submit, wait_for, wait_for_state
+
+pytestmark = pytest.mark.slurm
+
+STEPS = 12
+RARELY = "trainer.checkpoint_minutes=600"  # so that nothing but a signal saves
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(tmp_path_factory):
+    """What the jobs inherit."""
+    if not shutil.which("sbatch") or "SLURM_CONF" not in os.environ:
+        pytest.fail("there is no Slurm to test with: make test-slurm starts one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("INTERFACE", "lo")  # both nodes are on this machine
+        yield
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """Where the first job draws the clips."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def saved_step(run: Path) -> int:
+    found = newest_checkpoint(run / "checkpoints")
+    assert found is not None
+    return found.step
+
+
+def check_finished(run: Path, name: str, restarts: int) -> None:
+    found = job(name)
+    assert (found["ExitCode"], found["Restarts"]) == ("0:0", str(restarts))
+    assert steps(run) == list(range(1, STEPS + 1))
+    assert saved_step(run) == STEPS
+    assert (run / "export" / "predictor" / "model.safetensors").exists()
+
+
+def test_two_nodes_train_to_the_end(cache, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    name = submit(tmp_path, f"run_dir={run}", f"cache={cache}", f"trainer.max_steps={STEPS}")
+    wait_for_state(name, "COMPLETED", log)
+    check_finished(run, name, restarts=0)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["trainer"]["nodes"], config["trainer"]["devices"]) == (2, 1)
+    assert "Starting with 2 processes" in log.read_text()
+
+
+def test_a_job_whose_time_is_up_saves_is_queued_again_and_finishes(cache, tmp_path):
+    """In an array, which gives the seed; the signal is Slurm's own."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    changes = (f"run_dir={run}", f"cache={cache}", f"trainer.max_steps={STEPS}", RARELY, "data.workers=1")
+    name = submit(tmp_path, *changes, options=("--array=7",)) + "_7"
+    wait_for(lambda: len(steps(run)) >= 3, "three steps", log)
+    minutes = int(job(name)["RunTime"].split(":")[1])
+    slurm("scontrol", "update", f"jobid={name}", f"TimeLimit={minutes + 2}")  # a signal is due 3 minutes before
+    let_it_begin_again(name, log)
+    step, before = saved_step(run), rows(run)
+    assert 3 <= step < STEPS
+    assert steps(run) == list(range(1, step + 1))
+    assert log.read_text().count(f"SIGUSR1: stopped after step {step}, which is saved; job {name} is queued again") == 1
+    wait_for_state(name, "COMPLETED", log)
+    check_finished(run, name, restarts=1)
+    assert rows(run)[:step] == before  # their times too: not trained again
+    assert yaml.safe_load((run / "config.yaml").read_text())["recipe"]["seed"] == 7
+
+
+def test_a_job_that_loses_a_node_is_queued_again_and_finishes(cache, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    often = "trainer.checkpoint_minutes=0"
+    name = submit(tmp_path, f"run_dir={run}", f"cache={cache}", f"trainer.max_steps={STEPS}", often)
+    wait_for(lambda: len(steps(run)) >= 3, "three steps", log)
+    slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    try:
+        wait_for(lambda: job(name)["JobState"] == "PENDING", "queued again", log)
+        step = saved_step(run)
+        before = rows(run)[:step]
+    finally:
+        slurm("scontrol", "update", "nodename=n2", "state=resume")
+    let_it_begin_again(name, log)
+    wait_for_state(name, "COMPLETED", log)
+    check_finished(run, name, restarts=1)
+    assert 2 <= step < STEPS
+    assert rows(run)[: len(before)] == before
+
+
+def test_a_job_that_is_cancelled_saves_and_stays_cancelled(cache, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    changes = (f"run_dir={run}", f"cache={cache}", f"trainer.max_steps={STEPS}", RARELY, "data.workers=1")
+    name = submit(tmp_path, *changes)
+    wait_for(lambda: len(steps(run)) >= 3, "three steps", log)
+    slurm("scancel", name)
+    wait_for_state(name, "CANCELLED", log)
+    wait_for(lambda: not slurm("squeue", "--noheader", f"--jobs={name}"), "gone", log)
+    step = saved_step(run)
+    assert 3 <= step < STEPS
+    assert steps(run) == list(range(1, step + 1))
+    assert job(name)["Restarts"] == "0"
+    assert f"SIGTERM: stopped after step {step}, which is saved; the same command goes on" in log.read_text()
+
+
+def test_a_sweep_of_three_jobs_in_which_one_is_preempted(cache, tmp_path):
+    launcher = [f"hydra.launcher.{each}" for each in ("gpus_per_node=null", "cpus_per_task=1", "mem_gb=4")]
+    own = [f"cache={cache}", f"trainer.max_steps={STEPS}", RARELY, "trainer=cpu"]
+    sweep = "recipe.seed=1,2,3"
+    with (tmp_path / "log").open("w") as log:
+        launched = subprocess.Popen(
+            [sys.executable, ROOT / "train.py", "-m", "hydra/launcher=slurm", *launcher, *SMALL, *own, sweep],
+            cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    runs = [tmp_path / "runs" / "transition" / f"recipe.seed={seed}" for seed in (1, 2, 3)]
+    try:
+        wait_for(lambda: len(steps(runs[1])) >= 3, "three steps", tmp_path / "log")
+        names = slurm("squeue", "--noheader", "--array", "--format=%i").split()
+        (name,) = [name for name in names if name.endswith("_1")]
+        slurm("scancel", "--signal=USR2", name)
+        let_it_begin_again(name, tmp_path / "runs" / ".submitit" / name / f"{name}_0_log.err")
+        step, before = saved_step(runs[1]), rows(runs[1])
+        wait_for(lambda: launched.poll() is not None, "the sweep ended", tmp_path / "log")
+    finally:
+        launched.kill()
+    assert launched.returncode == 0, (tmp_path / "log").read_text()
+    for index, run in enumerate(runs):
+        check_finished(run, f"{name[:-2]}_{index}", restarts=int(index == 1))
+        assert yaml.safe_load((run / "config.yaml").read_text())["recipe"]["seed"] == index + 1
+    assert 3 <= step < STEPS
+    assert rows(runs[1])[:step] == before
