@@ -104,7 +104,6 @@ def test_the_card_of_a_model_with_video(tmp_path):
     record["predictor"] = {**record["judge"], "recipe": {**record["judge"]["recipe"], "semantic_weight": 0.25}}
     (folder / "training.json").write_text(json.dumps(record))
     parts = [f"model.video.{part}={folder}/{part}" for part in ("motion_adapter", "image_encoder", "predictor")]
-    parts.append("model.video.cross_attention=null")
     write_card(
         config_of(
             folder,

@@ -39,7 +39,6 @@ def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def film(infer: Callable[..., Outcome], video_model: Path) -> Callable[..., Outcome]:
     """Calls infer.py for a video in run/, with every part of the tiny model."""
     parts = [f"model.video.{part}={video_model}/{part}" for part in ("motion_adapter", "image_encoder", "predictor")]
-    parts.append("model.video.cross_attention=null")
     sampling = (f"model.video.frames={FRAMES}", "model.video.steps=2", "fps=4", "hold=0.5")
     small = ("height=64", "width=64", "steps=2", "run_dir=run", "video=on")
     return lambda *overrides: infer(f"model.path={video_model}", *parts, *sampling, *small, *overrides)

@@ -60,7 +60,6 @@ def command(
 ) -> Callable[..., Outcome]:
     """Calls `python -m storydiffusion.measure_video OVERRIDES` in this process, on the tiny model."""
     parts = [f"model.video.{part}={world_model}/{part}" for part in ("motion_adapter", "image_encoder", "predictor")]
-    parts.append("model.video.cross_attention=null")
 
     def call(*overrides: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["measure_video.py", f"model.path={world_model}", *parts, *overrides])

@@ -15,21 +15,16 @@ from storydiffusion.errors import UserError
 from storydiffusion.release import DEEPSPEED_STATES, ReleaseConfig, from_pretrained, release
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, certify_folder, checkpoint_path
 from storydiffusion.training.training_run import Training
-from storydiffusion.video.cross_attention import cross_attention_weights
 from tests.conftest import Outcome, outcome_of
 from tests.video_model import composed, overrides
 
 
 @pytest.fixture(scope="module")
 def run(tiny_video_model, tmp_path_factory) -> tuple[Path, Training]:
-    """A run of all parts, and what was trained in it."""
+    """A run of both parts, and what was trained in it."""
     folder = tmp_path_factory.mktemp("training")
-    all_parts = (
-        "recipe.trainable=[predictor,motion_module,cross_attention]",
-        "trainer.max_steps=2",
-        f"run_dir={folder}/run",
-    )
-    trained = assembly.training(composed(*overrides(tiny_video_model, folder / "cache"), *all_parts))
+    both = ("recipe.trainable=[predictor,motion_module]", "trainer.max_steps=2", f"run_dir={folder}/run")
+    trained = assembly.training(composed(*overrides(tiny_video_model, folder / "cache"), *both))
     trained.fit()
     return folder / "run", trained
 
@@ -60,10 +55,6 @@ def test_what_is_released_is_the_average_bit_for_bit(run, released):
         assert not network.training
         for name, weight in network.named_parameters():
             assert torch.equal(weight, average[f"{prefix}.{name}"]), name
-    assert parts.cross_attention is not None
-    assert parts.cross_attention.keys() == cross_attention_weights(run[1].module.video_unet.unet).keys()
-    for name, weight in parts.cross_attention.items():
-        assert torch.equal(weight, average[f"video_unet.unet.{name}"]), name
     with run[1].average.applied(run[1].module):
         own = run[1].module.predictor.eval()
         features = torch.randn(2, 1, 5, own.image_width)
@@ -75,7 +66,6 @@ def test_the_folder_holds_what_it_promises_and_nothing_that_is_executed(run, rel
     assert files == {
         "README.md", "SHA256SUMS", "config.json", "predictor/config.json", "predictor/model.safetensors",
         "motion_adapter/config.json", "motion_adapter/diffusion_pytorch_model.safetensors",
-        "cross_attention/config.json", "cross_attention/model.safetensors",
     }  # fmt: skip
     for line in (released / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
@@ -84,7 +74,7 @@ def test_the_folder_holds_what_it_promises_and_nothing_that_is_executed(run, rel
     assert files == {"SHA256SUMS"}
     settings = json.loads((released / "config.json").read_text())
     assert settings["steps"] == 2
-    assert settings["training"]["recipe"]["trainable"] == ["predictor", "motion_module", "cross_attention"]
+    assert settings["training"]["recipe"]["trainable"] == ["predictor", "motion_module"]
     card = (released / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
     assert "| steps | 2 of 2, each of 2 clips |" in card
@@ -106,7 +96,7 @@ def test_half_precision_halves_the_bytes_and_is_the_rounded_average(run, release
     assert {weight.dtype for weight in wide.predictor.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("part", ["predictor", "motion_adapter", "cross_attention", "README.md"])
+@pytest.mark.parametrize("part", ["predictor", "motion_adapter", "README.md"])
 @pytest.mark.parametrize("change", ["changed", "missing", "added"])
 def test_a_changed_byte_is_refused(released, part, change):
     file = released / part if part.endswith(".md") else next((released / part).glob("*.safetensors"))
@@ -129,7 +119,6 @@ def test_telling_refuses_a_changed_predictor_too(released, tiny_video_model, tmp
     config = composed(
         *overrides(tiny_video_model, tmp_path), f"model.video.predictor={released}/predictor",
         f"model.video.motion_adapter={released}/motion_adapter",
-        f"model.video.cross_attention={released}/cross_attention",
     ).model  # fmt: skip
     model = load_drawing_parts(config, torch.float32)
     assert with_trained_predictor(model, video_of(config), torch.float32).predictor is not None
@@ -150,10 +139,7 @@ def test_deepspeeds_folder_is_released_as_a_file_is(run, released, tmp_path):
     shutil.copy(checkpoint_path(run[0] / "checkpoints", 2), states)
     certify_folder(checkpoint_path(folder / "checkpoints", 2))
     release(ReleaseConfig(str(folder), str(tmp_path / "again")))
-    for name in (
-        "predictor/model.safetensors", "motion_adapter/diffusion_pytorch_model.safetensors",
-        "cross_attention/model.safetensors",
-    ):  # fmt: skip
+    for name in ("predictor/model.safetensors", "motion_adapter/diffusion_pytorch_model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (released / name).read_bytes()
 
 

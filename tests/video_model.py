@@ -9,8 +9,8 @@ from tests.conftest import ROOT, build_tiny_model
 
 SIZE, FRAMES = 64, 4
 TINY = (
-    "predictor.tokens=resampler", "predictor.tokens_per_frame=2", "predictor.resampler_layers=1", "predictor.width=16",
-    "predictor.layers=1", "predictor.heads=2", "predictor.head_width=8", "predictor.frames=8",
+    "predictor.width=16", "predictor.layers=1", "predictor.heads=2", "predictor.head_width=8",
+    "predictor.tokens_per_frame=2", "predictor.resampler_layers=1", "predictor.frames=8",
     "data.storyworld.clips=8", "data.workers=0", "model.video.steps=2",
     f"model.height={SIZE}", f"model.width={SIZE}", f"model.video.frames={FRAMES}",
     "recipe.batch_size=2", "recipe.warmup=2", "recipe.sample_clips=2",
@@ -53,7 +53,6 @@ def overrides(model: Path, cache: Path) -> list[str]:
     """Of `python train.py`, for a training of seconds."""
     return [
         f"cache={cache}", f"model.path={model}", f"model.video.motion_adapter={model}/motion_adapter",
-        "model.video.cross_attention=null",
         f"model.video.image_encoder={model}/image_encoder", "trainer=cpu", "trainer.log_every=1",
         "trainer.checkpoint_minutes=0", *TINY,
     ]  # fmt: skip

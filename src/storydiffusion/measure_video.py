@@ -357,8 +357,7 @@ def settings_of(config: MeasureVideoConfig, folder: Path, way: str) -> dict[str,
     model, video = config.model, video_for(config, way)
     weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}
     weights["judge"] = sha256_of_file(folder / "judge" / "model.safetensors")
-    for part in ("motion_adapter", "cross_attention", "predictor"):
-        source = getattr(video, part)
+    for part, source in (("motion_adapter", video.motion_adapter), ("predictor", video.predictor)):
         if source is not None and (path := package_path(source)).is_dir():
             weights |= {f"{part}/{name}": checksum for name, checksum in sha256_of_folder(path).items()}
     options = {name: getattr(video, name) for name in ("frames", "steps", "guidance_scale", "end_frames")}

@@ -5,15 +5,14 @@
   python -m storydiffusion.release run=… out=… measured=runs/measure_video       with the table measured there
   python -m storydiffusion.release run=… out=… upload=NAME/REPOSITORY            and puts it on the hub
 
-OUT gets predictor/, motion_adapter/ and cross_attention/, those that were trained, of averaged weights as safetensors;
-config.json, the run's whole configuration; README.md, the model card; SHA256SUMS. The newest checkpoint is read, also
-of a run that goes on, and DeepSpeed's folders as well as files. `storydiffusion.release.from_pretrained(OUT)` loads the
-parts, and `python infer.py model.video.predictor=OUT/predictor` tells with them.
+OUT gets predictor/ and motion_adapter/, those that were trained, of averaged weights as safetensors; config.json, the
+run's whole configuration; README.md, the model card; SHA256SUMS. The newest checkpoint is read, also of a run that goes
+on, and DeepSpeed's folders as well as files. `storydiffusion.release.from_pretrained(OUT)` loads the parts, and
+`python infer.py model.video.predictor=OUT/predictor` tells with them.
 """
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,18 +35,10 @@ CONFIG = "config.json"
 DEEPSPEED_STATES = "checkpoint/mp_rank_00_model_states.pt"
 """where DeepSpeed keeps, in its folder, what Lightning keeps in a file: ZeRO-2 splits optimizer states alone"""
 
-NAMES = {
-    "predictor": re.compile(r"predictor\.(.+)"),
-    "motion_adapter": re.compile(r"video_unet\.unet\.(.+\.motion_modules\..+)"),
-    "cross_attention": re.compile(r"video_unet\.unet\.((?!.*\.motion_modules\.).+\.attn2\..+)"),
-}
-"""of each part's weights in the training module, whose group is their name in the part"""
+PREFIXES = {"predictor": "predictor.", "motion_adapter": "video_unet.unet."}
+"""of the names of each part's weights in the training module"""
 
-TITLES = {
-    "predictor": "Semantic motion predictor",
-    "motion_adapter": "Motion modules",
-    "cross_attention": "Cross-attention",
-}
+TITLES = {"predictor": "Semantic motion predictor", "motion_adapter": "Motion modules"}
 
 FRONT = """---
 license: {license}
@@ -107,13 +98,10 @@ class ReleaseConfig:
 
 @dataclass(frozen=True)
 class Release:
-    """The parts in a released folder, on the CPU in eval mode, and its config.json; None: it was not trained. The
-    cross-attention is its weights by their names in the U-Net, as `video.cross_attention` puts them there.
-    """
+    """The parts in a released folder, on the CPU in eval mode, and its config.json; None: it was not trained."""
 
     predictor: "SemanticMotionPredictor | None"
     motion_adapter: "MotionAdapter | None"
-    cross_attention: "dict[str, Tensor] | None"
     config: dict[str, Any]
 
 
@@ -128,7 +116,6 @@ def from_pretrained(folder: str | Path, dtype: "torch.dtype | None" = None) -> R
     """
     import torch
 
-    from storydiffusion.video.cross_attention import read_cross_attention
     from storydiffusion.video.motion_adapters import load_motion_adapter
     from storydiffusion.video.predictor_files import load_predictor
 
@@ -136,11 +123,10 @@ def from_pretrained(folder: str | Path, dtype: "torch.dtype | None" = None) -> R
     check_checksums(folder)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     kept: torch.dtype = dtype or getattr(torch, config["dtype"])
-    predictor, adapter, attention = (folder / part if (folder / part).is_dir() else None for part in NAMES)
+    predictor, adapter = (folder / part if (folder / part).is_dir() else None for part in PREFIXES)
     return Release(
         load_predictor(predictor, kept) if predictor else None,
         load_motion_adapter(adapter, dtype=kept) if adapter else None,
-        {name: weight.to(kept) for name, weight in read_cross_attention(attention).items()} if attention else None,
         config,
     )
 
@@ -195,43 +181,30 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def write_parts(checkpoint: Mapping[str, Any], folder: Path, dtype: str) -> dict[str, int]:
-    """Writes the averaged weights of every trained part in `dtype`; returns their numbers of parameters."""
-    import torch
-
-    dtype_of_weights = getattr(torch, dtype)
-    average: dict[str, Tensor] = checkpoint["callbacks"]["WeightAveraging"]["average"]
-    counts = {}
-    for part, arguments in checkpoint["parts"].items():
-        matches = {name: NAMES[part].fullmatch(name) for name in average}
-        own = {match.group(1): average[name].to(dtype_of_weights) for name, match in matches.items() if match}
-        write_part(part, own, arguments, folder / part)
-        counts[part] = sum(weight.numel() for weight in own.values())
-    return counts
-
-
-def write_part(part: str, weights: "dict[str, Tensor]", arguments: Mapping[str, Any], folder: Path) -> None:
-    """Raises UserError where weights are missing, or do not fit the arguments."""
+    """Writes the averaged weights of every trained part; returns their numbers of parameters."""
     import torch
     from diffusers.models.unets.unet_motion_model import MotionAdapter
 
-    from storydiffusion.video.cross_attention import save_cross_attention
     from storydiffusion.video.predictor_files import save_predictor
     from storydiffusion.video.semantic_motion_predictor import SemanticMotionPredictor
 
-    if part == "cross_attention":
-        save_cross_attention(weights, arguments, folder)
-        return
-    is_predictor = part == "predictor"
-    network: torch.nn.Module = SemanticMotionPredictor(**arguments) if is_predictor else MotionAdapter(**arguments)
-    torch.nn.Module.to(network, next(iter(weights.values())).dtype)  # diffusers' own has no types
-    buffers = {name: tensor for name, tensor in network.state_dict().items() if name not in weights}
-    if lacking := buffers.keys() & dict(network.named_parameters()).keys():
-        raise UserError(f"the checkpoint's average lacks {min(lacking)} of the {part}: name another run")
-    network.load_state_dict(weights | buffers)
-    if isinstance(network, MotionAdapter):
-        network.save_pretrained(folder)
-    else:
-        save_predictor(network, arguments, folder)
+    average: dict[str, Tensor] = checkpoint["callbacks"]["WeightAveraging"]["average"]
+    counts = {}
+    for part, arguments in checkpoint["parts"].items():
+        network = SemanticMotionPredictor(**arguments) if part == "predictor" else MotionAdapter(**arguments)
+        prefix = PREFIXES[part]
+        own = {name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)}
+        buffers = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
+        if lacking := buffers.keys() & dict(network.named_parameters()).keys():
+            raise UserError(f"the checkpoint's average lacks {min(lacking)} of the {part}: name another run")
+        network.load_state_dict(own | buffers)
+        network.to(getattr(torch, dtype))
+        if isinstance(network, SemanticMotionPredictor):
+            save_predictor(network, arguments, folder / part)
+        else:
+            network.save_pretrained(folder / part)
+        counts[part] = sum(weight.numel() for weight in network.parameters())
+    return counts
 
 
 def card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: ReleaseConfig, name: str) -> str:
@@ -254,8 +227,6 @@ def card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: Releas
     ]
     if settings["model"]["video"]["end_attention"]:
         rows.append(["beside the paper", "each frame's self-attention reads the end frames too"])
-    if "cross_attention" in parts:
-        rows.append(["beside the paper", "the image model's cross-attention is trained to read semantic tokens"])
     if recipe["given_ends"]:
         rows.append(["beside the paper", f"clean end frames in {100 * recipe['given_ends']:g} % of the clips"])
     if recipe["teacher_forcing"]:

@@ -58,7 +58,6 @@ def load_drawing_parts(config: ModelConfig, dtype: "torch.dtype") -> "VideoModel
 
     Without `video.motion_adapter` the motion modules are new, drawn from torch's global generator.
     """
-    from storydiffusion.video.cross_attention import load_cross_attention
     from storydiffusion.video.motion_adapters import animatediff_scheduler
     from storydiffusion.video.semantic_video_unet import SemanticVideoUNet
     from storydiffusion.video.text_encoder import TextEncoder
@@ -71,13 +70,8 @@ def load_drawing_parts(config: ModelConfig, dtype: "torch.dtype") -> "VideoModel
     adapter = _motion_adapter(video, networks["unet"].config, dtype)
     pipe: Any = pipeline_of(folder, networks, dtype)
     model_scheduler = ddim_of(pipe.scheduler) if config.scheduler == "ddim" else pipe.scheduler
-    video_unet = SemanticVideoUNet.from_parts(pipe.unet, adapter, end_attention=video.end_attention)
-    if video.cross_attention is not None:
-        folder = part_folder(video.cross_attention, "model.video.cross_attention")
-        _check_released(folder)
-        load_cross_attention(video_unet.unet, folder)
     return VideoModel(
-        video_unet,
+        SemanticVideoUNet.from_parts(pipe.unet, adapter, end_attention=video.end_attention),
         pipe.vae.requires_grad_(False).eval(),
         TextEncoder(pipe.tokenizer, pipe.text_encoder),
         animatediff_scheduler(pipe.scheduler) if video.scheduler == "animatediff" else model_scheduler,

@@ -108,8 +108,6 @@ def _weights(video: VideoConfig) -> dict[str, str]:
     if video.motion_adapter is None:
         raise UserError("model.video.motion_adapter=null makes new motion modules: name trained ones, or train them")
     sources = {"motion_adapter": video.motion_adapter}
-    if video.cross_attention is not None:
-        sources |= {"cross_attention": video.cross_attention}
     if video.predictor is not None:
         sources |= {"predictor": video.predictor, "image_encoder": video.image_encoder}
     return {name: found for part, source in sources.items() for name, found in _checksums(part, source).items()}
@@ -135,7 +133,6 @@ def _check_fits(model: Path, video: VideoConfig) -> None:
     unet = _read_config(model / "unet")
     pairs = (
         ("motion_adapter", video.motion_adapter, "block_out_channels", "block_out_channels"),
-        ("cross_attention", video.cross_attention, "cross_attention_dim", "cross_attention_dim"),
         ("predictor", video.predictor, "context_width", "cross_attention_dim"),
     )
     for part, source, name, name_in_unet in pairs:

@@ -18,7 +18,6 @@ class VideoConfig:
     """What makes a video model of a text-to-image model, and how clips are sampled by default."""
 
     motion_adapter: str | None  # package://…, folder, hub id or AnimateDiff file; null: a new one, to be trained
-    cross_attention: str | None  # package://… or a folder: trained to read semantic tokens; null: the image model's own
     image_encoder: str  # package://… or a folder of a CLIPModel; open_clip://NAME/TAG, or NAME/FILE, or NAME/random
     predictor: str | None  # package://… or a folder of a released one; null: none
     scheduler: str  # model: the text-to-image model's; animatediff: the noise schedule of AnimateDiff's motion modules

@@ -14,7 +14,7 @@ TRANSITION = "transition"
 ACCELERATORS = ("auto", "cpu", "gpu")
 STRATEGIES = ("auto", "ddp", "deepspeed")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-TRAINABLE = ("predictor", "motion_module", "cross_attention")
+TRAINABLE = ("predictor", "motion_module")
 LOSSES = ("epsilon", "x0", "v")
 OPTIMIZERS = ("adamw", "muon")
 WANDB_MODES = ("online", "offline")
@@ -107,7 +107,7 @@ class TransitionRecipe:
 
     def __post_init__(self) -> None:
         if not self.trainable or len(set(self.trainable)) < len(self.trainable):
-            raise UserError(f"recipe.trainable={self.trainable}: name some of {', '.join(TRAINABLE)}, each once")
+            raise UserError(f"recipe.trainable={self.trainable}: name one or both of {', '.join(TRAINABLE)}, once")
         for name in self.trainable:
             check_choice("recipe.trainable", name, TRAINABLE)
         check_choice("recipe.loss", self.loss, LOSSES)
@@ -132,7 +132,7 @@ class TransitionRecipe:
                 f"recipe.semantic_weight={self.semantic_weight} judges the predictor, which is not trained: add it to "
                 "recipe.trainable or set recipe.semantic_weight=0"
             )
-        if not self.diffusion_weight and (not self.semantic_weight or self.trainable != ["predictor"]):
+        if not self.diffusion_weight and (not self.semantic_weight or "motion_module" in self.trainable):
             raise UserError(
                 f"recipe.diffusion_weight={self.diffusion_weight} leaves the semantic error alone, of which only the "
                 "predictor learns: set recipe.trainable=[predictor] and a recipe.semantic_weight above 0"

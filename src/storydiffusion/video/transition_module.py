@@ -1,9 +1,8 @@
 """Training of the video model, section 3.2 of arXiv 2405.01434: encode → noise → predict → loss.
 
 Trained are the semantic motion predictor, the motion modules, or both; the author trains both together. Everything
-else is frozen: without gradients, in eval mode, and in no checkpoint. Beyond the paper, as options: the cross-attention
-that reads the tokens trained too, end frames given clean, the error in x_0 or v, a semantic error, tokens dropped for
-guidance, tokens of the true frames in the place of predicted ones.
+else is frozen: without gradients, in eval mode, and in no checkpoint. Beyond the paper, as options: end frames given
+clean, the error in x_0 or v, a semantic error, tokens dropped for guidance.
 
 Shapes: B clips on this process, F frames, C latent channels, H × W pixels, h × w latents, T text tokens, D the width
 of the cross-attention's context.
@@ -26,11 +25,6 @@ from storydiffusion.training.muon import Muon, split_parameters
 from storydiffusion.training.run_config import check_same_config
 from storydiffusion.training.stopwatch import machine
 from storydiffusion.video.clip_noise import ClipNoise, draw_clip_noise
-from storydiffusion.video.cross_attention import (
-    cross_attention_settings,
-    cross_attention_weights,
-    save_cross_attention,
-)
 from storydiffusion.video.diffusion_loss import DiffusionLoss, NoisedLatents, semantic_loss
 from storydiffusion.video.end_frames import with_end_frames
 from storydiffusion.video.motion_adapters import adapter_arguments
@@ -108,8 +102,6 @@ class TransitionModule(L.LightningModule):
             weights += self.predictor.parameters()
         if "motion_module" in self.parts:
             weights += self.video_unet.motion_parameters()
-        if "cross_attention" in self.parts:
-            weights += cross_attention_weights(self.video_unet.unet).values()
         return weights
 
     def trained_networks(self) -> list[nn.Module]:
@@ -126,8 +118,8 @@ class TransitionModule(L.LightningModule):
         return self
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns the `loss` to minimise; for the log each clip's part of it, `losses`, and those terms of it that have
-        weight: its diffusion `errors`, with their `timesteps`, and its `semantic` error; all (B,).
+        """Returns the `loss` to minimise; for the log each clip's part of it, `losses`, and the terms that have weight in
+        it: its diffusion `errors`, with their `timesteps`, and its `semantic` error; all (B,).
         """
         recipe = self.recipe
         features = self.image_features(batch.frames)
@@ -251,23 +243,14 @@ class TransitionModule(L.LightningModule):
             arguments["predictor"] = dict(self.predictor_settings or {})
         if "motion_module" in self.parts:
             arguments["motion_adapter"] = adapter_arguments(self.video_unet.unet.config)
-        if "cross_attention" in self.parts:
-            arguments["cross_attention"] = cross_attention_settings(self.video_unet.unet)
         return arguments
 
     def export(self, folder: Path) -> dict[str, float]:
-        """Writes predictor/, motion_adapter/ and cross_attention/, those that were trained; returns the number of their
-        parameters.
-        """
+        """Writes predictor/ and motion_adapter/, those that were trained; returns their numbers of parameters."""
         if "predictor" in self.parts and self.predictor is not None:
             save_predictor(self.predictor, self.predictor_settings or {}, folder / "predictor")
         if "motion_module" in self.parts:
             self.video_unet.unet.save_motion_modules(str(folder / "motion_adapter"))
-        if "cross_attention" in self.parts:
-            unet = self.video_unet.unet
-            save_cross_attention(
-                cross_attention_weights(unet), cross_attention_settings(unet), folder / "cross_attention"
-            )
         return {"trained parameters": float(sum(weight.numel() for weight in self.trained_weights()))}
 
 
