@@ -57,7 +57,7 @@ class FiniteLoss(L.Callback):
 
     def _last_words(self, step: int) -> str:
         return (
-            f"the loss of step {step} is not finite, the {self.in_a_row}th time in a row: lower the learning rate, try "
+            f"the loss of step {step} is not finite, {self.in_a_row} times in a row: lower the learning rate, try "
             "trainer.precision=32-true, or raise trainer.max_bad_steps; the last checkpoint is from before or without "
             "these steps"
         )
