@@ -149,7 +149,7 @@ class RunCheckpoints(Checkpoint):
         path = checkpoint_path(self.folder, step)
         failure = None
         try:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
         except UserError as error:  # on the first process alone, which writes: the others are in the barrier after it
             failure = str(error)
             trainer.strategy.barrier()
