@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from storydiffusion.errors import UserError
+from storydiffusion.training import agreement
 from storydiffusion.training.finite_loss import FiniteLoss
 from storydiffusion.training.muon import Muon, split_parameters
 from storydiffusion.training.weight_averaging import WeightAveraging
@@ -163,6 +164,7 @@ def rank_in_bad_world(rank: int, folder: Path) -> None:
         sys.exit(1)
 
 
-def test_all_processes_end_and_one_says_why(tmp_path):
+def test_all_processes_end_and_one_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(agreement, "PATIENCE", 0.5)
     assert run_processes(rank_in_bad_world, 2, tmp_path) == [1, 1]
     assert [file.name for file in tmp_path.iterdir()] == ["0.txt"]
