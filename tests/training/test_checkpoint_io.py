@@ -83,9 +83,11 @@ def test_a_writer_killed_at_any_moment_leaves_a_newest_checkpoint_that_loads(tmp
 
 
 def test_two_are_kept(tmp_path):
+    (tmp_path / "mine.ckpt").touch()
     for step in (3, 5, 8, 13):
         save(tmp_path, step)
         remove_older(tmp_path, step)
+    (tmp_path / "mine.ckpt").unlink()  # is there still
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"step-{step:08d}.{suffix}" for step in (8, 13) for suffix in ("ckpt", "json")
     ]

@@ -49,7 +49,8 @@ class FiniteLoss(L.Callback):
         self.skipped += 1
         self.in_a_row += 1
         step = trainer.global_step + 1
-        if self.in_a_row >= self.limit or trainer.strategy.handles_gradient_accumulation:
+        keeps_gradients = trainer.strategy.handles_gradient_accumulation  # DeepSpeed: its step cannot be left out
+        if self.in_a_row >= self.limit or keeps_gradients:
             stop_together(trainer, self._last_words(step))
         optimizer.zero_grad(set_to_none=True)  # a weight without a gradient is not touched, nor is its state
         if trainer.is_global_zero:
