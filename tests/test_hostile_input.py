@@ -114,4 +114,4 @@ def test_classes_named_in_yaml(refused, tmp_path, key):
     (folder / "evil.yaml").write_text(
         f"# @package _global_\n{key}:\n  _target_: os.system\n  command: touch {tmp_path}/harm\n"
     )
-    refused(key, f"--config-dir={tmp_path}/theirs", "experiment=evil")
+    refused(f"{key}._target_", "experiment=evil", f"--config-dir={tmp_path}/theirs")

@@ -160,8 +160,10 @@ def straight(configure) -> Callable[[int], Path]:
     return make
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    ("world_size", "workers"),
+    [(1, 0), (2, 2), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.slow)],
+)
 def test_killed_ten_times_it_ends_as_the_straight_run(configure, straight, world_size, workers):
     whole = straight(world_size)
     # every third of a second, so that several steps are lost; the straight run saves after each
