@@ -50,6 +50,12 @@ def tiny_video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_video_model(tmp_path_factory.mktemp("models") / "tiny_video")
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the clips of tiny trainings are drawn, once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def build_tiny_model(folder: Path) -> Path:
     """Saves the folder: 8× VAE, U-Net with self- and cross-attention on three grids, DDIM; a fixed random seed."""
     import torch

@@ -27,12 +27,6 @@ from tests.training_state import state
 from tests.video_model import FRAMES, SIZE, composed, overrides
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    """Where the clips are drawn, once for all tests."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def training(tiny_video_model, cache, tmp_path) -> Callable[..., Training]:
     """The training of `python train.py run_dir=NAME …`."""

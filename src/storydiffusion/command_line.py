@@ -23,6 +23,9 @@ from storydiffusion.errors import UserError
 
 Config = TypeVar("Config")
 
+CLASSES = ("_target_", "()", "hydra.callbacks", "hydra/callbacks")
+"""signs of an override that names what is to be called"""
+
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 
 
@@ -57,6 +60,7 @@ def command(
 
         @functools.wraps(function)
         def main() -> None:
+            _refuse_classes(sys.argv[1:])
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
             for library in ("DIFFUSERS", "TRANSFORMERS"):  # set before they are imported, hours of chatter saved
                 os.environ.setdefault(f"{library}_VERBOSITY", "error")
@@ -97,6 +101,13 @@ def _separate(composed: DictConfig) -> None:
     is_told = any(override.lstrip("+").startswith("run_dir=") for override in hydra_config.overrides.task)
     if composed.get("run_dir") is not None and not is_told:
         composed.run_dir = str(Path(composed.run_dir) / hydra_config.job.override_dirname)
+
+
+def _refuse_classes(arguments: list[str]) -> None:
+    """Hydra calls what hydra.callbacks and the factories of its logging name; nobody has to choose these here."""
+    for argument in arguments:
+        if any(sign in argument for sign in CLASSES):
+            _fail(f"{argument!r} names a class or function to call, which no setting here does: leave it out")
 
 
 def _fail(sentence: str, code: int = 1) -> NoReturn:

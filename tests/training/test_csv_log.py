@@ -51,6 +51,22 @@ def test_a_run_that_is_killed_before_its_first_row_loses_none(tmp_path):
     assert [float(row["step"]) for row in rows(tmp_path)] == [0, 1, 2]
 
 
+def test_a_run_that_is_killed_while_it_writes_its_first_row_loses_none(tmp_path):
+    log(tmp_path, range(2))
+    _ = CSVLog(tmp_path).experiment
+    (tmp_path / "metrics.csv").write_text("step,train/lo")  # what the killed one has left of the file
+    log(tmp_path, range(2, 3))
+    assert [float(row["step"]) for row in rows(tmp_path)] == [0, 1, 2]
+
+
+def test_half_a_row_is_none(tmp_path):
+    log(tmp_path, range(3))
+    file = tmp_path / "metrics.csv"
+    file.write_text(file.read_text().rstrip("\n")[:-1])
+    log(tmp_path, range(2, 4))
+    assert [float(row["step"]) for row in rows(tmp_path)] == [0, 1, 2, 3]
+
+
 def test_the_losses_of_a_log_are_means_over_its_ends(tmp_path):
     assert logged_losses(tmp_path) == {}
     log(tmp_path, range(20))

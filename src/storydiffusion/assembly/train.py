@@ -40,7 +40,7 @@ def training(config: TrainConfig | TransitionTrainConfig) -> "Training":
     """The module of `config.recipe` with its data, trainer, callbacks and loggers, ready to fit."""
     from storydiffusion.training.agreement import end_with_launcher
 
-    if "LOCAL_RANK" in os.environ:
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first of a node's processes may outlive the shell it came from
         end_with_launcher()
     strategy = _strategy(config.trainer)
     if isinstance(config, TransitionTrainConfig):

@@ -76,13 +76,13 @@ def newest_checkpoint(folder: Path) -> Found | None:
 
 
 def remove_older(folder: Path, step: int) -> None:
-    """Removes all checkpoints before `step` but the newest one, and what interrupted writing has left."""
+    """Removes checkpoints before `step` but the newest one, and what interrupted writing has left; no other file."""
     for draft in folder.glob(f".step-*{SUFFIX}.tmp"):
         draft.unlink()
     for draft in folder.glob(".step-*.json.tmp"):
         if not (folder / f"{draft.name[1:].partition('.')[0]}{SUFFIX}").exists():
             draft.unlink()
-    older = sorted((path for path in _checkpoints(folder) if _step_of(path) < step), key=_step_of, reverse=True)
+    older = sorted((path for path in _checkpoints(folder) if 0 <= _step_of(path) < step), key=_step_of, reverse=True)
     certified = [path for path in older if any(manifest.exists() for manifest in _manifests(path))]
     for path in older:
         if path not in certified[: KEPT - 1]:
@@ -152,8 +152,8 @@ class VerifiedCheckpointIO(CheckpointIO):
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise UserError(
-                f"cannot write the checkpoint {path}: {reason}; make room there, then the same command goes on from "
-                "the one before"
+                f"cannot write the checkpoint {path}: {reason}; mend that, and the same command goes on from the "
+                "one before"
             ) from error
 
     def load_checkpoint(

@@ -27,14 +27,15 @@ class CSVLog(CSVLogger):
     """Lightning's CSVLogger deletes the log of the run that it resumes; with this one `folder`/metrics.csv goes on.
 
     Rows of steps that are trained again, since the run stopped after its last checkpoint, give way to the new ones.
-    Until the first of these is written, the earlier rows lie in a copy: a run that is killed before loses none.
+    Until the first of these is written, the earlier rows lie in a copy: a run that is killed before loses none, nor
+    one that is killed while it writes.
     """
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
         self._file = Path(folder) / METRICS
         self._copy = self._file.with_name(".metrics.before.csv")
-        if self._file.exists():
+        if self._file.exists() and not self._copy.exists():
             write_atomically(self._copy, self._file.read_bytes())
         self._earlier = _rows(self._copy) if self._copy.exists() else []
 
@@ -56,5 +57,7 @@ class CSVLog(CSVLogger):
 
 
 def _rows(file: Path) -> list[dict[str, float]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+    """All rows but a last one that was not written to its end."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = lines if not lines or lines[-1].endswith("\n") else lines[:-1]
+    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(whole)]

@@ -49,7 +49,8 @@ class FiniteLoss(L.Callback):
         self.skipped += 1
         self.in_a_row += 1
         step = trainer.global_step + 1
-        if self.in_a_row >= self.limit or trainer.strategy.handles_gradient_accumulation:
+        keeps_gradients = trainer.strategy.handles_gradient_accumulation  # DeepSpeed: its step cannot be left out
+        if self.in_a_row >= self.limit or keeps_gradients:
             stop_together(trainer, self._last_words(step))
         optimizer.zero_grad(set_to_none=True)  # a weight without a gradient is not touched, nor is its state
         if trainer.is_global_zero:
@@ -57,7 +58,7 @@ class FiniteLoss(L.Callback):
 
     def _last_words(self, step: int) -> str:
         return (
-            f"the loss of step {step} is not finite, the {self.in_a_row}th time in a row: lower the learning rate, try "
+            f"the loss of step {step} is not finite, {self.in_a_row} times in a row: lower the learning rate, try "
             "trainer.precision=32-true, or raise trainer.max_bad_steps; the last checkpoint is from before or without "
             "these steps"
         )

@@ -147,16 +147,23 @@ class RunCheckpoints(Checkpoint):
         if not self.is_between_steps(trainer):
             raise RuntimeError("a checkpoint between the batches of one step would lose their gradients")
         path = checkpoint_path(self.folder, step)
-        failure = None
-        try:
-            trainer.save_checkpoint(path)
-        except UserError as error:  # on the first process alone, which writes: the others are in the barrier after it
-            failure = str(error)
-            trainer.strategy.barrier()
-        if failure := trainer.strategy.broadcast(failure):
+        if failure := trainer.strategy.broadcast(_write(trainer, path)):
             stop_together(trainer, failure)
-        if trainer.is_global_zero:
+        self._step_saved, self._saved = step, time.monotonic()
+
+
+def _write(trainer: L.Trainer, path: Path) -> str | None:
+    """Called by all processes; what the first one failed with, as a sentence."""
+    try:
+        trainer.save_checkpoint(path, weights_only=False)
+    except UserError as error:  # of the first process, which writes: the others are in the barrier that follows
+        trainer.strategy.barrier()
+        return str(error)
+    if trainer.is_global_zero:
+        try:
             if path.is_dir():
                 certify_folder(path)
-            remove_older(self.folder, step)
-        self._step_saved, self._saved = step, time.monotonic()
+            remove_older(path.parent, trainer.global_step)
+        except OSError as error:
+            return f"cannot keep {path.parent} in order: {(error.strerror or str(error)).lower()}; mend that"
+    return None

@@ -1,0 +1,312 @@
+"""Checkpoints: the newest one that counts always loads, whatever happened to the newer ones or to their writer."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from storydiffusion.errors import UserError
+from storydiffusion.training.checkpoint_io import (
+    VerifiedCheckpointIO,
+    certify_folder,
+    checkpoint_path,
+    load_plain,
+    newest_checkpoint,
+    remove_older,
+)
+
+KILLS = 100
+
+
+def content(step: int, size: int = 1000) -> dict[str, object]:
+    return {"global_step": step, "state_dict": {"weight": torch.full((size,), float(step))}}
+
+
+def save(folder: Path, step: int, size: int = 1000) -> Path:
+    path = checkpoint_path(folder, step)
+    VerifiedCheckpointIO().save_checkpoint(content(step, size), path)
+    return path
+
+
+def found_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint that counts, whose content is that step's."""
+    found = newest_checkpoint(folder)
+    if found is None:
+        return None
+    loaded = VerifiedCheckpointIO().load_checkpoint(found.path)
+    assert loaded["global_step"] == found.step
+    assert (loaded["state_dict"]["weight"] == found.step).all()
+    return found.step
+
+
+def write_without_end(folder: Path, step: int, written: Path) -> None:
+    """Saves as a training does, and notes every step whose checkpoint is done."""
+    torch.set_num_threads(1)  # the threads of the parent were not copied
+    with written.open("a") as log:
+        while True:
+            step += 1
+            save(folder, step, size=250_000)
+            remove_older(folder, step)
+            log.write(f"{step}\n")
+            log.flush()
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_newest_checkpoint_that_loads(tmp_path):
+    folder, written = tmp_path / "checkpoints", tmp_path / "written"
+    written.touch()
+    moments, step, halves = random.Random(0), 0, 0
+    context = multiprocessing.get_context("fork")  # torch is loaded already
+    for _ in range(KILLS):
+        writer = context.Process(target=write_without_end, args=(folder, step, written))
+        writer.start()
+        time.sleep(moments.uniform(0.0, 0.1))
+        writer.kill()
+        writer.join()
+        done = [int(line) for line in written.read_text().splitlines()]
+        step = found_step(folder) or 0
+        assert step >= max(done, default=0)
+        halves += any(file.name.startswith(".") for file in folder.glob("*")) if folder.exists() else 0
+        if step > 1:
+            assert len(list(folder.glob("step-*.ckpt"))) >= 2
+    assert step > 1
+    assert halves  # some were killed while they wrote
+
+
+def test_two_are_kept(tmp_path):
+    (tmp_path / "mine.ckpt").touch()
+    for step in (3, 5, 8, 13):
+        save(tmp_path, step)
+        remove_older(tmp_path, step)
+    (tmp_path / "mine.ckpt").unlink()  # is there still
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        f"step-{step:08d}.{suffix}" for step in (8, 13) for suffix in ("ckpt", "json")
+    ]
+    manifest = json.loads((tmp_path / "step-00000013.json").read_text())
+    assert manifest["step"] == 13
+    assert manifest["files"]["step-00000013.ckpt"]["size"] == (tmp_path / "step-00000013.ckpt").stat().st_size
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def disown(file: Path) -> None:
+    file.with_suffix(".json").unlink()
+
+
+def exchange(file: Path) -> None:
+    """The manifest is that of the checkpoint before."""
+    shutil.copy(file.with_name("step-00000001.json"), file.with_suffix(".json"))
+
+
+def scribble(file: Path) -> None:
+    file.with_suffix(".json").write_text('{"step": 2, "files": [')
+
+
+DAMAGES = [
+    (flip, "changed bytes"),
+    (cut, "bytes, not"),
+    (disown, "no manifest"),
+    (exchange, "manifest of step 1"),
+    (scribble, "unreadable manifest"),
+    (Path.unlink, "is missing"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES, ids=lambda value: getattr(value, "__name__", None))
+def test_a_damaged_one_is_passed_over_and_named(tmp_path, damage, reason):
+    save(tmp_path, 1)
+    damage(save(tmp_path, 2))
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == found_step(tmp_path) == 1
+    assert len(found.passed_over) == 1
+    assert found.passed_over[0].startswith("step-00000002.ckpt ")
+    assert reason in found.passed_over[0]
+
+
+def test_nothing_is_begun_anew_where_no_checkpoint_counts(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+    for step in (1, 2):
+        flip(save(tmp_path, step))
+    with pytest.raises(UserError, match=r"no checkpoint that can be trusted \(step-00000002.*; step-00000001"):
+        newest_checkpoint(tmp_path)
+    (tmp_path / "old").mkdir()
+    torch.save(content(7), tmp_path / "old" / "last.ckpt")
+    with pytest.raises(UserError, match=r"last\.ckpt has no manifest"):
+        newest_checkpoint(tmp_path / "old")
+
+
+def test_one_that_was_moved_but_whose_manifest_was_not_counts(tmp_path):
+    """What a kill between the two moves leaves, of the first checkpoint and of one that is written again."""
+    save(tmp_path, 1)
+    (tmp_path / "step-00000001.json").rename(tmp_path / ".step-00000001.json.tmp")
+    assert found_step(tmp_path) == 1
+    save(tmp_path, 2)
+    before = (tmp_path / "step-00000002.json").read_bytes()
+    VerifiedCheckpointIO().save_checkpoint({**content(2), "more": 1}, checkpoint_path(tmp_path, 2))
+    (tmp_path / "step-00000002.json").rename(tmp_path / ".step-00000002.json.tmp")
+    (tmp_path / "step-00000002.json").write_bytes(before)
+    assert found_step(tmp_path) == 2
+    remove_older(tmp_path, 2)
+    assert found_step(tmp_path) == 2
+    for step in (3, 4):
+        save(tmp_path, step)
+        remove_older(tmp_path, step)
+    assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+def test_what_could_not_be_loaded_is_not_written(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(UserError, match="could run code"):
+        VerifiedCheckpointIO().save_checkpoint(
+            {**content(2), "module": torch.nn.Linear(1, 1)}, tmp_path / "step-00000002.ckpt"
+        )
+    assert found_step(tmp_path) == 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_bytes_that_come_back_otherwise_are_found_at_once(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    real = os.fsync
+
+    def fail(descriptor: int) -> None:
+        """A disk that loses a bit."""
+        real(descriptor)
+        file = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if file.name.endswith(".ckpt.tmp"):
+            flip(file)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="other bytes than were written"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert found_step(tmp_path) == 1
+
+
+@pytest.fixture
+def limited() -> Iterator[None]:
+    """No file may grow beyond 100 kB, for root neither."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def check_refused(folder: Path, reason: str) -> None:
+    """Step 2 cannot be written, and step 1 stays, alone."""
+    with pytest.raises(UserError, match=reason) as refusal:
+        save(folder, 2, size=500_000)
+    assert str(folder / "step-00000002.ckpt") in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert found_step(folder) == 1
+    assert sorted(file.name for file in folder.iterdir()) == ["step-00000001.ckpt", "step-00000001.json"]
+
+
+def test_a_file_that_may_not_grow_is_one_sentence_and_the_one_before_stays(tmp_path, limited):
+    save(tmp_path, 1)
+    check_refused(tmp_path, "file too large")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [("size=1m", "no space left on device"), ("ro", "read-only file system")]
+)
+def test_a_full_or_read_only_disk_is_one_sentence_and_the_one_before_stays(tmp_path, change, reason):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        save(tmp_path, 1)
+        subprocess.run(["mount", "-o", f"remount,{change}", tmp_path], check=True)
+        check_refused(tmp_path, reason)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .*checkpoints/step-00000001\.ckpt: file exists"):
+        save(tmp_path / "checkpoints", 1)
+    assert (tmp_path / "checkpoints").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["none", "flip", "cut", "missing", "added"])
+def test_a_folder_of_deepspeeds_counts_by_all_its_files(tmp_path, damage):
+    """Its layout, made by hand: DeepSpeed itself works on CUDA only."""
+    for step in (1, 2):
+        states = checkpoint_path(tmp_path, step) / "checkpoint"
+        states.mkdir(parents=True)
+        (states.parent / "latest").write_text("checkpoint")
+        for rank in range(2):
+            torch.save(content(step), states / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        certify_folder(states.parent)
+    victim = checkpoint_path(tmp_path, 2) / "checkpoint" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    change = {
+        "none": lambda: None,
+        "flip": lambda: flip(victim),
+        "cut": lambda: cut(victim),
+        "missing": victim.unlink,
+        "added": lambda: (victim.parent / "more.pt").touch(),
+    }
+    change[damage]()
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == (2 if damage == "none" else 1)
+    if damage != "none":
+        assert ("more.pt" if damage == "added" else victim.name) in found.passed_over[0]
+    remove_older(tmp_path, 3)
+    assert not checkpoint_path(tmp_path, 1).exists()
+
+
+def test_a_folder_without_its_manifest_does_not_count(tmp_path):
+    save(tmp_path, 1)
+    checkpoint_path(tmp_path, 2).mkdir()
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, found.passed_over) == (1, ("step-00000002.ckpt has no manifest",))
+
+
+def test_a_planted_checkpoint_is_refused_by_name_and_nothing_in_it_runs(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (Path(tmp_path / "harm").touch, ())
+
+    save(tmp_path, 1)
+    planted = checkpoint_path(tmp_path, 2)
+    torch.save({**content(2), "more": Harm()}, planted)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    certify(planted)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.path == planted
+    for mmap in (False, True):
+        with pytest.raises(UserError, match=r"step-00000002\.ckpt as tensors and plain data"):
+            load_plain(found.path, mmap)
+    with pytest.raises(UserError, match="could run code"):
+        VerifiedCheckpointIO().load_checkpoint(found.path, weights_only=False)
+    assert not (tmp_path / "harm").exists()
+
+
+def certify(file: Path) -> None:
+    """A manifest that is true of a planted file, as whoever plants one can write it."""
+    data = file.read_bytes()
+    stored = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    file.with_suffix(".json").write_text(json.dumps({"step": 2, "files": {file.name: stored}}))

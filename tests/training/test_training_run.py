@@ -1,0 +1,133 @@
+"""When a run saves, what it goes on from, and how it ends where it cannot."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from storydiffusion.errors import UserError
+from storydiffusion.training import agreement
+from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, newest_checkpoint
+from storydiffusion.training.training_run import RunCheckpoints
+from tests.training.processes import run_processes
+
+
+class Module(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.learnt = nn.Linear(4, 4)
+
+    def training_step(self, batch, batch_idx):
+        return self.learnt(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(checkpoints: RunCheckpoints, steps: int = 3, callbacks: tuple[L.Callback, ...] = (), **options: Any) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=steps, callbacks=[*callbacks, checkpoints], plugins=[VerifiedCheckpointIO()],
+        logger=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **options,
+    )  # fmt: skip
+    data: Any = DataLoader(torch.randn(80, 4))
+    trainer.fit(Module(), data, ckpt_path=checkpoints.find(), weights_only=True)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("*.ckpt"))
+
+
+class Steps(L.Callback):
+    """Keeps the checkpoints' names after every batch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: list[list[str]] = []
+
+    def on_train_batch_start(self, *_):
+        self.seen.append(names(self.folder))
+
+
+def test_it_saves_between_steps_only(tmp_path):
+    """With gradients of two batches to a step, the time that is up in the first is used after the second."""
+    watch = Steps(tmp_path)
+    fit(RunCheckpoints(tmp_path, 0), callbacks=(watch,), accumulate_grad_batches=2)
+    steps = [f"step-0000000{step}.ckpt" for step in range(4)]
+    assert watch.seen == [[], [], steps[1:2], steps[1:2], steps[1:3], steps[1:3]]
+    assert names(tmp_path) == steps[2:4]
+
+
+class Preemption(L.Callback):
+    """Saves as soon as it may, as one that a signal has reached, and tries it in every batch."""
+
+    def __init__(self, checkpoints: RunCheckpoints) -> None:
+        self.checkpoints = checkpoints
+        self.refused = 0
+
+    def on_train_batch_end(self, trainer, *_):
+        if self.checkpoints.is_between_steps(trainer):
+            if trainer.global_step == 2:
+                self.checkpoints.save(trainer)
+                assert newest_checkpoint(self.checkpoints.folder).step == 2  # type: ignore[union-attr]
+                trainer.should_stop = True
+        elif trainer.global_step == 1:
+            with pytest.raises(RuntimeError, match="lose their gradients"):
+                self.checkpoints.save(trainer)
+            self.refused += 1
+
+
+def test_whoever_saves_out_of_turn_does_so_between_steps(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, 60)
+    preemption = Preemption(checkpoints)
+    fit(checkpoints, callbacks=(preemption,), accumulate_grad_batches=2)
+    assert preemption.refused == 1
+    assert names(tmp_path) == ["step-00000002.ckpt"]
+
+
+def test_a_newer_one_that_is_damaged_is_named_on_stderr(tmp_path, capfd):
+    fit(RunCheckpoints(tmp_path, 0))
+    newest = tmp_path / "step-00000003.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    capfd.readouterr()
+    fit(RunCheckpoints(tmp_path, 0), steps=4)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "going on" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("going on from step 2, since step-00000003.ckpt has ")
+    assert names(tmp_path) == ["step-00000003.ckpt", "step-00000004.ckpt"]
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, found.passed_over) == (4, ())
+
+
+def rank(number: int, folder: Path) -> None:
+    try:
+        fit(RunCheckpoints(folder, 0), strategy="ddp", devices=2)
+    except UserError as error:
+        (folder.parent / f"{number}.txt").write_text(str(error))
+        sys.exit(1)
+
+
+def test_processes_end_together_where_the_first_cannot_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(agreement, "PATIENCE", 0.5)
+    (tmp_path / "checkpoints").write_text("no folder")
+    assert run_processes(rank, 2, tmp_path / "checkpoints") == [1, 1]
+    assert sorted(file.name for file in tmp_path.glob("*.txt")) == ["0.txt"]
+    assert "cannot write the checkpoint" in (tmp_path / "0.txt").read_text()
+
+
+def test_processes_that_find_different_checkpoints_do_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(agreement, "PATIENCE", 0.5)
+    for run in ("0", "1"):
+        fit(RunCheckpoints(tmp_path / run, 0))
+    (tmp_path / "1" / "step-00000003.ckpt").unlink()
+    assert run_processes(rank_in_own_folder, 2, tmp_path) == [1, 1]
+    assert "the processes find different checkpoints" in (tmp_path / "0.txt").read_text()
+
+
+def rank_in_own_folder(number: int, folder: Path) -> None:
+    rank(number, folder / str(number))
