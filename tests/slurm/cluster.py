@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 SECONDS = 400  # that a state may take to come, on a busy machine
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 SMALL = (
     "model.height=64", "model.width=64", "model.video.frames=3", "data.storyworld.clips=8", "recipe.batch_size=2",
     "recipe.sample_every=0", "trainer.log_every=1",
@@ -45,16 +46,16 @@ def wait_for(condition: Callable[[], bool], what: str, log: Path) -> None:
 
 
 def wait_for_state(name: str, state: str, log: Path) -> None:
-    """Waits until a job has ended so, or is at least no longer what it was when it cannot come to `state`."""
-    ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-    wait_for(lambda: job(name)["JobState"] in (state, *ended), f"{state} of job {name}", log)
+    """Fails as soon as the job has ended in another."""
+    wait_for(lambda: job(name)["JobState"] in (state, *ENDED), f"{state} of job {name}", log)
     found = job(name)
     assert found["JobState"] == state, f"{found}\n{log.read_text(errors='replace')[-4000:]}"
 
 
 def let_it_begin_again(name: str, log: Path) -> None:
     """Waits until a job is queued again and begins it at once: Slurm would let it wait for two minutes."""
-    wait_for(lambda: job(name)["Restarts"] == "1" and job(name)["JobState"] == "PENDING", f"{name} queued again", log)
+    wait_for_state(name, "PENDING", log)
+    assert job(name)["Restarts"] == "1"
     slurm("scontrol", "update", f"jobid={name}", "StartTime=now")
 
 

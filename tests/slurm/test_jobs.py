@@ -85,7 +85,7 @@ def test_a_job_that_loses_a_node_is_queued_again_and_finishes(cache, tmp_path):
     wait_for(lambda: len(steps(run)) >= 3, "three steps", log)
     slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     try:
-        wait_for(lambda: job(name)["JobState"] == "PENDING", "queued again", log)
+        wait_for_state(name, "PENDING", log)
         step = saved_step(run)
         before = rows(run)[:step]
     finally:
