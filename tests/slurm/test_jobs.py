@@ -83,13 +83,10 @@ def test_a_job_that_loses_a_node_is_queued_again_and_finishes(cache, tmp_path):
     often = "trainer.checkpoint_minutes=0"
     name = submit(tmp_path, f"run_dir={run}", f"cache={cache}", f"trainer.max_steps={STEPS}", often)
     wait_for(lambda: len(steps(run)) >= 3, "three steps", log)
-    slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    try:
-        wait_for_state(name, "PENDING", log)
-        step = saved_step(run)
-        before = rows(run)[:step]
-    finally:
-        slurm("scontrol", "update", "nodename=n2", "state=resume")
+    slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")  # it comes back when it is heard of again
+    wait_for_state(name, "PENDING", log)
+    step = saved_step(run)
+    before = rows(run)[:step]
     let_it_begin_again(name, log)
     wait_for_state(name, "COMPLETED", log)
     check_finished(run, name, restarts=1)
