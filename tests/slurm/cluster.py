@@ -59,15 +59,17 @@ def let_it_begin_again(name: str, log: Path) -> None:
     slurm("scontrol", "update", f"jobid={name}", "StartTime=now")
 
 
-def rows(run: Path) -> list[dict[str, str]]:
+def rows(run: Path) -> list[dict[str, float]]:
     """Of metrics.csv, without empty cells; the last one may be being written and is left out then."""
     file = run / "metrics.csv"
     if not file.exists():
         return []
     with file.open(newline="") as stream:
-        found = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(stream)]
+        found = [
+            {name: float(value) for name, value in row.items() if name and value} for row in csv.DictReader(stream)
+        ]
     return [row for row in found if "step" in row and "train/memory_gib" in row]
 
 
 def steps(run: Path) -> list[int]:
-    return [int(float(row["step"])) for row in rows(run)]
+    return [int(row["step"]) for row in rows(run)]
