@@ -65,10 +65,9 @@ def rows(run: Path) -> list[dict[str, float]]:
     if not file.exists():
         return []
     with file.open(newline="") as stream:
-        found = [
-            {name: float(value) for name, value in row.items() if name and value} for row in csv.DictReader(stream)
-        ]
-    return [row for row in found if "step" in row and "train/memory_gib" in row]
+        found = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(stream)]
+    whole = [row for row in found if {"step", "train/memory_gib"} <= row.keys()]
+    return [{name: float(value) for name, value in row.items()} for row in whole]
 
 
 def steps(run: Path) -> list[int]:
