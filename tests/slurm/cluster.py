@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 SECONDS = 400  # that a state may take to come, on a busy machine
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 SMALL = (
     "model.height=64", "model.width=64", "model.video.frames=3", "data.storyworld.clips=8", "recipe.batch_size=2",
     "recipe.sample_every=0", "trainer.log_every=1",
@@ -41,32 +42,33 @@ def wait_for(condition: Callable[[], bool], what: str, log: Path) -> None:
         if time.monotonic() > end:
             text = log.read_text(errors="replace").replace("\r", "\n") if log.exists() else "there is no log"
             pytest.fail(f"after {SECONDS} s not yet {what}:\n{slurm('squeue', '--long')}\n{text[-4000:]}")
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def wait_for_state(name: str, state: str, log: Path) -> None:
-    """Waits until a job has ended so, or is at least no longer what it was when it cannot come to `state`."""
-    ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-    wait_for(lambda: job(name)["JobState"] in (state, *ended), f"{state} of job {name}", log)
+    """Fails as soon as the job has ended in another."""
+    wait_for(lambda: job(name)["JobState"] in (state, *ENDED), f"{state} of job {name}", log)
     found = job(name)
     assert found["JobState"] == state, f"{found}\n{log.read_text(errors='replace')[-4000:]}"
 
 
 def let_it_begin_again(name: str, log: Path) -> None:
-    """Waits until a job is queued again and begins it at once, for an hour: Slurm would let it wait for two minutes."""
-    wait_for(lambda: job(name)["Restarts"] == "1" and job(name)["JobState"] == "PENDING", f"{name} queued again", log)
-    slurm("scontrol", "update", f"jobid={name}", "TimeLimit=60", "StartTime=now")
+    """Waits until a job is queued again and begins it at once: Slurm would let it wait for two minutes."""
+    wait_for_state(name, "PENDING", log)
+    assert job(name)["Restarts"] == "1"
+    slurm("scontrol", "update", f"jobid={name}", "StartTime=now")
 
 
-def rows(run: Path) -> list[dict[str, str]]:
+def rows(run: Path) -> list[dict[str, float]]:
     """Of metrics.csv, without empty cells; the last one may be being written and is left out then."""
     file = run / "metrics.csv"
     if not file.exists():
         return []
     with file.open(newline="") as stream:
         found = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(stream)]
-    return [row for row in found if "step" in row and "train/memory_gib" in row]
+    whole = [row for row in found if {"step", "train/memory_gib"} <= row.keys()]
+    return [{name: float(value) for name, value in row.items()} for row in whole]
 
 
 def steps(run: Path) -> list[int]:
-    return [int(float(row["step"])) for row in rows(run)]
+    return [int(row["step"]) for row in rows(run)]
