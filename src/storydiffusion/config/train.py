@@ -181,6 +181,8 @@ class DataConfig:
     backend: str
     window: int
     rejected_share: float
+    decode_seconds: float
+    verify: bool
 
     def __post_init__(self) -> None:
         patterns = self.shards if isinstance(self.shards, list) else [self.shards]
