@@ -2,21 +2,24 @@
 
 A broken or hostile video can hang or crash a decoder's native code, which nothing in the same process can interrupt.
 Videos go there and frames come back in one piece of shared memory. What is said beside is JSON, for nothing that such
-a process sends may be unpickled. It is no fork: a decoder deadlocks where it has worked before the fork.
+a process sends may be unpickled. It is a fork, there in milliseconds; decord may deadlock in a fork of a process that
+has decoded itself, so nothing here decodes but such processes.
 """
 
+import ctypes
+import gc
 import json
 import mmap
 import os
+import resource
 import signal
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -28,11 +31,9 @@ from storydiffusion.data.video_reader import (
     VideoLimits,
     check_backend,
 )
-from storydiffusion.errors import UserError
 
-STARTING = 300  # seconds for its imports, on a slow file system
 VIDEOS = 1000  # after so many it is made anew, for decord leaks
-MEGABYTES = 2048  # and after it has once held so many
+MEGABYTES = 2048  # and after its memory has once grown by so many
 LONGEST_TEXT = 65_536
 UNTOUCHED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # a job's signals: only its parent ends it
 
@@ -53,7 +54,7 @@ class DecoderProcess:
 
         Raises:
             UnreadableVideoError: as `Video` does, and where the process takes too long or dies.
-            UserError: where the process cannot start.
+            UserError: for a backend that does not exist or is not installed.
         """
         if self._child is not None and self._child.is_worn:
             self.close()
@@ -89,9 +90,9 @@ class DecoderProcess:
             self.close()
             raise UnreadableVideoError(f"it was not decoded within {self.seconds:g} seconds") from error
         except (EOFError, OSError) as error:
-            code = self._child.end()
+            code = self._child.end(patience=1)
             self._child = None
-            raise UnreadableVideoError(f"it ends its decoder, with exit code {code}") from error
+            raise UnreadableVideoError(f"it ends its decoder's process, with exit code {code}") from error
         if "unreadable" in answer:
             raise UnreadableVideoError(answer["unreadable"])
         return answer
@@ -112,19 +113,19 @@ class _Memory:
         """Its first bytes as uint8 of this shape."""
         size = int(np.prod(shape))
         if self._map is None or len(self._map) < size:
-            if os.fstat(self.descriptor).st_size < size:
-                os.ftruncate(self.descriptor, size)
-            self._map = mmap.mmap(self.descriptor, max(1, size))
+            if os.fstat(self.descriptor).st_size < size + 1:
+                os.ftruncate(self.descriptor, size + 1)
+            self._map = mmap.mmap(self.descriptor, size + 1)  # an empty one cannot be mapped
         return np.frombuffer(self._map, np.uint8, size).reshape(shape)
 
 
 @dataclass
 class _Child:
-    process: "subprocess.Popen[bytes]"
+    process: int
+    parent: int
     connection: "Connection[Any, Any]"
     file: BinaryIO  # of the memory
     memory: _Memory
-    parent: int
     videos: int = 0
     peak: float = 0  # MB
 
@@ -142,42 +143,33 @@ class _Child:
         self.peak = answer["peak"]
         return answer
 
-    def end(self) -> int:
-        """Kills the process, closes what was shared with it; returns its exit code."""
-        code = self.process.poll()
-        self.process.kill()
-        self.process.wait()
+    def end(self, patience: float = 0) -> int:
+        """Kills the process, after so many seconds for its own end; returns its exit code, negative for a signal."""
+        until = time.monotonic() + patience
+        process, status = os.waitpid(self.process, os.WNOHANG)
+        while not process and time.monotonic() < until:
+            time.sleep(0.01)
+            process, status = os.waitpid(self.process, os.WNOHANG)
+        if not process:
+            os.kill(self.process, signal.SIGKILL)
+            _, status = os.waitpid(self.process, 0)
         self.connection.close()
         self.file.close()
-        return self.process.returncode if code is None else code
+        return os.waitstatus_to_exitcode(status)
 
 
 def _start(backend: str, limits: VideoLimits) -> _Child:
+    for name in (backend, "pyav"):  # which reads the containers; loaded here, the forks need not do it
+        check_backend(name)
     ours, its = Pipe()
     file = _nameless_file()
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), root)))
-    settings = {"backend": backend, "limits": asdict(limits), "parent": os.getpid()}
-    # -P: a module that lies in the working folder is not imported
-    command = [sys.executable, "-P", "-m", __name__, str(its.fileno()), str(file.fileno()), json.dumps(settings)]
-    with its:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            pass_fds=(its.fileno(), file.fileno()),
-            env={**os.environ, "PYTHONPATH": path},
-        )
-    child = _Child(process, ours, file, _Memory(file.fileno()), os.getpid())
-    try:
-        if not ours.poll(STARTING):
-            raise TimeoutError
-        ours.recv_bytes(LONGEST_TEXT)
-    except (EOFError, OSError) as error:
-        code = child.end()
-        raise UserError(
-            f"the process that decodes videos does not start, exit code {code}: see what stands above"
-        ) from error
-    return child
+    parent = os.getpid()
+    process = os.fork()
+    if not process:
+        ours.close()
+        _live(its, _Memory(file.fileno()), backend, limits, parent)
+    its.close()
+    return _Child(process, parent, ours, file, _Memory(file.fileno()))
 
 
 def _nameless_file() -> BinaryIO:
@@ -186,9 +178,25 @@ def _nameless_file() -> BinaryIO:
     return tempfile.TemporaryFile()  # type: ignore[return-value]
 
 
+def _live(
+    connection: "Connection[Any, Any]", memory: _Memory, backend: str, limits: VideoLimits, parent: int
+) -> NoReturn:
+    """The life of the process, which shares nothing more with its parent and leaves alone what it has of it."""
+    try:
+        for name in UNTOUCHED:
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+        _end_with(parent)
+        gc.freeze()  # no finalizer of the parent's objects runs here
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries write a line for every broken frame
+        _serve(connection, memory, backend, limits)
+    finally:
+        os._exit(0)
+
+
 def _serve(connection: "Connection[Any, Any]", memory: _Memory, backend: str, limits: VideoLimits) -> None:
     """Answers until the parent is gone."""
     video: Video | None = None
+    before = _peak()
     while True:
         try:
             request = json.loads(connection.recv_bytes(LONGEST_TEXT))
@@ -208,13 +216,11 @@ def _serve(connection: "Connection[Any, Any]", memory: _Memory, backend: str, li
             answer = {"unreadable": str(error)}
         except Exception as error:  # of libraries that meet what they never met; it is named and counted
             answer = {"unreadable": f"its decoder fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-        connection.send_bytes(json.dumps({**answer, "peak": _peak()}).encode())
+        connection.send_bytes(json.dumps({**answer, "peak": _peak() - before}).encode())
 
 
 def _peak() -> float:
     """The most memory, in MB, that this process has held."""
-    import resource
-
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
@@ -222,25 +228,6 @@ def _peak() -> float:
 def _end_with(parent: int) -> None:
     """The kernel kills this process when its parent ends, however that happens; Linux alone can."""
     if sys.platform == "linux":
-        import ctypes
-
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)
-
-
-def main() -> None:
-    for name in UNTOUCHED:
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    settings = json.loads(sys.argv[3])
-    _end_with(settings["parent"])
-    check_backend(settings["backend"])
-    check_backend("pyav")  # which reads the containers
-    connection = Connection(int(sys.argv[1]))
-    connection.send_bytes(b"ready")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries write a line for every broken frame
-    _serve(connection, _Memory(int(sys.argv[2])), settings["backend"], VideoLimits(**settings["limits"]))
-
-
-if __name__ == "__main__":
-    main()

@@ -198,7 +198,8 @@ class _Clips(Dataset[_Fetched]):
             try:
                 return _Fetched(self._clip(place, *key), rejects)
             except _BadSampleError as error:
-                rejects.append(error.reject)
+                if error.reject not in rejects:  # a substitute may be the same sample again
+                    rejects.append(error.reject)
                 if not self.options.rejected_share:
                     break
         return _Fetched(None, rejects)

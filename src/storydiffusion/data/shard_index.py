@@ -253,7 +253,9 @@ def _all(
 def _refuse(bad: Mapping[Path, Exception], count: int) -> None:
     if bad:
         named = "; ".join(f"{path}: {reason}" for path, reason in sorted(bad.items(), key=lambda item: str(item[0])))
-        raise UserError(f"{len(bad)} of {count} shards cannot be used: {named}; make or copy them again")
+        raise UserError(
+            f"{len(bad)} of {count} shards cannot be used: {named}; copy or make them again or leave them out"
+        )
 
 
 def _rows_file(shard: Path) -> Path:
@@ -269,7 +271,7 @@ def _scan(file: BinaryIO) -> tuple[np.ndarray, int, str]:
     digest = hashlib.sha256()
     file.seek(0)
     digest.update(file.read(offsets[0] if offsets else end))
-    for row, (key, members), begin, stop in zip(rows, samples.items(), offsets, [*offsets[1:], end], strict=True):
+    for row, (key, members), begin, stop in zip(rows, samples.items(), offsets, [*offsets, end][1:], strict=True):
         if stop - begin > LARGEST_SAMPLE:
             raise UnreadableShardError(f"its sample {key} has {stop - begin:,} bytes, the limit is {LARGEST_SAMPLE:,}")
         data = file.read(stop - begin)
