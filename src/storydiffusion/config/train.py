@@ -189,6 +189,7 @@ class DataConfig:
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise UserError(f"data.shards={self.shards}: give a folder, a file or a brace pattern, or a list of such")
         check_range("data.frames", self.frames, 2, 1024)
+        check_range("data.decode_seconds", self.decode_seconds, 0.1, 24 * 3600)
         check_side("data.height", self.height)
         check_side("data.width", self.width)
 

@@ -7,6 +7,7 @@ has decoded itself, so nothing here decodes but such processes.
 """
 
 import ctypes
+import faulthandler
 import gc
 import json
 import mmap
@@ -187,6 +188,8 @@ def _live(
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         _end_with(parent)
         gc.freeze()  # no finalizer of the parent's objects runs here
+        faulthandler.disable()  # a crash is told of in one sentence, by the parent
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries write a line for every broken frame
         _serve(connection, memory, backend, limits)
     finally:

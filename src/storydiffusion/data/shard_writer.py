@@ -21,9 +21,11 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from storydiffusion.data.decoder_process import DecoderProcess
 from storydiffusion.data.shard_index import is_indexed, write_index, write_summary
 from storydiffusion.data.shards import (
     CAPTION,
+    INDEX,
     MANIFEST,
     RECORD,
     VIDEO,
@@ -34,7 +36,7 @@ from storydiffusion.data.shards import (
     read_manifest,
 )
 from storydiffusion.data.sources import ClipSource, SourceClip
-from storydiffusion.data.video_reader import DEFAULT_LIMITS, UnreadableVideoError, Video, VideoLimits
+from storydiffusion.data.video_reader import DEFAULT_LIMITS, UnreadableVideoError, VideoLimits
 from storydiffusion.errors import UserError
 
 REJECTS = "rejects.jsonl"
@@ -43,12 +45,15 @@ PARTS = "parts"
 
 @dataclass(frozen=True)
 class WriterOptions:
-    """clips_per_shard: rows of the source for each shard; workers: processes, 1 makes none; backend: the decoder."""
+    """clips_per_shard: rows of the source for each shard; workers: processes, 1 makes none; backend: the decoder, which
+    gives up a video after `decode_seconds`.
+    """
 
     clips_per_shard: int = 1000
     workers: int = 1
     backend: str = "decord"
     limits: VideoLimits = DEFAULT_LIMITS
+    decode_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -165,10 +170,11 @@ def _make(job: _Job) -> _Part:
     if part is not None:
         return part
     rejects: list[dict[str, str]] = []
+    decoder = DecoderProcess(job.options.backend, job.options.limits, job.options.decode_seconds)
     with _writable(job.folder):
         with _whole(job.tar) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for row in range(len(job.clips)):
-                _add(tar, job, row, rejects)
+                _add(tar, job, row, decoder, rejects)
         part = _Part(len(job.clips), write_index(job.tar), rejects)
         _write(job.part, json.dumps(asdict(part), ensure_ascii=False))
     return part
@@ -185,7 +191,7 @@ def _read_part(job: _Job) -> _Part | None:
     return part if is_whole and part.rows == len(job.clips) else None
 
 
-def _add(tar: tarfile.TarFile, job: _Job, row: int, rejects: list[dict[str, str]]) -> None:
+def _add(tar: tarfile.TarFile, job: _Job, row: int, decoder: DecoderProcess, rejects: list[dict[str, str]]) -> None:
     """Adds one clip to the shard, or says in `rejects` why not."""
     clip, key = job.clips[row], job.key(row)
     try:
@@ -193,12 +199,12 @@ def _add(tar: tarfile.TarFile, job: _Job, row: int, rejects: list[dict[str, str]
         if not caption:
             raise UnreadableVideoError("it has no caption")
         blob = clip.video()
-        video = Video(blob, job.options.limits)
-        video.read([0, video.info.frames - 1], job.options.backend)
+        info = decoder.open(blob)
+        decoder.read([0, info.frames - 1])
     except UnreadableVideoError as reason:
         rejects.append({"shard": job.tar.name, "key": key, "id": clip.name, "reason": str(reason)})
         return
-    record = {**clip.record, "id": clip.name, "stream": asdict(video.info)}
+    record = {**clip.record, "id": clip.name, "stream": asdict(info)}
     text = json.dumps(record, ensure_ascii=False, sort_keys=True)
     for extension, data in ((VIDEO, blob), (CAPTION, caption.encode()), (RECORD, text.encode())):
         member = tarfile.TarInfo(f"{key}.{extension}")  # owner, group and time stay 0
@@ -217,6 +223,8 @@ def _conclude(folder: Path, description: dict[str, Any], parts: list[_Part]) -> 
             first = f", the first because {rejects[0]['reason']}" if rejects else ""
             raise UserError(f"not one of {len(rejects)} videos can be used{first}: see {folder / REJECTS}")
         write_summary(folder, indexed)
+        for draft in (folder / INDEX).glob(".*.tmp"):  # of a killed run
+            draft.unlink()
         manifest = ShardManifest(description, True, samples, len(rejects), shards)
         _write(folder / MANIFEST, manifest_text(manifest))
     return manifest
