@@ -15,6 +15,7 @@ import time
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -56,9 +57,7 @@ def megabytes() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
 
 
-def walk(
-    index: ShardIndex, begin: int, look_ups: int, start: "multiprocessing.Barrier", results: "multiprocessing.Queue"
-) -> None:  # type: ignore[valid-type]
+def walk(index: ShardIndex, begin: int, look_ups: int, start: Any, results: Any) -> None:
     """A worker: looks up samples from a position on; tells how long one took and its memory beside the others."""
     order = ClipOrder(index.counts, 0, WINDOW)
     kept: dict[int, np.ndarray] = {}

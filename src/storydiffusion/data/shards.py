@@ -75,12 +75,8 @@ def read_manifest(folder: Path) -> ShardManifest | None:
 
 def summary_text(records: Sequence[IndexRecord]) -> str:
     """The text of an index's summary: a line for each shard, and a checksum of them."""
-    lines = _lines(records)
+    lines = ",\n".join(json.dumps(vars(record), ensure_ascii=False) for record in records)
     return f'{{"format": {FORMAT}, "sha256": "{_digest(lines)}", "shards": [\n{lines}\n]}}\n'
-
-
-def _lines(records: Sequence[IndexRecord]) -> str:
-    return ",\n".join(json.dumps(asdict(record), ensure_ascii=False) for record in records)
 
 
 def _digest(lines: str) -> str:
@@ -96,12 +92,13 @@ def read_summary(folder: Path) -> dict[str, IndexRecord]:
     if not path.exists():
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
         if data["format"] != FORMAT:
             raise ValueError("another format")
-        records = [IndexRecord(**shard) for shard in data["shards"]]
-        if data["sha256"] != _digest(_lines(records)):
+        if data["sha256"] != _digest(text.partition("[\n")[2].rpartition("\n]}")[0]):
             raise ValueError("its checksum does not fit")
+        records = [IndexRecord(**shard) for shard in data["shards"]]
         return {_checked(record.name): record for record in records}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -123,13 +123,19 @@ def _index(blob: bytes, limits: VideoLimits) -> _Index:
         keys: list[tuple[int, int]] = []
         has_open_gop = False
         try:
-            for packet in container.demux(stream):
+            for packet in container.demux(stream):  # each attribute costs, and there are hundreds of packets
                 if packet.size and not packet.is_discard:
-                    times.append(packet.pts)
-                    if packet.is_keyframe and packet.pts is not None and packet.dts is not None:
-                        keys.append((packet.pts, packet.dts))
-                    has_open_gop |= bool(keys) and packet.pts is not None and packet.pts < keys[-1][0]
-                    _check("frames", len(times), limits.frames)
+                    time = packet.pts
+                    times.append(time)
+                    if time is None:
+                        continue
+                    if packet.is_keyframe and packet.dts is not None:
+                        keys.append((time, packet.dts))
+                    elif keys and time < keys[-1][0]:
+                        has_open_gop = True
+                    if len(times) > limits.frames:
+                        break
+            _check("frames", len(times), limits.frames)
         except FFmpegError as error:
             raise UnreadableVideoError(f"it breaks off after {len(times)} frames: {_reason(error)}") from error
         fps = float(stream.average_rate or stream.guessed_rate or 0)
