@@ -18,11 +18,15 @@ from PIL import Image
 
 from storydiffusion import assembly
 from storydiffusion.config import TrainConfig, TransitionTrainConfig, load, training_schema
+from storydiffusion.data.shard_index import index_missing
+from storydiffusion.data.shards import find_shards
 from storydiffusion.errors import UserError
 from storydiffusion.training.training_run import Training
 from storydiffusion.video.motion_adapters import load_motion_adapter
 from storydiffusion.video.predictor_files import load_predictor
 from tests.conftest import ROOT, Outcome, outcome_of, script
+from tests.data.damage import DAMAGES
+from tests.data.videos import video, write_shard
 from tests.training_state import state
 from tests.video_model import FRAMES, SIZE, composed, overrides
 
@@ -215,6 +219,9 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
         (["recipe.semantic_weight=0"], ["recipe.teacher_forcing=1", "transformer"]),
         (["recipe.diffusion_weight=0", *BOTH], ["recipe.diffusion_weight=0", "recipe.trainable=[predictor]"]),
         (["data.backend=ffmpeg"], ["data.", "ffmpeg", "pyav"]),
+        (["data.shards='pipe:touch owned'"], ["pipe:touch owned", "no local path"]),
+        (["data.storyworld=null", "data.shards=['s3://a/{0..9}.tar']"], ["s3://a", "no local path"]),
+        (["data.decode_seconds=0"], ["data.decode_seconds=0"]),
         (["model=sd15"], ["sd15", "sd15_animatediff"]),
         (
             ["model.video.motion_adapter=package://miniature/nothing"],
@@ -241,6 +248,28 @@ def test_what_cannot_be_is_refused_in_one_sentence(train, tmp_path, changes, nee
     for need in needs:
         assert need in outcome.err
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_all_damaged_shards_are_named_before_the_first_step(train, tmp_path):
+    """Without verification a run meets them as it goes, names them in its folder, and reaches its end."""
+    folder = tmp_path / "shards"
+    blob = video(tmp_path / "a.mp4", FRAMES)
+    for number in range(12):
+        write_shard(folder / f"{number}.tar", [f"s{number}k{n}" for n in range(4)], blob)
+    index_missing(find_shards(str(folder)))
+    for number, damage in enumerate(DAMAGES.values()):
+        damage(folder / f"{number}.tar")
+    data = ("data.storyworld=null", f"data.shards={folder}", "data.rejected_share=0.9", "trainer.max_steps=2")
+    outcome = train("run_dir=run", *data, "data.verify=true")
+    assert outcome.code == 1
+    assert f"train.py: {len(DAMAGES)} of 12 shards cannot be used: " in outcome.err
+    assert [f"{folder}/{number}.tar" in outcome.err for number in range(12)] == [n < len(DAMAGES) for n in range(12)]
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    outcome = train("run_dir=run", *data, "export=export")
+    assert outcome.code == 0, outcome
+    lines = (tmp_path / "run" / "quarantine" / "rank0.csv").read_text().splitlines()
+    assert lines[0] == "shard,key,reason,epoch,position"
+    assert lines[1].startswith(str(folder))
 
 
 def test_shards_that_were_not_named(train):

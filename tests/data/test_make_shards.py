@@ -9,7 +9,8 @@ import pytest
 
 from storydiffusion.data.clip_sampling import ClipOptions
 from storydiffusion.data.loader import ClipLoader, LoaderOptions
-from storydiffusion.data.shards import index_shard, read_member
+from storydiffusion.data.shard_index import ShardIndex
+from storydiffusion.data.shards import find_shards
 from tests.conftest import Outcome, outcome_of, script
 from tests.data.videos import video
 
@@ -29,6 +30,12 @@ def make(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_pat
     return call
 
 
+def record_of(folder: Path, shard: int) -> dict:
+    """What the first sample of a shard says of itself."""
+    index = ShardIndex(find_shards(str(folder)))
+    return json.loads(index.read(shard, index.rows(shard)[0]).members["json"])
+
+
 def test_storyworld(make, tmp_path):
     outcome = make("out=shards", "clips=3", "clips_per_shard=2", "frames=4", "size=64", "fps=8")
     assert outcome.code == 0, outcome
@@ -37,8 +44,7 @@ def test_storyworld(make, tmp_path):
     (batch,) = ClipLoader(options)
     assert batch.frames.shape == (3, 4, 3, 64, 64)
     assert all(batch.captions)
-    sample = index_shard(tmp_path / "shards" / "000001.tar")[0]
-    record = json.loads(read_member(tmp_path / "shards" / "000001.tar", sample.members["json"]))
+    record = record_of(tmp_path / "shards", 1)
     assert (record["id"], len(record["truth"]), record["stream"]["frames"]) == ("storyworld-0-2", 4, 4)
     assert record["clip"]["motion"]
 
@@ -51,8 +57,7 @@ def test_the_video_shows_the_clip_that_the_record_tells_of(make, tmp_path):
     make("out=shards", "clips=1", "frames=4", "size=128", "seed=5")
     options = LoaderOptions(str(tmp_path / "shards"), 1, ClipOptions(4, 1, 128, 128))
     (batch,) = ClipLoader(options)
-    path = tmp_path / "shards" / "000000.tar"
-    record = json.loads(read_member(path, index_shard(path)[0].members["json"]))
+    record = record_of(tmp_path / "shards", 0)
     truth = render_clip(ClipTruth.from_dict(record["clip"]), 4, 128).transpose(0, 3, 1, 2)
     assert np.abs(batch.frames[0].numpy().astype(float) - truth).mean() < 6
 

@@ -216,7 +216,7 @@ def _clip_data(config: TransitionTrainConfig) -> "ClipData":
     """The clips; those of StoryWorld are drawn when the training begins. Shards that are missing are named here."""
     from storydiffusion.data.clip_sampling import ClipOptions
     from storydiffusion.data.loader import LoaderOptions
-    from storydiffusion.data.shards import find_shards
+    from storydiffusion.data.shards import check_local, find_shards
     from storydiffusion.training.clip_data import ClipData
 
     data = config.data
@@ -224,6 +224,8 @@ def _clip_data(config: TransitionTrainConfig) -> "ClipData":
         find_shards(data.shards)
     elif not isinstance(data.shards, str):
         raise UserError(f"data.shards={data.shards}: StoryWorld's clips are drawn into one folder, name it")
+    else:
+        check_local(data.shards)
     try:
         options = LoaderOptions(
             shards=data.shards,
@@ -236,10 +238,11 @@ def _clip_data(config: TransitionTrainConfig) -> "ClipData":
             backend=data.backend,
             window=data.window,
             rejected_share=data.rejected_share,
+            decode_seconds=data.decode_seconds,
         )
     except UserError as error:
         raise UserError(f"data.{error}") from error
-    return ClipData(options, data.storyworld)
+    return ClipData(options, data.storyworld, data.verify, Path(config.run_dir) / "quarantine")
 
 
 def _transition_module(config: TransitionTrainConfig) -> "TransitionModule":

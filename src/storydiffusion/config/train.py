@@ -191,12 +191,15 @@ class DataConfig:
     backend: str
     window: int
     rejected_share: float
+    decode_seconds: float
+    verify: bool
 
     def __post_init__(self) -> None:
         patterns = self.shards if isinstance(self.shards, list) else [self.shards]
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise UserError(f"data.shards={self.shards}: give a folder, a file or a brace pattern, or a list of such")
         check_range("data.frames", self.frames, 2, 1024)
+        check_range("data.decode_seconds", self.decode_seconds, 0.1, 24 * 3600)
         check_side("data.height", self.height)
         check_side("data.width", self.width)
 

@@ -18,18 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from storydiffusion.data.clip_sampling import ClipOptions, choose_frames, draw_clip, prepare_caption, prepare_frames
+from storydiffusion.data.decoder_process import DecoderProcess
 from storydiffusion.data.order import CLIP, SUBSTITUTE, ClipOrder, Place, keyed
-from storydiffusion.data.shards import CAPTION, VIDEO, ShardSample, count_samples, find_shards, index_shard, read_member
-from storydiffusion.data.video_reader import (
-    DEFAULT_LIMITS,
-    UnreadableVideoError,
-    VideoLimits,
-    check_backend,
-    probe,
-    read_frames,
-)
+from storydiffusion.data.quarantine import Quarantine, Reject
+from storydiffusion.data.shard_index import Sample, ShardIndex, UnreadableShardError
+from storydiffusion.data.shards import CAPTION, VIDEO, find_shards
+from storydiffusion.data.video_reader import DEFAULT_LIMITS, UnreadableVideoError, VideoLimits, check_backend
 from storydiffusion.errors import UserError
 
+STATE = 1  # version of the order, and of what a state holds
 SUBSTITUTES = 4  # how many other samples are tried in the place of a bad one
 
 log = logging.getLogger(__name__)
@@ -43,17 +40,6 @@ class ClipBatch(NamedTuple):
     keys: list[str]
 
 
-class Reject(NamedTuple):
-    """A sample that cannot be used."""
-
-    shard: str
-    key: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.shard}, sample {self.key}: {self.reason}"
-
-
 @dataclass(frozen=True)
 class LoaderOptions:
     """What is read and how.
@@ -61,7 +47,7 @@ class LoaderOptions:
     shards: folders, files or brace patterns. batch_size: of all processes together. workers: processes that decode,
     for each training process. backend: decord, pyav or torchcodec. window: neighbouring shards that are shuffled
     together. rejected_share: clips of an epoch that may be bad, each replaced by another one that its position
-    determines; at 0 the first one ends the run.
+    determines; at 0 the first one ends the run. decode_seconds: after so many a video is given up as a bad one.
     """
 
     shards: str | Sequence[str]
@@ -72,6 +58,7 @@ class LoaderOptions:
     backend: str = "decord"
     window: int = 8
     rejected_share: float = 0.0
+    decode_seconds: float = 60.0
     limits: VideoLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
@@ -80,6 +67,8 @@ class LoaderOptions:
                 raise UserError(f"{name}={getattr(self, name)} is below {low}")
         if not 0 <= self.rejected_share < 1:
             raise UserError(f"rejected_share={self.rejected_share} is outside 0…1")
+        if not self.decode_seconds > 0:  # NaN fails too
+            raise UserError(f"decode_seconds={self.decode_seconds} is not above 0")
         check_backend(self.backend)
 
 
@@ -90,12 +79,17 @@ class ClipLoader:
     the batches that were handed out, so a loader that has loaded it goes on with the very next one; it is the same on
     all ranks, and may be loaded with another world size or number of workers.
 
+    Args:
+        quarantine: a CSV to which samples that cannot be used are appended as they are met.
+
     Raises:
-        UserError: on making it for shards that are missing, damaged or too few; on iterating for a bad sample, named
-            by shard and key, beyond `rejected_share`.
+        UserError: on making it for shards that are missing, not indexed or too few; on iterating for a bad sample,
+            named by shard and key, beyond `rejected_share`.
     """
 
-    def __init__(self, options: LoaderOptions, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, options: LoaderOptions, rank: int = 0, world_size: int = 1, quarantine: Path | None = None
+    ) -> None:
         if options.batch_size % world_size:
             raise UserError(
                 f"batch_size={options.batch_size} cannot be shared by {world_size} processes: make it divisible"
@@ -110,6 +104,7 @@ class ClipLoader:
         self.epoch = 0
         self.step = 0  # batches of this epoch handed out
         self.rejected = 0  # samples of this epoch replaced on this rank
+        self._quarantine = Quarantine(quarantine) if quarantine else None
 
     def __len__(self) -> int:
         return self._steps
@@ -140,26 +135,31 @@ class ClipLoader:
                 raise UserError(f"the data's saved state is of {name}={state_dict.get(name)}, not {value}: set it back")
         self.epoch, self.step, self.rejected = int(state_dict["epoch"]), int(state_dict["step"]), 0
 
-    def _fingerprint(self) -> dict[str, int]:
+    def _fingerprint(self) -> dict[str, int | str]:
         options = self.options
         return {
+            "version": STATE,
+            "shards": self._clips.index.fingerprint,
             "samples": self._clips.order.total,
             "seed": options.seed,
             "batch_size": options.batch_size,
             "window": options.window,
         }
 
-    def _batches(self) -> list[list[tuple[int, int]]]:
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """(epoch, position) of this rank's clips, for every step that is left of the epoch."""
-        share = self.options.batch_size // self.world_size
-        firsts = [step * self.options.batch_size + self.rank * share for step in range(self.step, self._steps)]
-        return [[(self.epoch, first + clip) for clip in range(share)] for first in firsts]
+        epoch, share = self.epoch, self.options.batch_size // self.world_size
+        for step in range(self.step, self._steps):
+            first = step * self.options.batch_size + self.rank * share
+            yield [(epoch, first + clip) for clip in range(share)]
 
     def _count(self, rejects: Sequence[Reject], is_whole: bool) -> None:
-        self.rejected += len(rejects)
+        self.rejected += len({reject.position for reject in rejects})
         allowed = int(self.options.rejected_share * self._steps * self.options.batch_size / self.world_size)
         for reject in rejects:
-            log.warning("replaced %s", reject)
+            log.warning("cannot use %s", reject)
+        if self._quarantine:
+            self._quarantine.add(rejects)
         if not is_whole or self.rejected > allowed:
             share = self.options.rejected_share
             more = f"; more than rejected_share={share:g} of an epoch's clips cannot be used" if share else ""
@@ -179,10 +179,10 @@ class _Clip(NamedTuple):
 
 
 class _Fetched(NamedTuple):
-    """A clip, None where its sample cannot be used and no substitute either; and that sample, where it cannot."""
+    """A clip, None where its sample cannot be used and no substitute either; and what could not be used for it."""
 
     clip: _Clip | None
-    reject: Reject | None
+    rejects: list[Reject]
 
 
 class _Clips(Dataset[_Fetched]):
@@ -193,20 +193,24 @@ class _Clips(Dataset[_Fetched]):
 
     def __init__(self, options: LoaderOptions) -> None:
         self.options = options
-        self.paths = find_shards(options.shards)
-        self.order = ClipOrder(count_samples(self.paths), options.seed, options.window)
-        self._indices: dict[int, list[ShardSample]] = {}  # of the shards used last
+        self.index = ShardIndex(find_shards(options.shards))
+        self.order = ClipOrder(self.index.counts, options.seed, options.window)
+        self._rows: dict[int, np.ndarray] = {}  # of the shards used last
+        self._decoder = DecoderProcess(
+            options.backend, options.limits, options.decode_seconds
+        )  # starts where it is used
 
     def __getitem__(self, key: tuple[int, int]) -> _Fetched:
-        reject = None
+        rejects: list[Reject] = []
         for place in self._candidates(*key):
             try:
-                return _Fetched(self._clip(place, *key), reject)
+                return _Fetched(self._clip(place, *key), rejects)
             except _BadSampleError as error:
-                reject = reject or error.reject
+                if error.reject not in rejects:  # a substitute may be the same sample again
+                    rejects.append(error.reject)
                 if not self.options.rejected_share:
                     break
-        return _Fetched(None, reject)
+        return _Fetched(None, rejects)
 
     def _candidates(self, epoch: int, position: int) -> Iterator[Place]:
         """The sample at a position, then those that stand in for it."""
@@ -217,34 +221,25 @@ class _Clips(Dataset[_Fetched]):
             yield Place(shard, int(number * self.order.total) - int(self.order.counts[:shard].sum()))
 
     def _clip(self, place: Place, epoch: int, position: int) -> _Clip:
-        options, path = self.options, self.paths[place.shard]
-        try:
-            sample = self._index(place.shard)[place.sample]
-        except UserError as error:
-            raise _BadSampleError(Reject(str(path), f"number {place.sample}", str(error))) from error
+        options, row = self.options, self._row(place)
         draw = draw_clip(np.random.Generator(keyed(CLIP, options.seed, epoch, position)))
+        key = row["key"].decode()
         try:
-            caption, video = _read(path, sample)
-            info = probe(video, options.limits)
-            numbers = choose_frames(info.frames, options.clips, draw)
-            frames = torch.from_numpy(read_frames(video, numbers, options.backend, options.limits))
-        except UnreadableVideoError as error:
-            raise _BadSampleError(Reject(str(path), sample.key, str(error))) from error
-        return _Clip(
-            prepare_frames(frames, options.clips, draw), prepare_caption(caption, options.clips, draw), sample.key
-        )
+            caption, video = _caption_and_video(self.index.read(place.shard, row))
+            numbers = choose_frames(self._decoder.open(video).frames, options.clips, draw)
+            frames = torch.from_numpy(self._decoder.read(numbers)).permute(0, 3, 1, 2)
+        except (UnreadableShardError, UnreadableVideoError) as error:
+            shard = str(self.index.paths[place.shard])
+            raise _BadSampleError(Reject(shard, key, str(error), epoch, position)) from error
+        return _Clip(prepare_frames(frames, options.clips, draw), prepare_caption(caption, options.clips, draw), key)
 
-    def _index(self, shard: int) -> list[ShardSample]:
-        if shard not in self._indices:
-            index, path = index_shard(self.paths[shard]), self.paths[shard]
-            if len(index) != self.order.counts[shard]:
-                raise UserError(
-                    f"{path} holds {len(index)} samples, not {self.order.counts[shard]}: make or copy it again"
-                )
-            while len(self._indices) >= self.options.window:
-                self._indices.pop(next(iter(self._indices)))
-            self._indices[shard] = index
-        return self._indices[shard]
+    def _row(self, place: Place) -> np.void:
+        if place.shard not in self._rows:
+            rows = self.index.rows(place.shard)
+            while len(self._rows) >= self.options.window:
+                self._rows.pop(next(iter(self._rows)))
+            self._rows[place.shard] = rows
+        return self._rows[place.shard][place.sample]
 
 
 class _BadSampleError(Exception):
@@ -253,26 +248,23 @@ class _BadSampleError(Exception):
         self.reject = reject
 
 
-def _read(path: Path, sample: ShardSample) -> tuple[str, bytes]:
-    """A sample's caption and video. Raises UnreadableVideoError where one of them is missing or unreadable."""
+def _caption_and_video(sample: Sample) -> tuple[str, bytes]:
+    """Raises UnreadableVideoError where one of them is missing, or the caption unreadable or empty."""
     for extension, name in ((VIDEO, "video"), (CAPTION, "caption")):
         if extension not in sample.members:
             raise UnreadableVideoError(f"it has no {name}, {sample.key}.{extension} is missing")
     try:
-        caption = read_member(path, sample.members[CAPTION]).decode().strip()
-        video = read_member(path, sample.members[VIDEO])
+        caption = sample.members[CAPTION].decode().strip()
     except UnicodeDecodeError as error:
         raise UnreadableVideoError("its caption is not UTF-8") from error
-    except OSError as error:
-        raise UnreadableVideoError(f"it cannot be read: {(error.strerror or str(error)).lower()}") from error
     if not caption:
         raise UnreadableVideoError("its caption is empty")
-    return caption, video
+    return caption, sample.members[VIDEO]
 
 
 def _collate(fetched: list[_Fetched]) -> tuple[ClipBatch | None, list[Reject]]:
     """One batch, None where a clip of it is missing, and all that was rejected for it."""
-    rejects = [one.reject for one in fetched if one.reject is not None]
+    rejects = [reject for one in fetched for reject in one.rejects]
     clips = [one.clip for one in fetched if one.clip is not None]
     if len(clips) < len(fetched):
         return None, rejects

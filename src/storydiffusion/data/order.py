@@ -33,7 +33,7 @@ class Place(NamedTuple):
 class ClipOrder:
     """Epochs over shards of `counts` samples, shuffled in windows of `window` shards; keeps one window in memory."""
 
-    def __init__(self, counts: Sequence[int], seed: int, window: int = 8) -> None:
+    def __init__(self, counts: Sequence[int] | np.ndarray, seed: int, window: int = 8) -> None:
         self.counts = np.asarray(counts, dtype=np.int64)
         self.total = int(self.counts.sum())
         self.seed = seed

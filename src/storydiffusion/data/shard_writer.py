@@ -5,7 +5,6 @@ A shard's tar is moved into place when it is whole, its part file (parts/000000.
 it: a run that is interrupted goes on with the shards that have none.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -22,18 +21,22 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from storydiffusion.data.decoder_process import DecoderProcess
+from storydiffusion.data.shard_index import is_indexed, write_index, write_summary
 from storydiffusion.data.shards import (
     CAPTION,
+    INDEX,
     MANIFEST,
     RECORD,
     VIDEO,
+    IndexRecord,
     ShardManifest,
     ShardRecord,
     manifest_text,
     read_manifest,
 )
 from storydiffusion.data.sources import ClipSource, SourceClip
-from storydiffusion.data.video_reader import DEFAULT_LIMITS, UnreadableVideoError, VideoLimits, probe, read_frames
+from storydiffusion.data.video_reader import DEFAULT_LIMITS, UnreadableVideoError, VideoLimits
 from storydiffusion.errors import UserError
 
 REJECTS = "rejects.jsonl"
@@ -42,12 +45,15 @@ PARTS = "parts"
 
 @dataclass(frozen=True)
 class WriterOptions:
-    """clips_per_shard: rows of the source for each shard; workers: processes, 1 makes none; backend: the decoder."""
+    """clips_per_shard: rows of the source for each shard; workers: processes, 1 makes none; backend: the decoder, which
+    gives up a video after `decode_seconds`.
+    """
 
     clips_per_shard: int = 1000
     workers: int = 1
     backend: str = "decord"
     limits: VideoLimits = DEFAULT_LIMITS
+    decode_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,12 @@ class _Part:
     """What became of a shard's rows."""
 
     rows: int
-    shard: ShardRecord
+    shard: IndexRecord
     rejects: list[dict[str, str]] = field(default_factory=list)
 
 
 def write_shards(source: ClipSource, folder: str | Path, options: WriterOptions | None = None) -> ShardManifest:
-    """Writes 000000.tar, …, manifest.json and rejects.jsonl into `folder`; shards that are there are not made again.
+    """Writes 000000.tar, …, their index, manifest.json and rejects.jsonl into `folder`; whole shards stay.
 
     Videos that cannot be used are in rejects.jsonl, with the reason, and counted in the manifest.
 
@@ -164,13 +170,12 @@ def _make(job: _Job) -> _Part:
     if part is not None:
         return part
     rejects: list[dict[str, str]] = []
+    decoder = DecoderProcess(job.options.backend, job.options.limits, job.options.decode_seconds)
     with _writable(job.folder):
         with _whole(job.tar) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            samples = sum(_add(tar, job, row, rejects) for row in range(len(job.clips)))
-        with open(job.tar, "rb") as written:
-            digest = hashlib.file_digest(written, "sha256").hexdigest()
-        shard = ShardRecord(job.tar.name, samples, job.tar.stat().st_size, digest)
-        part = _Part(len(job.clips), shard, rejects)
+            for row in range(len(job.clips)):
+                _add(tar, job, row, decoder, rejects)
+        part = _Part(len(job.clips), write_index(job.tar), rejects)
         _write(job.part, json.dumps(asdict(part), ensure_ascii=False))
     return part
 
@@ -179,14 +184,14 @@ def _read_part(job: _Job) -> _Part | None:
     """None where the shard has to be made: it is not there, not whole, or has another number of rows."""
     try:
         data = json.loads(job.part.read_text(encoding="utf-8"))
-        part = _Part(data["rows"], ShardRecord(**data["shard"]), data["rejects"])
-        is_whole = job.tar.stat().st_size == part.shard.bytes
+        part = _Part(data["rows"], IndexRecord(**data["shard"]), data["rejects"])
+        is_whole = is_indexed(job.tar, part.shard)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return part if is_whole and part.rows == len(job.clips) else None
 
 
-def _add(tar: tarfile.TarFile, job: _Job, row: int, rejects: list[dict[str, str]]) -> bool:
+def _add(tar: tarfile.TarFile, job: _Job, row: int, decoder: DecoderProcess, rejects: list[dict[str, str]]) -> None:
     """Adds one clip to the shard, or says in `rejects` why not."""
     clip, key = job.clips[row], job.key(row)
     try:
@@ -194,29 +199,32 @@ def _add(tar: tarfile.TarFile, job: _Job, row: int, rejects: list[dict[str, str]
         if not caption:
             raise UnreadableVideoError("it has no caption")
         blob = clip.video()
-        info = probe(blob, job.options.limits)
-        read_frames(blob, [0, info.frames - 1], job.options.backend, job.options.limits)
+        info = decoder.open(blob)
+        decoder.read([0, info.frames - 1])
     except UnreadableVideoError as reason:
         rejects.append({"shard": job.tar.name, "key": key, "id": clip.name, "reason": str(reason)})
-        return False
+        return
     record = {**clip.record, "id": clip.name, "stream": asdict(info)}
     text = json.dumps(record, ensure_ascii=False, sort_keys=True)
     for extension, data in ((VIDEO, blob), (CAPTION, caption.encode()), (RECORD, text.encode())):
         member = tarfile.TarInfo(f"{key}.{extension}")  # owner, group and time stay 0
         member.size = len(data)
         tar.addfile(member, io.BytesIO(data))
-    return True
 
 
 def _conclude(folder: Path, description: dict[str, Any], parts: list[_Part]) -> ShardManifest:
     rejects = [reject for part in parts for reject in part.rejects]
-    shards = tuple(part.shard for part in parts)
+    indexed = [part.shard for part in parts]
+    shards = tuple(ShardRecord(shard.name, shard.samples, shard.bytes, shard.sha256) for shard in indexed)
     samples = sum(shard.samples for shard in shards)
     with _writable(folder):
         _write(folder / REJECTS, "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects))
         if not samples:
             first = f", the first because {rejects[0]['reason']}" if rejects else ""
             raise UserError(f"not one of {len(rejects)} videos can be used{first}: see {folder / REJECTS}")
+        write_summary(folder, indexed)
+        for draft in (folder / INDEX).glob(".*.tmp"):  # of a killed run
+            draft.unlink()
         manifest = ShardManifest(description, True, samples, len(rejects), shards)
         _write(folder / MANIFEST, manifest_text(manifest))
     return manifest

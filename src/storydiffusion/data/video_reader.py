@@ -46,37 +46,40 @@ class VideoLimits:
 DEFAULT_LIMITS = VideoLimits()
 
 
-def probe(blob: bytes, limits: VideoLimits = DEFAULT_LIMITS) -> VideoInfo:
-    """What the video is, without decoding it: its packets are counted, so a cut-off file is seen.
+class Video:
+    """A video in memory: its container is read, its packets are counted, none of its frames is decoded.
 
     Raises:
         UnreadableVideoError: empty, no video, cut off, fewer than two frames, or beyond a limit.
     """
-    return _index(blob, limits).info
 
+    def __init__(self, blob: bytes, limits: VideoLimits = DEFAULT_LIMITS) -> None:
+        self._blob = blob
+        self._index = _index(blob, limits)
 
-def read_frames(
-    blob: bytes, indices: Sequence[int], backend: str = "decord", limits: VideoLimits = DEFAULT_LIMITS
-) -> np.ndarray:
-    """The frames of these numbers, in any order, repeats allowed → uint8 RGB (F, 3, H, W).
+    @property
+    def info(self) -> VideoInfo:
+        return self._index.info
 
-    The decoder is made here, on one thread, and gone afterwards: call this in the process that needs the frames.
+    def read(self, indices: Sequence[int], backend: str = "decord") -> np.ndarray:
+        """The frames of these numbers, in any order, repeats allowed → uint8 RGB (F, H, W, 3).
 
-    Raises:
-        UnreadableVideoError: as `probe`; also for a frame that is not there or cannot be decoded.
-        UserError: for a backend that does not exist or is not installed.
-    """
-    decode = _backend(backend)
-    index = _index(blob, limits)
-    if not indices:
-        raise ValueError("indices is empty: ask for one frame or more")
-    if not 0 <= min(indices) <= max(indices) < index.info.frames:
-        raise UnreadableVideoError(f"frames {min(indices)}…{max(indices)} were asked of {index.info.frames}")
-    frames = decode(blob, list(indices), index)
-    expected = (len(indices), index.info.height, index.info.width, 3)
-    if frames.shape != expected or frames.dtype != np.uint8:
-        raise UnreadableVideoError(f"{backend} decoded {frames.dtype} {frames.shape}, not uint8 {expected}")
-    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
+        The decoder is made here, on one thread, and gone afterwards: call this in the process that needs the frames.
+
+        Raises:
+            UnreadableVideoError: for a frame that is not there or cannot be decoded.
+            UserError: for a backend that does not exist or is not installed.
+        """
+        decode = _backend(backend)
+        if not indices:
+            raise ValueError("indices is empty: ask for one frame or more")
+        if not 0 <= min(indices) <= max(indices) < self.info.frames:
+            raise UnreadableVideoError(f"frames {min(indices)}…{max(indices)} were asked of {self.info.frames}")
+        frames = decode(self._blob, list(indices), self._index)
+        expected = (len(indices), self.info.height, self.info.width, 3)
+        if frames.shape != expected or frames.dtype != np.uint8:
+            raise UnreadableVideoError(f"{backend} decoded {frames.dtype} {frames.shape}, not uint8 {expected}")
+        return frames
 
 
 def check_backend(backend: str) -> None:
@@ -120,13 +123,19 @@ def _index(blob: bytes, limits: VideoLimits) -> _Index:
         keys: list[tuple[int, int]] = []
         has_open_gop = False
         try:
-            for packet in container.demux(stream):
+            for packet in container.demux(stream):  # each attribute costs, and there are hundreds of packets
                 if packet.size and not packet.is_discard:
-                    times.append(packet.pts)
-                    if packet.is_keyframe and packet.pts is not None and packet.dts is not None:
-                        keys.append((packet.pts, packet.dts))
-                    has_open_gop |= bool(keys) and packet.pts is not None and packet.pts < keys[-1][0]
-                    _check("frames", len(times), limits.frames)
+                    time = packet.pts
+                    times.append(time)
+                    if time is None:
+                        continue
+                    if packet.is_keyframe and packet.dts is not None:
+                        keys.append((time, packet.dts))
+                    elif keys and time < keys[-1][0]:
+                        has_open_gop = True
+                    if len(times) > limits.frames:
+                        break
+            _check("frames", len(times), limits.frames)
         except FFmpegError as error:
             raise UnreadableVideoError(f"it breaks off after {len(times)} frames: {_reason(error)}") from error
         fps = float(stream.average_rate or stream.guessed_rate or 0)

@@ -1,4 +1,4 @@
-"""The clips of a training, for Lightning: shards that are drawn first where they are StoryWorld's, then read."""
+"""The clips of a training, for Lightning: shards, drawn first where they are StoryWorld's, then indexed and read."""
 
 import os
 from dataclasses import asdict, replace
@@ -8,8 +8,9 @@ import lightning as L
 
 from storydiffusion.config import StoryWorldClips
 from storydiffusion.data.loader import ClipBatch, ClipLoader, LoaderOptions
+from storydiffusion.data.shard_index import index_missing, verify_shards
 from storydiffusion.data.shard_writer import WriterOptions, write_shards
-from storydiffusion.data.shards import read_manifest
+from storydiffusion.data.shards import find_shards, read_manifest
 
 CLIPS_PER_SHARD = 250
 
@@ -19,20 +20,36 @@ class ClipData(L.LightningDataModule):
 
     Args:
         storyworld: what is drawn into the folder `options.shards` before the training, where it is not there whole.
+        verify: all shards are read and compared with their checksums before the first step.
+        quarantine: the folder where each process keeps a list of the samples that it could not use.
     """
 
-    def __init__(self, options: LoaderOptions, storyworld: StoryWorldClips | None = None) -> None:
+    def __init__(
+        self,
+        options: LoaderOptions,
+        storyworld: StoryWorldClips | None = None,
+        verify: bool = False,
+        quarantine: Path | None = None,
+    ) -> None:
         super().__init__()
         self.options = options
         self.storyworld = storyworld
+        self.verify = verify
+        self.quarantine = quarantine
         self.prepare_data_per_node = False  # all read one folder
 
     def prepare_data(self) -> None:
-        if self.storyworld is None:
-            return
+        if self.storyworld is not None:
+            self._draw(self.storyworld)
+        shards = find_shards(self.options.shards)
+        index_missing(shards)
+        if self.verify:
+            verify_shards(shards)
+
+    def _draw(self, storyworld: StoryWorldClips) -> None:
         from storydiffusion.storyworld.clip_source import StoryWorldSource
 
-        source, folder = StoryWorldSource(**asdict(self.storyworld)), Path(str(self.options.shards))
+        source, folder = StoryWorldSource(**asdict(storyworld)), Path(str(self.options.shards))
         manifest = read_manifest(folder)
         wanted = {**source.description, "clips_per_shard": CLIPS_PER_SHARD}
         if manifest and manifest.complete and manifest.source == wanted and manifest.samples == len(source):
@@ -41,10 +58,11 @@ class ClipData(L.LightningDataModule):
 
     def train_dataloader(self) -> ClipLoader:
         assert self.trainer is not None
-        return ClipLoader(self.options, self.trainer.global_rank, self.trainer.world_size)
+        rank = self.trainer.global_rank
+        quarantine = self.quarantine / f"rank{rank}.csv" if self.quarantine else None
+        return ClipLoader(self.options, rank, self.trainer.world_size, quarantine)
 
     def example(self, count: int) -> ClipBatch:
         """The first `count` clips of this order, the same at every call, with their captions."""
         clips = replace(self.options.clips, caption_dropout=0.0)
-        workers = min(1, self.options.workers)  # decord deadlocks in a process forked from one that has decoded
-        return next(iter(ClipLoader(replace(self.options, batch_size=count, clips=clips, workers=workers))))
+        return next(iter(ClipLoader(replace(self.options, batch_size=count, clips=clips, workers=0))))

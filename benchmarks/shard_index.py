@@ -1,0 +1,116 @@
+"""Measures what an index of WebVid-10M's size costs: 10,700 shards of 1,000 samples, their rows synthetic.
+
+    python benchmarks/shard_index.py
+
+`open` is what a process does before its first batch: it finds the shards and opens their index. Then as many workers as
+asked for walk through the order and look up samples as the loader does, without reading shards. Memory is the
+proportional set size, so what processes share counts once.
+"""
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from storydiffusion.data.order import ClipOrder
+from storydiffusion.data.shard_index import ShardIndex, write_summary
+from storydiffusion.data.shards import INDEX, IndexRecord, find_shards
+from storydiffusion.training.stopwatch import machine
+
+SAMPLE_BYTES = 1_200_000
+WINDOW = 8
+
+
+def write_index(folder: Path, shards: int, samples: int) -> None:
+    """The index of shards that are holes as large as they would be."""
+    (folder / INDEX).mkdir()
+    types = [("key", "S9"), ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("members", "<u4", (3, 2))]
+    rows = np.zeros(samples, np.dtype(types))  # type: ignore[arg-type]
+    records = []
+    for shard in tqdm(range(shards), "writing", unit="shard"):
+        rows["key"] = [f"{shard * samples + sample:09d}".encode() for sample in range(samples)]
+        rows["offset"] = np.arange(samples) * SAMPLE_BYTES
+        rows["size"] = SAMPLE_BYTES
+        rows["crc32"] = shard
+        buffer = BytesIO()
+        np.save(buffer, rows)
+        name = f"{shard:05d}.tar"
+        (folder / INDEX / f"{name}.npy").write_bytes(buffer.getvalue())
+        with open(folder / name, "wb") as file:
+            os.truncate(file.fileno(), samples * SAMPLE_BYTES)
+        digest = f"{shard:064x}"
+        records.append(IndexRecord(name, samples, samples * SAMPLE_BYTES, digest, zlib.crc32(buffer.getvalue())))
+    write_summary(folder, records)
+
+
+def megabytes() -> float:
+    """This process's proportional set size."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
+
+
+def walk(index: ShardIndex, begin: int, look_ups: int, start: Any, results: Any) -> None:
+    """A worker: looks up samples from a position on; tells how long one took and its memory beside the others."""
+    order = ClipOrder(index.counts, 0, WINDOW)
+    kept: dict[int, np.ndarray] = {}
+    clock = time.perf_counter()
+    for position in range(begin, begin + look_ups):
+        shard, sample = order[0, position]
+        if shard not in kept:
+            if len(kept) >= WINDOW:
+                kept.pop(next(iter(kept)))
+            kept[shard] = index.rows(shard)
+        _ = kept[shard][sample]
+    seconds = time.perf_counter() - clock
+    start.wait()
+    results.put((seconds / look_ups, megabytes()))
+    start.wait()
+
+
+def measure(folder: Path, workers: int, look_ups: int) -> str:
+    before = megabytes()
+    clock = time.perf_counter()
+    index = ShardIndex(find_shards(str(folder)))
+    opening = time.perf_counter() - clock
+    alone = megabytes() - before
+    context = multiprocessing.get_context("fork")
+    start, results = context.Barrier(workers), context.Queue()
+    begins = np.linspace(0, int(index.counts.sum()) - look_ups, workers).astype(int).tolist()
+    processes = [context.Process(target=walk, args=(index, begin, look_ups, start, results)) for begin in begins]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    took = np.median([seconds for seconds, _ in found])
+    node = sum(memory for _, memory in found)
+    return f"| {index.counts.sum():,} | {opening:.2f} | {alone:.0f} | {1e6 * took:.1f} | {node:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=10_700)
+    parser.add_argument("--samples", type=int, default=1000, help="in each shard")
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--look-ups", type=int, default=40_000, help="of each worker")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_index(folder, args.shards, args.samples)
+        size = sum(path.stat().st_size for path in (folder / INDEX).iterdir())
+        print(f"{machine()}; index of {size / 1e6:.0f} MB, {args.workers} workers\n")
+        print("| samples | open s | open MB | look-up µs | workers MB, Python included |\n|---|---|---|---|---|")
+        for _ in range(3):
+            print(measure(folder, args.workers, args.look_ups), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""The index of a folder of shards: where each sample's bytes lie, and the checksums of all. Training reads by it alone.
+
+`FOLDER/index/shards.json` has a line for each shard, and is all that is read to open an index; `index/NAME.tar.npy`
+has a row for each of its samples, and is read when the shard's first sample is. A tar alone, read as a stream, hides a
+lost end, and would let other members in: here whatever is not of the contract is refused when the index is made.
+"""
+
+import hashlib
+import os
+import tarfile
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from storydiffusion.data.shards import (
+    EXTENSIONS,
+    INDEX,
+    MEMBER,
+    SUMMARY,
+    IndexRecord,
+    ShardRecord,
+    read_manifest,
+    read_summary,
+    summary_text,
+)
+from storydiffusion.errors import UserError
+from storydiffusion.output.files import sha256_of_file, write_atomically
+
+BLOCK = tarfile.BLOCKSIZE
+LARGEST_SAMPLE = 2**32 - 1  # bytes
+SAVE_EVERY = 10  # seconds: what an interrupted run may have to do again
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class UnreadableShardError(Exception):
+    """A shard, or a sample of one, that is not as it must be; the message is the reason, to stand after its name."""
+
+
+class Sample(NamedTuple):
+    """A sample's key and the bytes of its members by extension; a complete one has `mp4` and `txt`."""
+
+    key: str
+    members: dict[str, bytes]
+
+
+class ShardIndex:
+    """Shards by their number among `paths`, read by offset; opening reads a line for each, nothing of the shards.
+
+    `counts` are the samples in each shard, `fingerprint` is one hash of all their contents and their order.
+
+    Raises:
+        UserError: on making it for shards that have no index, or a damaged one; on reading where a shard's rows are
+            missing or damaged.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        summaries = {folder: read_summary(folder) for folder in {path.parent for path in paths}}
+        missing = [path for path in paths if path.name not in summaries[path.parent]]
+        if missing:
+            raise UserError(f"{missing[0]} is in no index: python data/index_shards.py shards={missing[0].parent}")
+        self.records = [summaries[path.parent][path.name] for path in paths]
+        self.counts = np.array([record.samples for record in self.records], dtype=np.int64)
+        self.fingerprint = hashlib.sha256("".join(record.sha256 for record in self.records).encode()).hexdigest()
+
+    def rows(self, shard: int) -> np.ndarray:
+        """The places of a shard's samples: key, offset, size, crc32, and start and size of each member in it."""
+        path = _rows_file(self.paths[shard])
+        try:
+            data = path.read_bytes()
+            if zlib.crc32(data) != self.records[shard].rows_crc32:
+                raise ValueError("its checksum does not fit")
+            return np.load(BytesIO(data), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise UserError(
+                f"{path} cannot be read ({reason}): delete {path.parent} and index the shards again"
+            ) from error
+
+    def read(self, shard: int, row: np.void) -> Sample:
+        """The sample at a row of `rows(shard)`, in one read.
+
+        Raises UnreadableShardError where its bytes, headers included, are not those that were indexed.
+        """
+        size = int(row["size"])
+        try:
+            with open(self.paths[shard], "rb") as file:
+                data = os.pread(file.fileno(), size, int(row["offset"]))
+        except OSError as error:
+            raise UnreadableShardError(f"it cannot be read: {(error.strerror or str(error)).lower()}") from error
+        if len(data) < size:
+            raise UnreadableShardError(f"its shard breaks off {size - len(data):,} bytes before its end")
+        if zlib.crc32(data) != row["crc32"]:
+            raise UnreadableShardError("its bytes have changed since they were indexed")
+        places = zip(EXTENSIONS, row["members"].tolist(), strict=True)
+        members = {extension: data[start : start + size] for extension, (start, size) in places if start}
+        return Sample(row["key"].decode(), members)
+
+
+def index_shards(paths: Sequence[Path], workers: int = 0) -> list[IndexRecord]:
+    """Indexes those shards that have no index yet or have changed since; `workers` threads, 0: one for each core.
+
+    An interrupted run is gone on with. Shards of these folders that are not there any more leave the index.
+
+    Raises UserError that names every shard that cannot be used, with the reason; the others are indexed.
+    """
+    known = {folder: read_summary(folder) for folder in {path.parent for path in paths}}
+    for folder, records in known.items():
+        known[folder] = {name: record for name, record in records.items() if (folder / name).is_file()}
+    stale = [path for path in paths if not is_indexed(path, known[path.parent].get(path.name))]
+    _index(stale, known, workers)
+    return [known[path.parent][path.name] for path in paths]
+
+
+def index_missing(paths: Sequence[Path], workers: int = 0) -> None:
+    """Indexes those shards that have no index. What has one stays as it is: it tells what has been damaged since.
+
+    Raises UserError as `index_shards` does.
+    """
+    known = {folder: read_summary(folder) for folder in {path.parent for path in paths}}
+    if missing := [path for path in paths if path.name not in known[path.parent]]:
+        _index(missing, known, workers)
+
+
+def verify_shards(paths: Sequence[Path], workers: int = 0) -> None:
+    """Reads all shards and compares each with the checksum in its index; `workers` threads, 0: one for each core.
+
+    Raises UserError that names every shard that is missing or has changed.
+    """
+    index = ShardIndex(paths)
+    results = _all(range(len(paths)), lambda shard: _verify(index, shard), workers, "verifying")
+    _refuse({paths[shard]: result for shard, result in results if isinstance(result, Exception)}, len(paths))
+
+
+def is_indexed(shard: Path, record: IndexRecord | None) -> bool:
+    """Whether `record` and the rows beside it are of the file that is there, as make judges it: by size and age."""
+    try:
+        tar, rows = shard.stat(), _rows_file(shard).stat()
+    except FileNotFoundError:
+        return False
+    return record is not None and tar.st_size == record.bytes and tar.st_mtime_ns <= rows.st_mtime_ns
+
+
+def write_index(shard: Path) -> IndexRecord:
+    """Writes the rows of one shard beside it; returns its line for the summary.
+
+    Raises UnreadableShardError for one that is not of the contract or not whole, as its manifest knows it.
+    """
+    try:
+        with open(shard, "rb") as file:
+            rows, size, digest = _scan(file)
+    except tarfile.TarError as error:
+        raise UnreadableShardError(f"it is damaged or not a tar file ({error})") from error
+    except OSError as error:
+        raise UnreadableShardError(f"it cannot be read: {(error.strerror or str(error)).lower()}") from error
+    buffer = BytesIO()
+    np.save(buffer, rows, allow_pickle=False)
+    write_atomically(_rows_file(shard), buffer.getvalue())
+    return IndexRecord(shard.name, len(rows), size, digest, zlib.crc32(buffer.getvalue()))
+
+
+def write_summary(folder: Path, records: Iterable[IndexRecord]) -> None:
+    """Writes what is read to open the index of a folder; its rows are there already."""
+    text = summary_text(sorted(records, key=lambda record: record.name))
+    write_atomically(folder / INDEX / SUMMARY, text.encode())
+
+
+def _index(paths: Sequence[Path], known: dict[Path, dict[str, IndexRecord]], workers: int) -> None:
+    """Adds `paths` to what is known of each folder, and writes it, now and then before the end too."""
+    stated = {folder: _stated(folder) for folder in known}
+    for folder in {path.parent for path in paths}:
+        if not os.access(folder, os.W_OK):
+            raise UserError(
+                f"the index of {folder} cannot be written beside its shards: link them into a folder of yours, or "
+                "have its owner index them"
+            )
+    bad: dict[Path, Exception] = {}
+    saved = time.monotonic()
+    make = lambda path: _checked_index(path, stated[path.parent].get(path.name))  # noqa: E731
+    try:
+        for path, result in _all(paths, make, workers, "indexing"):
+            if isinstance(result, Exception):
+                bad[path] = result
+                known[path.parent].pop(path.name, None)
+            else:
+                known[path.parent][path.name] = result
+            if time.monotonic() - saved > SAVE_EVERY:
+                _save(known)
+                saved = time.monotonic()
+    finally:
+        _save(known)
+    _refuse(bad, len(paths))
+
+
+def _save(known: Mapping[Path, Mapping[str, IndexRecord]]) -> None:
+    for folder, records in known.items():
+        if records or read_summary(folder):
+            write_summary(folder, records.values())
+
+
+def _checked_index(path: Path, stated: ShardRecord | None) -> IndexRecord:
+    record = write_index(path)
+    if stated is not None and (stated.sha256, stated.samples) != (record.sha256, record.samples):
+        raise UnreadableShardError(
+            f"it is not the one of its manifest, which says {stated.samples} samples and SHA-256 {stated.sha256[:12]}…"
+        )
+    return record
+
+
+def _stated(folder: Path) -> dict[str, ShardRecord]:
+    manifest = read_manifest(folder)
+    return {shard.name: shard for shard in manifest.shards} if manifest else {}
+
+
+def _verify(index: ShardIndex, shard: int) -> None:
+    path, record = index.paths[shard], index.records[shard]
+    index.rows(shard)
+    try:
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise UnreadableShardError(f"it has {size:,} bytes, not {record.bytes:,}")
+        if sha256_of_file(path) != record.sha256:
+            raise UnreadableShardError("its SHA-256 is not that of its index")
+    except OSError as error:
+        raise UnreadableShardError(f"it cannot be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def _all(
+    items: Iterable[Item], function: Callable[[Item], Result], workers: int, what: str
+) -> Iterator[tuple[Item, Result | UnreadableShardError]]:
+    """The result for each shard, or why it is unreadable, as they end; by threads, for hashing frees Python's lock."""
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    try:
+        futures = {pool.submit(function, item): item for item in items}
+        for future in tqdm(as_completed(futures), f"{what} shards", len(futures), unit="shard", delay=1):
+            error = future.exception()
+            if error is not None and not isinstance(error, UnreadableShardError):
+                raise error
+            yield futures[future], error or future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _refuse(bad: Mapping[Path, Exception], count: int) -> None:
+    if bad:
+        named = "; ".join(f"{path}: {reason}" for path, reason in sorted(bad.items(), key=lambda item: str(item[0])))
+        raise UserError(
+            f"{len(bad)} of {count} shards cannot be used: {named}; copy or make them again or leave them out"
+        )
+
+
+def _rows_file(shard: Path) -> Path:
+    return shard.parent / INDEX / f"{shard.name}.npy"
+
+
+def _scan(file: BinaryIO) -> tuple[np.ndarray, int, str]:
+    """The rows of a shard, its size and SHA-256, from one pass over its headers and one over all of it."""
+    samples, end = _samples(file)
+    offsets = [next(iter(members.values())).offset for members in samples.values()]
+    width = max((len(key) for key in samples), default=1)
+    rows = np.zeros(len(samples), _row_type(width))
+    digest = hashlib.sha256()
+    file.seek(0)
+    digest.update(file.read(offsets[0] if offsets else end))
+    for row, (key, members), begin, stop in zip(rows, samples.items(), offsets, [*offsets, end][1:], strict=True):
+        if stop - begin > LARGEST_SAMPLE:
+            raise UnreadableShardError(f"its sample {key} has {stop - begin:,} bytes, the limit is {LARGEST_SAMPLE:,}")
+        data = file.read(stop - begin)
+        digest.update(data)
+        row["key"], row["offset"], row["size"], row["crc32"] = key.encode(), begin, len(data), zlib.crc32(data)
+        for number, extension in enumerate(EXTENSIONS):
+            if extension in members:
+                row["members"][number] = members[extension].offset_data - begin, members[extension].size
+    size = end
+    while rest := file.read(1 << 20):
+        if rest.strip(b"\0"):
+            raise UnreadableShardError(f"it is damaged at byte {end:,}: what follows is no member and no end")
+        digest.update(rest)
+        size += len(rest)
+    if size - end < 2 * BLOCK:  # the mark of a tar's end
+        raise UnreadableShardError(f"it breaks off after byte {end:,}")
+    return rows, size, digest.hexdigest()
+
+
+def _row_type(width: int) -> np.dtype:
+    """The start of a member is relative to the sample's offset, in the order of EXTENSIONS; 0: it has none."""
+    return np.dtype(
+        [("key", f"S{width}"), ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("members", "<u4", (3, 2))]
+    )
+
+
+def _samples(file: BinaryIO) -> tuple[dict[str, dict[str, tarfile.TarInfo]], int]:
+    """The members of each key, in the shard's order, and where the last one's end is."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    size = os.fstat(file.fileno()).st_size
+    last = None
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            name = member.name
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse:
+                raise UnreadableShardError(f"it holds {name!r}, which is no regular file")
+            match = MEMBER.fullmatch(name)
+            if match is None:
+                raise UnreadableShardError(
+                    f"it holds {name!r}, not KEY.{', KEY.'.join(EXTENSIONS)} with a KEY of letters, digits, - and _"
+                )
+            if not 0 <= member.size <= size - member.offset_data:  # tarfile would go backwards for a negative one
+                raise UnreadableShardError(f"it breaks off inside {name}")
+            key, extension = match.groups()
+            members = samples.setdefault(key, {})
+            if extension in members or (members and key != last):
+                raise UnreadableShardError(f"it holds {name} twice, or the members of {key} apart")
+            members[extension] = member
+            last = key
+        return samples, tar.offset

@@ -1,0 +1,337 @@
+"""The index: it finds every byte and every damage, refuses what is not of the contract, and opens without reading."""
+
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storydiffusion.data.shard_index import (
+    ShardIndex,
+    UnreadableShardError,
+    index_missing,
+    index_shards,
+    verify_shards,
+)
+from storydiffusion.data.shards import find_shards, read_summary
+from storydiffusion.errors import UserError
+from tests.conftest import Outcome, outcome_of, script
+from tests.data.damage import DAMAGES
+from tests.data.videos import write_shard, write_tar
+
+SAMPLES = 4
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten indexed shards of 4 samples of 3000 bytes."""
+    for number in range(10):
+        write_shard(tmp_path / f"{number}.tar", [f"s{number}k{n}" for n in range(SAMPLES)], bytes([number + 1]) * 3000)
+    index_missing(find_shards(str(tmp_path)))
+    return tmp_path
+
+
+def opened(folder: Path) -> ShardIndex:
+    return ShardIndex(find_shards(str(folder)))
+
+
+def test_it_finds_the_bytes_of_every_member(folder):
+    index = opened(folder)
+    assert index.counts.tolist() == [SAMPLES] * 10
+    for shard in (0, 9):
+        with tarfile.open(index.paths[shard]) as tar:
+            bytes_of = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        found = {}
+        for row in index.rows(shard):
+            key, members = index.read(shard, row)
+            found |= {f"{key}.{extension}": data for extension, data in members.items()}
+        assert found == bytes_of
+
+
+def test_members_in_any_order_and_long_names_of_other_writers(tmp_path):
+    """PAX headers lie before the members that they tell of: they belong to the sample's bytes too."""
+    key = "k" * 150
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "global"}) as tar:
+        for name in (f"{key}.txt", f"{key}.mp4", "b.json", "b.txt", "b.mp4"):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(name), 1.5
+            tar.addfile(info, io.BytesIO(name.encode()))
+    index_missing(find_shards(str(tmp_path)))
+    index = opened(tmp_path)
+    samples = [index.read(0, row) for row in index.rows(0)]
+    assert samples[0] == (key, {"mp4": f"{key}.mp4".encode(), "txt": f"{key}.txt".encode()})
+    assert samples[1] == ("b", {"mp4": b"b.mp4", "txt": b"b.txt", "json": b"b.json"})
+
+
+def test_opening_reads_a_line_for_each_shard_and_nothing_else(folder):
+    """The rows of all samples would not fit in memory: they are read with the first sample of their shard."""
+    expected = opened(folder).fingerprint
+    rows = folder / "index" / "3.tar.npy"
+    rows.write_bytes(rows.read_bytes()[:-1])
+    for number in range(4, 10):
+        (folder / "index" / f"{number}.tar.npy").unlink()
+        (folder / f"{number}.tar").unlink()
+    index = opened(folder)
+    assert (index.fingerprint, index.counts.sum()) == (expected, 10 * SAMPLES)
+    assert len(index.rows(2)) == SAMPLES
+    with pytest.raises(UserError, match=r"3\.tar\.npy cannot be read \(its checksum does not fit\): delete"):
+        index.rows(3)
+    with pytest.raises(UserError, match=r"4\.tar\.npy cannot be read \(No such file"):
+        index.rows(4)
+
+
+def test_the_fingerprint_is_of_the_contents_and_their_order(folder, tmp_path_factory):
+    paths = find_shards(str(folder))
+    copy = tmp_path_factory.mktemp("copy")
+    for path in paths:
+        (copy / path.name).write_bytes(path.read_bytes())
+    index_missing(find_shards(str(copy)))
+    assert opened(copy).fingerprint == opened(folder).fingerprint
+    assert ShardIndex(paths[::-1]).fingerprint != opened(folder).fingerprint
+    write_shard(copy / "9.tar", ["other"], b"x")
+    index_shards(find_shards(str(copy)))
+    assert opened(copy).fingerprint != opened(folder).fingerprint
+
+
+def test_verification_names_all_seven_damages_at_once(folder):
+    for number, damage in enumerate(DAMAGES.values()):
+        damage(folder / f"{number}.tar")
+    with pytest.raises(UserError) as error:
+        verify_shards(find_shards(str(folder)))
+    assert str(error.value).startswith(f"{len(DAMAGES)} of 10 shards cannot be used: ")
+    for number in range(10):
+        assert (f"{folder}/{number}.tar: it" in str(error.value)) == (number < len(DAMAGES))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_each_damage_is_met_where_a_sample_is_read(folder, kind):
+    index = opened(folder)
+    DAMAGES[kind](folder / "0.tar")
+    bad = []
+    for row in index.rows(0):
+        try:
+            index.read(0, row)
+        except UnreadableShardError as error:
+            bad.append(str(error))
+    assert bad
+    assert all(reason.startswith(("it cannot be read: no such file", "its ")) for reason in bad)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind != "flipped bit"])
+def test_damage_that_a_tar_shows_is_found_without_an_index_too(folder, kind):
+    DAMAGES[kind](folder / "0.tar")
+    with pytest.raises(UserError, match=r"1 of 1 shards cannot be used: \S+/0\.tar: it "):
+        index_shards(find_shards(str(folder)))
+    assert len(read_summary(folder)) == 9
+
+
+def test_what_was_indexed_is_not_read_again_unless_it_has_changed(folder):
+    times = {path.name: path.stat().st_mtime_ns for path in (folder / "index").glob("*.npy")}
+    (folder / "index" / "2.tar.npy").unlink()
+    write_shard(folder / "5.tar", ["new"], b"new")
+    index_shards(find_shards(str(folder)))
+    again = {path.name: path.stat().st_mtime_ns for path in (folder / "index").glob("*.npy")}
+    assert sorted(name for name in times if again[name] != times[name]) == ["2.tar.npy", "5.tar.npy"]
+    assert opened(folder).counts.tolist() == [4, 4, 4, 4, 4, 1, 4, 4, 4, 4]
+
+
+def test_an_interrupted_run_keeps_what_it_has_done(tmp_path, monkeypatch):
+    from storydiffusion.data import shard_index
+
+    for number in range(6):
+        write_shard(tmp_path / f"{number}.tar", ["a"], b"x")
+    write = shard_index.write_index
+
+    def interrupted(path: Path):
+        if path.name == "4.tar":
+            raise KeyboardInterrupt
+        return write(path)
+
+    monkeypatch.setattr(shard_index, "write_index", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index_shards(find_shards(str(tmp_path)), workers=1)
+    done = read_summary(tmp_path)
+    assert set(done) <= {"0.tar", "1.tar", "2.tar", "3.tar"}
+    assert done
+    monkeypatch.setattr(shard_index, "write_index", write)
+    index_shards(find_shards(str(tmp_path)))
+    assert opened(tmp_path).counts.tolist() == [1] * 6
+
+
+def test_training_indexes_what_is_missing_and_never_what_has_changed(folder):
+    (folder / "0.tar").write_bytes((folder / "1.tar").read_bytes())
+    write_shard(folder / "new.tar", ["n"], b"x")
+    index_missing(find_shards(str(folder)))
+    index = opened(folder)
+    assert len(index.paths) == 11
+    with pytest.raises(UnreadableShardError, match="have changed since they were indexed"):
+        index.read(0, index.rows(0)[0])
+
+
+def test_shards_without_an_index_are_named_with_the_command(folder):
+    path = write_shard(folder / "new.tar", ["n"], b"x")
+    with pytest.raises(UserError, match=r"new\.tar is in no index: python data/index_shards\.py shards=/"):
+        ShardIndex([path])
+
+
+def pickled(folder: Path) -> bytes:
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (folder / "owned",))
+
+    return pickle.dumps(Bomb())
+
+
+def member(name: str, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+HOSTILE = {
+    "a pickle": member("a.pyd"),
+    "another": member("a.pickle"),
+    "an extension in capitals": member("a.MP4"),
+    "out of the folder": member("../../a.mp4"),
+    "absolute": member("/etc/a.txt"),
+    "in a folder": member("x/a.mp4"),
+    "a blank": member("a b.mp4"),
+    "a line break": member("a\n.mp4"),
+    "a NUL": member("a.mp4", pax_headers={"path": "a\0b.mp4"}),
+    "another alphabet": member("é.json"),
+    "two dots": member("a.b.mp4"),
+    "a symlink": member("a.txt", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+    "a hard link": member("a.txt", type=tarfile.LNKTYPE, linkname="a.mp4"),
+    "a device": member("a.mp4", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
+    "a FIFO": member("a.mp4", type=tarfile.FIFOTYPE),
+    "a folder": member("a.mp4", type=tarfile.DIRTYPE),
+}
+
+
+@pytest.mark.parametrize("info", HOSTILE.values(), ids=list(HOSTILE))
+def test_hostile_members_are_refused_by_name_and_nothing_runs(tmp_path, info):
+    data = pickled(tmp_path)
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member("good.mp4"))
+        tar.addfile(member("good.txt"))
+        if info.isreg():
+            info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    name = info.pax_headers.get("path", info.name)
+    with pytest.raises(UserError) as error:
+        index_missing(find_shards(str(tmp_path)))
+    assert f"{tmp_path}/0.tar: it holds {name!r}" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_keys_and_members_that_stand_twice_are_refused(tmp_path):
+    write_tar(tmp_path / "0.tar", {"a.mp4": b""})
+    with tarfile.open(tmp_path / "0.tar", "a") as tar:
+        tar.addfile(member("a.mp4"))
+    write_tar(tmp_path / "1.tar", {"a.mp4": b"", "b.mp4": b"", "a.txt": b""})
+    with pytest.raises(UserError, match=r"0\.tar: it holds a\.mp4 twice.*1\.tar: it holds a\.txt twice, or the mem"):
+        index_missing(find_shards(str(tmp_path)))
+
+
+def test_a_negative_size_does_not_send_the_reader_back_for_ever(tmp_path):
+    path = write_shard(tmp_path / "0.tar", ["a", "b"], b"x" * 600)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"b.txt")
+    data[at + 124 : at + 136] = (-4096 & (2**96 - 1)).to_bytes(12)  # base 256, as GNU writes what octal cannot hold
+    data[at + 148 : at + 156] = b"%06o\0 " % (sum(data[at : at + 512]) - sum(data[at + 148 : at + 156]) + 8 * 32)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"0\.tar: it breaks off inside b\.txt"):
+        index_missing([path])
+
+
+@pytest.mark.parametrize("name", ["pipe:touch owned.tar", "https://x.tar", "a|b.tar", "a\nb.tar", ".hidden.tar"])
+def test_shards_of_odd_names_are_refused_wherever_they_are_named(folder, name):
+    if "/" not in name:
+        write_shard(folder / name, ["n"], b"x")
+        with pytest.raises(UserError, match="odd name"):
+            find_shards(str(folder))
+        (folder / name).unlink()
+    file = folder / "index" / "shards.json"
+    file.write_text(file.read_text().replace('"3.tar"', json.dumps(name)))
+    with pytest.raises(UserError, match=r"shards\.json cannot be read as an index"):
+        find_shards(str(folder))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text[:-3],
+        lambda text: text.replace('"samples": 4', '"samples": 5'),
+        lambda text: text.replace('"format": 1', '"format": 2'),
+        lambda text: '{"format": 1, "shards": {}}',
+    ],
+)
+def test_a_damaged_or_foreign_summary_is_refused_in_one_sentence(folder, spoil: Callable[[str], str]):
+    file = folder / "index" / "shards.json"
+    file.write_text(spoil(file.read_text()))
+    with pytest.raises(UserError, match=r"shards\.json cannot be read as an index of shards \(.*\): delete .* again$"):
+        opened(folder)
+
+
+def test_rows_that_hold_a_pickle_are_not_loaded(folder):
+    from storydiffusion.data.shard_index import write_summary
+
+    file = io.BytesIO()
+    np.save(file, np.array([pickled(folder)], dtype=object), allow_pickle=True)
+    (folder / "index" / "0.tar.npy").write_bytes(file.getvalue())
+    records = read_summary(folder)
+    import zlib
+    from dataclasses import replace
+
+    forged = replace(records["0.tar"], rows_crc32=zlib.crc32(file.getvalue()))
+    write_summary(folder, [forged, *(record for name, record in records.items() if name != "0.tar")])
+    with pytest.raises(UserError, match=r"0\.tar\.npy cannot be read"):
+        opened(folder).rows(0)
+    assert not (folder / "owned").exists()
+
+
+@pytest.fixture
+def index_command(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
+    """Calls `python data/index_shards.py OVERRIDES` in this process, in an empty working directory."""
+    import sys
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.chdir(tmp_path)
+    module = script("data/index_shards")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def call(*overrides: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["index_shards.py", *overrides])
+        return outcome_of(module.main, capsys)
+
+    return call
+
+
+def test_the_command(index_command, tmp_path):
+    for number in range(3):
+        write_shard(tmp_path / "shards" / f"{number}.tar", ["a", "b", "c"], b"x" * 600)
+    outcome = index_command("shards=shards", "workers=1")
+    assert (outcome.code, outcome.out) == (0, "indexed 3 shards of 9 samples\n"), outcome
+    outcome = index_command("shards='shards/{0..1}.tar'", "verify=true")
+    assert (outcome.code, outcome.out) == (0, "verified 2 shards of 6 samples\n"), outcome
+    DAMAGES["flipped bit"](tmp_path / "shards" / "1.tar")
+    outcome = index_command("shards=shards", "verify=true")
+    assert outcome.code == 1
+    assert outcome.err.startswith("index_shards.py: 1 of 3 shards cannot be used: shards/1.tar: it")
+
+
+@pytest.mark.parametrize("override", ["shards='pipe:touch owned'", "shards=nowhere", "workers=-1", "shard=x"])
+def test_bad_input_is_one_sentence(index_command, tmp_path, override):
+    outcome = index_command("shards=nowhere", override)
+    assert outcome.code == 1
+    assert len(outcome.sentences) == 1, outcome.err
+    assert not list(tmp_path.iterdir())
