@@ -118,8 +118,8 @@ class TransitionModule(L.LightningModule):
         return self
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns the `loss` to minimise; for the log each clip's part of it, `losses`, and the terms that have weight in
-        it: its diffusion `errors`, with their `timesteps`, and its `semantic` error; all (B,).
+        """Returns the `loss` to minimise; for the log each clip's part of it, `losses`, and those terms of it that have
+        weight: its diffusion `errors`, with their `timesteps`, and its `semantic` error; all (B,).
         """
         recipe = self.recipe
         features = self.image_features(batch.frames)
