@@ -129,8 +129,16 @@ def test_a_loaders_process_that_is_told_too_goes_on_until_all_is_saved(config, t
     os.killpg(process.pid, signal.SIGTERM)
     assert exit_codes(processes) == [EXIT_CODE]
     assert logged_steps(run) == list(range(1, saved_step(run) + 1))
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    group = process.pid
+    wait_for(lambda: not is_alive(group))
+
+
+def is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_training_told_in_the_midst_of_a_step_ends_it_and_then_equals_an_untold_one(config, tmp_path):
