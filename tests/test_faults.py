@@ -81,12 +81,13 @@ def two_processes(tiny_video_model, cache, tmp_path) -> Iterator[Run]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("victim", ["", "1"], ids=["the first", "the other"])
+@pytest.mark.parametrize(
+    "victim", [pytest.param("", id="the first"), pytest.param("1", id="the other", marks=pytest.mark.slow)]
+)
 def test_where_one_process_is_killed_all_are_gone(two_processes, victim):
-    processes = two_processes.processes()
-    assert sorted(processes.values()) == ["", "1"]
-    (process,) = [process for process, rank in processes.items() if rank == victim]
-    os.kill(process, signal.SIGKILL)
+    processes = two_processes.processes()  # each with a process of its own that decodes
+    assert set(processes.values()) == {"", "1"}
+    os.kill(min(process for process, rank in processes.items() if rank == victim), signal.SIGKILL)
     code = two_processes.first.wait(PATIENCE)
     assert code != 0
     assert two_processes.wait_until(lambda: not two_processes.processes(), PATIENCE), two_processes.processes()

@@ -216,7 +216,7 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
         (["recipe.trainable=[unet]"], ["unet", "motion_module"]),
         (["data.storyworld=null", "data.shards=/nowhere"], ["no shards match", "/nowhere"]),
         (["data.frames=9"], ["data.frames=9", "8 at most"]),
-        (["recipe.semantic_weight=0"], ["recipe.teacher_forcing=1", "transformer"]),
+        (["recipe.semantic_weight=0", "recipe.teacher_forcing=1"], ["recipe.teacher_forcing=1", "transformer"]),
         (["recipe.diffusion_weight=0", *BOTH], ["recipe.diffusion_weight=0", "recipe.trainable=[predictor]"]),
         (["data.backend=ffmpeg"], ["data.", "ffmpeg", "pyav"]),
         (["data.shards='pipe:touch owned'"], ["pipe:touch owned", "no local path"]),
@@ -301,7 +301,7 @@ def test_a_predictor_of_other_widths_is_refused(train, training, tmp_path):
 def test_a_checkpoint_of_another_configuration_is_refused(training, tmp_path):
     training("run", "trainer.max_steps=1").fit()
     kept = (tmp_path / "run" / "config.yaml").read_text()
-    with pytest.raises(UserError, match=r"recipe\.given_ends=1\.0, not 0\.25"):
+    with pytest.raises(UserError, match=r"recipe\.given_ends=0\.0, not 0\.25"):
         training("run", "trainer.max_steps=2", "recipe.given_ends=0.25").fit()
     assert (tmp_path / "run" / "config.yaml").read_text() == kept
 
