@@ -187,6 +187,7 @@ def test_killed_ten_times_it_ends_as_the_straight_run(configure, straight, world
     assert [row["train/loss"] for row in rows] == [row["train/loss"] for row in wanted]
 
 
+@pytest.mark.slow
 def test_other_numbers_of_processes_and_workers_take_over_in_mid_epoch(configure):
     """One process, two, one, over the edges of epochs of four steps; in each step the same clips, and the same loss.
 

@@ -15,7 +15,7 @@ from tests.slurm.cluster import SMALL, job, let_it_begin_again, rows, slurm, ste
 
 pytestmark = pytest.mark.slurm
 
-STEPS = 30
+STEPS = 14
 RARELY = "trainer.checkpoint_minutes=600"  # so that nothing but a signal saves
 
 
