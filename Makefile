@@ -2,6 +2,7 @@
 PYTHON = python3
 BIN = .venv/bin
 READY = .venv/ready
+SLURM_TESTS = slurm
 # The machine's own certificates: a firewall may have put its one there.
 INSTALL = VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --system-certs
 
@@ -21,7 +22,7 @@ test-slow: $(READY)  ## run the slow tests too: full-scale networks at random we
 	$(BIN)/python -m pytest -m "not slurm"
 
 test-slurm: $(READY)  ## train as jobs of a Slurm of two nodes, started for it; needs root, installs it on Debian
-	slurm/test_cluster.sh run $(BIN)/python -m pytest -m slurm tests/slurm
+	slurm/test_cluster.sh run $(BIN)/python -m pytest -m "$(SLURM_TESTS)" tests/slurm
 
 lint: $(READY)  ## check style, format and types
 	$(BIN)/ruff check

@@ -50,6 +50,7 @@ def check_finished(run: Path, name: str, restarts: int) -> None:
     assert (run / "export" / "predictor" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_two_nodes_train_to_the_end(cache, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     name = submit(tmp_path, f"run_dir={run}", f"cache={cache}", f"trainer.max_steps={STEPS}")
@@ -109,6 +110,7 @@ def test_a_job_that_is_cancelled_saves_and_stays_cancelled(cache, tmp_path):
     assert f"SIGTERM: stopped after step {step}, which is saved; the same command goes on" in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_three_jobs_in_which_one_is_preempted(cache, tmp_path):
     launcher = [f"hydra.launcher.{each}" for each in ("gpus_per_node=null", "cpus_per_task=1", "mem_gb=4")]
     own = [f"cache={cache}", f"trainer.max_steps={STEPS}", RARELY, "trainer=cpu"]
