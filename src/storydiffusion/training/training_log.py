@@ -16,7 +16,8 @@ LOSS, SEMANTIC, CLIPS, ERROR, NOISED = range(5)  # rows of the sums; the last tw
 
 class TrainingLog(L.Callback):
     """Losses are means over all clips since the last row, of all processes: loss is what is minimised, diffusion_loss
-    and semantic_loss its terms, where they are not the same; a bucket of timesteps without clips is left out.
+    and semantic_loss its terms, without their weights, where there is a semantic one; a bucket of timesteps without
+    clips is left out.
     clips_per_second counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib is
     the most held by this process so far, on the GPU where there is one; skipped_steps counts those that `guard` has
     left out since the training began, and clips whose loss is not finite are in no mean. Sums travel in the checkpoint.
