@@ -16,9 +16,9 @@ demo: $(READY)  ## tell the example story
 	$(BIN)/python infer.py
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-test-slow: $(READY)  ## run the slow tests too: full-scale networks at random weights
+test-slow: $(READY)  ## run the slow tests too, one by one: full-scale networks at random weights
 	$(BIN)/python -m pytest -m "not slurm"
 
 test-slurm: $(READY)  ## train as jobs of a Slurm of two nodes, started for it; needs root, installs it on Debian

@@ -1,6 +1,7 @@
 """What the tests ask of Slurm: submit, look, wait. No accounts are kept: all that is known of a job is in scontrol."""
 
 import csv
+import os
 import re
 import subprocess
 import time
@@ -40,9 +41,25 @@ def wait_for(condition: Callable[[], bool], what: str, log: Path) -> None:
     end = time.monotonic() + SECONDS
     while not condition():
         if time.monotonic() > end:
-            text = log.read_text(errors="replace").replace("\r", "\n") if log.exists() else "there is no log"
-            pytest.fail(f"after {SECONDS} s not yet {what}:\n{slurm('squeue', '--long')}\n{text[-4000:]}")
+            pytest.fail(
+                f"after {SECONDS} s not yet {what}:\n{slurm('squeue', '--long')}\n{ends_of([log, *daemon_logs()])}"
+            )
         time.sleep(0.1)
+
+
+def daemon_logs() -> list[Path]:
+    return sorted(Path(os.environ["SLURM_CONF"]).parent.glob("slurm*.log"))
+
+
+def ends_of(logs: list[Path]) -> str:
+    """The last lines of each, for a test that fails."""
+    texts = {log: log.read_text(errors="replace").replace("\r", "\n") if log.exists() else "missing" for log in logs}
+    return "\n".join(f"== {log}\n{text[-3000:]}" for log, text in texts.items())
+
+
+def has_processes() -> bool:
+    """Whether a step of any job is still there on either node, as the daemon that stands above its processes."""
+    return subprocess.run(["pgrep", "--exact", "slurmstepd"], capture_output=True).returncode == 0
 
 
 def wait_for_state(name: str, state: str, log: Path) -> None:

@@ -11,7 +11,18 @@ import yaml
 
 from storydiffusion.training.checkpoint_io import newest_checkpoint
 from tests.conftest import ROOT
-from tests.slurm.cluster import SMALL, job, let_it_begin_again, rows, slurm, steps, submit, wait_for, wait_for_state
+from tests.slurm.cluster import (
+    SMALL,
+    has_processes,
+    job,
+    let_it_begin_again,
+    rows,
+    slurm,
+    steps,
+    submit,
+    wait_for,
+    wait_for_state,
+)
 
 pytestmark = pytest.mark.slurm
 
@@ -88,6 +99,8 @@ def test_a_job_that_loses_a_node_is_queued_again_and_finishes(cache, tmp_path):
     wait_for_state(name, "PENDING", log)
     step = saved_step(run)
     before = rows(run)[:step]
+    # A node that is set down is not dead: while a step is still ending there, Slurm takes a new one of its name for it.
+    wait_for(lambda: not has_processes(), "free of processes", log)
     let_it_begin_again(name, log)
     wait_for_state(name, "COMPLETED", log)
     check_finished(run, name, restarts=1)

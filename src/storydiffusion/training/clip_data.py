@@ -1,6 +1,9 @@
 """The clips of a training, for Lightning: shards, drawn first where they are StoryWorld's, then indexed and read."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from storydiffusion.data.loader import ClipBatch, ClipLoader, LoaderOptions
 from storydiffusion.data.shard_index import index_missing, verify_shards
 from storydiffusion.data.shard_writer import WriterOptions, write_shards
 from storydiffusion.data.shards import find_shards, read_manifest
+from storydiffusion.errors import UserError, first_line
 
 CLIPS_PER_SHARD = 250
 
@@ -50,11 +54,17 @@ class ClipData(L.LightningDataModule):
         from storydiffusion.storyworld.clip_source import StoryWorldSource
 
         source, folder = StoryWorldSource(**asdict(storyworld)), Path(str(self.options.shards))
-        manifest = read_manifest(folder)
         wanted = {**source.description, "clips_per_shard": CLIPS_PER_SHARD}
-        if manifest and manifest.complete and manifest.source == wanted and manifest.samples == len(source):
+
+        def is_drawn() -> bool:
+            found = read_manifest(folder)
+            return bool(found and found.complete and found.source == wanted and found.samples == len(source))
+
+        if is_drawn():
             return
-        write_shards(source, folder, WriterOptions(CLIPS_PER_SHARD, os.cpu_count() or 1, self.options.backend))
+        with _alone_in(folder):  # the jobs of a sweep may all begin by drawing
+            if not is_drawn():
+                write_shards(source, folder, WriterOptions(CLIPS_PER_SHARD, os.cpu_count() or 1, self.options.backend))
 
     def train_dataloader(self) -> ClipLoader:
         assert self.trainer is not None
@@ -66,3 +76,25 @@ class ClipData(L.LightningDataModule):
         """The first `count` clips of this order, the same at every call, with their captions."""
         clips = replace(self.options.clips, caption_dropout=0.0)
         return next(iter(ClipLoader(replace(self.options, batch_size=count, clips=clips, workers=0))))
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits while another process is in here for the same folder. Raises UserError where nothing can be locked."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for another process, which draws {folder}", file=sys.stderr, flush=True)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        reason = first_line(error)
+        raise UserError(f"cannot lock {folder} ({reason}): choose another cache, on a disk of this machine") from error
+    try:
+        yield
+    finally:
+        lock.release()
