@@ -10,6 +10,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ class Folder:
     def __iter__(self) -> Iterator[SourceClip]:
         for number in range(self.count):
             path = self.folder / ("bad.mp4" if number in self.bad else "good.mp4")
-            yield SourceClip(f"clip {number}", f"caption  of\n{number}", {"number": number}, VideoFile((path,)))
+            yield SourceClip(
+                f"clip {number}", f"caption  of\n{number}", partial(dict, number=number), VideoFile((path,))
+            )
 
 
 @pytest.fixture(scope="module")

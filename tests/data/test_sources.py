@@ -32,7 +32,7 @@ def test_webvid(tmp_path):
     one, two = source
     assert len(source) == 2
     assert (one.name, one.caption, one.video()) == ("21179416", first[4], b"in its page's folder")
-    assert one.record == dict(zip(COLUMNS[:4], first[:4], strict=True))
+    assert one.record() == dict(zip(COLUMNS[:4], first[:4], strict=True))
     assert (two.caption, two.video()) == ("A cat", b"flat")
 
 
@@ -46,7 +46,7 @@ def test_openvid(tmp_path):
     columns = ["video", "caption", "aesthetic score", "motion score", "fps", "seconds"]
     (clip,) = make(tmp_path, OPENVID, columns, ["33.mp4", "A cat", "4.9", "2.1", "24.0", "9.5"])
     assert (clip.name, clip.caption, clip.video()) == ("33.mp4", "A cat", b"flat")
-    assert clip.record["aesthetic score"] == "4.9"
+    assert clip.record()["aesthetic score"] == "4.9"
 
 
 @pytest.mark.parametrize(("layout", "missing"), [(WEBVID, "name"), (WEBVID, "videoid"), (OPENVID, "caption")])

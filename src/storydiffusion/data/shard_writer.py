@@ -204,7 +204,7 @@ def _add(tar: tarfile.TarFile, job: _Job, row: int, decoder: DecoderProcess, rej
     except UnreadableVideoError as reason:
         rejects.append({"shard": job.tar.name, "key": key, "id": clip.name, "reason": str(reason)})
         return
-    record = {**clip.record, "id": clip.name, "stream": asdict(info)}
+    record = {**clip.record(), "id": clip.name, "stream": asdict(info)}
     text = json.dumps(record, ensure_ascii=False, sort_keys=True)
     for extension, data in ((VIDEO, blob), (CAPTION, caption.encode()), (RECORD, text.encode())):
         member = tarfile.TarInfo(f"{key}.{extension}")  # owner, group and time stay 0

@@ -4,6 +4,7 @@ import csv
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +14,15 @@ from storydiffusion.errors import UserError
 
 @dataclass(frozen=True)
 class SourceClip:
-    """One captioned video: its name in the source, what is known of it, and `video`, which fetches the MP4's bytes.
+    """One captioned video: its name in the source, `record`, which tells what is known of it, and `video`, which
+    fetches the MP4's bytes.
 
-    `video` is called in another process, so it must pickle; it raises UnreadableVideoError where there is none.
+    Both are called in another process, so they must pickle; `video` raises UnreadableVideoError where there is none.
     """
 
     name: str
     caption: str
-    record: dict[str, Any]
+    record: Callable[[], dict[str, Any]]
     video: Callable[[], bytes]
 
 
@@ -81,7 +83,7 @@ class CsvSource:
             yield SourceClip(
                 name=row[self.layout.id],
                 caption=row[self.layout.caption],
-                record=record,
+                record=partial(dict, record),
                 video=VideoFile(tuple(self.videos / name for name in inside)),
             )
 

@@ -33,7 +33,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray | Image.Image], fp
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _encode(draft, frames, Fraction(fps).limit_denominator(FINEST_FPS), crf)
+            encode_video(draft, frames, fps, crf)
             with open(draft, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(draft, path)
@@ -44,24 +44,32 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray | Image.Image], fp
         raise UserError(f"cannot write {path}: {reason}; make room there or choose another folder") from error
 
 
-def _encode(path: Path, frames: Iterable[np.ndarray | Image.Image], fps: Fraction, crf: int) -> None:
+def encode_video(path: Path, frames: Iterable[np.ndarray | Image.Image], fps: float, crf: int = 18) -> None:
+    """As `write_video`, but straight into `path`, which need be neither whole nor on the disk: for a file to be read
+    at once. Raises FFmpegError or OSError where it cannot be written.
+    """
     import av
+    from av.video.reformatter import VideoReformatter
 
+    rate = Fraction(fps).limit_denominator(FINEST_FPS)
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), **_exact()})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), **_exact()})
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.thread_count = 1  # so that the bytes do not depend on the machine's number of cores
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED_RANGE
+        reformatter = VideoReformatter()  # one for all frames: each new one costs more than a small frame does
         size = None
         for number, picture in enumerate(frames):
             array = _checked(np.asarray(picture), number, size)
             if size is None:
                 size = stream.height, stream.width = array.shape[:2]
             rgb = av.VideoFrame.from_ndarray(array, format="rgb24")
-            frame = rgb.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE)
-            frame.pts, frame.time_base = number, 1 / fps
+            frame = reformatter.reformat(
+                rgb, format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE, threads=1
+            )
+            frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         if size is None:
             raise ValueError("a video needs at least one frame")

@@ -3,12 +3,13 @@
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from storydiffusion.data.sources import SourceClip
-from storydiffusion.output.video_file import write_video
-from storydiffusion.storyworld.clips import caption_of, follow, render_clip, sample_clip
+from storydiffusion.output.video_file import encode_video
+from storydiffusion.storyworld.clips import ClipTruth, caption_of, follow, render_clip, sample_clip
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class StoryWorldVideo:
     def __call__(self) -> bytes:
         pictures = render_clip(sample_clip(self.seed, self.index), self.frames, self.size)
         with tempfile.TemporaryDirectory() as folder:  # an MP4 with its index in front cannot be written to memory
-            write_video(Path(folder) / "clip.mp4", pictures, self.fps)
+            encode_video(Path(folder) / "clip.mp4", pictures, self.fps)
             return (Path(folder) / "clip.mp4").read_bytes()
 
 
@@ -50,10 +51,13 @@ class StoryWorldSource:
     def __iter__(self) -> Iterator[SourceClip]:
         for index in range(self.clips):
             clip = sample_clip(self.seed, index)
-            truth = [asdict(frame) for frame in follow(clip, self.frames, self.size)]
             yield SourceClip(
                 name=f"storyworld-{self.seed}-{index}",
                 caption=caption_of(clip, index),
-                record={"clip": asdict(clip), "truth": truth},
+                record=partial(_record, clip, self.frames, self.size),
                 video=StoryWorldVideo(self.seed, index, self.frames, self.size, self.fps),
             )
+
+
+def _record(clip: ClipTruth, frames: int, size: int) -> dict[str, Any]:
+    return {"clip": asdict(clip), "truth": [asdict(frame) for frame in follow(clip, frames, size)]}
