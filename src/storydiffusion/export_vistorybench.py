@@ -3,18 +3,18 @@
   python -m storydiffusion.export_vistorybench runs=[runs/01,runs/02] out=data/outputs
   python -m storydiffusion.export_vistorybench runs=[runs/rabbit,runs/king] stories=[1,2] out=data/outputs
 
-Each story goes to OUT/METHOD/MODE/LANGUAGE/TIMESTAMP/STORY/shots/shot_00.png, shot_01.png, …, its panels in their order,
-byte for byte. STORY is its number in the benchmark, 01 … 80, which tells what it is compared with: `stories` gives it,
-or the name of the run folder is such a number. The benchmark takes the n-th shot for the n-th of the story's script and
-leaves a story out where their numbers differ.
+Each story goes to OUT/METHOD/MODE/LANGUAGE/TIMESTAMP/STORY/shots/shot_00.png, shot_01.png, …: its panels, in their
+order, byte for byte. STORY is its number in the benchmark, 01 … 80, which tells what it is compared with: `stories`
+gives it, or the name of the run folder is such a number. The benchmark takes the n-th shot for the n-th of the story's
+script; its prompt alignment leaves a story out where their counts differ.
 
 method=storydiffusion, mode=base and language=en (or ch) name what was run. One method and mode is one configuration, so
 runs that differ in more than story and seed are refused. timestamp=20250819_091354 is that of the run, by default
 the time, in UTC, at which the last of the manifests was written: the same command makes the same folder.
 
 The layout is that of github.com/ViStoryBench/vistorybench: README.md, section 3.1 ("Example of your method"), as
-vistorybench/dataset_loader/read_outputs.py reads it and utils/ensure_shots_subdir.py calls it canonical. The diagram above
-that example, which has the folder shots/ above the stories, is not what this reader takes. The folder of character
+vistorybench/dataset_loader/read_outputs.py reads it and utils/ensure_shots_subdir.py calls it canonical. The diagram
+above that example has the folder shots/ above the stories, which that reader does not take. The folder of character
 portraits that it also knows is optional; a run has none.
 """
 
