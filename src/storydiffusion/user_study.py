@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 KINDS = ("images", "video")
 QUESTIONS = {
     "overall": "Which one do you prefer overall?",
-    "character": "In which one does the character stay more the same?",
+    "character": "In which one do the characters keep their looks better?",
     "text": "Which one fits the text better?",
     "smooth": "Which one moves more smoothly?",
     "natural": "Which one looks more natural?",

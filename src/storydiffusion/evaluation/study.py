@@ -6,6 +6,7 @@ The page that asks people knows opaque names only. The key tells which compariso
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,14 @@ class Key:
     Attributes:
         study: a checksum of all that its page shows.
         per_person: how many comparisons each person is asked.
+        methods: their names, in the order they were given.
         questions: name → wording.
         comparisons: the page's name of each → what it is.
     """
 
     study: str
     per_person: int
+    methods: list[str]
     questions: dict[str, str]
     comparisons: dict[str, Comparison]
 
@@ -66,7 +69,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """All answers of one person, in the order they were given, from `file`."""
+    """All answers of one person, in the order they were given, from `file`; `finished` is the time in ISO 8601."""
 
     file: Path
     participant: str
@@ -109,7 +112,8 @@ def load_answers(file: Path, key: Key) -> Answers:
         content = _json(file)
         study = content["study"]
         answers = tuple(Answer(**answer) for answer in content["answers"])
-        found = Answers(file, _name(content["participant"]), _name(content["finished"]), answers)
+        datetime.fromisoformat(content["finished"])
+        found = Answers(file, _name(content["participant"]), content["finished"], answers)
         if content["format"] != FORMAT:
             raise ValueError("another format")
         asked = [answer.comparison for answer in answers]

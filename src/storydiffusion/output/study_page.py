@@ -98,7 +98,7 @@ def study_page(
     }
     checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     html = _render({"study": checksum, **content}, title or TITLES[kind])
-    return StudyPage(html, Key(checksum, per_person, dict(questions), comparisons))
+    return StudyPage(html, Key(checksum, per_person, list(items[0].media), dict(questions), comparisons))
 
 
 def _opaque(draw: random.Random) -> str:
