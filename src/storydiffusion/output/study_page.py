@@ -146,8 +146,7 @@ def _video(file: Path) -> str:
                 raise UserError(f"no browser plays {file}, which is {codec}: convert it to H.264 in an .mp4 file")
             form = PLAYED[codec]
             buffer = BytesIO()
-            options = {"movflags": "+faststart"} if form == "mp4" else {}
-            with av.open(buffer, "w", format=form, options=options) as target:
+            with av.open(buffer, "w", format=form) as target:
                 copy = target.add_stream_from_template(stream)
                 copy.metadata.clear()
                 for packet in source.demux(stream):

@@ -103,7 +103,7 @@ function back() {
   show();
 }
 
-function playAgain() {
+function replay() {
   for (const video of document.querySelectorAll("video")) {
     video.currentTime = 0;
     video.play();
@@ -147,7 +147,7 @@ at("start").addEventListener("submit", start);
 at("choose-left").addEventListener("click", () => choose("left"));
 at("choose-right").addEventListener("click", () => choose("right"));
 at("back").addEventListener("click", back);
-at("again").addEventListener("click", playAgain);
+at("replay").addEventListener("click", replay);
 at("download").addEventListener("click", download);
 at("next").addEventListener("click", next);
 show();
