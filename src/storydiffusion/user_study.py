@@ -2,7 +2,7 @@
 
   python -m storydiffusion.user_study methods.ours=runs/ours methods.ip_adapter=runs/ip_adapter out=runs/study
   python -m storydiffusion.user_study methods.ours=A methods.seine=B methods.sparsectrl=C media=video
-  python -m storydiffusion.user_study … questions=[character,text,"Which one has the better colours?"]
+  python -m storydiffusion.user_study … 'questions=[character,text,"Which one has the better colours?"]'
 
 Each method is a folder, whose items have the same names in all of them: run folders of infer.py, pictures, folders of
 pictures, or videos (.mp4, .webm). media=video takes the videos of run folders instead of their panels. The text shown
@@ -127,9 +127,10 @@ def find_items(folders: Mapping[str, Path], kind: "Kind") -> list["StudyItem"]:
         media = {method: media_of(found[method][name], kind) for method in methods}
         counts = {method: len(files) for method, files in media.items()}
         if other := [method for method in methods if counts[method] != counts[methods[0]]]:
-            first, second = (found[method][name] for method in (methods[0], other[0]))
+            first, second = methods[0], other[0]
             raise UserError(
-                f"{first} has {counts[methods[0]]} pictures, {second} has {counts[other[0]]}: compare equals"
+                f"{found[first][name]} and {found[second][name]} have {counts[first]} and {counts[second]} pictures: "
+                "compare equal numbers"
             )
         items.append(StudyItem(name, text_of([found[method][name] for method in methods]), media))
     return items

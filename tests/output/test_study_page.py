@@ -255,7 +255,14 @@ def test_a_browser_goes_through_it_and_the_answers_are_taken(tmp_path, kind):
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
         quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
-        command = [chromium, *options, *quiet, f"--user-data-dir={profile}", "--virtual-time-budget=20000", "--dump-dom"]
+        command = [
+            chromium,
+            *options,
+            *quiet,
+            f"--user-data-dir={profile}",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+        ]
         done = subprocess.run(
             [*command, f"file://{tmp_path}/page.html"], capture_output=True, text=True, check=True, timeout=120
         )
