@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from PIL.ExifTags import Base
 
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.study import load_answers, load_key, save_key
@@ -45,7 +47,10 @@ def drawn(folder: Path, count: int = 2, methods: dict[str, int] = METHODS) -> li
                 file.parent.mkdir(parents=True, exist_ok=True)
                 note = PngImagePlugin.PngInfo()
                 note.add_text("parameters", f"made by {method} from {item}")
-                Image.new("RGB", (12, 10), (shade(method, item), number, 7)).save(file, pnginfo=note)
+                note.add_itxt("XML:com.adobe.xmp", f"<x>made by {method} from {item}</x>")
+                exif = Image.Exif()
+                exif[Base.ImageDescription] = f"made by {method} from {item}"
+                Image.new("RGB", (12, 10), (shade(method, item), number, 7)).save(file, pnginfo=note, exif=exif)
                 files.append(file)
             media[method] = tuple(files)
         items.append(StudyItem(item, tuple(f"a line {n}" for n in range(count)), media))
@@ -189,7 +194,7 @@ def test_order_and_sides_are_random_and_balanced():
     study = {"study": "s", "per_person": per_person, "comparisons": comparisons}
     codes = [f"person {n}" for n in range(1500)]
     planned = plans(study, codes)
-    asked, left, place = Counter(), Counter(), Counter()
+    asked, left, place, repeated = Counter(), Counter(), Counter(), 0
     for one in planned:
         assert len(one) == len({trial["id"] for trial in one}) == per_person
         sizes = Counter(trial["group"] for trial in one)
@@ -197,6 +202,7 @@ def test_order_and_sides_are_random_and_balanced():
         for group in range(groups):
             lefts = Counter(trial["left"] for trial in one if trial["group"] == group)
             assert abs(lefts["first"] - lefts["second"]) <= 1
+        repeated += sum(before["group"] == after["group"] for before, after in pairwise(one))
         for number, trial in enumerate(one):
             asked[trial["id"]] += 1
             left[trial["id"]] += trial["left"] == "first"
@@ -205,6 +211,8 @@ def test_order_and_sides_are_random_and_balanced():
         assert abs(asked[one["id"]] - 500) < 75
         assert abs(left[one["id"]] / asked[one["id"]] - 0.5) < 0.1
         assert abs(place[one["id"]] / asked[one["id"]] - (per_person - 1) / 2) < 1.2
+    chance = (4 * 3 * 2 + 2 * 4 * 3) / (per_person * (per_person - 1))  # that two neighbours are of one group
+    assert repeated / len(codes) / (per_person - 1) == pytest.approx(chance, abs=0.01)
     assert len({json.dumps(one) for one in planned}) == len(codes)
     assert plans(study, codes[:3]) == planned[:3]
     assert plans({**study, "study": "t"}, codes[:1]) != planned[:1]

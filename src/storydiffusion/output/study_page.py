@@ -56,8 +56,9 @@ def study_page(
 ) -> StudyPage:
     """Asks every question of every item and every two methods; the same arguments make the same page.
 
-    Pictures are embedded without loss, scaled down to `largest_side` pixels, videos as they are encoded; whatever else
-    their files say (names, prompts, settings) is left behind. `questions` maps names to wordings.
+    Pictures are embedded without loss, scaled down to `largest_side` pixels, videos as they are encoded; of what else
+    their files say (names, prompts, settings) nothing but a picture's colour profile is kept. `questions` maps names to
+    wordings.
 
     Raises UserError for a picture or a video that cannot be read, or that no browser plays.
     """
@@ -124,7 +125,6 @@ def _embed(file: Path, kind: Kind, largest_side: int) -> str:
 
 def _picture(file: Path, largest_side: int) -> str:
     picture = read_picture(file)
-    picture.info.clear()
     picture.thumbnail((largest_side, largest_side), Image.Resampling.LANCZOS)
     buffer = BytesIO()
     picture.save(buffer, "WEBP", lossless=True)
@@ -148,7 +148,6 @@ def _video(file: Path) -> str:
             buffer = BytesIO()
             with av.open(buffer, "w", format=form) as target:
                 copy = target.add_stream_from_template(stream)
-                copy.metadata.clear()
                 for packet in source.demux(stream):
                     if packet.dts is not None:  # the last one, which is empty, has none
                         packet.stream = copy

@@ -33,7 +33,7 @@ function plan(study, code) {
   }
   const places = Math.min(study.per_person, study.comparisons.length);
   const asked = [];
-  const queues = shuffled([...groups.values()], random).map((group) => ({ group, turn: random() < 0.5 ? 0 : 1 }));
+  const queues = [...groups.values()].map((group) => ({ group, turn: random() < 0.5 ? 0 : 1 }));
   for (let round = 0; asked.length < places; round++) {
     for (const { group, turn } of queues) {
       if (round < group.length && asked.length < places) {
