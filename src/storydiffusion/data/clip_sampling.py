@@ -74,13 +74,17 @@ def choose_frames(available: int, options: ClipOptions, draw: ClipDraw) -> list[
 
 
 def resize_and_crop(frames: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (F, 3, H, W) → (F, 3, height, width): scaled with antialiasing until it covers, then its middle."""
+    """uint8 (F, 3, H, W) → (F, 3, height, width): the largest middle part of that shape, scaled with antialiasing.
+
+    Cut first, so that nothing is scaled that is then cut away.
+    """
     scale = max(height / frames.shape[2], width / frames.shape[3])
-    covering = [max(side, round(old * scale)) for side, old in zip((height, width), frames.shape[2:], strict=True)]
-    if list(frames.shape[2:]) != covering:
-        frames = F.interpolate(frames, size=covering, mode="bilinear", antialias=True)
-    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
-    return frames[:, :, top : top + height, left : left + width].contiguous()
+    part = [min(old, round(side / scale)) for side, old in zip((height, width), frames.shape[2:], strict=True)]
+    top, left = ((old - kept) // 2 for old, kept in zip(frames.shape[2:], part, strict=True))
+    frames = frames[:, :, top : top + part[0], left : left + part[1]]
+    if part == [height, width]:
+        return frames.contiguous()
+    return F.interpolate(frames, size=(height, width), mode="bilinear", antialias=True).contiguous()
 
 
 def prepare_frames(frames: Tensor, options: ClipOptions, draw: ClipDraw) -> Tensor:
