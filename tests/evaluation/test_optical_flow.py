@@ -36,7 +36,7 @@ def test_who_stands_still_has_none():
 
 
 def test_a_cross_fade_changes_but_does_not_move():
-    true = render_clip(sample_clip(1, 0, "crossing"), 6)
-    fade = cross_fade(true[0], true[-1], 6)
+    true = render_clip(sample_clip(1, 0, "crossing"), 8)
+    fade = cross_fade(true[0], true[-1], 8)
     assert motion(fade) > 0.2 * motion(true)
     assert motion_magnitude(fade) < STILL < 10 * STILL < motion_magnitude(true)

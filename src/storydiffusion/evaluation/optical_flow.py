@@ -19,8 +19,8 @@ STILL = 0.001
 def motion_magnitude(frames: np.ndarray) -> float:
     """The mean length of the flow between neighbours, over all pixels and pairs; uint8 RGB (F, H, W, 3), F ≥ 2.
 
-    As a share of the picture's diagonal a frame, so that sizes of pictures can be compared; 0, but
-    for a hundredth of STILL, for a clip that stands still. Motion of more than about an eighth of the picture a frame is underestimated.
+    As a share of the picture's diagonal a frame, so that sizes of pictures can be compared. A clip that stands still
+    has less than a hundredth of STILL; motion of more than an eighth of the picture a frame is underestimated.
     """
     import cv2
 
