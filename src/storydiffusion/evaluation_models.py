@@ -5,7 +5,7 @@ Each has a label, which stands beside every figure that it gives. As in `models.
 Shapes: P pictures or texts, F frames, H × W pixels, M tokens of a frame, D channels.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ class ImageTextEncoder:
     """A CLIP: pictures and texts become embeddings that can be compared.
 
     Attributes:
+        source: where it comes from, as the setting `encoder` names it.
         tokenize: texts → token ids (P, N), cut after the last one that fits.
         encode_text: token ids → embeddings (P, D).
         length: how many tokens a text has, were it not cut; `window`: how many fit.
@@ -49,6 +50,7 @@ class ImageTextEncoder:
     """
 
     label: str
+    source: str
     images: "ImageEncoder"
     tokenize: Callable[[list[str]], "Tensor"]
     encode_text: Callable[["Tensor"], "Tensor"]
@@ -65,20 +67,16 @@ class ImageTextEncoder:
     def width(self) -> int:
         return self.images.widths["pooled"]
 
-    def of_pictures(self, pictures: "Iterable[np.ndarray]") -> "np.ndarray":
-        """Pictures uint8 (H, W, 3), each of its own size → (P, D), float32; one after the other."""
-        import numpy as np
-        import torch
-
-        tensors = (torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None] for picture in pictures)
-        return np.concatenate([self.images.features(tensor, "pooled")[:, 0].cpu().numpy() for tensor in tensors])
+    def of_picture(self, picture: "np.ndarray") -> "np.ndarray":
+        """uint8 (H, W, 3) → (D,), float32."""
+        return self.of_frames(picture[None], "pooled")[0, 0]
 
     def of_frames(self, frames: "np.ndarray", kind: Any) -> "np.ndarray":
         """Frames uint8 (F, H, W, 3) → all their tokens (F, M, D) for `hidden`, (F, 1, D) for `pooled`; float32."""
         import numpy as np
         import torch
 
-        parts = torch.from_numpy(frames).permute(0, 3, 1, 2).split(FRAMES_AT_ONCE)
+        parts = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).split(FRAMES_AT_ONCE)
         return np.concatenate([self.images.features(part, kind).cpu().numpy() for part in parts])
 
     def of_texts(self, texts: Sequence[str]) -> "np.ndarray":
@@ -94,6 +92,7 @@ class PerceptualDistance:
     """How different two frames look, 0 for the same: `compare` of what `prepare` makes of frames uint8 (F, H, W, 3)."""
 
     label: str
+    is_lpips: bool  # not the distance of an encoder's tokens
     prepare: "Callable[[np.ndarray], np.ndarray]"
     compare: "Callable[[np.ndarray, np.ndarray], float]"
 
@@ -148,6 +147,7 @@ def _clip_folder(source: str, device: "torch.device") -> ImageTextEncoder:
 
     return ImageTextEncoder(
         label="miniature" if source == MINIATURE else folder.name if folder.name != "image_encoder" else str(folder),
+        source=source,
         images=TransformersImageEncoder(clip, *normalisation(folder)).to(device),
         tokenize=tokenize,
         encode_text=lambda ids: clip.text_projection(clip.text_model(input_ids=ids).pooler_output),
@@ -170,6 +170,7 @@ def _open_clip(source: str, device: "torch.device") -> ImageTextEncoder:
         raise UserError(f"encoder={source} has another tokenizer than CLIP's: take a model such as ViT-H-14")
     return ImageTextEncoder(
         label=source.removeprefix(OPEN_CLIP_SCHEME),
+        source=source,
         images=OpenClipImageEncoder(clip.visual).to(device),
         tokenize=tokenizer,
         encode_text=clip.encode_text,
@@ -193,7 +194,7 @@ def load_perceptual_distance(choice: str, encoder: ImageTextEncoder) -> Perceptu
         from storydiffusion.evaluation.clips import token_distance
 
         return PerceptualDistance(
-            f"tokens of {encoder.label}", lambda frames: encoder.of_frames(frames, "hidden"), token_distance
+            f"tokens of {encoder.label}", False, lambda frames: encoder.of_frames(frames, "hidden"), token_distance
         )
     return _lpips("alex" if choice == "auto" else choice, encoder.device)
 
@@ -237,7 +238,7 @@ def lpips_distance(network: Any, label: str) -> PerceptualDistance:
         pixels = torch.from_numpy(np.stack([a, b])).permute(0, 3, 1, 2).to(network.device) / 255
         return network(pixels[:1], pixels[1:]).item()
 
-    return PerceptualDistance(label, prepare, compare)
+    return PerceptualDistance(label, True, prepare, compare)
 
 
 def load_dreamsim(folder: Path, device: "torch.device") -> Features:

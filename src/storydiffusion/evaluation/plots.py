@@ -43,16 +43,14 @@ def plot_similarity(matrix: np.ndarray, labels: Sequence[str], title: str) -> by
     return _png(canvas)
 
 
-def plot_motion(
-    motion: Sequence[float], change: Sequence[float], change_name: str, true: Sequence[float] | None = None
-) -> bytes:
+def plot_motion(motion: Sequence[float], change: Sequence[float], change_name: str, true: Sequence[float]) -> bytes:
     """Each clip by its motion and by what the paper calls better the smaller it is; still clips sit in the corner.
 
-    `true` is the motion of each clip's reference: lines lead from a clip to it.
+    `true` is the motion of each clip's reference, to which lines lead; empty where there is none.
     """
     canvas = _figure(5, 4)
     axes = canvas.add_subplot()
-    if true is not None:
+    if true:
         axes.hlines(change, motion, true, color=TRUTH, linewidth=0.7)
         axes.plot(true, change, "|", color=TRUTH, label="motion of the reference")
     axes.plot(motion, change, "o", color=INK, markersize=4, alpha=0.7, label="clips")

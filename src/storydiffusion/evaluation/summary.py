@@ -35,6 +35,7 @@ KINDS = (
     EMO_SCORE := Kind("Emo-Score", "pictures", "higher"),
     EMO_A := Kind("Emo-A", "pictures", "higher"),
     MOTION := Kind("motion", "clips", "truth", 0),
+    TRUE_MOTION := Kind("motion of the reference", "clips", "truth", 0),
     RELATIVE_MOTION := Kind("motion, × reference", "clips", "truth", 0),
     END_ERROR := Kind("end-frame error", "clips", "lower"),
     MIDDLE_ERROR := Kind("middle-frame error", "clips", "lower"),
