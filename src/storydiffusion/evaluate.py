@@ -143,7 +143,7 @@ def evaluate(config: EvaluateConfig) -> None:
     remarks = [*remarks_on(inputs, networks, config), *remarks_on_motion(measured)]
     text = table(measured) + "\n" + "".join(f"- {remark}\n" for remark in remarks)
     out = Path(config.out) if config.out else config.folder / "evaluation"
-    for name, plot in plots(measured, matrices).items():
+    for name, plot in plots(measured, matrices, networks.encoder).items():
         write_atomically(out / name, plot)
     write_atomically(out / "table.md", text.encode())
     save_result(result_of(measured, settings_of(config, networks, inputs), remarks), out)
@@ -416,7 +416,7 @@ def settings_of(config: EvaluateConfig, networks: Networks, inputs: "Inputs") ->
     }
 
 
-def plots(measured: "Measured", matrices: "dict[str, np.ndarray]") -> dict[str, bytes]:
+def plots(measured: "Measured", matrices: "dict[str, np.ndarray]", encoder: ImageTextEncoder) -> dict[str, bytes]:
     """File name → PNG."""
     from storydiffusion.evaluation.plots import plot_figures, plot_motion, plot_similarity
     from storydiffusion.evaluation.summary import LPIPS_FRAMES, MOTION, TRUE_MOTION, title
@@ -425,7 +425,8 @@ def plots(measured: "Measured", matrices: "dict[str, np.ndarray]") -> dict[str, 
     found = {"figures.png": plot_figures(values)}
     for story, matrix in matrices.items():
         if len(matrices) == 1 and 2 <= len(matrix) <= MOST_IN_A_MATRIX:
-            found["similarity.png"] = plot_similarity(matrix, [str(i) for i in range(1, len(matrix) + 1)], story)
+            labels, name = [str(i) for i in range(1, len(matrix) + 1)], f"{story}: cosines ({encoder.label})"
+            found["similarity.png"] = plot_similarity(matrix, labels, name)
     if motion := measured.of(MOTION):
         true, change = measured.of(TRUE_MOTION), measured.of(LPIPS_FRAMES)
         label = next(title(kind, network) for kind, network in measured.values if kind == LPIPS_FRAMES)

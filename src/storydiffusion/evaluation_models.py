@@ -209,22 +209,17 @@ def backbone_file(choice: str) -> Path:
 
 
 def _lpips(choice: Any, device: "torch.device") -> PerceptualDistance:
+    import numpy as np
+    import torch
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     file = backbone_file(choice)
     if not file.is_file():
         raise UserError(f"lpips={choice} needs torchvision's weights in {file}: put them there, or take lpips=encoder")
     try:
-        network = LearnedPerceptualImagePatchSimilarity(choice, normalize=True).to(device).eval()
+        network = LearnedPerceptualImagePatchSimilarity(choice).net.to(device)
     except Exception as error:  # unpickling damaged bytes can raise anything
         raise UserError(f"cannot load {file} ({first_line(error)}): fetch it again") from error
-    return lpips_distance(network, f"LPIPS {choice}")
-
-
-def lpips_distance(network: Any, label: str) -> PerceptualDistance:
-    """What torchmetrics' LearnedPerceptualImagePatchSimilarity says, made with normalize=True, in eval mode."""
-    import numpy as np
-    import torch
 
     def prepare(frames: "np.ndarray") -> "np.ndarray":
         if min(frames.shape[1:3]) < SMALLEST_FOR_LPIPS:
@@ -235,10 +230,10 @@ def lpips_distance(network: Any, label: str) -> PerceptualDistance:
 
     @torch.no_grad()
     def compare(a: "np.ndarray", b: "np.ndarray") -> float:
-        pixels = torch.from_numpy(np.stack([a, b])).permute(0, 3, 1, 2).to(network.device) / 255
-        return network(pixels[:1], pixels[1:]).item()
+        pixels = torch.from_numpy(np.stack([a, b])).permute(0, 3, 1, 2).to(device) / 255
+        return network(pixels[:1], pixels[1:], normalize=True).item()
 
-    return PerceptualDistance(label, True, prepare, compare)
+    return PerceptualDistance(f"LPIPS {choice}", True, prepare, compare)
 
 
 def load_dreamsim(folder: Path, device: "torch.device") -> Features:

@@ -26,7 +26,7 @@ def plot_figures(figures: Mapping[str, Sequence[float]]) -> bytes:
         axes.set_title(name, fontsize=8, wrap=True)
         axes.tick_params(labelsize=7)
         axes.set_xticks([])
-        axes.set_xlabel(f"{len(values)} values, the line is their mean", fontsize=7)
+        axes.set_xlabel(f"n = {len(values)}; the line is the mean", fontsize=7)
     return _png(canvas)
 
 

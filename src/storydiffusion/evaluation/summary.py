@@ -7,7 +7,7 @@ and clips that hardly move are counted in words.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from storydiffusion.evaluation.optical_flow import STILL
 from storydiffusion.evaluation.result import Better, Figure, Result
@@ -21,29 +21,31 @@ class Kind:
     """
 
     name: str
-    of: str
+    of: Literal["picture", "story", "clip", "set"]
     better: Better
     still: float | None = None
 
 
+NAMED = 5  # clips that a remark names
+
 KINDS = (
-    TEXT_IMAGE := Kind("text-image similarity", "pictures", "higher"),
-    CLIP_SCORE := Kind("text-image similarity, 2.5 ×", "pictures", "higher"),
-    CHARACTER := Kind("character similarity", "stories", "higher"),
-    CROPS := Kind("character similarity, crops", "stories", "higher"),
-    DREAMSIM := Kind("DreamSim distance", "stories", "lower"),
-    EMO_SCORE := Kind("Emo-Score", "pictures", "higher"),
-    EMO_A := Kind("Emo-A", "pictures", "higher"),
-    MOTION := Kind("motion", "clips", "truth", 0),
-    TRUE_MOTION := Kind("motion of the reference", "clips", "truth", 0),
-    RELATIVE_MOTION := Kind("motion, × reference", "clips", "truth", 0),
-    END_ERROR := Kind("end-frame error", "clips", "lower"),
-    MIDDLE_ERROR := Kind("middle-frame error", "clips", "lower"),
-    LPIPS_FIRST := Kind("LPIPS-first", "clips", "lower", 0),
-    LPIPS_FRAMES := Kind("LPIPS-frames", "clips", "lower", 0),
-    CLIPSIM_FIRST := Kind("CLIPSIM-first", "clips", "higher", 1),
-    CLIPSIM_FRAMES := Kind("CLIPSIM-frames", "clips", "higher", 1),
-    FVD := Kind("FVD", "the set", "lower"),
+    TEXT_IMAGE := Kind("text-image similarity", "picture", "higher"),
+    CLIP_SCORE := Kind("text-image similarity, 2.5 ×", "picture", "higher"),
+    CHARACTER := Kind("character similarity", "story", "higher"),
+    CROPS := Kind("character similarity, crops", "story", "higher"),
+    DREAMSIM := Kind("DreamSim distance", "story", "lower"),
+    EMO_SCORE := Kind("Emo-Score", "picture", "higher"),
+    EMO_A := Kind("Emo-A", "picture", "higher"),
+    MOTION := Kind("motion", "clip", "truth", 0),
+    TRUE_MOTION := Kind("motion of the reference", "clip", "truth", 0),
+    RELATIVE_MOTION := Kind("motion, × reference", "clip", "truth", 0),
+    END_ERROR := Kind("end-frame error", "clip", "lower"),
+    MIDDLE_ERROR := Kind("middle-frame error", "clip", "lower"),
+    LPIPS_FIRST := Kind("LPIPS-first", "clip", "lower", 0),
+    LPIPS_FRAMES := Kind("LPIPS-frames", "clip", "lower", 0),
+    CLIPSIM_FIRST := Kind("CLIPSIM-first", "clip", "higher", 1),
+    CLIPSIM_FRAMES := Kind("CLIPSIM-frames", "clip", "higher", 1),
+    FVD := Kind("FVD", "set", "lower"),
 )  # fmt: skip
 """in the order of the table"""
 
@@ -98,7 +100,7 @@ def table(measured: Measured) -> str:
             [
                 title(kind, network),
                 cell(list(values.values())),
-                "the set" if kind.of == "the set" else f"{len(values)} {kind.of}",
+                _many(len(values), kind.of),
                 "near the truth's" if kind.better == "truth" else kind.better,
                 "–" if kind.still is None else f"{kind.still:g}",
             ]
@@ -107,15 +109,25 @@ def table(measured: Measured) -> str:
     )
 
 
+def _many(count: int, of: str) -> str:
+    if of == "set":
+        return "the set"
+    return f"{count} {of}" if count == 1 else f"{count} {'stories' if of == 'story' else of + 's'}"
+
+
 def remarks_on_motion(measured: Measured) -> list[str]:
     """What must be said beside LPIPS and CLIPSIM; nothing where there are no clips."""
     motion = measured.of(MOTION)
     if not motion:
         return []
-    still = sum(value < STILL for value in motion.values())
-    return [
+    remarks = [
         "Motion is the mean length of the optical flow from frame to frame, as a share of the picture's diagonal.",
         "No figure here names a winner: a clip that stands still has the best LPIPS and CLIPSIM of all (last column). "
         "Compare these only between clips whose motion is like the truth's.",
-        f"{still} of {len(motion)} clips hardly move (motion below {STILL}): their LPIPS and CLIPSIM are no merit.",
     ]
+    if still := [clip for clip, value in motion.items() if value < STILL]:
+        remarks.append(
+            f"{len(still)} of {len(motion)} clips hardly move (motion below {STILL}), whose LPIPS and CLIPSIM are no "
+            f"merit: {', '.join(still[:NAMED])}{', …' if len(still) > NAMED else ''}."
+        )
+    return remarks
