@@ -6,7 +6,7 @@ Shapes: F frames, H × W pixels.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from storydiffusion.evaluation.result import FILE
 from storydiffusion.output.film_strip import open_strip
 from storydiffusion.output.manifest import Manifest, read_manifest
 from storydiffusion.story.given_pictures import read_picture
+
+Script = list[tuple[tuple[str, ...], bool]]
+"""of each panel the characters, and whether the video cuts to it"""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEO = ".mp4"
@@ -95,6 +98,7 @@ def inputs_of_runs(folder: Path) -> Inputs:
     found, places, miniature = Inputs(), {}, []
     for run in runs:
         manifest = read_manifest(run / "manifest.json")
+        script = _script(run, manifest)
         if not manifest.complete:
             raise UserError(f"run={run} is not finished: give its command again, then evaluate it")
         story = f"{manifest.title} (seed {manifest.config.get('seed')})"
@@ -103,8 +107,8 @@ def inputs_of_runs(folder: Path) -> Inputs:
                 f"{places[story]} and {run} tell the same story with the same seed: evaluate them one by one"
             )
         places[story] = run
-        found.stories[story] = list(_panels(run, manifest, story))
-        found.clips.extend(_transitions(run, manifest, story, found.remarks))
+        found.stories[story] = list(_panels(run, manifest, story, script))
+        found.clips.extend(_transitions(run, manifest, story, script, found.remarks))
         found.settings[story] = _settings(manifest)
         miniature.append(manifest.origin == "miniature")
     return replace(found, are_miniature=all(miniature))
@@ -158,18 +162,28 @@ def inputs_of_videos(folder: Path, reference: Path | None, frames: int | None) -
     return Inputs(clips=clips)
 
 
-def _panels(run: Path, manifest: Manifest, story: str) -> Iterator[Picture]:
-    told: Sequence[Mapping[str, Any]] = manifest.config["script"]["panels"]
+def _script(run: Path, manifest: Manifest) -> Script:
+    try:
+        script = [(tuple(panel["characters"]), bool(panel["cut"])) for panel in manifest.config["script"]["panels"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run / 'manifest.json'} does not tell its script: make the story again") from error
+    if manifest.complete and len(script) != len(manifest.panels):
+        raise UserError(
+            f"{run / 'manifest.json'} tells of {len(script)} panels and has {len(manifest.panels)}: make it again"
+        )
+    return script
+
+
+def _panels(run: Path, manifest: Manifest, story: str, script: Script) -> Iterator[Picture]:
     given = manifest.config.get("frames") is not None
-    for panel, script in zip(manifest.panels, told, strict=True):
+    for panel, (characters, _) in zip(manifest.panels, script, strict=True):
         file = run / panel.file
         if not file.is_file():
             raise UserError(f"{file} is missing: make the story again with overwrite=true")
-        characters = ALL if given else tuple(script["characters"])
-        yield Picture(f"{story} {file.stem}", file, panel.prompt or None, characters)
+        yield Picture(f"{story} {file.stem}", file, panel.prompt or None, ALL if given else characters)
 
 
-def _transitions(run: Path, manifest: Manifest, story: str, remarks: list[str]) -> Iterator[Clip]:
+def _transitions(run: Path, manifest: Manifest, story: str, script: Script, remarks: list[str]) -> Iterator[Clip]:
     """From the film strips; where they were removed, the whole video as one clip."""
     if manifest.video is None:
         return
@@ -185,7 +199,7 @@ def _transitions(run: Path, manifest: Manifest, story: str, remarks: list[str]) 
         )
 
     yield from (strip(file) for file in strips)
-    if not strips and any(not panel.get("cut") for panel in manifest.config["script"]["panels"][1:]):
+    if not strips and any(not cut for _, cut in script[1:]):
         remarks.append(
             f"{run} has no film strips: its video counts as one clip, standing panels and captions included."
         )
