@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config.loading import check_choice
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.models import quiet
 from storydiffusion.video_models import OPEN_CLIP_SCHEME, open_clip_source, part_folder
 
 if TYPE_CHECKING:
@@ -113,7 +112,6 @@ def load_image_text_encoder(source: str, device: "torch.device") -> ImageTextEnc
     Raises:
         UserError: for a source that is none of these, or weights or a tokenizer that cannot be had.
     """
-    quiet()
     if source.startswith(OPEN_CLIP_SCHEME):
         return _open_clip(source, device)
     return _clip_folder(source, device)
@@ -121,10 +119,12 @@ def load_image_text_encoder(source: str, device: "torch.device") -> ImageTextEnc
 
 def _clip_folder(source: str, device: "torch.device") -> ImageTextEncoder:
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     from storydiffusion.images.prompt_encoding import unknown_words
     from storydiffusion.video.image_encoder import TransformersImageEncoder, load_clip_folder, normalisation
 
+    logging.disable_progress_bar()  # what is read in a moment needs none
     folder = part_folder(source, "encoder")
     clip = load_clip_folder(folder).to(device).requires_grad_(False).eval()
     places = (folder, folder.parent / "tokenizer")
