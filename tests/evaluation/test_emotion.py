@@ -63,7 +63,7 @@ def test_a_probe_is_the_same_from_both_formats(tmp_path):
         ({"weight": np.zeros((8, 4)), "bias": np.zeros(8)}, "(8, 5)"),
         ({"weight": np.zeros((7, 5)), "bias": np.zeros(7)}, "(7, 5)"),
         ({"weight": np.zeros((8, 5))}, "bias"),
-        ({"weight": np.array([print], object), "bias": np.zeros(8)}, "cannot be read"),  # a pickle
+        ({"weight": np.zeros((8, 5), object), "bias": np.zeros(8)}, "cannot be read"),  # a pickle
     ],
 )
 def test_a_probe_that_does_not_fit_is_refused(tmp_path, arrays, said):
