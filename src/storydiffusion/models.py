@@ -207,15 +207,23 @@ def quiet() -> None:
 
 def device_of(config: ModelConfig) -> "torch.device":
     """Where the networks work. Raises UserError where this machine lacks it."""
-    import torch
-
-    has_cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not has_cuda:
-        raise UserError("model.device=cuda, but torch finds no CUDA device here: set model.device=cpu")
-    device = torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
+    device = device_named(config.device, "model.device")
     if config.offload != "none" and device.type == "cpu":
         raise UserError(f"model.offload={config.offload} needs a CUDA device to load onto: set model.offload=none")
     return device
+
+
+def device_named(name: str, key: str) -> "torch.device":
+    """`auto` is CUDA where there is one; `key` is the setting that names it.
+
+    Raises UserError for `cuda` where this machine has none.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise UserError(f"{key}=cuda, but torch finds no CUDA device here: set {key}=cpu")
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
 def dtype_of(name: str, device: "torch.device") -> "torch.dtype":

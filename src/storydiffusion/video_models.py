@@ -105,10 +105,20 @@ def load_image_encoder(source: str, dtype: "torch.dtype") -> "ImageEncoder":
 
     if not source.startswith(OPEN_CLIP_SCHEME):
         return TransformersImageEncoder.load(part_folder(source, "model.video.image_encoder")).to(dtype)
+    name, weights = open_clip_source(source, "model.video.image_encoder")
+    return OpenClipImageEncoder.load(weights, name).to(dtype)
+
+
+def open_clip_source(source: str, key: str) -> tuple[str, str | None]:
+    """Name and weights of `open_clip://NAME/WEIGHTS`, None for `random`; `key` is the setting that names it.
+
+    Raises:
+        UserError: where one of them is missing.
+    """
     name, _, weights = source.removeprefix(OPEN_CLIP_SCHEME).partition("/")
     if not name or not weights:
-        raise UserError(f"model.video.image_encoder={source} is not complete: write open_clip://NAME/TAG-OR-FILE")
-    return OpenClipImageEncoder.load(None if weights == RANDOM else weights, name).to(dtype)
+        raise UserError(f"{key}={source} is not complete: write open_clip://NAME/TAG-OR-FILE")
+    return name, None if weights == RANDOM else weights
 
 
 def new_predictor(

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from storydiffusion.evaluation.embeddings import unit
+
 Box = tuple[int, int, int, int]
 """(x0, y0, x1, y1) in pixels; x1 and y1 are the first column and row outside"""
 
@@ -23,12 +25,12 @@ def token_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     In [0, 4]; 0 for the same direction of every token.
     """
-    return float(np.square(_unit(a) - _unit(b)).sum(-1).mean())
+    return float(np.square(unit(a) - unit(b)).sum(-1).mean())
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """The cosine of two embeddings (D,), in [−1, 1]."""
-    return float((_unit(a) * _unit(b)).sum())
+    return float((unit(a) * unit(b)).sum())
 
 
 def from_first(compare: Callable[[np.ndarray, np.ndarray], float], features: np.ndarray) -> float:
@@ -87,10 +89,6 @@ def cross_fade(start: np.ndarray, end: np.ndarray, frames: int) -> np.ndarray:
     """The baseline that mixes the pictures: uint8 (H, W, 3) each → (F, H, W, 3) from the one to the other."""
     weights = np.linspace(0, 1, frames).reshape(-1, 1, 1, 1)
     return (start * (1 - weights) + end * weights).round().astype(np.uint8)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _area(box: Box) -> int:

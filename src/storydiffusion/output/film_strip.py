@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from storydiffusion.errors import UserError, first_line
 from storydiffusion.output.files import write_atomically
 
 KEY = "made-from"
@@ -34,9 +35,28 @@ def read_strip(path: str | Path, count: int, key: str) -> np.ndarray | None:
         with Image.open(path) as strip:
             if not isinstance(strip, PngImagePlugin.PngImageFile) or strip.text.get(KEY) != key:
                 return None
-            pixels = np.asarray(strip.convert("RGB"))
+            return _frames(strip, count)
     except (OSError, SyntaxError, ValueError):  # how PIL names a file that is missing or damaged
         return None
+
+
+def open_strip(path: str | Path, count: int) -> np.ndarray:
+    """The `count` frames, uint8 (F, H, W, 3), of a strip, whatever it was made from.
+
+    Raises UserError for a file that is missing, damaged, or no strip of so many frames.
+    """
+    try:
+        with Image.open(path) as strip:
+            frames = _frames(strip, count)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read the film strip {path} ({first_line(error)}): make the video again") from error
+    if frames is None:
+        raise UserError(f"{path} is no strip of {count} frames: make the video again")
+    return frames
+
+
+def _frames(strip: Image.Image, count: int) -> np.ndarray | None:
+    pixels = np.asarray(strip.convert("RGB"))
     if pixels.shape[1] % count:
         return None
     return pixels.reshape(len(pixels), count, -1, 3).transpose(1, 0, 2, 3)

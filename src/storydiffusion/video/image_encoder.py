@@ -6,6 +6,7 @@ miniature's). Only the tower for images is kept, in eval mode and without gradie
 Shape letters: B pictures, M tokens of a picture, H × W pixels.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from storydiffusion.errors import UserError, first_line
 
 Kind = Literal["hidden", "pooled"]
+
+HALF = (0.5, 0.5, 0.5)
+"""mean and deviation that put pictures in [−1, 1]"""
 
 
 class ImageEncoder(nn.Module):
@@ -95,30 +99,8 @@ class OpenClipImageEncoder(ImageEncoder):
 
     @classmethod
     def load(cls, weights: str | None = "laion2b_s32b_b79k", name: str = "ViT-H-14") -> "OpenClipImageEncoder":
-        """Loads an architecture that open_clip knows by name.
-
-        Args:
-            weights: a tag of open_clip's, fetched from the hub once; or a local file of the whole CLIP; None leaves
-                the weights random, to try out the full scale without them.
-
-        Raises:
-            UserError: for an unknown name or tag, a hub that cannot be reached, or a file that does not fit.
-        """
-        import open_clip
-
-        if name not in open_clip.list_models():
-            raise UserError(
-                f"open_clip has no model {name!r}: choose one of open_clip.list_models(), such as ViT-H-14."
-            )
-        if weights is not None and not Path(weights).is_file():
-            _fetch(name, weights)
-        try:
-            model = open_clip.create_model(name, pretrained=weights, require_pretrained=weights is not None)
-        except Exception as error:  # unpickling damaged bytes can raise anything
-            raise UserError(
-                f"cannot load {weights} as the weights of {name} ({first_line(error)}): fetch them again."
-            ) from error
-        return cls(model.visual)
+        """The image tower of an architecture that open_clip knows by name; see `load_open_clip`."""
+        return cls(load_open_clip(weights, name).visual)
 
     def hidden(self, pixels: Tensor) -> Tensor:
         features = self.tower.forward_intermediates(
@@ -134,9 +116,7 @@ class OpenClipImageEncoder(ImageEncoder):
 class TransformersImageEncoder(ImageEncoder):
     """The image tower of a transformers CLIPModel, such as the miniature's: (B, 65, 192) and (B, 1, 128)."""
 
-    def __init__(
-        self, clip: Any, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
-    ) -> None:
+    def __init__(self, clip: Any, mean: Sequence[float] = HALF, std: Sequence[float] = HALF) -> None:
         """The default mean and std put pictures in [−1, 1], as the miniature's encoder was trained."""
         config = clip.config.vision_config
         widths: dict[Kind, int] = {"hidden": config.hidden_size, "pooled": clip.visual_projection.out_features}
@@ -145,31 +125,74 @@ class TransformersImageEncoder(ImageEncoder):
 
     @classmethod
     def load(cls, folder: str | Path) -> "TransformersImageEncoder":
-        """Loads a folder that CLIPModel.save_pretrained wrote, in float32.
-
-        Raises:
-            UserError: for a folder that holds no complete CLIPModel.
-        """
-        from transformers import CLIPModel
-
-        model: Any = CLIPModel
-        try:
-            clip, info = model.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-            raise UserError(
-                f"cannot load an image encoder from {folder} ({first_line(error)}): fetch it again."
-            ) from error
-        if missing := sorted(info["missing_keys"]):
-            raise UserError(f"the image encoder in {folder} lacks the tensor {missing[0]}: fetch it again.")
-        return cls(clip)
+        """The image tower of a folder that CLIPModel.save_pretrained wrote; see `load_clip_folder`."""
+        return cls(load_clip_folder(folder), *normalisation(folder))
 
     def hidden(self, pixels: Tensor) -> Tensor:
         return self.tower["vision_model"](pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
 
     def pooled(self, pixels: Tensor) -> Tensor:
         return self.tower["projection"](self.tower["vision_model"](pixel_values=pixels).pooler_output)
+
+
+def load_open_clip(weights: str | None = "laion2b_s32b_b79k", name: str = "ViT-H-14") -> Any:
+    """The whole CLIP of an architecture that open_clip knows by name.
+
+    Args:
+        weights: a tag of open_clip's, fetched from the hub once; or a local file of the whole CLIP; None leaves the
+            weights random, to try out the full scale without them.
+
+    Raises:
+        UserError: for an unknown name or tag, a hub that cannot be reached, or a file that does not fit.
+    """
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise UserError(f"open_clip has no model {name!r}: choose one of open_clip.list_models(), such as ViT-H-14.")
+    if weights is not None and not Path(weights).is_file():
+        _fetch(name, weights)
+    try:
+        return open_clip.create_model(name, pretrained=weights, require_pretrained=weights is not None)
+    except Exception as error:  # unpickling damaged bytes can raise anything
+        raise UserError(
+            f"cannot load {weights} as the weights of {name} ({first_line(error)}): fetch them again."
+        ) from error
+
+
+def load_clip_folder(folder: str | Path) -> Any:
+    """The CLIPModel of a folder that its save_pretrained wrote, in float32.
+
+    Raises:
+        UserError: for a folder that holds no complete CLIPModel.
+    """
+    from transformers import CLIPModel
+
+    model: Any = CLIPModel
+    try:
+        clip, info = model.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise UserError(f"cannot load an image encoder from {folder} ({first_line(error)}): fetch it again.") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"the image encoder in {folder} lacks the tensor {missing[0]}: fetch it again.")
+    return clip
+
+
+def normalisation(folder: str | Path) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of pixels in a CLIPModel's preprocessor_config.json; without it those to [−1, 1].
+
+    Raises:
+        UserError: for a file that does not tell them.
+    """
+    file = Path(folder) / "preprocessor_config.json"
+    if not file.exists():
+        return HALF, HALF
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return settings["image_mean"], settings["image_std"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} tells no image_mean and image_std ({first_line(error)}): fetch it again.") from error
 
 
 def _fetch(name: str, tag: str) -> None:

@@ -1,0 +1,74 @@
+"""Plots of an evaluation, as PNG in memory: no window, no global state of matplotlib's."""
+
+import math
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, MEAN, TRUTH = "#2b2230", "#c0392b", "#27805a"
+COLUMNS = 4
+
+
+def plot_figures(figures: Mapping[str, Sequence[float]]) -> bytes:
+    """Every value of every figure as a dot, one plot for each figure, with the mean as a line."""
+    columns = min(COLUMNS, len(figures))
+    rows = math.ceil(len(figures) / columns)
+    canvas = _figure(3.4 * columns, 2.4 * rows)
+    for place, (name, values) in enumerate(figures.items(), 1):
+        axes = canvas.add_subplot(rows, columns, place)
+        axes.plot(range(1, len(values) + 1), values, "o", color=INK, markersize=4, alpha=0.7)
+        axes.axhline(float(np.mean(values)), color=MEAN, linewidth=1)
+        axes.set_title(name, fontsize=8, wrap=True)
+        axes.tick_params(labelsize=7)
+        axes.set_xticks([])
+        axes.set_xlabel(f"n = {len(values)}; the line is the mean", fontsize=7)
+    return _png(canvas)
+
+
+def plot_similarity(matrix: np.ndarray, labels: Sequence[str], title: str) -> bytes:
+    """Cosines of the pictures of a story with each other, (P, P)."""
+    side = 2.5 + 0.45 * len(labels)
+    canvas = _figure(side + 1, side)
+    axes = canvas.add_subplot()
+    image = axes.imshow(matrix, vmin=min(0.0, float(matrix.min())), vmax=1, cmap="viridis")
+    axes.set_xticks(range(len(labels)), labels, fontsize=7, rotation=90)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_title(title, fontsize=8, wrap=True)
+    canvas.colorbar(image, ax=axes, shrink=0.8)
+    return _png(canvas)
+
+
+def plot_motion(motion: Sequence[float], change: Sequence[float], change_name: str, true: Sequence[float]) -> bytes:
+    """Each clip by its motion and by what the paper calls better the smaller it is; still clips sit in the corner.
+
+    `true` is the motion of each clip's reference, to which lines lead; empty where there is none.
+    """
+    canvas = _figure(5, 4)
+    axes = canvas.add_subplot()
+    if true:
+        axes.hlines(change, motion, true, color=TRUTH, linewidth=0.7)
+        axes.plot(true, change, "|", color=TRUTH, label="motion of the reference")
+    axes.plot(motion, change, "o", color=INK, markersize=4, alpha=0.7, label="clips")
+    axes.plot([0], [0], "x", color=MEAN, label="a clip that stands still")
+    axes.set_xlabel("motion, share of the diagonal a frame", fontsize=8)
+    axes.set_ylabel(change_name, fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=7)
+    return _png(canvas)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _png(canvas: "Figure") -> bytes:
+    buffer = BytesIO()
+    canvas.savefig(buffer, format="png")
+    return buffer.getvalue()
