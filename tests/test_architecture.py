@@ -24,8 +24,8 @@ ADAPTER_LIBRARIES = {"diffusers", "transformers", "open_clip", "lightning", "acc
 HEAVY = ADAPTER_LIBRARIES | {"torch", "torchvision", "skia", "matplotlib", "scipy"}
 QUICK = (
     "__init__.py", "errors.py", "config/*.py", "command_line.py", "assembly/*.py", "models.py", "video_models.py",
-    "release.py", "module_command.py", "measure.py", "measure_video.py", "evaluate.py", "evaluation_models.py", "card.py",
-    "export_vistorybench.py", "user_study.py", "user_study_results.py",
+    "release.py", "module_command.py", "measure.py", "measure_video.py", "evaluate.py", "evaluation_models.py",
+    "card.py", "export_vistorybench.py", "user_study.py", "user_study_results.py",
     "images/__init__.py", "video/__init__.py", "output/__init__.py", "story/*.py",
 )  # fmt: skip
 
