@@ -22,6 +22,8 @@ class ConsistencyConfig:
     sampler: str
     decay: float
     tile_size: int | None
+    window: int | None
+    bank: int | None
     blocks: str
     start: float
     end: float
