@@ -109,7 +109,7 @@ def write_card(config: CardConfig) -> None:
     """Draws both sheets and writes README.md beside them, into the model's folder."""
     from storydiffusion.images import ConsistentSelfAttention
     from storydiffusion.storyworld.stories import load_stories
-    from storydiffusion.training.training_run import RECORD
+    from storydiffusion.training.record import RECORD
 
     folder = model_folder(config.model.path, config.model.revision)
     record = training_record(folder / RECORD)

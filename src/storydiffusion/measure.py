@@ -212,7 +212,7 @@ def summarize(readings: Mapping[float, Sequence[Mapping[str, Any]]], stories: Se
 
 
 def figures_of(story: FrozenStory, readings: Sequence[Mapping[str, str]]) -> Measured:
-    """The FIGURES of one story, as defined at the head of this file; and the consistency of neighbouring panels alone."""
+    """The FIGURES of one story, as defined at the head of this file; `neighbours` is consistency of these alone."""
     from storydiffusion.evaluation.agreement import alignment, consistency
 
     shown, told = [existing(reading) for reading in readings], [panel.told for panel in story.panels]
@@ -258,7 +258,7 @@ def report(results: Mapping[str, Any]) -> str:
 
 def settings_of(config: MeasureConfig, folder: Path) -> dict[str, Any]:
     """What the readings depend on: a measurement goes on only where all of it is the same."""
-    from storydiffusion.training.stopwatch import machine
+    from storydiffusion.training.record import machine
 
     model = config.model
     return {
@@ -280,7 +280,7 @@ def judged_weights(folder: Path) -> dict[str, str]:
 
 def judge_figures(folder: Path) -> dict[str, float]:
     """The accuracy of each attribute that the folder's judge reached on held-out renders."""
-    from storydiffusion.training.training_run import RECORD
+    from storydiffusion.training.record import RECORD
 
     try:
         figures = json.loads((folder / RECORD).read_text(encoding="utf-8"))["judge"]["figures"]

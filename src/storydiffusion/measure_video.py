@@ -393,7 +393,7 @@ def _difference(entry: Mapping[str, Any] | None, name: str) -> str:
 
 def settings_of(config: MeasureVideoConfig, folder: Path, way: str) -> dict[str, Any]:
     """What the figures of a way depend on: a measurement goes on only where all of it is the same."""
-    from storydiffusion.training.stopwatch import machine
+    from storydiffusion.training.record import machine
 
     model, video = config.model, video_for(config, way)
     weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}

@@ -45,6 +45,15 @@ def measure_all(
     return done[:total]
 
 
+def are_of(file: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether `file` is not there yet, or holds records of these settings."""
+    try:
+        _stored(file, settings)
+    except UserError:
+        return False
+    return True
+
+
 def json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
 
