@@ -4,8 +4,8 @@
   python -m storydiffusion.collect sweep=runs/ablation_semantics baseline=consistency=eq2
   python -m storydiffusion.collect sweep=runs/ablation_video out=runs/tables
 
-OUT (by default the sweep's folder) gets table.md, collected.json and plot.png. The baseline is a job's folder, by name; by
-default the first that the sweep planned. Subjects (stories, clips) are paired by their names.
+OUT (by default the sweep's folder) gets table.md, collected.json and plot.png. The baseline is a job's folder, by name;
+by default the first that the sweep planned. Subjects (stories, clips) are paired by their names.
 
 A job without a result is named in the table and on stderr, and so is one that was measured with other settings than the
 rest in keys that are not swept; the exit code is then 1. None of it is averaged away. Unfinished jobs go on when the
