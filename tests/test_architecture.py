@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEAVES = ("story", "data", "storyworld", "evaluation", "output")
 ABOVE_LEAVES = (
     "images", "video", "models", "video_models", "assembly", "command_line", "module_command", "measure",
-    "measure_video", "card", "release",
+    "measure_video", "card", "release", "sweep", "collect",
 )  # fmt: skip
 IDEAS = (
     "images/consistent_self_attention.py",
@@ -23,7 +23,7 @@ ADAPTER_LIBRARIES = {"diffusers", "transformers", "open_clip", "lightning", "acc
 HEAVY = ADAPTER_LIBRARIES | {"torch", "torchvision", "skia", "matplotlib", "scipy"}
 QUICK = (
     "__init__.py", "errors.py", "config/*.py", "command_line.py", "assembly/*.py", "models.py", "video_models.py",
-    "release.py", "module_command.py", "measure.py", "measure_video.py", "card.py",
+    "release.py", "module_command.py", "measure.py", "measure_video.py", "card.py", "sweep.py", "collect.py",
     "images/__init__.py", "video/__init__.py", "output/__init__.py", "story/*.py",
 )  # fmt: skip
 

@@ -3,7 +3,7 @@
 Hydra writes multirun.yaml into `hydra.sweep.dir` when a sweep begins, so it knows of jobs that never began too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -60,19 +60,28 @@ def planned_sweep(folder: Path) -> PlannedSweep:
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
         hydra = content["hydra"]
-        experiment = experiment_sweeps(hydra)
-        lines = [*(f"{key}={choices}" for key, choices in experiment.items()), *hydra["overrides"]["task"]]
-        told = {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(lines)}
-        choices = [[f"{key}={value}" for value in _values(override)] for key, override in told.items()]
-        swept = [each.key_or_group for key, each in told.items() if each.is_sweep_override() or key in experiment]
-        jobs = dict.fromkeys(job_name(overrides, hydra) for overrides in product(*choices))
+        swept, jobs = expand(experiment_sweeps(hydra), hydra["overrides"]["task"])
+        names = dict.fromkeys(job_name(overrides, hydra) for overrides in jobs)
     except (OSError, ValueError, KeyError, TypeError, YAMLError, OverrideParseException) as error:
         raise UserError(f"{file} tells no sweep ({first_line(error)}): begin the sweep again") from error
-    return PlannedSweep(tuple(key for key in swept if key != "run_dir"), tuple(jobs), "recipe" in content)
+    return PlannedSweep(tuple(key for key in swept if key != "run_dir"), tuple(names), "recipe" in content)
+
+
+def expand(experiment: Mapping[str, str], told: Sequence[str]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The swept keys, and the overrides of every job, as Hydra's own sweeper makes them.
+
+    Args:
+        experiment: what it sweeps over, key → choices.
+        told: the command line's overrides, which stand over the experiment's.
+    """
+    lines = [*(f"{key}={choices}" for key, choices in experiment.items()), *told]
+    parsed = {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(lines)}
+    choices = [[f"{key}={value}" for value in _values(override)] for key, override in parsed.items()]
+    swept = [each.key_or_group for key, each in parsed.items() if each.is_sweep_override() or key in experiment]
+    return swept, list(product(*choices))
 
 
 def _values(override: Override) -> list[str]:
-    """Those that an override gives its key, as Hydra's own sweeper reads them."""
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
     return [override.get_value_element_as_str()]
