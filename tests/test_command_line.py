@@ -113,7 +113,9 @@ def test_a_job_of_a_sweep_has_a_folder_named_after_what_is_swept(small):
 
 def test_an_experiment_that_is_a_sweep_wants_to_be_one(small, tmp_path):
     seen = []
-    params = ("+hydra.sweeper.params.number='1,2'", "hydra.sweep.dir=.", "hydra.sweep.subdir=.")
+    content = "# @package _global_\nhydra: {sweeper: {params: {number: '1,2'}}}\n"
+    (tmp_path / "conf" / "group" / "sweep.yaml").write_text(content)
+    params = ("+group=sweep", "hydra.sweep.dir=.", "hydra.sweep.subdir=.")
     code, err = small(lambda config: seen.append(config.run_dir), *params)
     assert (code, err) == (1, "small.py: this experiment is a sweep over number: add -m\n")
     assert not seen

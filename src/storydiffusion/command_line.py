@@ -101,9 +101,10 @@ def _separate(composed: DictConfig) -> None:
     A job that is queued again finds it again. A run_dir that was told in terms of other settings stays as it is.
     """
     hydra_config = HydraConfig.get()
-    told = [override for override in hydra_config.overrides.task if override.lstrip("+").startswith("run_dir=")]
-    if composed.get("run_dir") is not None and not any("${" in override for override in told):
-        composed.run_dir = str(Path(composed.run_dir) / job_name(hydra_config.overrides.task, hydra_config))
+    overrides = list(hydra_config.overrides.task)
+    is_named = any(override.lstrip("+").startswith("run_dir=") and "$" in override for override in overrides)
+    if composed.get("run_dir") is not None and not is_named:
+        composed.run_dir = str(Path(composed.run_dir) / job_name(overrides, hydra_config))
 
 
 def _refuse_classes(arguments: list[str]) -> None:
