@@ -1,4 +1,7 @@
-"""Tells a story in consistent images and a video: python infer.py story=FILE run_dir=DIR [key=value …]; see --help."""
+"""Tells a story in consistent images and a video: python infer.py story=FILE run_dir=DIR [key=value …]; see --help.
+
+With benchmark=stories or benchmark=transitions it measures many instead.
+"""
 
 from storydiffusion import assembly
 from storydiffusion.command_line import command
@@ -7,6 +10,9 @@ from storydiffusion.config import InferConfig
 
 @command(InferConfig, "infer")
 def main(config: InferConfig) -> None:
+    if config.benchmark is not None:
+        print(*assembly.benchmark(config), sep="\n  ")
+        return
     story = assembly.story(config)
     attention = assembly.consistent_attention(config.consistency, config.seed)
     run = assembly.run_folder(config, story)

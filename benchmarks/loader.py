@@ -28,7 +28,7 @@ from storydiffusion.data.order import CLIP, ClipOrder, keyed
 from storydiffusion.data.shard_index import ShardIndex, index_missing
 from storydiffusion.data.shards import find_shards
 from storydiffusion.output.video_file import write_video
-from storydiffusion.training.stopwatch import machine
+from storydiffusion.training.record import machine
 
 HEIGHT, WIDTH, FRAMES, FPS = 336, 596, 450, 25
 SHARDS, VIDEOS = 2, 6  # videos in each shard

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from storydiffusion.data.order import ClipOrder
 from storydiffusion.data.shard_index import ShardIndex, write_summary
 from storydiffusion.data.shards import INDEX, IndexRecord, find_shards
-from storydiffusion.training.stopwatch import machine
+from storydiffusion.training.record import machine
 
 SAMPLE_BYTES = 1_200_000
 WINDOW = 8

@@ -106,7 +106,22 @@ def test_a_job_of_a_sweep_has_a_folder_named_after_what_is_swept(small):
     sweep = ("hydra.sweep.dir=.", "hydra.sweep.subdir=.", "word=b", "number=1,2")
     assert small(lambda config: seen.append(config.run_dir), *sweep, "-m")[0] == 0
     assert small(lambda config: seen.append(config.run_dir), *sweep, "run_dir=mine-${number}", "-m")[0] == 0
-    assert seen == ["runs/b/number=1", "runs/b/number=2", "mine-1", "mine-2"]
+    assert small(lambda config: seen.append(config.run_dir), *sweep, "run_dir=mine", "-m")[0] == 0
+    assert seen[:4] == ["runs/b/number=1", "runs/b/number=2", "mine-1", "mine-2"]
+    assert seen[4:] == ["mine/number=1", "mine/number=2"]
+
+
+def test_an_experiment_that_is_a_sweep_wants_to_be_one(small, tmp_path):
+    seen = []
+    content = "# @package _global_\nhydra: {sweeper: {params: {number: '1,2'}}}\n"
+    (tmp_path / "conf" / "group" / "sweep.yaml").write_text(content)
+    params = ("+group=sweep", "hydra.sweep.dir=.", "hydra.sweep.subdir=.")
+    code, err = small(lambda config: seen.append(config.run_dir), *params)
+    assert (code, err) == (1, "small.py: this experiment is a sweep over number: add -m\n")
+    assert not seen
+    assert small(lambda config: seen.append(config.run_dir), *params, "-m")[0] == 0
+    assert small(lambda config: seen.append(config.run_dir), *params, "number=2", "-m")[0] == 0
+    assert seen == ["runs/a/number=1", "runs/a/number=2", "runs/a/number=2"]
 
 
 def test_a_sweep_goes_on_after_a_bad_job(small):

@@ -13,6 +13,7 @@ import pytest
 from storydiffusion import module_command
 from storydiffusion.config import load
 from storydiffusion.errors import UserError
+from storydiffusion.images import ConsistentSelfAttention
 from storydiffusion.measure import JUDGED_SIZE, MeasureConfig, figures_of, measure, read_stories, summarize, tell
 from storydiffusion.storyworld.pictures import PICTURE_SIZE
 from storydiffusion.storyworld.stories import FrozenStory, load_stories
@@ -112,7 +113,7 @@ def test_random_readings_are_at_chance_and_far_below_perfect_ones():
 def test_a_stopped_measurement_goes_on_at_the_next_batch(tmp_path):
     calls: list[list[int]] = []
 
-    def read(told, rate):
+    def read(told):
         calls.append([story.number for story in told])
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -120,15 +121,15 @@ def test_a_stopped_measurement_goes_on_at_the_next_batch(tmp_path):
 
     file, settings = tmp_path / "out" / "rate-0.json", {"rate": 0.0, "seed": 1}
     with pytest.raises(KeyboardInterrupt):
-        read_stories(file, settings, STORIES[:7], read, 2)
+        read_stories(file, settings, STORIES[:7], read, 2, "rate 0")
     assert len(json.loads(file.read_text())["records"]) == 4
-    done = read_stories(file, settings, STORIES[:7], read, 2)
+    done = read_stories(file, settings, STORIES[:7], read, 2, "rate 0")
     assert calls == [[0, 1], [2, 3], [4, 5], [4, 5], [6]]
     assert [(one["number"], one["readings"]) for one in done] == [(s.number, perfect(s)) for s in STORIES[:7]]
-    assert read_stories(file, settings, STORIES[:5], read, 2) == done[:5]
+    assert read_stories(file, settings, STORIES[:5], read, 2, "rate 0") == done[:5]
     assert len(calls) == 5
     with pytest.raises(UserError, match="measured with seed 1, not 2"):
-        read_stories(file, {**settings, "seed": 2}, STORIES[:7], read, 2)
+        read_stories(file, {**settings, "seed": 2}, STORIES[:7], read, 2, "rate 0")
 
 
 def test_the_command_measures_and_puts_the_table_into_the_readme(command, world_model, tmp_path):
@@ -160,7 +161,8 @@ def test_stories_told_together_are_as_told_alone(world_model):
     model = load_story_model(config)
 
     def told(stories: list[FrozenStory], rate: float) -> np.ndarray:
-        return np.stack([np.asarray(picture, float) for picture in tell(model, config, stories, rate, seed=0)])
+        pictures = tell(model, config, stories, ConsistentSelfAttention(rate=rate), seed=0)
+        return np.stack([np.asarray(picture, float) for picture in pictures])
 
     together = told(STORIES[:2], 0.5)
     alone = np.concatenate([told([story], 0.5) for story in STORIES[:2]])

@@ -12,7 +12,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from storydiffusion.config import TransitionTrainConfig, load, training_schema
+from storydiffusion.assembly import consistent_attention
+from storydiffusion.config import InferConfig, TrainConfig, load, training_schema
+from storydiffusion.sweep import expand
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 15 * 2**20  # bytes
@@ -90,14 +92,35 @@ def test_files_in_git_are_small_and_where_they_belong(tracked):
         assert name.split("/")[0] in TOP_LEVEL, name
 
 
-EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
+EXPERIMENTS = {
+    file.stem: yaml.safe_load(file.read_text()) for file in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+}
+NEEDED = {"paper": ["data.shards=somewhere"], "trained": ["run_dir=runs/trained"]}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_composes(name):
+def test_every_job_of_every_experiment_composes(name):
+    """By the command it belongs to, which is infer.py's where it takes a benchmark."""
+    content = EXPERIMENTS[name]
+    entry = "infer" if any("override /benchmark" in each for each in content["defaults"]) else "train"
+    _, jobs = expand(content.get("hydra", {}).get("sweeper", {}).get("params", {}), NEEDED.get(name, []))
+    assert (len(jobs) > 1) == name.startswith("ablation_")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed = compose("train", [f"experiment={name}", *(["data.shards=somewhere"] if name == "paper" else [])])
-    config = load(training_schema(composed), composed)
-    assert name.removeprefix("storyworld_") == Path(config.run_dir).name
-    if not isinstance(config, TransitionTrainConfig):
-        assert name == f"storyworld_{config.recipe.part}"
+        for overrides in jobs:
+            composed = compose(entry, [f"experiment={name}", *overrides])
+            config = load(training_schema(composed) if entry == "train" else InferConfig, composed)
+            assert name.removeprefix("storyworld_") == Path(str(config.run_dir)).name
+            if isinstance(config, TrainConfig):
+                assert name == f"storyworld_{config.recipe.part}"
+            if isinstance(config, InferConfig):
+                consistent_attention(config.consistency, config.seed)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("ablation_")])
+def test_a_sweep_writes_its_plan_beside_its_jobs(name):
+    content = EXPERIMENTS[name]
+    beside = content["hydra"].get("sweep", {}).get("dir")
+    group = next((each["override /benchmark"] for each in content["defaults"] if "override /benchmark" in each), None)
+    if group is not None:
+        beside = yaml.safe_load((ROOT / "conf" / "benchmark" / f"{group}.yaml").read_text())["hydra"]["sweep"]["dir"]
+    assert beside == "${run_dir}"

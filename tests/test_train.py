@@ -355,5 +355,7 @@ def test_a_sweep_on_slurm_asks_for_the_nodes_and_devices_of_its_trainer():
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         asked = ["hydra/launcher=slurm", "trainer.nodes=3", "trainer.devices=4"]
         launcher = compose("train", asked, return_hydra_config=True).hydra.launcher
+        alone = compose("infer", ["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
     assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (3, 4, 4)
     assert launcher.max_num_timeout > 0
+    assert (alone.nodes, alone.tasks_per_node, alone.gpus_per_node) == (1, 1, 1)

@@ -107,8 +107,9 @@ class CardConfig:
 
 def write_card(config: CardConfig) -> None:
     """Draws both sheets and writes README.md beside them, into the model's folder."""
+    from storydiffusion.images import ConsistentSelfAttention
     from storydiffusion.storyworld.stories import load_stories
-    from storydiffusion.training.training_run import RECORD
+    from storydiffusion.training.record import RECORD
 
     folder = model_folder(config.model.path, config.model.revision)
     record = training_record(folder / RECORD)
@@ -120,7 +121,8 @@ def write_card(config: CardConfig) -> None:
     model = load_story_model(config.model)
     captions, samples = draw_samples(model, config.model)
     stories = load_stories()[:STORIES]
-    halves = [[tell(model, config.model, [story], rate, seed=0) for story in stories] for rate in (0.0, RATE)]
+    attentions = [ConsistentSelfAttention(rate=rate) for rate in (0.0, RATE)]
+    halves = [[tell(model, config.model, [story], attention, seed=0) for story in stories] for attention in attentions]
     story_rows = [without + shared for without, shared in zip(*halves, strict=True)]
     sample_rows = [samples[i : i + SAMPLE_COLUMNS] for i in range(0, len(samples), SAMPLE_COLUMNS)]
     write_atomically(folder / "samples.png", png(sheet(sample_rows)))

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from storydiffusion.config import closest_key, load
 from storydiffusion.errors import UserError
+from storydiffusion.sweep import experiment_sweeps, job_name
 
 Config = TypeVar("Config")
 
@@ -48,6 +49,8 @@ def command(
             is_composed = True
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 _separate(composed)
+            elif swept := experiment_sweeps(HydraConfig.get()):
+                _fail(f"this experiment is a sweep over {', '.join(swept)}: add -m")
             try:
                 function(load(choose(composed) if choose else schema, composed))
             except UserError as error:
@@ -95,12 +98,13 @@ def _name_by_what_is_swept(arguments: list[str]) -> None:
 def _separate(composed: DictConfig) -> None:
     """Gives a job of a sweep a folder of its own, below that of the run and named after what is swept.
 
-    A job that is queued again finds it again. A run_dir that was told with the sweep stays as it is.
+    A job that is queued again finds it again. A run_dir that was told in terms of other settings stays as it is.
     """
     hydra_config = HydraConfig.get()
-    is_told = any(override.lstrip("+").startswith("run_dir=") for override in hydra_config.overrides.task)
-    if composed.get("run_dir") is not None and not is_told:
-        composed.run_dir = str(Path(composed.run_dir) / hydra_config.job.override_dirname)
+    overrides = list(hydra_config.overrides.task)
+    is_named = any(override.lstrip("+").startswith("run_dir=") and "$" in override for override in overrides)
+    if composed.get("run_dir") is not None and not is_named:
+        composed.run_dir = str(Path(composed.run_dir) / job_name(overrides, hydra_config))
 
 
 def _refuse_classes(arguments: list[str]) -> None:

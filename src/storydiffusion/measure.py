@@ -35,13 +35,19 @@ from storydiffusion.storyworld.stories import FILE, FrozenStory, existing, load_
 if TYPE_CHECKING:
     from PIL import Image
 
+    from storydiffusion.images import ConsistentSelfAttention
+    from storydiffusion.storyworld.judge import Judge
+
 SECTION = "consistency"
 ALIGNED = ("kind", "action", "place", "object")
 FIGURES = ("consistency", *ALIGNED, "named attire", "named shirt")
 JUDGED_SIZE = 128  # pixels
 
 Measured = dict[str, float | None]
-"""The FIGURES of one story; None where its prompts name no such thing"""
+"""The FIGURES of one story, and `neighbours`; None where its prompts name no such thing"""
+
+Readings = list[dict[str, str]]
+"""Attribute → value of each picture of a story"""
 
 
 def check_judged(model: ModelConfig, seed: int) -> None:
@@ -76,6 +82,7 @@ def measure(config: MeasureConfig) -> None:
     """Tells, reads and writes everything; see the head of this file."""
     from storydiffusion.evaluation.records import json_bytes
     from storydiffusion.evaluation.table import replace_section
+    from storydiffusion.images import ConsistentSelfAttention
     from storydiffusion.storyworld.judge import Judge
 
     readme = Path(config.readme) if config.readme else None
@@ -90,13 +97,16 @@ def measure(config: MeasureConfig) -> None:
     settings = settings_of(config, folder)
     judge = Judge.load(folder / "judge")
 
-    def read(told: Sequence[FrozenStory], rate: float) -> list[list[dict[str, str]]]:
-        return by_story(told, rows(judge.read(pixels(tell(model, config.model, told, rate, config.seed)))))
-
     readings = {}
     for rate in sorted(config.rates):
-        file = Path(config.out) / f"rate-{rate:g}.json"
-        readings[rate] = read_stories(file, {**settings, "rate": rate}, stories[: config.stories], read, config.batch)
+        attention = ConsistentSelfAttention(rate=rate, seed=config.seed)
+
+        def read(told: Sequence[FrozenStory], attention: "ConsistentSelfAttention" = attention) -> list[Readings]:
+            return read_by(judge, told, tell(model, config.model, told, attention, config.seed))
+
+        file, label = Path(config.out) / f"rate-{rate:g}.json", f"rate {rate:g}"
+        known = {**settings, "rate": rate}
+        readings[rate] = read_stories(file, known, stories[: config.stories], read, config.batch, label)
     results = {"settings": settings, "judge": figures, "stories": config.stories, "rates": summarize(readings, stories)}
     write_atomically(Path(config.out) / "results.json", json_bytes(results))
     table = report(results)
@@ -107,18 +117,25 @@ def measure(config: MeasureConfig) -> None:
 
 
 def tell(
-    model: StoryModel, config: ModelConfig, stories: Sequence[FrozenStory], rate: float, seed: int
+    model: StoryModel,
+    config: ModelConfig,
+    stories: Sequence[FrozenStory],
+    attention: "ConsistentSelfAttention",
+    seed: int,
+    noise: str = "own",
 ) -> list["Image.Image"]:
-    """The pictures of several stories told in one batch, story by story; each comes out as if told alone."""
-    from storydiffusion.images import ConsistentSelfAttention
-    from storydiffusion.images.consistent_self_attention import PanelGroup
+    """The pictures of several stories told in one batch, story by story; each comes out as if told alone.
+
+    `noise` is that of `panel_seeds`.
+    """
+    from storydiffusion.images import PanelGroup
     from storydiffusion.images.panels import panel_seeds
 
     sizes = [len(story.panels) for story in stories]
     groups = [PanelGroup(size, key=story.number) for story, size in zip(stories, sizes, strict=True)]
-    seeds = [s for story in stories for s in panel_seeds(seed + story.number, [("hero",)] * len(story.panels))]
+    seeds = [s for story in stories for s in panel_seeds(seed + story.number, [("hero",)] * len(story.panels), noise)]
     prompts = [panel.prompt for story in stories for panel in story.panels]
-    return paint(model, config, prompts, seeds, ConsistentSelfAttention(rate=rate, seed=seed), groups)
+    return paint(model, config, prompts, seeds, attention, groups)
 
 
 def paint(
@@ -154,10 +171,11 @@ def read_stories(
     file: Path,
     settings: Mapping[str, Any],
     stories: Sequence[FrozenStory],
-    read: Callable[[Sequence[FrozenStory], float], list[list[dict[str, str]]]],
+    read: Callable[[Sequence[FrozenStory]], list[Readings]],
     batch: int,
+    label: str,
 ) -> list[dict[str, Any]]:
-    """What `read` reads off the stories at `settings["rate"]`, one record each: number, readings, seconds.
+    """What `read` reads off the stories, one record each: number, readings, seconds.
 
     `file` is kept up to date after every batch; what it holds already is not told again.
     Raises UserError where it holds readings of other settings.
@@ -165,10 +183,9 @@ def read_stories(
     from storydiffusion.evaluation.records import measure_all
 
     def records(told: Sequence[FrozenStory]) -> list[dict[str, Any]]:
-        readings = read(told, settings["rate"])
-        return [{"number": s.number, "readings": reading} for s, reading in zip(told, readings, strict=True)]
+        return [{"number": s.number, "readings": reading} for s, reading in zip(told, read(told), strict=True)]
 
-    return measure_all(file, settings, stories, records, batch, f"rate {settings['rate']:g}", "story")
+    return measure_all(file, settings, stories, records, batch, label, "story")
 
 
 def summarize(readings: Mapping[float, Sequence[Mapping[str, Any]]], stories: Sequence[FrozenStory]) -> dict[str, Any]:
@@ -195,13 +212,14 @@ def summarize(readings: Mapping[float, Sequence[Mapping[str, Any]]], stories: Se
 
 
 def figures_of(story: FrozenStory, readings: Sequence[Mapping[str, str]]) -> Measured:
-    """The FIGURES of one story, as defined at the head of this file."""
+    """The FIGURES of one story, as defined at the head of this file; `neighbours` is consistency of these alone."""
     from storydiffusion.evaluation.agreement import alignment, consistency
 
     shown, told = [existing(reading) for reading in readings], [panel.told for panel in story.panels]
     named = sorted(set(told[0]) - set(ALIGNED))
     return {
         "consistency": consistency(shown, story.open),
+        "neighbours": consistency(shown, story.open, reach=1),
         **{name: alignment(shown, told, [name]) for name in ALIGNED},
         "named attire": alignment(shown, told, named),
         "named shirt": alignment(shown, told, ["shirt"]),
@@ -240,9 +258,9 @@ def report(results: Mapping[str, Any]) -> str:
 
 def settings_of(config: MeasureConfig, folder: Path) -> dict[str, Any]:
     """What the readings depend on: a measurement goes on only where all of it is the same."""
-    from storydiffusion.training.stopwatch import machine
+    from storydiffusion.training.record import machine
 
-    model, weights = config.model, weights_of(folder) | {"judge": folder / "judge" / "model.safetensors"}
+    model = config.model
     return {
         "model": model.name,
         **{name: getattr(model, name) for name in ("dtype", "device", "scheduler", "steps", "guidance_scale")},
@@ -250,13 +268,19 @@ def settings_of(config: MeasureConfig, folder: Path) -> dict[str, Any]:
         "batch": config.batch,
         "machine": machine(),
         "frozen stories": json.loads(FILE.read_text(encoding="utf-8"))["sha256"],
-        "weights": {name: sha256_of_file(file) for name, file in weights.items()},
+        "weights": judged_weights(folder),
     }
+
+
+def judged_weights(folder: Path) -> dict[str, str]:
+    """The SHA-256 of a model's files of weights and of its judge's."""
+    weights = weights_of(folder) | {"judge": folder / "judge" / "model.safetensors"}
+    return {name: sha256_of_file(file) for name, file in weights.items()}
 
 
 def judge_figures(folder: Path) -> dict[str, float]:
     """The accuracy of each attribute that the folder's judge reached on held-out renders."""
-    from storydiffusion.training.training_run import RECORD
+    from storydiffusion.training.record import RECORD
 
     try:
         figures = json.loads((folder / RECORD).read_text(encoding="utf-8"))["judge"]["figures"]
@@ -268,6 +292,11 @@ def judge_figures(folder: Path) -> dict[str, float]:
         if not (folder / "judge" / name).exists():
             raise UserError(f"{folder / 'judge'} has no {name}: train and export a judge there")
     return figures
+
+
+def read_by(judge: "Judge", stories: Sequence[FrozenStory], pictures: Sequence["Image.Image"]) -> list[Readings]:
+    """What the judge reads off the pictures of several stories, which `tell` has told."""
+    return by_story(stories, rows(judge.read(pixels(pictures))))
 
 
 def pixels(pictures: Sequence["Image.Image"]) -> Any:
@@ -284,7 +313,7 @@ def rows(columns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def by_story(stories: Sequence[FrozenStory], readings: list[dict[str, str]]) -> list[list[dict[str, str]]]:
+def by_story(stories: Sequence[FrozenStory], readings: list[dict[str, str]]) -> list[Readings]:
     """One list of readings for each story, of a list that runs through them all."""
     rest = iter(readings)
     return [[next(rest) for _ in story.panels] for story in stories]

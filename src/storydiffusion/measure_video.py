@@ -43,6 +43,7 @@ from storydiffusion.video_models import load_drawing_parts, load_image_encoder, 
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from storydiffusion.storyworld.clips import ClipTruth
     from storydiffusion.storyworld.judge import Judge
@@ -92,35 +93,21 @@ class Readers:
 
 def measure_video(config: MeasureVideoConfig) -> None:
     """Samples, reads and writes everything; see the head of this file."""
-    import torch
-
-    from storydiffusion.evaluation.records import json_bytes, measure_all
+    from storydiffusion.evaluation.records import json_bytes
     from storydiffusion.evaluation.table import replace_section
-    from storydiffusion.storyworld.clips import sample_clip
-    from storydiffusion.storyworld.judge import Judge
-    from storydiffusion.storyworld.pictures import HELD_OUT_SEED
 
     readme = Path(config.readme) if config.readme else None
     if readme:
         replace_section(read_text(readme), SECTION, "")  # refuses before an hour of work, not after
-    folder, video = model_folder(config.model.path, config.model.revision), video_of(config.model)
+    folder = model_folder(config.model.path, config.model.revision)
     accuracy = {name: judge_figures(folder)[name] for name in READ}
     models = models_of(config)
-    readers = Readers(Judge.load(folder / "judge"), load_image_encoder(video.image_encoder, torch.float32))
-    clips = [(index, sample_clip(HELD_OUT_SEED, index)) for index in range(config.clips)]
-
+    readers = readers_of(config.model)
     measured = {}
     for way in WAYS:
+        file = Path(config.out) / f"{file_name(way)}.json"
         make = maker(way, models.get(way), config)
-
-        def measure(part: "Sequence[tuple[int, ClipTruth]]", make: "Maker" = make) -> list[dict[str, Any]]:
-            return [
-                {"clip": index, "motion": clip.motion, "figures": figures_of(clip, frames, readers)}
-                for (index, clip), frames in zip(part, make(part), strict=True)
-            ]
-
-        file = Path(config.out) / f"{way.replace(' ', '_')}.json"
-        measured[way] = measure_all(file, settings_of(config, folder, way), clips, measure, config.batch, way, "clip")
+        measured[way] = measure_clips(file, settings_of(config, folder, way), make, readers, config, way)
     results = {
         "settings": settings_of(config, folder, OURS),
         "judge": accuracy,
@@ -141,6 +128,48 @@ Maker = Callable[["Sequence[tuple[int, ClipTruth]]"], "Iterator[np.ndarray]"]
 """Numbered clips → of each its frames, uint8 (F, H, W, 3)"""
 
 
+def file_name(way: str) -> str:
+    """A way's name without spaces."""
+    return way.replace(" ", "_")
+
+
+def readers_of(config: ModelConfig) -> Readers:
+    """The model's judge and image encoder."""
+    import torch
+
+    from storydiffusion.storyworld.judge import Judge
+
+    judge = Judge.load(model_folder(config.path, config.revision) / "judge")
+    return Readers(judge, load_image_encoder(video_of(config).image_encoder, torch.float32))
+
+
+def measure_clips(
+    file: Path,
+    settings: Mapping[str, Any],
+    make: Maker,
+    readers: Readers,
+    config: MeasureVideoConfig,
+    label: str,
+) -> list[dict[str, Any]]:
+    """The FIGURES of the first `config.clips` held-out clips, one record each: clip, motion, figures, seconds.
+
+    `file` is kept up to date after every batch; what it holds already is not sampled again.
+    Raises UserError where it holds figures of other settings.
+    """
+    from storydiffusion.evaluation.records import measure_all
+    from storydiffusion.storyworld.clips import sample_clip
+    from storydiffusion.storyworld.pictures import HELD_OUT_SEED
+
+    def measure(part: "Sequence[tuple[int, ClipTruth]]") -> list[dict[str, Any]]:
+        return [
+            {"clip": index, "motion": clip.motion, "figures": figures_of(clip, frames, readers)}
+            for (index, clip), frames in zip(part, make(part), strict=True)
+        ]
+
+    clips = [(index, sample_clip(HELD_OUT_SEED, index)) for index in range(config.clips)]
+    return measure_all(file, settings, clips, measure, config.batch, label, "clip")
+
+
 def video_for(config: MeasureVideoConfig, way: str) -> VideoConfig:
     """The parts of the video model of a way that has one."""
     video = video_of(config.model)
@@ -153,33 +182,45 @@ def video_for(config: MeasureVideoConfig, way: str) -> VideoConfig:
     return replace(video, predictor=None)
 
 
-def models_of(config: MeasureVideoConfig) -> dict[str, "VideoModel"]:
-    """The video model of each way that has one; they share what is the same."""
+def models_of(config: MeasureVideoConfig, ways: Sequence[str] = WAYS) -> dict[str, "VideoModel"]:
+    """The video model of each of `ways` that has one; they share what is the same."""
     import torch
 
     from storydiffusion.video_models import with_trained_predictor
 
+    if not {OURS, INTERPOLATION, ALONE} & set(ways):
+        return {}
     device = device_of(config.model)
     dtype = dtype_of(config.model.dtype, device)
     alone = load_drawing_parts(config.model, dtype)
-    ours = with_trained_predictor(alone, video_for(config, OURS), dtype)
-    models = {ALONE: alone, OURS: ours}
-    if config.interpolation is None:
-        assert ours.predictor is not None  # the settings have seen to it
-        models[INTERPOLATION] = replace(ours, predictor=ours.predictor.without_transformer())
-    else:
-        video = video_for(config, INTERPOLATION)
-        shares_all = video.motion_adapter == video_for(config, OURS).motion_adapter
-        around = alone if shares_all else load_drawing_parts(replace(config.model, video=video), dtype)
-        models[INTERPOLATION] = with_trained_predictor(around, video, dtype)
-        predictor = models[INTERPOLATION].predictor
-        if predictor is None or len(predictor.layers):
-            raise UserError(f"interpolation={config.interpolation} has layers: train one with predictor.layers=0")
+    models = {ALONE: alone}
+    if {OURS, INTERPOLATION} & set(ways):
+        models[OURS] = with_trained_predictor(alone, video_for(config, OURS), dtype)
+    if INTERPOLATION in ways:
+        models[INTERPOLATION] = _interpolation(config, models[OURS], alone, dtype)
     for model in models.values():
         for network in vars(model).values():
             if isinstance(network, torch.nn.Module):
                 network.to(device).requires_grad_(False).eval()
     return models
+
+
+def _interpolation(
+    config: MeasureVideoConfig, ours: "VideoModel", alone: "VideoModel", dtype: "torch.dtype"
+) -> "VideoModel":
+    """Our model without its transformer, or the one that `config.interpolation` names."""
+    from storydiffusion.video_models import with_trained_predictor
+
+    if config.interpolation is None:
+        assert ours.predictor is not None  # the settings have seen to it
+        return replace(ours, predictor=ours.predictor.without_transformer())
+    video = video_for(config, INTERPOLATION)
+    shares_all = video.motion_adapter == video_for(config, OURS).motion_adapter
+    around = alone if shares_all else load_drawing_parts(replace(config.model, video=video), dtype)
+    model = with_trained_predictor(around, video, dtype)
+    if model.predictor is None or len(model.predictor.layers):
+        raise UserError(f"interpolation={config.interpolation} has layers: train one with predictor.layers=0")
+    return model
 
 
 def maker(way: str, model: "VideoModel | None", config: MeasureVideoConfig) -> Maker:
@@ -352,7 +393,7 @@ def _difference(entry: Mapping[str, Any] | None, name: str) -> str:
 
 def settings_of(config: MeasureVideoConfig, folder: Path, way: str) -> dict[str, Any]:
     """What the figures of a way depend on: a measurement goes on only where all of it is the same."""
-    from storydiffusion.training.stopwatch import machine
+    from storydiffusion.training.record import machine
 
     model, video = config.model, video_for(config, way)
     weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}

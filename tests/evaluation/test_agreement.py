@@ -42,6 +42,20 @@ def test_pairs_count_where_both_pictures_have_the_attribute():
     assert pair_agreement([{"hat_color": "red"}, {}], "hat_color") is None
 
 
+def test_neighbours_are_pairs_of_reach_one():
+    shirts = readings("red", "red", "blue", "blue", "red")
+    assert pair_agreement(shirts, "shirt", reach=1) == 2 / 4
+    assert pair_agreement(shirts, "shirt", reach=2) == 2 / 7
+    assert pair_agreement(shirts, "shirt", reach=4) == pair_agreement(shirts, "shirt") == 4 / 10
+    assert consistency(shirts, ["shirt"], reach=1) == 2 / 4
+
+
+def test_a_picture_without_the_attribute_keeps_its_place():
+    hats = [{"hat_color": "red"}, {}, {"hat_color": "red"}, {"hat_color": "blue"}]
+    assert pair_agreement(hats, "hat_color", reach=1) == 0
+    assert pair_agreement(hats, "hat_color", reach=2) == 1 / 2
+
+
 def test_independent_readings_agree_as_often_as_chance():
     pairs = [pair_agreement(readings(a, b), "shirt") for a, b in itertools.product("abcde", repeat=2)]
     assert sum(share or 0 for share in pairs) / len(pairs) == pytest.approx(1 / 5)

@@ -223,6 +223,30 @@ def test_masked_panels_draw_from_their_own_character_only():
             assert all(names[read.reader] & names[source] for source in (read.rows // TOKENS).tolist())
 
 
+@pytest.mark.parametrize(
+    ("reach", "sources"),
+    [
+        ({"window": 1}, ["01", "012", "123", "234", "34"]),
+        ({"bank": 2}, ["01", "01", "012", "013", "014"]),
+        ({"bank": 2, "window": 1}, ["01", "012", "0123", "01234", "0134"]),
+        ({"bank": 0}, ["0", "1", "2", "3", "4"]),
+        ({"window": 0}, ["0", "1", "2", "3", "4"]),
+        ({"window": 4}, ["01234"] * 5),
+        ({"bank": 5}, ["01234"] * 5),
+        ({"window": 1, "sampler": "progressive"}, ["0", "01", "12", "23", "34"]),
+    ],
+)
+def test_window_and_bank_bound_whom_a_panel_reads(reach, sources):
+    reads = reads_of(PanelGroup(5), rate=1.0, **reach)
+    assert ["".join(str(panel) for panel in (read.rows // TOKENS).unique().tolist()) for read in reads] == sources
+
+
+def test_reach_goes_together_with_who_shares():
+    group = PanelGroup(4, may_share=torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [1, 0, 1, 1], [1, 0, 1, 1]]))
+    reads = reads_of(group, rate=1.0, window=2)
+    assert [(read.rows // TOKENS).unique().tolist() for read in reads] == [[0, 2], [1], [0, 2, 3], [2, 3]]
+
+
 def test_many_panels_are_gathered_in_turns():
     panels, tokens, channels = 3, 512, 2048
     assert tokens * channels * 2 < CPU_GATHER < tokens * channels * 2 * panels
@@ -275,6 +299,8 @@ def test_official_bypass_follows_the_schedule():
         ({"decay": 0.0}, "decay is 0"),
         ({"seed": 0.5}, "0.5"),
         ({"sampler": "progressive", "semantics": "shared_row"}, "shared_row"),
+        ({"window": -1}, "window is -1"),
+        ({"bank": 0.5}, "bank is 0.5"),
         ({"tile_size": 2}, "eq2"),
         ({"tile_size": 1, "semantics": "algorithm1"}, "1"),
     ],

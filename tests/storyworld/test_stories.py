@@ -5,7 +5,16 @@ import pytest
 
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.captions import ATTIRE, words
-from storydiffusion.storyworld.stories import FILE, SEED, checksum, draw_stories, existing, load_stories
+from storydiffusion.storyworld.stories import (
+    FILE,
+    SEED,
+    SEED_OF_OTHER_LENGTHS,
+    checksum,
+    draw_stories,
+    existing,
+    load_stories,
+    stories_of,
+)
 from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR
 
 CONTENT = json.loads(FILE.read_text(encoding="utf-8"))
@@ -63,6 +72,26 @@ def test_a_story_has_four_different_actions_and_places_and_one_character():
             assert len({panel.told[name] for panel in story.panels}) == 4
         for name in {*ATTIRE, "kind", "hat_color"} & set(story.panels[0].told):
             assert len({panel.told[name] for panel in story.panels}) == 1
+
+
+@pytest.mark.parametrize("panels", [2, 32])
+def test_longer_stories_change_action_and_place_in_every_four_panels(panels):
+    stories, drawn = stories_of(panels)
+    assert len(stories) == len(STORIES)
+    assert stories_of(panels) == (stories, drawn)
+    assert drawn != CONTENT["sha256"]
+    for story in stories:
+        assert len(story.panels) == panels
+        for first in range(panels):
+            some = story.panels[first : first + 4]
+            for name in ("action", "place"):
+                assert len({panel.told[name] for panel in some}) == len(some)
+        assert len({panel.told["kind"] for panel in story.panels}) == 1
+
+
+def test_stories_of_four_panels_are_the_frozen_ones():
+    assert stories_of(4) == (STORIES, CONTENT["sha256"])
+    assert draw_stories(SEED_OF_OTHER_LENGTHS)["characters"] != CONTENT["characters"]
 
 
 def test_open_and_told_attributes_are_all_that_a_character_has():

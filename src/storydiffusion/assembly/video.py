@@ -110,10 +110,14 @@ def _weights(video: VideoConfig) -> dict[str, str]:
     sources = {"motion_adapter": video.motion_adapter}
     if video.predictor is not None:
         sources |= {"predictor": video.predictor, "image_encoder": video.image_encoder}
-    return {name: found for part, source in sources.items() for name, found in _checksums(part, source).items()}
+    return {name: found for part, source in sources.items() for name, found in checksums_of_part(part, source).items()}
 
 
-def _checksums(part: str, source: str) -> dict[str, str]:
+def checksums_of_part(part: str, source: str) -> dict[str, str]:
+    """The files of weights in `source` with their SHA-256; a part on a hub by its id.
+
+    Raises UserError for a part that is not there, as far as can be seen without loading it.
+    """
     path = package_path(source)
     if source.startswith(OPEN_CLIP_SCHEME):
         return {part: source}

@@ -4,8 +4,8 @@ Hydra composes, `load` turns the result into these dataclasses, strictly and onc
 The values live in conf/, the types and the checks here. Kept free of heavy imports: commands must answer quickly.
 """
 
-from storydiffusion.config.infer import ConsistencyConfig, InferConfig
-from storydiffusion.config.loading import closest_key, keys, load
+from storydiffusion.config.infer import ConsistencyConfig, InferConfig, StoriesBenchmark, TransitionsBenchmark
+from storydiffusion.config.loading import closest_key, flat, keys, load
 from storydiffusion.config.model import ModelConfig, VideoConfig
 from storydiffusion.config.train import (
     DataConfig,
@@ -26,13 +26,16 @@ __all__ = [
     "LoggerConfig",
     "ModelConfig",
     "PredictorConfig",
+    "StoriesBenchmark",
     "StoryWorldClips",
     "TrainConfig",
     "TrainerConfig",
     "TransitionRecipe",
     "TransitionTrainConfig",
+    "TransitionsBenchmark",
     "VideoConfig",
     "closest_key",
+    "flat",
     "keys",
     "load",
     "training_schema",

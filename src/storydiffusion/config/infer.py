@@ -1,16 +1,20 @@
-"""conf/infer.yaml: one story, told once, or a video of given pictures."""
+"""conf/infer.yaml: one story, told once, or a video of given pictures, or a benchmark: many stories or clips."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_sampling
+from omegaconf import OmegaConf
+
+from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_sampling, load
 from storydiffusion.config.model import ModelConfig
 from storydiffusion.errors import UserError
 
 NOISES = ("own", "shared")
 VIDEOS = ("auto", "on", "off")
 LONGEST_HOLD = 60.0  # seconds
+WAYS = ("predictor", "interpolation", "no_semantic_tokens", "cross-fade", "truth")
+MOST_STORIES, MOST_PANELS = 128, 1000
 
 
 @dataclasses.dataclass
@@ -22,14 +26,50 @@ class ConsistencyConfig:
     sampler: str
     decay: float
     tile_size: int | None
+    window: int | None
+    bank: int | None
     blocks: str
     start: float
     end: float
 
 
 @dataclasses.dataclass
+class StoriesBenchmark:
+    """conf/benchmark/stories.yaml: frozen stories of StoryWorld, told and read by the model's judge."""
+
+    kind: str
+    stories: int
+    panels: int  # of each; 4: the frozen ones, else others of the same generator
+    batch: int  # stories told at once
+
+    def __post_init__(self) -> None:
+        check_range("benchmark.stories", self.stories, 2, MOST_STORIES)
+        check_range("benchmark.panels", self.panels, 2, MOST_PANELS)
+        check_range("benchmark.batch", self.batch, 1, MOST_STORIES)
+
+
+@dataclasses.dataclass
+class TransitionsBenchmark:
+    """conf/benchmark/transitions.yaml: held-out clips of StoryWorld, made between their ends in one way."""
+
+    kind: str
+    way: str
+    interpolation: str | None  # of that way: a released folder, its predictor of no layers; null: ours without them
+    clips: int
+    batch: int  # clips made at once
+
+    def __post_init__(self) -> None:
+        check_choice("benchmark.way", self.way, WAYS)
+        check_range("benchmark.clips", self.clips, 2, 10**6)
+        check_range("benchmark.batch", self.batch, 1, 10**6)
+
+
+BENCHMARKS: dict[str, type] = {"stories": StoriesBenchmark, "transitions": TransitionsBenchmark}
+
+
+@dataclasses.dataclass
 class InferConfig:
-    """conf/infer.yaml: one story, told once. Values that are null are the model's (`model.steps`, …)."""
+    """conf/infer.yaml: a story, told once, or a benchmark. Values that are null are the model's (`model.steps`, …)."""
 
     story: str
     frames: list[str] | None  # files of pictures to make a video of, in place of a story
@@ -47,6 +87,7 @@ class InferConfig:
     captions: bool  # under the video's pictures
     model: ModelConfig
     consistency: ConsistencyConfig
+    benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark]  # null, or as its key `kind` says
 
     def __post_init__(self) -> None:
         check_choice("noise", self.noise, NOISES)
@@ -63,5 +104,14 @@ class InferConfig:
             check_range("fps", self.fps, 1, 120)
         if self.frames is not None and self.video == "off":
             raise UserError("frames asks for a video, video=off for none: leave one of them out")
+        if self.benchmark is not None:
+            self._load_benchmark()
         if self.run_dir is None:
             self.run_dir = str(Path("runs") / (Path(self.story).stem if self.frames is None else "video"))
+
+    def _load_benchmark(self) -> None:
+        if self.frames is not None:
+            raise UserError("a benchmark makes pictures of its own: leave frames or benchmark out")
+        kind = str(dict(self.benchmark).get("kind"))
+        check_choice("benchmark.kind", kind, tuple(BENCHMARKS))
+        self.benchmark = load(BENCHMARKS[kind], OmegaConf.create(dict(self.benchmark)), "benchmark.")

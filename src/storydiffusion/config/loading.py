@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -39,9 +40,9 @@ def load(schema: type[Schema], composed: DictConfig, prefix: str = "") -> Schema
 
 
 def keys(schema: type, prefix: str = "") -> list[str]:
-    """Every key of `schema` and of the dataclasses in it, dotted."""
+    """Every key of `schema` and of the dataclasses in it, dotted; of those that a field may be, of all."""
     names = []
-    for name, hint in get_type_hints(schema).items():
+    for name, hint in get_type_hints(schema, include_extras=True).items():
         names.append(prefix + name)
         for part in (hint, *get_args(hint)):
             if dataclasses.is_dataclass(part) and isinstance(part, type):
@@ -58,6 +59,17 @@ def closest_key(wrong: str | None, schema: type) -> str:
         return whole + difflib.SequenceMatcher(None, wrong_last, last).ratio()
 
     return max(keys(schema), key=likeness)
+
+
+def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys; tuples become lists, as in files."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -10,22 +10,23 @@ from itertools import combinations
 Reading = Mapping[str, str]
 
 
-def pair_agreement(readings: Sequence[Reading], attribute: str) -> float | None:
-    """Share of the pairs of pictures that agree in `attribute`, in [0, 1]; P pictures make P (P − 1) / 2 pairs.
+def pair_agreement(readings: Sequence[Reading], attribute: str, reach: int | None = None) -> float | None:
+    """Share of the pairs of pictures that agree in `attribute`, in [0, 1].
 
-    A pair counts where both pictures have the attribute; None where there is no such pair.
+    P pictures make P (P − 1) / 2 pairs; `reach` leaves those at most so many places apart, 1 being neighbours. A pair
+    counts where both pictures have the attribute; None where there is no such pair.
     """
-    values = [reading[attribute] for reading in readings if attribute in reading]
-    agreeing = [a == b for a, b in combinations(values, 2)]
-    return sum(agreeing) / len(agreeing) if agreeing else None
+    values = [(place, reading[attribute]) for place, reading in enumerate(readings) if attribute in reading]
+    pairs = [(a, b) for (i, a), (j, b) in combinations(values, 2) if reach is None or j - i <= reach]
+    return sum(a == b for a, b in pairs) / len(pairs) if pairs else None
 
 
-def consistency(readings: Sequence[Reading], attributes: Collection[str]) -> float:
+def consistency(readings: Sequence[Reading], attributes: Collection[str], reach: int | None = None) -> float:
     """Pair agreement averaged over `attributes`, each of the same weight; one without a pair that counts is left out.
 
     Raises ValueError where none is left.
     """
-    shares = [share for name in attributes if (share := pair_agreement(readings, name)) is not None]
+    shares = [share for name in attributes if (share := pair_agreement(readings, name, reach)) is not None]
     if not shares:
         raise ValueError(f"{len(readings)} readings have no pair that counts in any of {sorted(attributes)}")
     return sum(shares) / len(shares)

@@ -45,6 +45,15 @@ def measure_all(
     return done[:total]
 
 
+def are_of(file: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether `file` is not there yet, or holds records of these settings."""
+    try:
+        _stored(file, settings)
+    except UserError:
+        return False
+    return True
+
+
 def json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
 
@@ -56,10 +65,10 @@ def _stored(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         before, _ = content["settings"], content["records"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} holds no records: delete it or choose another out") from error
+        raise UserError(f"{file} holds no records: delete it or choose another folder") from error
     if other := [name for name in settings if before.get(name) != settings[name]]:
         raise UserError(
             f"{file} was measured with {other[0]} {before.get(other[0])}, not {settings[other[0]]}: "
-            "delete it or choose another out"
+            "delete it or choose another folder"
         )
     return content

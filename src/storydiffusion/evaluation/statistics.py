@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import ttest_rel
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Pai
 
     Differences that are all the same leave t undefined: p is then 1 where they are 0, else 0.
     """
+    from scipy.stats import ttest_rel
+
     differences = np.subtract(np.asarray(values, float), np.asarray(baseline, float))
     found = estimate(differences.tolist())
     if np.ptp(differences) == 0:

@@ -59,6 +59,10 @@ class ConsistentSelfAttention:
             first panel reads nobody, so that it alone settles the look that the others follow.
         decay: of the progressive sampler, in (0, 1]; 1 weighs all earlier panels alike.
         tile_size: window of `algorithm1` in panels, at least 2; None, or more than there are, is the whole story.
+        window: only panels at most so many places before or after are read; None, all.
+        bank: only the story's first so many panels are read, which so read each other, as in the official code; None,
+            all. With a window too, a panel reads those of either. Both bound what is read and nothing else: all panels
+            of a story are still denoised in one batch, its memory is not bounded.
         blocks: `up`, the self-attentions of the U-Net's up blocks, as the official code; `all`, every one.
         start, end: first step and the step after the last that share, as fractions of the schedule in [0, 1].
         seed: of all random draws, together with a story's key, the step, and the grid.
@@ -72,6 +76,8 @@ class ConsistentSelfAttention:
     sampler: Sampler = "uniform"
     decay: float = 0.5
     tile_size: int | None = None
+    window: int | None = None
+    bank: int | None = None
     blocks: Blocks = "up"
     start: float = 0.0
     end: float = 1.0
@@ -102,6 +108,10 @@ class ConsistentSelfAttention:
                 raise UserError(f"tile_size is {self.tile_size} but semantics is {self.semantics}: choose algorithm1.")
             if isinstance(self.tile_size, bool) or not isinstance(self.tile_size, int) or self.tile_size < 2:
                 raise UserError(f"tile_size is {self.tile_size!r}: choose a whole number of panels, 2 or more.")
+        for name in ("window", "bank"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise UserError(f"{name} is {value!r}: choose a whole number of panels, 0 (reads nobody) or more.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise UserError(f"seed is {self.seed!r}: choose a whole number.")
 
@@ -119,6 +129,14 @@ class ConsistentSelfAttention:
     def rate_of(self, factor: int) -> float:
         """Rate of the grid that is `factor` times coarser than the U-Net's input."""
         return self.rate.get(factor, 0.0) if isinstance(self.rate, Mapping) else self.rate
+
+    def within_reach(self, panels: int) -> Tensor:
+        """(P, P) booleans: row i is true at the panels that `window` and `bank` let panel i read."""
+        place = torch.arange(panels)
+        if self.window is None and self.bank is None:
+            return torch.ones(panels, panels, dtype=torch.bool)
+        near = (place[:, None] - place).abs() <= (-1 if self.window is None else self.window)
+        return near | (place < (self.bank or 0))
 
     def is_active(self, step: int, steps: int | None) -> bool:
         """Whether step (0…steps-1) lies in [start, end); `steps` None is an unknown schedule, shared throughout."""
@@ -258,7 +276,7 @@ class Read(NamedTuple):
 def story_reads(config: ConsistentSelfAttention, story: PanelGroup, tokens: int, rate: float, step: int) -> list[Read]:
     """Draws what each panel of a story reads: a function of the arguments and of nothing else in the batch."""
     generator = random_stream(config.seed, story.key, step, tokens)
-    sources = story.sources()
+    sources = story.sources() & config.within_reach(story.panels)
     if config.semantics == "algorithm1":
         return tile_reads(sources, tokens, rate, config.tile_size or story.panels, generator)
     if config.sampler == "progressive":

@@ -1,8 +1,9 @@
 """The frozen stories on which consistency and alignment are measured: 20 characters × 100 activities, as in the paper
 (arXiv 2405.01434, section 4.2), whose own prompts were never released.
 
-They are drawn once (`draw_stories`, a function of the seed alone) and kept in stories.json with seed and checksum:
-`python -m storydiffusion.storyworld.stories` writes the file anew.
+They are drawn once (`draw_stories`, a function of its arguments alone) and kept in stories.json with seed and checksum:
+`python -m storydiffusion.storyworld.stories` writes the file anew. Stories of another length come from the same
+generator, with a seed of their own.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR, sample_truth
 
 FILE = Path(__file__).with_name("stories.json")
 SEED = 10_001  # a world of its own, apart from the trainings' and the held-out one
+SEED_OF_OTHER_LENGTHS = 10_002  # and another
 CHARACTERS, ACTIVITIES, STORIES, PANELS = 20, 100, 128, 4
 ACTIVITY: tuple[str, ...] = ("action", "place", "object")
 MOST_NAMED = 3
@@ -38,9 +40,9 @@ class Panel:
 
 @dataclass(frozen=True)
 class FrozenStory:
-    """Four panels of one character in four different actions at four different places.
+    """Panels of one character; any four in a row have four different actions and four different places.
 
-    `number` counts the stories of the file from 0. `open` are the attributes that the character has but no prompt
+    `number` counts the stories from 0. `open` are the attributes that the character has but no prompt
     tells: what consistent self-attention must keep the same. The hat's colour is open where the hat is; it exists in
     those pictures only where a hat is worn, see `existing`.
     """
@@ -55,6 +57,16 @@ def existing(reading: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in reading.items() if name != "hat_color" or reading["hat"] != "none"}
 
 
+def stories_of(panels: int) -> tuple[list[FrozenStory], str]:
+    """The stories of `panels` panels each, 2 or more, and the checksum of their content: the frozen ones, or as many
+    that are drawn now, the same on every machine.
+    """
+    if panels == PANELS:
+        return load_stories(), json.loads(FILE.read_text(encoding="utf-8"))["sha256"]
+    content = draw_stories(SEED_OF_OTHER_LENGTHS, panels)
+    return [_story(content, number) for number in range(STORIES)], checksum(content)
+
+
 def load_stories(file: Path = FILE) -> list[FrozenStory]:
     """Raises UserError for a file that is missing, or whose checksum is not that of its content."""
     try:
@@ -67,8 +79,8 @@ def load_stories(file: Path = FILE) -> list[FrozenStory]:
     return [_story(content, number) for number in range(len(content["stories"]))]
 
 
-def draw_stories(seed: int) -> dict[str, Any]:
-    """The content of the file: plain lists and dicts, the same for the same seed on every machine.
+def draw_stories(seed: int, panels: int = PANELS) -> dict[str, Any]:
+    """The content of the file: plain lists and dicts, the same for the same arguments on every machine.
 
     Stories are dealt to the characters in turn; every activity is used as often as the others, give or take one or two.
     """
@@ -78,12 +90,12 @@ def draw_stories(seed: int) -> dict[str, Any]:
     used = [0] * ACTIVITIES
     stories = []
     for number in range(STORIES):
-        chosen = _choose_activities(activities, used, rng)
+        chosen = _choose_activities(activities, used, panels, rng)
         character = characters[number % CHARACTERS]
         prompts = []
         for panel, activity in enumerate(chosen):
             happening = dict(zip(ACTIVITY, activities[activity], strict=True))
-            truth = sample_truth(seed, number * PANELS + panel, **character["looks"], **happening)
+            truth = sample_truth(seed, number * panels + panel, **character["looks"], **happening)
             prompts.append(describe(truth, [*character["named"], "object"], rng.randrange(len(WORDINGS))))
         stories.append({"character": number % CHARACTERS, "activities": chosen, "prompts": prompts})
     return {"seed": seed, "characters": characters, "activities": activities, "stories": stories}
@@ -116,11 +128,14 @@ def _draw_characters(seed: int, rng: random.Random) -> list[dict[str, Any]]:
     return characters
 
 
-def _choose_activities(activities: list[list[str]], used: list[int], rng: random.Random) -> list[int]:
-    """Four numbers of activities with different actions and places, those used least first; counts them in `used`."""
+def _choose_activities(activities: list[list[str]], used: list[int], panels: int, rng: random.Random) -> list[int]:
+    """A number of an activity for each panel, those used least first; counts them in `used`.
+
+    Any four in a row have different actions and places; longer stories come back to what was told before.
+    """
     chosen: list[int] = []
-    for _ in range(PANELS):
-        taken = {word for number in chosen for word in activities[number][:2]}
+    for _ in range(panels):
+        taken = {word for number in chosen[-(PANELS - 1) :] for word in activities[number][:2]}
         fitting = [number for number, activity in enumerate(activities) if not taken & set(activity[:2])]
         chosen.append(min(fitting, key=lambda number: (used[number], rng.random())))
         used[chosen[-1]] += 1

@@ -8,6 +8,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from storydiffusion.config.loading import flat
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import write_atomically
 
@@ -33,7 +34,7 @@ def check_same_config(stored: Any, current: Mapping[str, Any], free: Iterable[st
         raise UserError(
             "the checkpoint is of another kind of training, it has no configuration: choose another run_dir"
         )
-    before, now = dict(_flat(stored)), dict(_flat(current))
+    before, now = flat(stored), flat(current)
     free = tuple(free)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free):
@@ -41,11 +42,3 @@ def check_same_config(stored: Any, current: Mapping[str, Any], free: Iterable[st
                 f"the checkpoint was made with {key}={before.get(key)}, not {now.get(key)}: set it back, or choose "
                 "another run_dir"
             )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value

@@ -21,10 +21,9 @@ from storydiffusion.training.checkpoint_io import (
     remove_older,
 )
 from storydiffusion.training.csv_log import logged_losses
-from storydiffusion.training.stopwatch import Stopwatch, machine
+from storydiffusion.training.record import RECORD, machine
+from storydiffusion.training.stopwatch import Stopwatch
 from storydiffusion.training.weight_averaging import WeightAveraging
-
-RECORD = "training.json"
 
 
 class Exporting(Protocol):

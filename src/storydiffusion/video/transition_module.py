@@ -22,8 +22,8 @@ from storydiffusion.config import TransitionRecipe
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.training.learning_rate import rate_at
 from storydiffusion.training.muon import Muon, split_parameters
+from storydiffusion.training.record import machine
 from storydiffusion.training.run_config import check_same_config
-from storydiffusion.training.stopwatch import machine
 from storydiffusion.video.clip_noise import ClipNoise, draw_clip_noise
 from storydiffusion.video.diffusion_loss import DiffusionLoss, NoisedLatents, semantic_loss
 from storydiffusion.video.end_frames import with_end_frames

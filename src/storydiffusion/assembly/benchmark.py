@@ -1,0 +1,195 @@
+"""A benchmark: many stories or clips of StoryWorld, made, read and compared with what is known: config → result.json.
+
+records.json beside it keeps every batch that is done, so that the same command goes on where it was stopped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storydiffusion.assembly.infer import consistent_attention
+from storydiffusion.assembly.video import checksums_of_part
+from storydiffusion.config import InferConfig, ModelConfig, StoriesBenchmark, TransitionsBenchmark, flat
+from storydiffusion.measure import (
+    Readings,
+    check_judged,
+    figures_of,
+    judge_figures,
+    judged_weights,
+    read_by,
+    read_stories,
+    tell,
+)
+from storydiffusion.measure_video import (
+    ERRORS,
+    FIGURES,
+    OVER_TIME,
+    READ,
+    WAYS,
+    MeasureVideoConfig,
+    file_name,
+    maker,
+    measure_clips,
+    models_of,
+    readers_of,
+)
+from storydiffusion.models import load_story_model, model_folder
+from storydiffusion.storyworld.stories import PANELS, FrozenStory, stories_of
+from storydiffusion.video_models import video_of
+
+if TYPE_CHECKING:
+    from storydiffusion.evaluation.result import Better, Result
+
+RECORDS = "records.json"
+BETTER: "dict[str, Better]" = {
+    **dict.fromkeys(ERRORS, "lower"),
+    **dict.fromkeys(("motion", *OVER_TIME), "truth"),
+    **dict.fromkeys(READ, "higher"),
+}
+"""of the figures of clips; a clip that stands still would win OVER_TIME as the paper reads it"""
+
+
+def benchmark(config: InferConfig) -> list[str]:
+    """Measures what of `config.benchmark` is not measured yet, writes result.json; returns what to tell of it.
+
+    Raises:
+        UserError: a model without judge, or a folder that holds what other settings gave.
+    """
+    from storydiffusion.evaluation.result import FILE, load_result, save_result
+
+    folder = Path(str(config.run_dir))
+    settings, count = _settings(config), _count(config.benchmark)
+    _make_room(folder, settings, config.overwrite)
+    file = folder / FILE
+    if file.exists() and (result := load_result(file)).settings == settings | count:
+        return [f"{file} is measured already; overwrite=true measures it again", *_summary(result)]
+    measure = _stories if isinstance(config.benchmark, StoriesBenchmark) else _transitions
+    result = measure(config, folder / RECORDS, settings)
+    save_result(replace(result, settings=settings | count), folder)
+    return [f"measured: {file}", *_summary(result)]
+
+
+def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "Result":
+    from storydiffusion.evaluation.result import Figure, Result
+    from storydiffusion.storyworld.judge import Judge
+    from storydiffusion.training.record import machine
+
+    planned, model_config = config.benchmark, _model(config)
+    stories, checksum = stories_of(planned.panels)
+    attention = consistent_attention(config.consistency, config.seed)
+    folder = model_folder(model_config.path, model_config.revision)
+    accuracy = judge_figures(folder)
+    model, judge = load_story_model(model_config), Judge.load(folder / "judge")
+
+    def read(told: Sequence[FrozenStory]) -> list[Readings]:
+        return read_by(judge, told, tell(model, model_config, told, attention, config.seed, config.noise))
+
+    chosen = stories[: planned.stories]
+    found = read_stories(records, settings, chosen, read, planned.batch, records.parent.name)
+    measured = [figures_of(story, one["readings"]) for story, one in zip(chosen, found, strict=True)]
+    which = "frozen stories" if planned.panels == PANELS else "stories drawn as the frozen ones are,"
+    remarks = [
+        f"{len(chosen)} {which} of {planned.panels} panels (checksum {checksum[:12]}), made by the model "
+        f"{model_config.name}, which draws StoryWorld alone.",
+        "Consistency: pairs of pictures that agree, averaged over the attributes that prompts leave open; neighbours: "
+        "pairs of neighbouring panels alone; the rest: what was told and is shown.",
+        _judged(accuracy),
+        f"Machine: {machine()}.",
+    ]
+    length = "" if planned.panels == PANELS else f" of {planned.panels} panels"
+    return Result(
+        [f"story {story.number}{length}" for story in chosen],
+        {name: Figure([one[name] for one in measured], "higher") for name in measured[0]},
+        settings,
+        remarks,
+    )
+
+
+def _transitions(config: InferConfig, records: Path, settings: dict[str, Any]) -> "Result":
+    from storydiffusion.evaluation.result import Figure, Result
+    from storydiffusion.training.record import machine
+
+    planned, video = config.benchmark, video_of(config.model)
+    measuring = MeasureVideoConfig(
+        config.model, interpolation=planned.interpolation, clips=planned.clips, batch=planned.batch, seed=config.seed
+    )
+    accuracy = judge_figures(model_folder(config.model.path, config.model.revision))
+    way = next(way for way in WAYS if file_name(way) == planned.way)
+    make = maker(way, models_of(measuring, [way]).get(way), measuring)
+    found = measure_clips(records, settings, make, readers_of(config.model), measuring, way)
+    remarks = [
+        f"{planned.clips} held-out clips of {video.frames} frames, made by the model {config.model.name}, which draws "
+        "StoryWorld alone.",
+        "Errors are over the frames between the ends; motion is in parts of the true clip's. LPIPS and CLIPSIM are "
+        "taken in the model's own small image encoder, so not comparable with others; the paper reads less change as "
+        "better, but a clip that stands still would win all four.",
+        _judged({name: accuracy[name] for name in READ}),
+        f"Machine: {machine()}.",
+    ]
+    figures = {name: Figure([one["figures"][name] for one in found], BETTER[name]) for name in FIGURES}
+    return Result([f"clip {one['clip']}" for one in found], figures, settings, remarks)
+
+
+def _model(config: InferConfig) -> ModelConfig:
+    """The model as it shall be sampled."""
+    given = {name: getattr(config, name) for name in ("steps", "guidance_scale", "height", "width")}
+    return replace(config.model, **given)
+
+
+def _settings(config: InferConfig) -> dict[str, Any]:
+    """All that the value of a subject depends on, as one level of keys: the configuration's, where it has them.
+
+    Weights go by their checksums, not by where they lie.
+    """
+    model = _model(config)
+    check_judged(model, config.seed)
+    folder = model_folder(model.path, model.revision)
+    judge_figures(folder)  # refuses a model without judge
+    weights = judged_weights(folder)
+    known: dict[str, Any] = {name: getattr(model, name) for name in ("name", "dtype", "device", "scheduler")}
+    settings: dict[str, Any] = {"seed": config.seed, "model": known}
+    if isinstance(config.benchmark, StoriesBenchmark):
+        settings |= {name: getattr(config, name) for name in ("noise", "steps", "guidance_scale")}
+        settings["consistency"] = asdict(config.consistency)
+        told = {"panels": config.benchmark.panels, "checksum": stories_of(config.benchmark.panels)[1]}
+    else:
+        video = asdict(video_of(model))
+        parts = {name: video.pop(name) for name in ("motion_adapter", "predictor", "image_encoder")}
+        parts["interpolation"] = config.benchmark.interpolation
+        for part, source in parts.items():
+            weights |= checksums_of_part(part, source) if source else {}
+        known["video"] = {name: value for name, value in video.items() if name != "fps"}
+        told = {"way": config.benchmark.way}
+    known["weights"] = weights
+    return flat({**settings, "benchmark": {"kind": config.benchmark.kind, **told}})
+
+
+def _count(planned: StoriesBenchmark | TransitionsBenchmark) -> dict[str, int]:
+    """Of subjects: more of them go on from the records of fewer."""
+    if isinstance(planned, StoriesBenchmark):
+        return {"benchmark.stories": planned.stories}
+    return {"benchmark.clips": planned.clips}
+
+
+def _make_room(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """With `overwrite`, removes what is finished or of other settings; what was stopped goes on."""
+    from storydiffusion.evaluation.records import are_of
+    from storydiffusion.evaluation.result import FILE
+
+    if overwrite and ((folder / FILE).exists() or not are_of(folder / RECORDS, settings)):
+        (folder / FILE).unlink(missing_ok=True)
+        (folder / RECORDS).unlink(missing_ok=True)
+
+
+def _judged(accuracy: Mapping[str, float]) -> str:
+    told = ", ".join(f"{name} {100 * share:.1f}" for name, share in accuracy.items())
+    return f"Pictures are read by the model's judge, whose own accuracy on held-out renders is, in %: {told}."
+
+
+def _summary(result: "Result") -> list[str]:
+    from storydiffusion.evaluation.statistics import estimate
+
+    found = {name: list(result.values(name).values()) for name in result.figures}
+    means = {name: estimate(values) for name, values in found.items() if len(values) > 1}
+    return [f"{name} {one.mean:.3f} ± {one.standard_error:.3f} (n {one.count})" for name, one in means.items()]
