@@ -14,7 +14,7 @@ from storydiffusion.video.clip_noise import draw_clip_noise
 from storydiffusion.video.diffusion_loss import semantic_loss
 from storydiffusion.video.end_frames import with_end_frames
 from storydiffusion.video.predictor_files import load_predictor, save_predictor
-from storydiffusion.video.transition_module import EncodedClips, TransitionModule
+from storydiffusion.video.transition_module import TransitionModule
 from storydiffusion.video_models import SENTENCES, word_tokens
 from tests.video_model import FRAMES, SIZE, composed, overrides
 
@@ -70,10 +70,6 @@ def step(module: TransitionModule, batch: ClipBatch) -> dict[str, torch.Tensor]:
     module._trainer = OneProcess()  # type: ignore[assignment]
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     return module.training_step(batch, 0)
-
-
-def encoded(module: TransitionModule, batch: ClipBatch) -> EncodedClips:
-    return module.encode(batch, module.image_features(batch.frames))
 
 
 def trained(module: TransitionModule) -> set[str]:
@@ -182,7 +178,7 @@ def test_the_loss_falls_on_one_batch(make, batch, loss):
 
 def test_given_ends_are_seen_clean_and_not_judged(make, batch):
     module = make("predictor")
-    clips = encoded(module, batch)
+    clips = module.encode(batch)
     noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
     noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
     seen = with_end_frames(noised.latents, clips.latents[:, :, 0], clips.latents[:, :, -1])
@@ -197,7 +193,7 @@ def test_given_ends_are_seen_clean_and_not_judged(make, batch):
 def test_dropped_semantic_tokens_are_zero(make, batch):
     module = make("predictor", semantic_dropout=1.0)
     dropped = step(module, batch)["errors"]
-    clips = encoded(module, batch)
+    clips = module.encode(batch)
     module.batches = 0
     noise = module.noise(clips)
     noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
@@ -208,12 +204,14 @@ def test_dropped_semantic_tokens_are_zero(make, batch):
 
 def test_forced_clips_are_told_by_their_true_frames(make, batch):
     module = make("predictor", teacher_forcing=0.5, semantic_dropout=0.0)
-    clips = encoded(module, batch)
+    clips = module.encode(batch)
     noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
-    context = module.semantic_context(clips, replace(noise, forced=torch.tensor([0.4, 0.6])))
-    true = module.predictor.context(module.predictor.encode(clips.features[0]))
-    torch.testing.assert_close(context[0], true)
-    predicted = module.predictor(clips.features[:, 0], clips.features[:, -1], FRAMES).context
+    context = module.semantic_context(
+        module.semantic_tokens(batch.frames), replace(noise, forced=torch.tensor([0.4, 0.6]))
+    )
+    features = module.image_encoder.features(batch.frames.flatten(0, 1), module.model.features).unflatten(0, (2, -1))
+    torch.testing.assert_close(context[0], module.predictor.context(module.predictor.encode(features[0])))
+    predicted = module.predictor(features[:, 0], features[:, -1], FRAMES).context
     torch.testing.assert_close(context[1], predicted[1])
     assert not torch.allclose(context[0], predicted[0])
 
@@ -250,10 +248,11 @@ def test_the_semantic_error_is_added(make, batch):
 
 def test_the_semantic_error_is_against_the_tokens_of_the_true_frames(make, batch):
     module = make("predictor", semantic_weight=1.0)
-    clips = encoded(module, batch)
-    motion = module.predictor(clips.features[:, 0], clips.features[:, -1], FRAMES)
-    true = module.predictor.encode(clips.features.flatten(0, 1)).view_as(motion.tokens)
-    torch.testing.assert_close(module.semantic_errors(clips.features), semantic_loss(motion.tokens, true))
+    features = module.image_encoder.features(batch.frames.flatten(0, 1), module.model.features).unflatten(0, (2, -1))
+    motion = module.predictor(features[:, 0], features[:, -1], FRAMES)
+    true = module.semantic_tokens(batch.frames)
+    torch.testing.assert_close(true[1], module.predictor.encode(features[1]))
+    torch.testing.assert_close(module.semantic_errors(true), semantic_loss(motion.tokens, true))
 
 
 def test_the_errors_are_weighed_and_what_has_no_weight_is_not_computed(make, batch, monkeypatch):
@@ -270,7 +269,7 @@ def test_the_errors_are_weighed_and_what_has_no_weight_is_not_computed(make, bat
 
 def test_the_semantic_error_teaches_the_transformer_alone(make, batch):
     module = make("predictor", semantic_weight=1.0)
-    module.semantic_errors(module.image_features(batch.frames)).sum().backward()
+    module.semantic_errors(module.semantic_tokens(batch.frames)).sum().backward()
     taught = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad is not None}
     assert "layers" in taught
     assert taught <= {"layers", "positions"}

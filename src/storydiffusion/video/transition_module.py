@@ -42,13 +42,10 @@ FREE = (
 
 @dataclass(frozen=True)
 class EncodedClips:
-    """What the frozen networks make of a batch: latents (B, C, F, h, w) and text (B, T, D); `features` as of
-    `TransitionModule.image_features`.
-    """
+    """What the frozen networks make of a batch: latents (B, C, F, h, w) and text (B, T, D)."""
 
     latents: Tensor
     text: Tensor
-    features: Tensor | None
 
 
 class TransitionModule(L.LightningModule):
@@ -122,47 +119,48 @@ class TransitionModule(L.LightningModule):
         weight: its diffusion `errors`, with their `timesteps`, and its `semantic` error; all (B,).
         """
         recipe = self.recipe
-        features = self.image_features(batch.frames)
+        tokens = self.semantic_tokens(batch.frames)
         losses = torch.zeros(len(batch.frames), device=self.device)
         outputs: dict[str, Tensor] = {}
         if recipe.diffusion_weight:
-            outputs = self.diffusion_errors(self.encode(batch, features))
+            outputs = self.diffusion_errors(self.encode(batch), tokens)
             losses = losses + recipe.diffusion_weight * outputs["errors"]
-        if features is not None and recipe.semantic_weight:
-            outputs["semantic"] = self.semantic_errors(features)
+        if tokens is not None and recipe.semantic_weight:
+            outputs["semantic"] = self.semantic_errors(tokens)
             losses = losses + recipe.semantic_weight * outputs["semantic"]
         loss = losses.mean()
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return {name: value.detach() for name, value in (outputs | {"losses": losses}).items()} | {"loss": loss}
 
-    @torch.no_grad()
-    def image_features(self, frames: Tensor) -> Tensor | None:
-        """Frames (B, F, 3, H, W) → the image encoder's features of each, (B, F, M, width), or of the two ends alone,
-        (B, 2, M, width), where no others are read; None without a predictor.
+    def semantic_tokens(self, frames: Tensor) -> Tensor | None:
+        """Frames (B, F, 3, H, W) → the semantic tokens of each, (B, F, N, width), or of the two ends alone, where no
+        others are read, (B, 2, N, width); None without a predictor.
         """
         if self.image_encoder is None or self.predictor is None:
             return None
         reads_all = self.recipe.semantic_weight or self.recipe.teacher_forcing
         read = frames if reads_all else frames[:, [0, -1]]
-        return self.image_encoder.features(read.flatten(0, 1), self.model.features).float().unflatten(0, read.shape[:2])
+        with torch.no_grad():
+            features = self.image_encoder.features(read.flatten(0, 1), self.model.features).float()
+        return self.predictor.encode(features).unflatten(0, read.shape[:2])
 
-    def diffusion_errors(self, clips: EncodedClips) -> dict[str, Tensor]:
+    def diffusion_errors(self, clips: EncodedClips, tokens: Tensor | None) -> dict[str, Tensor]:
         """The `errors` of the noised clips and their `timesteps`, each (B,)."""
         noise = self.noise(clips)
         noised = self.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
         is_given = noise.given < self.recipe.given_ends
-        errors = self.errors(noised, is_given, clips.text, self.semantic_context(clips, noise))
+        errors = self.errors(noised, is_given, clips.text, self.semantic_context(tokens, noise))
         return {"errors": errors, "timesteps": noise.timesteps}
 
     @torch.no_grad()
-    def encode(self, batch: ClipBatch, features: Tensor | None) -> EncodedClips:
+    def encode(self, batch: ClipBatch) -> EncodedClips:
         """The frozen networks' part of a step; of the VAE the mode, so that given ends are those of sampling."""
         count, frames = batch.frames.shape[:2]
         pictures = batch.frames.flatten(0, 1)
         latents = torch.cat([encode_pictures(self.vae, part) for part in pictures.split(PICTURES_AT_ONCE)]).float()
         # One window, as where the frozen networks were trained: what a clip is told must not depend on its neighbours.
         text = self.text_encoder(batch.captions)[:, : self.text_encoder.window].float()
-        return EncodedClips(latents.unflatten(0, (count, frames)).transpose(1, 2), text, features)
+        return EncodedClips(latents.unflatten(0, (count, frames)).transpose(1, 2), text)
 
     def noise(self, clips: EncodedClips) -> ClipNoise:
         """The randomness of this step's clips; counts the step."""
@@ -175,19 +173,18 @@ class TransitionModule(L.LightningModule):
         values = (drawn.noise, drawn.timesteps, drawn.given, drawn.told, drawn.forced)
         return ClipNoise(*(value.to(self.device, non_blocking=True) for value in values))
 
-    def semantic_context(self, clips: EncodedClips, noise: ClipNoise) -> Tensor | None:
+    def semantic_context(self, tokens: Tensor | None, noise: ClipNoise) -> Tensor | None:
         """(B, F, N, D), what tells of each frame: P_1 … P_F, or where teacher forcing falls on a clip the tokens of its
         true frames; zero where they are dropped.
         """
-        if self.predictor is None or clips.features is None:
+        if self.predictor is None or tokens is None:
             return None
-        features, recipe = clips.features, self.recipe
-        context = self.predictor(features[:, 0], features[:, -1], clips.latents.shape[2]).context
+        predicted, recipe = self.predictor.predict(tokens[:, 0], tokens[:, -1], noise.noise.shape[2]), self.recipe
         if recipe.teacher_forcing:
-            true = self.predictor.encode(features.flatten(0, 1)).unflatten(0, features.shape[:2])
             is_forced = (noise.forced < recipe.teacher_forcing).view(-1, 1, 1, 1)
-            context = torch.where(is_forced, self.predictor.context(true), context)
+            predicted = torch.where(is_forced, tokens, predicted)
         is_told = noise.told >= recipe.semantic_dropout
+        context = self.predictor.context(predicted)
         return context * is_told.view(-1, 1, 1, 1).to(context)
 
     def errors(self, noised: NoisedLatents, is_given: Tensor, text: Tensor, semantic: Tensor | None) -> Tensor:
@@ -201,13 +198,12 @@ class TransitionModule(L.LightningModule):
         between = slice(1, -1)
         return torch.where(is_given, self.diffusion(predicted[:, :, between], noised.frames(between)), errors)
 
-    def semantic_errors(self, features: Tensor) -> Tensor:
+    def semantic_errors(self, tokens: Tensor) -> Tensor:
         """(B,): P_1 … P_F against the true frames' tokens. It teaches the transformer alone: what encodes the tokens is
         held fixed, as it could lower this error by drawing the tokens of all frames together.
         """
         assert self.predictor is not None
-        with torch.no_grad():
-            true = self.predictor.encode(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        true = tokens.detach()
         return semantic_loss(self.predictor.predict(true[:, 0], true[:, -1], true.shape[1]), true)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
