@@ -4,7 +4,8 @@
 
 `open` is what a process does before its first batch: it finds the shards and opens their index. Then as many workers as
 asked for walk through the order and look up samples as the loader does, without reading shards. Memory is the
-proportional set size, so what processes share counts once.
+proportional set size, so what processes share counts once; a node's is what the process that opened the index and all
+its workers took more than before.
 """
 
 import argparse
@@ -58,7 +59,10 @@ def megabytes() -> float:
 
 
 def walk(index: ShardIndex, begin: int, look_ups: int, start: Any, results: Any) -> None:
-    """A worker: looks up samples from a position on; tells how long one took and its memory beside the others."""
+    """A worker: looks up samples from a position on; tells how long one took and the memory that it took for it."""
+    start.wait()
+    before = megabytes()
+    start.wait()
     order = ClipOrder(index.counts, 0, WINDOW)
     kept: dict[int, np.ndarray] = {}
     clock = time.perf_counter()
@@ -71,7 +75,7 @@ def walk(index: ShardIndex, begin: int, look_ups: int, start: Any, results: Any)
         _ = kept[shard][sample]
     seconds = time.perf_counter() - clock
     start.wait()
-    results.put((seconds / look_ups, megabytes()))
+    results.put((seconds / look_ups, megabytes() - before))
     start.wait()
 
 
@@ -91,7 +95,7 @@ def measure(folder: Path, workers: int, look_ups: int) -> str:
     for process in processes:
         process.join()
     took = np.median([seconds for seconds, _ in found])
-    node = sum(memory for _, memory in found)
+    node = alone + sum(memory for _, memory in found)
     return f"| {index.counts.sum():,} | {opening:.2f} | {alone:.0f} | {1e6 * took:.1f} | {node:.0f} |"
 
 
@@ -107,7 +111,7 @@ def main() -> None:
         write_index(folder, args.shards, args.samples)
         size = sum(path.stat().st_size for path in (folder / INDEX).iterdir())
         print(f"{machine()}; index of {size / 1e6:.0f} MB, {args.workers} workers\n")
-        print("| samples | open s | open MB | look-up µs | workers MB, Python included |\n|---|---|---|---|---|")
+        print("| samples | open s | open MB | look-up µs | node MB |\n|---|---|---|---|---|")
         for _ in range(3):
             print(measure(folder, args.workers, args.look_ups), flush=True)
 
