@@ -17,11 +17,11 @@ fail() {
 
 install() {
     [[ $EUID -eq 0 ]] || fail "a Slurm of one's own takes root: run this as root, in a container for example"
-    if ! command -v slurmctld slurmd munged sbatch >/dev/null; then
-        command -v apt-get >/dev/null || fail "slurmctld is missing and installed on Debian only: install Slurm and munge"
+    if ! command -v slurmctld slurmd munged sbatch pgrep >/dev/null; then
+        command -v apt-get >/dev/null || fail "slurmctld is missing and installed on Debian only: install Slurm, munge and procps"
         export DEBIAN_FRONTEND=noninteractive
         apt-get update >&2
-        apt-get install --yes --no-install-recommends slurm-wlm munge >&2
+        apt-get install --yes --no-install-recommends slurm-wlm munge procps >&2
     fi
 }
 
