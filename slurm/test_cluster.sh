@@ -17,7 +17,7 @@ fail() {
 
 install() {
     [[ $EUID -eq 0 ]] || fail "a Slurm of one's own takes root: run this as root, in a container for example"
-    if ! command -v slurmctld slurmd munged sbatch pgrep >/dev/null; then
+    if ! hash slurmctld slurmd munged sbatch pgrep 2>/dev/null; then # unlike command -v, where all are there
         command -v apt-get >/dev/null || fail "slurmctld is missing and installed on Debian only: install Slurm, munge and procps"
         export DEBIAN_FRONTEND=noninteractive
         apt-get update >&2
