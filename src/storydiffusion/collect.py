@@ -92,8 +92,8 @@ class Collected:
 
 def collect(config: CollectConfig) -> None:
     """Gathers, compares and writes everything; see the head of this file."""
+    from storydiffusion.evaluation.plots import plot_sweep
     from storydiffusion.evaluation.records import json_bytes
-    from storydiffusion.evaluation.sweep_plot import plot_sweep
 
     folder = Path(config.sweep)
     collected = gather(folder, config.baseline)

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from storydiffusion.evaluation.embeddings import unit
+from storydiffusion.evaluation.embeddings import cosines, unit
 
 Box = tuple[int, int, int, int]
 """(x0, y0, x1, y1) in pixels; x1 and y1 are the first column and row outside"""
@@ -30,7 +30,7 @@ def token_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """The cosine of two embeddings (D,), in [−1, 1]."""
-    return float((unit(a) * unit(b)).sum())
+    return float(cosines(a, b))
 
 
 def from_first(compare: Callable[[np.ndarray, np.ndarray], float], features: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Plots of an evaluation, as PNG in memory: no window, no global state of matplotlib's."""
+"""Plots of evaluations and of sweeps, as PNG in memory: no window, no global state of matplotlib's."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from storydiffusion.evaluation.statistics import Estimate
+
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, MEAN, TRUTH = "#2b2230", "#c0392b", "#27805a"
@@ -60,6 +63,38 @@ def plot_motion(motion: Sequence[float], change: Sequence[float], change_name: s
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=7)
     return _png(canvas)
+
+
+def plot_sweep(figures: Mapping[str, Mapping[str, Estimate]], swept: str) -> bytes:
+    """A PNG with one plot for each figure: its means over the jobs' labels, with standard errors.
+
+    Args:
+        figures: title → label of a job → mean. One whose labels are all numbers becomes a curve, others bars.
+        swept: what the labels are values of, written under the plots.
+    """
+    shown = {title: means for title, means in figures.items() if means}
+    columns = min(COLUMNS, max(1, len(shown)))
+    rows = max(1, math.ceil(len(shown) / columns))
+    canvas = _figure(3 * columns, 3 * rows)
+    for index, (title, means) in enumerate(shown.items()):
+        axes = canvas.add_subplot(rows, columns, index + 1)
+        _draw_means(axes, means)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(swept, fontsize=8)
+        axes.tick_params(labelsize=8)
+    return _png(canvas)
+
+
+def _draw_means(axes: "Axes", means: Mapping[str, Estimate]) -> None:
+    heights, errors = [one.mean for one in means.values()], [one.standard_error for one in means.values()]
+    try:
+        places = [float(label) for label in means]
+    except ValueError:
+        axes.bar(range(len(means)), heights, yerr=errors, capsize=3)
+        axes.set_xticks(range(len(means)), list(means), rotation=45, ha="right")
+        return
+    axes.errorbar(places, heights, yerr=errors, marker="o", capsize=3)
+    axes.grid(alpha=0.3)
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,28 +27,37 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray | Image.Image], fp
         ValueError: for no frames, odd or differing sizes, or frames that are not uint8 RGB.
         UserError: where the file cannot be written; nothing half-written is left then.
     """
-    from av.error import FFmpegError
-
     path = Path(path).absolute()  # FFmpeg reads `a:b.mp4` as a protocol, an absolute path never
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder, so that the move is atomic
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            encode_video(draft, frames, fps, crf)
+            _encode(draft, frames, fps, crf)
             with open(draft, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def encode_video(path: Path, frames: Iterable[np.ndarray | Image.Image], fps: float, crf: int = 18) -> None:
+    """As `write_video`, but straight into `path`, neither whole nor on the disk for certain: to be read at once."""
+    with _writing(path):
+        _encode(path, frames, fps, crf)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    from av.error import FFmpegError
+
+    try:
+        yield
     except (OSError, FFmpegError) as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"cannot write {path}: {reason}; make room there or choose another folder") from error
 
 
-def encode_video(path: Path, frames: Iterable[np.ndarray | Image.Image], fps: float, crf: int = 18) -> None:
-    """As `write_video`, but straight into `path`, which need be neither whole nor on the disk: for a file to be read
-    at once. Raises FFmpegError or OSError where it cannot be written.
-    """
+def _encode(path: Path, frames: Iterable[np.ndarray | Image.Image], fps: float, crf: int) -> None:
     import av
     from av.video.reformatter import VideoReformatter
 
