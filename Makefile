@@ -6,7 +6,7 @@ SLURM_TESTS = slurm
 # The machine's own certificates: a firewall may have put its one there.
 INSTALL = VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --system-certs
 
-.PHONY: help demo test test-slow test-slurm lint format lock clean
+.PHONY: help demo results test test-slow test-slurm lint format lock clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
@@ -14,6 +14,9 @@ help:           ## this list
 
 demo: $(READY)  ## tell the example story
 	$(BIN)/python infer.py
+
+results: $(READY)  ## measure what RESULTS.md claims, on the miniature; about two hours, goes on where it was stopped
+	$(BIN)/python -m storydiffusion.results
 
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.errors import UserError
+from storydiffusion.evaluation.records import RECORDS
 from storydiffusion.evaluation.result import FILE, Better, Result, load_result
 from storydiffusion.evaluation.statistics import Estimate, PairedDifference
 from storydiffusion.module_command import run
 from storydiffusion.output.files import write_atomically
 from storydiffusion.sweep import PlannedSweep, planned_sweep
 
-BEGUN = ("records.json", "metrics.csv")
+BEGUN = (RECORDS, "metrics.csv")
 """what a job that began has in its folder"""
 WEIGHTS = "model.weights."
 """settings that tell models apart, which trainings and sweeps over models do by what they are"""
@@ -74,20 +75,26 @@ class Collected:
     other: Mapping[str, str] = field(default_factory=dict)
 
     def cell(self, figure: str, job: str) -> Cell:
-        """That figure of that job, paired with the baseline by the subjects' names."""
-        from storydiffusion.evaluation.statistics import estimate, paired_difference
+        """That figure of that job, compared with the baseline."""
+        from storydiffusion.evaluation.statistics import estimate
 
         if job not in self.results:
             return Cell(None, None)
         values = self.results[job].values(figure)
         mean = estimate(list(values.values())) if len(values) > 1 else None
-        if job == self.baseline or self.baseline not in self.results:
-            return Cell(mean, None)
-        baseline = self.results[self.baseline].values(figure)
+        return Cell(mean, None if job == self.baseline else self.difference(figure, job, self.baseline))
+
+    def difference(self, figure: str, job: str, other: str) -> PairedDifference | None:
+        """That figure of one job less the same of another, paired by the subjects' names; None without two pairs."""
+        from storydiffusion.evaluation.statistics import paired_difference
+
+        if not {job, other} <= set(self.results):
+            return None
+        values, baseline = self.results[job].values(figure), self.results[other].values(figure)
         both = [subject for subject in values if subject in baseline]
         if len(both) < 2:
-            return Cell(mean, None)
-        return Cell(mean, paired_difference([values[name] for name in both], [baseline[name] for name in both]))
+            return None
+        return paired_difference([values[name] for name in both], [baseline[name] for name in both])
 
 
 def collect(config: CollectConfig) -> None:

@@ -23,7 +23,7 @@ import statistics as quantiles
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError
@@ -45,6 +45,8 @@ JUDGED_SIZE = 128  # pixels
 
 Measured = dict[str, float | None]
 """The FIGURES of one story, and `neighbours`; None where its prompts name no such thing"""
+
+Shown = TypeVar("Shown")
 
 Readings = list[dict[str, str]]
 """Attribute → value of each picture of a story"""
@@ -313,9 +315,9 @@ def rows(columns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def by_story(stories: Sequence[FrozenStory], readings: list[dict[str, str]]) -> list[Readings]:
-    """One list of readings for each story, of a list that runs through them all."""
-    rest = iter(readings)
+def by_story(stories: Sequence[FrozenStory], panels: Sequence[Shown]) -> list[list[Shown]]:
+    """One list for each story, of what runs through the panels of them all: readings, pictures."""
+    rest = iter(panels)
     return [[next(rest) for _ in story.panels] for story in stories]
 
 

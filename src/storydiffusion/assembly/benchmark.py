@@ -5,20 +5,22 @@ records.json beside it keeps every batch that is done, so that the same command 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.assembly.infer import consistent_attention
 from storydiffusion.assembly.video import checksums_of_part
 from storydiffusion.config import InferConfig, ModelConfig, StoriesBenchmark, TransitionsBenchmark, flat
+from storydiffusion.evaluation.records import RECORDS, are_of, measure_all
+from storydiffusion.evaluation_models import MINIATURE, load_image_text_encoder
 from storydiffusion.measure import (
-    Readings,
+    by_story,
     check_judged,
     figures_of,
     judge_figures,
     judged_weights,
     read_by,
-    read_stories,
     tell,
 )
 from storydiffusion.measure_video import (
@@ -39,9 +41,11 @@ from storydiffusion.storyworld.stories import PANELS, FrozenStory, stories_of
 from storydiffusion.video_models import video_of
 
 if TYPE_CHECKING:
-    from storydiffusion.evaluation.result import Better, Result
+    from PIL.Image import Image
 
-RECORDS = "records.json"
+    from storydiffusion.evaluation.result import Better, Result
+    from storydiffusion.evaluation_models import ImageTextEncoder
+
 BETTER: "dict[str, Better]" = {
     **dict.fromkeys(ERRORS, "lower"),
     **dict.fromkeys(("motion", *OVER_TIME), "truth"),
@@ -71,6 +75,8 @@ def benchmark(config: InferConfig) -> list[str]:
 
 
 def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "Result":
+    import torch
+
     from storydiffusion.evaluation.result import Figure, Result
     from storydiffusion.storyworld.judge import Judge
     from storydiffusion.training.record import machine
@@ -81,19 +87,28 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
     folder = model_folder(model_config.path, model_config.revision)
     accuracy = judge_figures(folder)
     model, judge = load_story_model(model_config), Judge.load(folder / "judge")
+    encoder = load_image_text_encoder(MINIATURE, torch.device("cpu"))
 
-    def read(told: Sequence[FrozenStory]) -> list[Readings]:
-        return read_by(judge, told, tell(model, model_config, told, attention, config.seed, config.noise))
+    def measure(told: Sequence[FrozenStory]) -> list[dict[str, Any]]:
+        pictures = tell(model, model_config, told, attention, config.seed, config.noise)
+        parts = zip(told, read_by(judge, told, pictures), by_story(told, pictures), strict=True)
+        return [
+            {"number": story.number, "readings": readings, "similarities": similarities(story, shown, encoder)}
+            for story, readings, shown in parts
+        ]
 
     chosen = stories[: planned.stories]
-    found = read_stories(records, settings, chosen, read, planned.batch, records.parent.name)
-    measured = [figures_of(story, one["readings"]) for story, one in zip(chosen, found, strict=True)]
+    found = measure_all(records, settings, chosen, measure, planned.batch, records.parent.name, "story")
+    measured = [
+        figures_of(story, one["readings"]) | one["similarities"] for story, one in zip(chosen, found, strict=True)
+    ]
     which = "frozen stories" if planned.panels == PANELS else "stories drawn as the frozen ones are,"
     remarks = [
         f"{len(chosen)} {which} of {planned.panels} panels (checksum {checksum[:12]}), made by the model "
         f"{model_config.name}, which draws StoryWorld alone.",
         "Consistency: pairs of pictures that agree, averaged over the attributes that prompts leave open; neighbours: "
-        "pairs of neighbouring panels alone; the rest: what was told and is shown.",
+        "pairs of neighbouring panels alone; similarities: cosines in the miniature's own image-text encoder, so not "
+        "comparable with others; the rest: what was told and is shown.",
         _judged(accuracy),
         f"Machine: {machine()}.",
     ]
@@ -104,6 +119,24 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
         settings,
         remarks,
     )
+
+
+def similarities(
+    story: FrozenStory, pictures: "Sequence[Image]", encoder: "ImageTextEncoder"
+) -> dict[str, float | None]:
+    """The paper's two figures of pictures (table 1), of one story: means over its pictures and over their pairs."""
+    import numpy as np
+
+    from storydiffusion.evaluation.embeddings import clip_score, cosines, mean_over_pairs, similarity_matrix
+    from storydiffusion.evaluation.summary import CHARACTER, CLIP_SCORE, TEXT_IMAGE
+
+    embeddings = np.stack([encoder.of_picture(np.asarray(picture)) for picture in pictures])
+    told = cosines(embeddings, encoder.of_texts([panel.prompt for panel in story.panels]))
+    return {
+        TEXT_IMAGE.name: float(told.mean()),
+        CLIP_SCORE.name: float(clip_score(told).mean()),
+        CHARACTER.name: mean_over_pairs(similarity_matrix(embeddings), list(combinations(range(len(pictures)), 2))),
+    }
 
 
 def _transitions(config: InferConfig, records: Path, settings: dict[str, Any]) -> "Result":
@@ -152,6 +185,7 @@ def _settings(config: InferConfig) -> dict[str, Any]:
     if isinstance(config.benchmark, StoriesBenchmark):
         settings |= {name: getattr(config, name) for name in ("noise", "steps", "guidance_scale")}
         settings["consistency"] = asdict(config.consistency)
+        weights |= checksums_of_part("encoder", MINIATURE)
         told = {"panels": config.benchmark.panels, "checksum": stories_of(config.benchmark.panels)[1]}
     else:
         video = asdict(video_of(model))
@@ -174,7 +208,6 @@ def _count(planned: StoriesBenchmark | TransitionsBenchmark) -> dict[str, int]:
 
 def _make_room(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """With `overwrite`, removes what is finished or of other settings; what was stopped goes on."""
-    from storydiffusion.evaluation.records import are_of
     from storydiffusion.evaluation.result import FILE
 
     if overwrite and ((folder / FILE).exists() or not are_of(folder / RECORDS, settings)):

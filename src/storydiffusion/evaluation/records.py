@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import write_atomically
 
+RECORDS = "records.json"
+"""the file of a benchmark"""
+
 Subject = TypeVar("Subject")
 
 
