@@ -91,7 +91,7 @@ def test_a_claim_of_which_a_job_is_missing_is_not_judged(command, measured):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"), [("claims=[none]", "choose of sharing, sampling_rate"), ("clips=1", "clips=1")]
+    ("override", "said"), [("claims=[none]", "choose of sharing, sampling_rate"), ("most=1", "most=1")]
 )
 def test_bad_input_ends_in_one_sentence(command, override, said):
     outcome = command(override)
@@ -104,7 +104,7 @@ def test_a_claim_is_measured_by_infer_from_nothing(command, tmp_path):
     shutil.rmtree(model / "judge")
     shutil.copytree(model_folder("package://miniature", None) / "judge", model / "judge")
     small = f"overrides=[model.path={model},model.device=cpu,model.video=null,steps=1,benchmark.batch=2]"
-    outcome = command("claims=[sampler]", "stories=2", small)
+    outcome = command("claims=[sampler]", "most=2", small)
     assert outcome.code == 0, outcome.err
     document = Path("RESULTS.md").read_text()
     assert "| rate=0.25,sampler=uniform | rate=0.3333,sampler=uniform |" in document

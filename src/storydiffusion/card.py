@@ -61,8 +61,8 @@ for this frame, in one softmax. Added to the paper, since a small model does not
   (`model.video.end_attention`). It adds no weights.
 - Given ends: the clean latents of both end frames stand in the clip at every step, in sampling
   (`model.video.end_frames=exact`) and in a share of the training clips (`given_ends` in the recipes), where the loss is
-  over the frames between. `model.video.end_frames=semantic` samples as the paper does, without them; nothing here was
-  trained for that but the predictor's start on single pictures.
+  over the frames between. `model.video.end_frames=semantic` samples as the paper does, without them; that was learnt in
+  the last of the trainings alone, from half of its clips, and resembles the pictures only roughly.
 - Teacher forcing: predictor and motion modules learnt together from tokens of the true frames (`teacher_forcing`),
   which tell what lies between. Predicted tokens, which the paper trains with, take their place in sampling alone.
 - The model predicts v and is trained on it, by Muon; the paper's is trained on the noise.

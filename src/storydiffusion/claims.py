@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from storydiffusion.evaluation.statistics import PairedDifference
 
 Status = Literal["reproduced", "not reproduced", "cannot be judged at this scale"]
-Size = Literal["stories", "long_stories", "clips"]
+Subjects = Literal["stories", "clips"]
 
 LEVEL = 0.01  # of significance
 STRICT_LEVEL = 0.001
@@ -43,13 +43,15 @@ class Sweep:
     Attributes:
         name: of its folder.
         experiment: in conf/experiment.
-        size: which of the command's numbers says how many stories or clips each job measures.
+        subjects: what each job measures.
+        count: how many of them.
         overrides: of the experiment.
     """
 
     name: str
     experiment: str
-    size: Size
+    subjects: Subjects
+    count: int
     overrides: tuple[str, ...] = ()
 
 
@@ -182,16 +184,17 @@ def judge_tokens(collected: Collected) -> Verdict:
     )
 
 
-RATES = Sweep("sampling_rate", "ablation_sampling_rate", "stories")
-SAMPLERS = Sweep("sampler", "ablation_sampler", "stories")
-SEMANTICS = Sweep("semantics", "ablation_semantics", "stories")
-WINDOWS = Sweep("window", "ablation_window", "long_stories", ("consistency.window=0,1,4,31",))
-BANKS = Sweep("bank", "ablation_bank", "long_stories", ("consistency.bank=0,1,4,32",))
-GIVEN_ENDS = Sweep("predictor", "ablation_video", "clips")
+RATES = Sweep("sampling_rate", "ablation_sampling_rate", "stories", 48)
+SAMPLERS = Sweep("sampler", "ablation_sampler", "stories", 48)
+SEMANTICS = Sweep("semantics", "ablation_semantics", "stories", 48)
+WINDOWS = Sweep("window", "ablation_window", "stories", 6, ("consistency.window=0,1,4,31",))
+BANKS = Sweep("bank", "ablation_bank", "stories", 6, ("consistency.bank=0,1,4,32",))
+GIVEN_ENDS = Sweep("predictor", "ablation_video", "clips", 200)
 TOLD_ENDS = Sweep(
     "tokens",
     "ablation_video",
     "clips",
+    100,
     ("benchmark.way=predictor,interpolation,no_semantic_tokens", "model.video.end_frames=semantic"),
 )
 

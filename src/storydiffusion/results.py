@@ -2,7 +2,7 @@
 
   python -m storydiffusion.results                        all of it, as `make results` does
   python -m storydiffusion.results claims=[sampler]       one claim, the rest of the document stays
-  python -m storydiffusion.results stories=8 long_stories=2 clips=8 runs=runs/quick out=runs/quick
+  python -m storydiffusion.results most=4 runs=runs/quick out=runs/quick    a glance: 4 stories or clips of each
   python -m storydiffusion.results overrides=[model.device=cuda]    settings of infer.py for every sweep
 
 Each claim is measured by a sweep of infer.py, into RUNS/SWEEP; storydiffusion.claims names them. What is measured
@@ -33,7 +33,6 @@ from storydiffusion.output.files import write_atomically
 ROOT = Path(__file__).resolve().parents[2]
 INFER = ROOT / "infer.py"
 DOCUMENT, FOLDER, SUMMARY = "RESULTS.md", "results", "summary"
-COUNTS = {"stories": "benchmark.stories", "long_stories": "benchmark.stories", "clips": "benchmark.clips"}
 GROUPS = re.compile(r"[\w.]+\.(?=\w+=)")
 """what stands before a key, as in consistency.rate=0.5"""
 INTERRUPTED = 130
@@ -44,9 +43,7 @@ class ResultsConfig:
     """The command's settings."""
 
     claims: list[str] = field(default_factory=lambda: [claim.name for claim in CLAIMS])
-    stories: int = 64  # of 4 panels
-    long_stories: int = 8  # of 32
-    clips: int = 100
+    most: int | None = None  # stories or clips of a sweep; null: as many as storydiffusion.claims says
     runs: str = "runs/results"
     out: str = "."
     overrides: list[str] = field(default_factory=list)
@@ -55,9 +52,8 @@ class ResultsConfig:
         known = [claim.name for claim in CLAIMS]
         if wrong := [name for name in self.claims if name not in known]:
             raise UserError(f"claims={wrong[0]}: choose of {', '.join(known)}")
-        for name in COUNTS:
-            if getattr(self, name) < 2:
-                raise UserError(f"{name}={getattr(self, name)}: measure 2 or more, of one no spread can be told")
+        if self.most is not None and self.most < 2:
+            raise UserError(f"most={self.most}: measure 2 or more, of one no spread can be told")
 
 
 def results(config: ResultsConfig) -> None:
@@ -82,8 +78,9 @@ def results(config: ResultsConfig) -> None:
 
 def measure(sweep: Sweep, folder: Path, config: ResultsConfig) -> bool:
     """Runs infer.py on what of the sweep is not measured yet; whether it ended well."""
-    count = f"{COUNTS[sweep.size]}={getattr(config, sweep.size)}"
-    told = [f"experiment={sweep.experiment}", f"run_dir={folder}", count, *sweep.overrides, *config.overrides]
+    count = sweep.count if config.most is None else min(sweep.count, config.most)
+    told = [f"experiment={sweep.experiment}", f"run_dir={folder}", f"benchmark.{sweep.subjects}={count}"]
+    told += [*sweep.overrides, *config.overrides]
     code = subprocess.run([sys.executable, str(INFER), "-m", *told], check=False).returncode
     if code == INTERRUPTED:
         raise KeyboardInterrupt
