@@ -90,6 +90,13 @@ def test_a_claim_of_which_a_job_is_missing_is_not_judged(command, measured):
     assert not Path("RESULTS.md").exists()
 
 
+def test_a_sweep_that_gave_nothing_does_not_keep_the_others_from_being_judged(command, measured):
+    outcome = command("claims=[sampling_rate,bank]")
+    assert outcome.code == 1
+    assert "runs/results/bank holds no multirun.yaml" in outcome.err
+    assert "sampling_rate: reproduced" in outcome.out
+
+
 @pytest.mark.parametrize(
     ("override", "said"), [("claims=[none]", "choose of sharing, sampling_rate"), ("most=1", "most=1")]
 )

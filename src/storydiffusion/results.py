@@ -62,11 +62,17 @@ def results(config: ResultsConfig) -> None:
         raise UserError(f"{INFER} is missing: run this command in a checkout of the repository")
     chosen = [claim for claim in CLAIMS if claim.name in config.claims]
     out, problems = Path(config.out), []
-    for sweep in dict.fromkeys(claim.sweep for claim in chosen):
+    sweeps = list(dict.fromkeys(claim.sweep for claim in chosen))
+    for number, sweep in enumerate(sweeps, 1):
         folder = Path(config.runs) / sweep.name
+        print(f"sweep {number} of {len(sweeps)}: {sweep.name}", flush=True)
         finished = measure(sweep, folder, config)
         for claim in (claim for claim in chosen if claim.sweep == sweep):
-            collected = gather(folder, claim.baseline)
+            try:
+                collected = gather(folder, claim.baseline)
+            except UserError as error:  # nothing of it is measured
+                problems.append(str(error))
+                continue
             faults = [f"{job} {why}" for job, why in {**collected.missing, **collected.other}.items()]
             if faults or not finished:
                 problems += faults or [f"{sweep.name} failed"]
