@@ -26,6 +26,7 @@ from storydiffusion.measure_video import (
     FIGURES,
     OVER_TIME,
     READ,
+    SPARSE,
     WAYS,
     MeasureVideoConfig,
     file_name,
@@ -157,6 +158,10 @@ def _settings(config: InferConfig) -> dict[str, Any]:
         video = asdict(video_of(model))
         parts = {name: video.pop(name) for name in ("motion_adapter", "predictor", "image_encoder")}
         parts["interpolation"] = config.benchmark.interpolation
+        control = video.pop("sparse_control")
+        if config.benchmark.way == file_name(SPARSE) and control is not None:
+            parts["sparse_control"] = control["weights"]
+            video["sparse_control_scale"] = control["scale"]
         for part, source in parts.items():
             weights |= checksums_of_part(part, source) if source else {}
         known["video"] = {name: value for name, value in video.items() if name != "fps"}

@@ -6,7 +6,7 @@ The values live in conf/, the types and the checks here. Kept free of heavy impo
 
 from storydiffusion.config.infer import ConsistencyConfig, InferConfig, StoriesBenchmark, TransitionsBenchmark
 from storydiffusion.config.loading import closest_key, flat, keys, load
-from storydiffusion.config.model import ModelConfig, VideoConfig
+from storydiffusion.config.model import ModelConfig, SparseControlConfig, VideoConfig
 from storydiffusion.config.train import (
     DataConfig,
     LoggerConfig,
@@ -26,6 +26,7 @@ __all__ = [
     "LoggerConfig",
     "ModelConfig",
     "PredictorConfig",
+    "SparseControlConfig",
     "StoriesBenchmark",
     "StoryWorldClips",
     "TrainConfig",

@@ -13,7 +13,7 @@ from storydiffusion.errors import UserError
 NOISES = ("own", "shared")
 VIDEOS = ("auto", "on", "off")
 LONGEST_HOLD = 60.0  # seconds
-WAYS = ("predictor", "interpolation", "no_semantic_tokens", "cross-fade", "truth")
+WAYS = ("predictor", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
 MOST_STORIES, MOST_PANELS = 128, 1000
 
 
