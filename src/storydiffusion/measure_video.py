@@ -174,7 +174,7 @@ def measure_clips(
 
 
 def video_for(config: MeasureVideoConfig, way: str) -> VideoConfig:
-    """The parts of the video model of a way that has one. Raises UserError where the way needs one that is not named."""
+    """The parts of the video model of a way that has one. Raises UserError where one that it needs is not named."""
     video = video_of(config.model)
     if way == SPARSE:
         if video.sparse_control is None:

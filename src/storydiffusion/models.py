@@ -80,7 +80,7 @@ def model_folder(path: str, revision: str | None) -> Path:
 
 
 def fetched(source: str, key: str, files: Sequence[str]) -> Path:
-    """The local folder of `source`: a folder here, or `owner/name@revision` on the hub, of which `files` are fetched once.
+    """The local folder of `source`: a folder, or `owner/name@revision` on the hub, of which `files` are fetched once.
 
     Args:
         key: the setting that names it.

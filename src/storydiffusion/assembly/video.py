@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ON_HUB = ("motion_adapter", "sparse_control")
 
+
 def planned_video(config: InferConfig) -> VideoRecord | None:
     """The record of the video that shall be made, or None where `video` is off, or auto and the model makes none.
 

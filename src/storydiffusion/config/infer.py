@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_sampling, load
 from storydiffusion.config.model import ModelConfig
+from storydiffusion.config.reference import IPAdapterConfig, PhotoMakerConfig, load_reference_config
 from storydiffusion.errors import UserError
 
 NOISES = ("own", "shared")
@@ -87,7 +88,8 @@ class InferConfig:
     captions: bool  # under the video's pictures
     model: ModelConfig
     consistency: ConsistencyConfig
-    benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark]  # null, or as its key `kind` says
+    reference: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or as its key `kind` says
+    benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark]  # likewise
 
     def __post_init__(self) -> None:
         check_choice("noise", self.noise, NOISES)
@@ -104,6 +106,8 @@ class InferConfig:
             check_range("fps", self.fps, 1, 120)
         if self.frames is not None and self.video == "off":
             raise UserError("frames asks for a video, video=off for none: leave one of them out")
+        if self.reference is not None:
+            self.reference = load_reference_config(self.reference)
         if self.benchmark is not None:
             self._load_benchmark()
         if self.run_dir is None:

@@ -1,9 +1,9 @@
 """SparseCtrl (2311.16933), the paper's video baseline: a ControlNet of AnimateDiff's that knows some frames of a clip.
 
-Here these are the first and the last. At every step it reads their latents, black frames elsewhere and a mask of which
-are given, never the noise, and adds residuals to the video U-Net's. The network is diffusers' SparseControlNetModel, the
-result that of AnimateDiffSparseControlNetPipeline, but for two things: several clips make one batch, and a picture's
-latents are the mean of what the VAE takes them for, not a draw from it.
+Here these are the first and the last. At every step it reads their latents, zeros for the frames between and a mask
+that tells them apart, never the noise, and adds residuals to the video U-Net's. The network is diffusers'
+SparseControlNetModel, the result that of AnimateDiffSparseControlNetPipeline, but for two things: several clips make
+one batch, and a picture's latents are the mean of what the VAE takes them for, not a draw from it.
 
 Shapes: B clips, C latent channels, F frames, h × w latents, T text tokens, D the width of the context.
 """
