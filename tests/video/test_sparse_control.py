@@ -92,7 +92,8 @@ def theirs(pipe, clip: int, sampling=SAMPLING, **more) -> torch.Tensor:
 def test_each_clip_is_that_of_diffusers_own_pipeline(parts, guidance):
     network = tiny_network()
     sampling = dataclasses.replace(SAMPLING, guidance_scale=guidance)
-    mine = sampled(ours(parts, SparseControl(network, 0.7)), sampling=sampling)
+    model = ours(parts, SparseControl(network, 0.7))
+    together = sampled(model, sampling=sampling)
     pipe = AnimateDiffSparseControlNetPipeline(**copy.deepcopy(parts), controlnet=network)
     for clip in (0, 1):
         ends = [to_pil_image(picture[clip]) for picture in (START, END)]
@@ -100,14 +101,17 @@ def test_each_clip_is_that_of_diffusers_own_pipeline(parts, guidance):
             pipe, clip, sampling, conditioning_frames=ends, controlnet_frame_indices=[0, 3],
             controlnet_conditioning_scale=0.7,
         )  # fmt: skip
-        torch.testing.assert_close(mine[clip : clip + 1], reference, rtol=1e-5, atol=1e-5)
+        its = slice(clip, clip + 1)
+        alone = sampled(model, START[its], END[its], sampling, PROMPTS[its], SEEDS[its])
+        torch.testing.assert_close(alone, reference, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(together[its], alone, rtol=1e-4, atol=1e-4)  # rounding, which guidance enlarges
 
 
 def test_at_scale_zero_it_is_animatediff(parts):
     silent = sampled(ours(parts, SparseControl(tiny_network(), 0.0)))
     assert torch.equal(silent, sampled(ours(parts)))
     reference = theirs(AnimateDiffPipeline(**copy.deepcopy(parts)), 0)
-    torch.testing.assert_close(silent[:1], reference, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(silent[:1], reference, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("which", ["start", "end"])

@@ -5,10 +5,12 @@ records.json beside it keeps every batch that is done, so that the same command 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.assembly.infer import consistent_attention
+from storydiffusion.assembly.reference import Portrait, portraits
 from storydiffusion.assembly.video import checksums_of_part
 from storydiffusion.config import InferConfig, ModelConfig, StoriesBenchmark, TransitionsBenchmark, flat
 from storydiffusion.measure import (
@@ -35,12 +37,15 @@ from storydiffusion.measure_video import (
     models_of,
     readers_of,
 )
-from storydiffusion.models import load_story_model, model_folder
+from storydiffusion.models import StoryModel, load_story_model, model_folder
+from storydiffusion.reference_models import add_reference, checksums_of_reference
+from storydiffusion.story import PanelPrompt
 from storydiffusion.storyworld.stories import PANELS, FrozenStory, stories_of
 from storydiffusion.video_models import video_of
 
 if TYPE_CHECKING:
     from storydiffusion.evaluation.result import Better, Result
+    from storydiffusion.images.conditions import Conditions, Reference, Subject
 
 RECORDS = "records.json"
 BETTER: "dict[str, Better]" = {
@@ -83,10 +88,18 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
     accuracy = judge_figures(folder)
     model, judge = load_story_model(model_config), Judge.load(folder / "judge")
 
-    def read(told: Sequence[FrozenStory]) -> list[Readings]:
-        return read_by(judge, told, tell(model, model_config, told, attention, config.seed, config.noise))
-
     chosen = stories[: planned.stories]
+
+    @cache  # once there is a story to tell
+    def reference() -> "tuple[Reference, dict[int, Subject]]":
+        subjects = _subjects(config, model, records.parent, chosen)
+        return add_reference(model, config.model, config.reference), subjects
+
+    def read(told: Sequence[FrozenStory]) -> list[Readings]:
+        conditions = None if config.reference is None else _conditions(*reference(), told, model_config)
+        pictures = tell(model, model_config, told, attention, config.seed, config.noise, conditions)
+        return read_by(judge, told, pictures)
+
     found = read_stories(records, settings, chosen, read, planned.batch, records.parent.name)
     measured = [figures_of(story, one["readings"]) for story, one in zip(chosen, found, strict=True)]
     which = "frozen stories" if planned.panels == PANELS else "stories drawn as the frozen ones are,"
@@ -105,6 +118,33 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
         settings,
         remarks,
     )
+
+
+def _subjects(
+    config: InferConfig, model: StoryModel, folder: Path, stories: Sequence[FrozenStory]
+) -> "dict[int, Subject]":
+    """Number of the story → its character, as the model draws the first panel without a reference."""
+    from storydiffusion.images.conditions import Subject
+    from storydiffusion.images.panels import panel_seeds
+
+    weights = judged_weights(model_folder(config.model.path, config.model.revision))
+    wanted = {
+        story.number: Portrait(
+            PanelPrompt(story.panels[0].prompt, ""), panel_seeds(config.seed + story.number, [("hero",)])[0]
+        )
+        for story in stories
+    }
+    drawn = portraits(folder, model, config, wanted, weights)
+    return {story.number: Subject((drawn[story.number],), story.panels[0].told["kind"]) for story in stories}
+
+
+def _conditions(
+    reference: "Reference", subjects: "Mapping[int, Subject]", told: Sequence[FrozenStory], config: ModelConfig
+) -> "Conditions":
+    """Of all panels of `told`, story by story."""
+    prompts = [panel.prompt for story in told for panel in story.panels]
+    shown = [subjects[story.number] for story in told for _ in story.panels]
+    return reference.conditions(prompts, [""] * len(prompts), shown, config.steps, config.guidance_scale)
 
 
 def _transitions(config: InferConfig, records: Path, settings: dict[str, Any]) -> "Result":
@@ -153,6 +193,12 @@ def _settings(config: InferConfig) -> dict[str, Any]:
     if isinstance(config.benchmark, StoriesBenchmark):
         settings |= {name: getattr(config, name) for name in ("noise", "steps", "guidance_scale")}
         settings["consistency"] = asdict(config.consistency)
+        settings["reference"] = {"kind": None}
+        if config.reference is not None:
+            weights |= checksums_of_reference(config.reference)
+            by_weights = ("weights", "file", "image_encoder", "portraits", "words")
+            known_of_it = asdict(config.reference).items()
+            settings["reference"] = {name: value for name, value in known_of_it if name not in by_weights}
         told = {"panels": config.benchmark.panels, "checksum": stories_of(config.benchmark.panels)[1]}
     else:
         video = asdict(video_of(model))

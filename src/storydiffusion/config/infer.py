@@ -116,6 +116,8 @@ class InferConfig:
     def _load_benchmark(self) -> None:
         if self.frames is not None:
             raise UserError("a benchmark makes pictures of its own: leave frames or benchmark out")
+        if self.reference is not None and self.reference.portraits is not None:
+            raise UserError("a benchmark draws portraits of its own: leave reference.portraits or benchmark out")
         kind = str(dict(self.benchmark).get("kind"))
         check_choice("benchmark.kind", kind, tuple(BENCHMARKS))
         self.benchmark = load(BENCHMARKS[kind], OmegaConf.create(dict(self.benchmark)), "benchmark.")

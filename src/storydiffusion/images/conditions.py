@@ -15,10 +15,13 @@ from storydiffusion.images.prompt_encoding import encode_prompts
 
 @dataclass(frozen=True)
 class Subject:
-    """Whom a panel shows: one picture or more, and the word of its prompt that stands for them ("girl")."""
+    """Whom a panel shows: one picture or more, and the word of its prompt that stands for them ("girl").
+
+    IP-Adapter reads the first picture and no word.
+    """
 
     pictures: tuple[Image.Image, ...]
-    word: str
+    word: str = ""
 
 
 @dataclass(frozen=True)
