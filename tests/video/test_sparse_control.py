@@ -29,6 +29,7 @@ SIZES = {
     "block_out_channels": CHANNELS, "layers_per_block": 1, "norm_num_groups": 8, "cross_attention_dim": 16,
     "attention_head_dim": 2,
 }  # fmt: skip
+KINDS = ("CrossAttnDownBlockMotion", "DownBlockMotion")
 SAMPLING = TransitionSampling(frames=4, steps=3, guidance_scale=3.0, end_frames="semantic")
 START, END = pictures(2, 0), pictures(2, 1)
 PROMPTS, SEEDS = ["a cat", "fox"], [5, 6]
@@ -37,10 +38,8 @@ PROMPTS, SEEDS = ["a cat", "fox"], [5, 6]
 def tiny_network(**changes) -> SparseControlNetModel:
     """Random everywhere; a new one has zeros where it would act."""
     torch.manual_seed(7)
-    network = SparseControlNetModel(
-        **{**SIZES, "motion_num_attention_heads": 2, "motion_max_seq_length": 6, **changes},
-        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
-    ).eval()
+    sizes = {**SIZES, "motion_num_attention_heads": 2, "motion_max_seq_length": 6, "down_block_types": KINDS}
+    network = SparseControlNetModel(**{**sizes, **changes}).eval()
     zeroed = [*network.controlnet_down_blocks, network.controlnet_mid_block, network.controlnet_cond_embedding]
     for layer in zeroed:
         for weight in layer.parameters():
@@ -132,7 +131,7 @@ def test_a_network_that_does_not_fit_is_named(parts):
     with pytest.raises(UserError, match="reads sketches"):
         SparseControl(
             SparseControlNetModel(
-                **SIZES, down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"), conditioning_channels=3,
+                **SIZES, down_block_types=KINDS, conditioning_channels=3,
                 conditioning_embedding_out_channels=(16, 32), use_simplified_condition_embedding=False,
             )
         )  # fmt: skip

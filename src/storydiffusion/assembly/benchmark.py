@@ -207,7 +207,7 @@ def _settings(config: InferConfig) -> dict[str, Any]:
         control = video.pop("sparse_control")
         if config.benchmark.way == file_name(SPARSE) and control is not None:
             parts["sparse_control"] = control["weights"]
-            video["sparse_control_scale"] = control["scale"]
+            video |= {"sparse_control_scale": control["scale"], "end_frames": "semantic"}
         for part, source in parts.items():
             weights |= checksums_of_part(part, source) if source else {}
         known["video"] = {name: value for name, value in video.items() if name != "fps"}
