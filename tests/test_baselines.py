@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -110,6 +111,13 @@ def test_what_a_reference_lacks_is_named_before_anything_is_made(adapted, tmp_pa
     assert "ip_adapter, photomaker" in refusal(adapted("reference.kind=styles"))
     assert not (tmp_path / "run").exists()
     assert "portraits" in refusal(adapted("reference.portraits={Pip: a.png}", "benchmark=stories"))
+
+
+def test_weights_on_the_hub_want_a_connection(adapted, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    said = refusal(adapted("reference.weights=owner/name@123abc"))
+    assert said.startswith("infer.py: cannot get reference.weights=owner/name@123abc from the hub")
+    assert "set reference.weights=FOLDER" in said
 
 
 def test_weights_that_are_damaged_or_of_another_model_are_named(adapted, tmp_path, ip_adapter):

@@ -99,8 +99,9 @@ def portraits(
     for first in range(0, len(missing), PORTRAITS_AT_ONCE):
         part = missing[first : first + PORTRAITS_AT_ONCE]
         for number, picture in zip(part, _draw(model, config, [wanted[number] for number in part]), strict=True):
-            found[number] = np.asarray(picture.convert("RGB"))[None]
-            write_strip(files[number], found[number], keys[number])
+            strip = np.asarray(picture.convert("RGB"))[None]
+            write_strip(files[number], strip, keys[number])
+            found[number] = strip
     return {number: Image.fromarray(picture[0]) for number, picture in found.items() if picture is not None}
 
 

@@ -114,7 +114,7 @@ class PhotoMaker:
         if getattr(pipe, "text_encoder_2", None) is None:
             raise UserError("PhotoMaker needs the two text encoders of SDXL: take model=sdxl")
         self.pipe, self.text_steps = pipe, text_steps
-        self.encoder = IDEncoder.from_weights(weights["id_encoder"]).to(pipe.unet.dtype)
+        self.encoder: Any = IDEncoder.from_weights(weights["id_encoder"]).to(pipe.unet.dtype)
         found, wanted = self.encoder.fuse_module.layer_norm.weight.shape[0], pipe.unet.config.cross_attention_dim
         if found != wanted:
             raise UserError(f"its embeddings are {found} wide, the U-Net reads {wanted}: take one made for it")
@@ -192,22 +192,22 @@ def add_lora(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises UserError for a name or a shape that the U-Net does not have; nothing is changed then.
     """
     short = {name.removeprefix("unet.").replace(".processor", ""): tensor for name, tensor in weights.items()}
-    pairs: dict[str, Tensor] = convert_unet_state_dict_to_peft(short)
-    layers, sums = dict(unet.named_modules()), {}
-    for name, tensor in pairs.items():
+    halves: dict[str, Tensor] = convert_unet_state_dict_to_peft(short)
+    layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Linear)}
+    sums = {}
+    for name in halves:
         layer, _, half = name.rpartition(".lora_")
-        if half not in ("A.weight", "B.weight") or not isinstance(layers.get(layer), nn.Linear):
-            raise UserError(f"its LoRA weight {name} has no place in this U-Net: take SDXL's")
-        if half == "A.weight":
-            up = pairs.get(f"{layer}.lora_B.weight")
-            sums[layer] = None if up is None else up.float() @ tensor.float()
-    if 2 * len(sums) != len(pairs) or any(total is None for total in sums.values()):
-        raise UserError("one half of a LoRA weight is missing: fetch the file again")
-    for layer, total in sums.items():
-        if total.shape != layers[layer].weight.shape:
-            raise UserError(
-                f"its LoRA weight of {layer} is {tuple(total.shape)}, the U-Net's {tuple(layers[layer].weight.shape)}"
-            )
+        if half not in ("A.weight", "B.weight") or layer not in layers:
+            raise UserError(f"its LoRA weight {name} has no place in this U-Net: take one made for it")
+        if layer in sums:
+            continue
+        down, up = (halves.get(f"{layer}.lora_{half}.weight") for half in ("A", "B"))
+        if down is None or up is None:
+            raise UserError(f"one half of its LoRA weight of {layer} is missing: fetch the file again")
+        found, wanted = (up.shape[0], down.shape[1]), tuple(layers[layer].weight.shape)
+        if found != wanted or up.shape[1] != down.shape[0]:
+            raise UserError(f"its LoRA weight of {layer} is {found}, the U-Net wants {wanted}: take one made for it")
+        sums[layer] = up.float() @ down.float()
     with torch.no_grad():
         for layer, total in sums.items():
             weight = layers[layer].weight
