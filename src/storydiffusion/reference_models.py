@@ -27,7 +27,7 @@ def checksums_of_reference(config: ReferenceConfig) -> dict[str, str]:
     folder = Path(config.weights).expanduser()
     if not folder.is_dir() and HUB_ID.fullmatch(config.weights):
         return {f"reference/{config.file}": config.weights}
-    return {f"reference/{file.relative_to(folder)}": sha256_of_file(file) for file in _files(config)}
+    return {f"reference/{file.relative_to(folder)}": sha256_of_file(file) for file in fetch_reference(config)}
 
 
 def add_reference(model: StoryModel, model_config: ModelConfig, config: ReferenceConfig) -> "Reference":
@@ -36,17 +36,19 @@ def add_reference(model: StoryModel, model_config: ModelConfig, config: Referenc
     Raises:
         UserError: weights that are not there, are damaged, or were made for another model.
     """
+    from transformers import CLIPVisionModelWithProjection
+
     from storydiffusion.images.ip_adapter import IPAdapter
     from storydiffusion.images.photomaker import PhotoMaker
 
-    file, *_ = _files(config)
+    file, *encoders = fetch_reference(config)
     pipe: Any = model.pipe
     pipe.remove_all_hooks()  # of offloading, which do not know of new parts
     try:
         if isinstance(config, PhotoMakerConfig):
             reference = PhotoMaker(pipe, _read(file, ("id_encoder", "lora_weights")), config.text_steps)
         else:
-            encoder = _image_encoder(config, model)
+            encoder = load_network(CLIPVisionModelWithProjection, encoders[0].parent, ".", model.dtype)
             reference = IPAdapter(pipe, _read(file, ("image_proj", "ip_adapter")), encoder, config.scale)
     except UserError as error:
         raise UserError(f"{KEY}={config.weights}, {config.file}: {error}") from error
@@ -54,15 +56,20 @@ def add_reference(model: StoryModel, model_config: ModelConfig, config: Referenc
     return reference
 
 
-def _files(config: ReferenceConfig) -> list[Path]:
-    """All of them here, the method's own first."""
-    is_adapter = isinstance(config, IPAdapterConfig)
-    wanted = [config.file, *([f"{config.image_encoder}/*"] if is_adapter else [])]
+def fetch_reference(config: ReferenceConfig) -> list[Path]:
+    """The files of weights, here: the method's own first.
+
+    Raises:
+        UserError: weights that are not there, nor on a hub in reach.
+    """
+    wanted = [config.file]
+    if isinstance(config, IPAdapterConfig):
+        wanted += [f"{config.image_encoder}/{name}" for name in ("config.json", "*.safetensors")]
     folder = fetched(config.weights, KEY, wanted)
     file = folder / config.file
     if not file.is_file():
         raise UserError(f"{KEY}={config.weights} has no file {config.file}: fetch it, or set reference.file")
-    if not is_adapter:
+    if isinstance(config, PhotoMakerConfig):
         return [file]
     encoder = sorted((folder / config.image_encoder).glob("*.safetensors"))
     if not encoder:
@@ -71,13 +78,6 @@ def _files(config: ReferenceConfig) -> list[Path]:
             "set reference.image_encoder"
         )
     return [file, *encoder]
-
-
-def _image_encoder(config: IPAdapterConfig, model: StoryModel) -> Any:
-    from transformers import CLIPVisionModelWithProjection
-
-    folder = fetched(config.weights, KEY, [config.file, f"{config.image_encoder}/*"])
-    return load_network(CLIPVisionModelWithProjection, folder, config.image_encoder, model.dtype)
 
 
 def _read(file: Path, parts: Sequence[str]) -> dict[str, dict[str, Any]]:

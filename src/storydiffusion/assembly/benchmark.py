@@ -38,7 +38,7 @@ from storydiffusion.measure_video import (
     readers_of,
 )
 from storydiffusion.models import StoryModel, load_story_model, model_folder
-from storydiffusion.reference_models import add_reference, checksums_of_reference
+from storydiffusion.reference_models import add_reference, checksums_of_reference, fetch_reference
 from storydiffusion.story import PanelPrompt
 from storydiffusion.storyworld.stories import PANELS, FrozenStory, stories_of
 from storydiffusion.video_models import video_of
@@ -92,6 +92,7 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
 
     @cache  # once there is a story to tell
     def reference() -> "tuple[Reference, dict[int, Subject]]":
+        fetch_reference(config.reference)  # before hours of drawing, not after
         subjects = _subjects(config, model, records.parent, chosen)
         return add_reference(model, config.model, config.reference), subjects
 

@@ -16,7 +16,7 @@ from storydiffusion.config import InferConfig, PhotoMakerConfig
 from storydiffusion.errors import UserError
 from storydiffusion.models import StoryModel
 from storydiffusion.output.files import sha256_of_file
-from storydiffusion.reference_models import add_reference
+from storydiffusion.reference_models import add_reference, fetch_reference
 from storydiffusion.story import PanelPrompt, Story, character_prompts, panel_prompts
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def story_conditions(
     prompts, negative_prompts = [one.prompt for one in told], [one.negative_prompt for one in told]
     if config.reference is None:
         return text_conditions(model.pipe, prompts, negative_prompts)
+    fetch_reference(config.reference)  # before minutes of drawing, not after
     subjects = _subjects(config, story, model, folder, weights)
     shown = [subjects[panel.characters[0]] if panel.characters else None for panel in story.panels]
     reference = add_reference(model, config.model, config.reference)
