@@ -32,7 +32,7 @@ def ip_adapter_weights(unet, plus: bool = False, embedding: int = 8) -> Weights:
 
         torch.manual_seed(12)
         projection = _plus_names(
-            IPAdapterPlusImageProjection(16, width, hidden_dims=64, depth=1, dim_head=64, heads=1, num_queries=2)
+            IPAdapterPlusImageProjection(16, width, hidden_dims=64, depth=4, dim_head=64, heads=1, num_queries=2)
         )
     else:
         projection = {
@@ -44,7 +44,7 @@ def ip_adapter_weights(unet, plus: bool = False, embedding: int = 8) -> Weights:
         if name.endswith("attn2.processor"):
             hidden = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
             for half in ("k", "v"):
-                layers[f"{number}.to_{half}_ip.weight"] = random(hidden, width, seed=number + ord(half))
+                layers[f"{number}.to_{half}_ip.weight"] = 0.3 * random(hidden, width, seed=number + ord(half))
             number += 2
     return {"image_proj": projection, "ip_adapter": layers}
 

@@ -1,10 +1,12 @@
 """IP-Adapter (2308.06721), a baseline of the paper's table 1: each panel's cross-attention also reads its subject.
 
-All of it is diffusers': the adapter's attention, its projection and the image encoder that it reads. Here each panel of
-a batch gets the picture of its own subject. A panel that shows nobody gets what guidance takes for no picture.
+All of it is diffusers': the adapter's attention, its projection and the image encoder that it reads. But a pipeline
+takes one picture for the whole batch; here each panel has the picture of its own subject, and one that shows nobody has
+what guidance takes for no picture.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +51,7 @@ class IPAdapter:
                 "together"
             ) from error
         pipe.set_ip_adapter_scale(scale)
+        pipe.prepare_ip_adapter_image_embeds = partial(_one_for_each, pipe.prepare_ip_adapter_image_embeds)
 
     def conditions(
         self,
@@ -93,3 +96,12 @@ class IPAdapter:
             raise ValueError(
                 f"its tokens are {tokens.shape[-1]} wide, the U-Net reads {unet.config.cross_attention_dim}"
             )
+
+
+def _one_for_each(
+    original: Callable[..., list[Tensor]], picture: Any, embeddings: list[Tensor] | None, device: Any, *others: Any
+) -> list[Tensor]:
+    """Stands in for the pipeline's method of preparing: that repeats embeddings for every panel of the batch."""
+    if embeddings is None:
+        return original(picture, embeddings, device, *others)
+    return [each.to(device) for each in embeddings]
