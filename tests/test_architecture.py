@@ -11,9 +11,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEAVES = ("story", "data", "storyworld", "evaluation", "output")
 ABOVE_LEAVES = (
-    "images", "video", "models", "video_models", "assembly", "command_line", "module_command", "measure",
-    "measure_video", "evaluate", "evaluation_models", "card", "release", "export_vistorybench", "user_study",
-    "user_study_results", "sweep", "collect", "claims", "results",
+    "images", "video", "models", "video_models", "reference_models", "assembly", "command_line", "module_command",
+    "measure", "measure_video", "evaluate", "evaluation_models", "card", "release", "export_vistorybench",
+    "user_study", "user_study_results", "sweep", "collect", "claims", "results",
 )  # fmt: skip
 IDEAS = (
     "images/consistent_self_attention.py",
@@ -24,9 +24,10 @@ ADAPTER_LIBRARIES = {"diffusers", "transformers", "open_clip", "lightning", "acc
 HEAVY = ADAPTER_LIBRARIES | {"torch", "torchvision", "skia", "matplotlib", "scipy"}
 QUICK = (
     "__init__.py", "errors.py", "config/*.py", "command_line.py", "assembly/*.py", "models.py", "video_models.py",
-    "release.py", "module_command.py", "measure.py", "measure_video.py", "evaluate.py", "evaluation_models.py",
-    "card.py", "export_vistorybench.py", "user_study.py", "user_study_results.py", "sweep.py", "collect.py",
-    "claims.py", "results.py", "images/__init__.py", "video/__init__.py", "output/__init__.py", "story/*.py",
+    "reference_models.py", "release.py", "module_command.py", "measure.py", "measure_video.py", "evaluate.py",
+    "evaluation_models.py", "card.py", "export_vistorybench.py", "user_study.py", "user_study_results.py", "sweep.py",
+    "collect.py", "claims.py", "results.py", "images/__init__.py", "video/__init__.py", "output/__init__.py",
+    "story/*.py",
 )  # fmt: skip
 
 

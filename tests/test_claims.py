@@ -6,7 +6,7 @@ import pytest
 
 from storydiffusion.claims import ALIGNED, CLAIMS, MIDDLE, Claim, Verdict
 from storydiffusion.collect import Collected
-from storydiffusion.evaluation.result import Figure, Result
+from storydiffusion.evaluation.result import Better, Figure, Result
 from tests.conftest import ROOT
 
 SUBJECTS = [f"story {number}" for number in range(8)]
@@ -33,7 +33,7 @@ def judged(name: str, means: Means) -> Verdict:
         for number, (job, figures) in enumerate(means.items())
     }
     labels = {job: job.rpartition("=")[2] for job in means}
-    better = dict.fromkeys(next(iter(means.values())), "higher")
+    better: dict[str, Better] = dict.fromkeys(next(iter(means.values())), "higher")
     return claim(name).judge(Collected("sweep", ("key",), next(iter(means)), results, labels, better))
 
 

@@ -100,9 +100,10 @@ NEEDED = {"paper": ["data.shards=somewhere"], "trained": ["run_dir=runs/trained"
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_job_of_every_experiment_composes(name):
-    """By the command it belongs to, which is infer.py's where it takes a benchmark."""
+    """By the command it belongs to, which is infer.py's where it takes a benchmark, or is a baseline."""
     content = EXPERIMENTS[name]
-    entry = "infer" if any("override /benchmark" in each for each in content["defaults"]) else "train"
+    is_measured = any("override /benchmark" in each for each in content["defaults"])
+    entry = "infer" if is_measured or name.startswith("baseline_") else "train"
     _, jobs = expand(content.get("hydra", {}).get("sweeper", {}).get("params", {}), NEEDED.get(name, []))
     assert (len(jobs) > 1) == name.startswith("ablation_")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

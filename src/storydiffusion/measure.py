@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from storydiffusion.images import ConsistentSelfAttention
+    from storydiffusion.images.conditions import Conditions
     from storydiffusion.storyworld.judge import Judge
 
 SECTION = "consistency"
@@ -125,10 +126,11 @@ def tell(
     attention: "ConsistentSelfAttention",
     seed: int,
     noise: str = "own",
+    conditions: "Conditions | None" = None,
 ) -> list["Image.Image"]:
     """The pictures of several stories told in one batch, story by story; each comes out as if told alone.
 
-    `noise` is that of `panel_seeds`.
+    `noise` is that of `panel_seeds`; `conditions` are of all their panels, None being the text alone.
     """
     from storydiffusion.images import PanelGroup
     from storydiffusion.images.panels import panel_seeds
@@ -137,7 +139,7 @@ def tell(
     groups = [PanelGroup(size, key=story.number) for story, size in zip(stories, sizes, strict=True)]
     seeds = [s for story in stories for s in panel_seeds(seed + story.number, [("hero",)] * len(story.panels), noise)]
     prompts = [panel.prompt for story in stories for panel in story.panels]
-    return paint(model, config, prompts, seeds, attention, groups)
+    return paint(model, config, prompts, seeds, attention, groups, conditions)
 
 
 def paint(
@@ -147,25 +149,30 @@ def paint(
     seeds: list[int],
     attention: Any,
     groups: list[Any] | None,
+    conditions: "Conditions | None" = None,
 ) -> list["Image.Image"]:
     """One picture for each prompt and seed; `groups` of them share attention as `attention` says, None being one."""
     from storydiffusion.images import consistent_self_attention
+    from storydiffusion.images.conditions import text_conditions
     from storydiffusion.images.panels import starting_noise
-    from storydiffusion.images.prompt_encoding import encode_prompts
 
-    embeddings = encode_prompts(model.pipe, prompts, [""] * len(prompts))
+    told = conditions or text_conditions(model.pipe, prompts, [""] * len(prompts))
     noise, generators = starting_noise(model.pipe, seeds, config.height, config.width)
     pipe: Any = model.pipe
     with consistent_self_attention(pipe, attention, groups) as state:
+
+        def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            return told.at_step_end(step, state.on_step_end(pipe, step, timestep, tensors))
+
         return pipe(
-            **embeddings.as_arguments(),
+            **told.arguments,
             num_inference_steps=config.steps,
             guidance_scale=config.guidance_scale,
             height=config.height,
             width=config.width,
             latents=noise.to(model.dtype),
             generator=generators,
-            callback_on_step_end=state.on_step_end,
+            callback_on_step_end=on_step_end,
         ).images
 
 

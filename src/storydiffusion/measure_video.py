@@ -11,6 +11,8 @@ Every way gets the ends and the caption of a clip and makes the frames between t
   with recipe.teacher_forcing=1 both are one: the transformer has no part in what the rest learns. Otherwise train it as
   long (`python train.py predictor.layers=0`), and give its folder of `python -m storydiffusion.release`;
 - no semantic tokens: the same model without a predictor, which sees the given ends and the text;
+- sparse control: the same with SparseCtrl, the paper's baseline, which alone tells it of the ends: they are not
+  imposed. Measured where model.video.sparse_control names one;
 - cross-fade: the two pictures mixed;
 - truth: the true clip, to compare with.
 
@@ -55,9 +57,11 @@ READ = ("shirt", "hat", "tone")
 ERRORS = ("perceptual error", "place error", "pixel error", "end error")
 OVER_TIME = ("LPIPS-first", "LPIPS-frames", "CLIPSIM-first", "CLIPSIM-frames")
 FIGURES = (*ERRORS, "motion", *READ, *OVER_TIME)
-OURS, INTERPOLATION, ALONE, FADE, TRUTH = WAYS = (
-    "predictor", "interpolation", "no semantic tokens", "cross-fade", "truth",
+OURS, INTERPOLATION, ALONE, SPARSE, FADE, TRUTH = WAYS = (
+    "predictor", "interpolation", "no semantic tokens", "sparse control", "cross-fade", "truth",
 )  # fmt: skip
+
+OPTIONS = ("frames", "steps", "guidance_scale", "end_frames")
 
 Measured = dict[str, float | None]
 """The FIGURES of one clip; None where it has no such thing"""
@@ -79,8 +83,6 @@ class MeasureVideoConfig:
         if self.clips < 2 or self.batch < 1:
             raise UserError(f"clips={self.clips} and batch={self.batch}: measure 2 clips or more, sample 1 or more")
         check_judged(self.model, self.seed)
-        if video_of(self.model).predictor is None:
-            raise UserError("model.video.predictor=null: name the predictor that is to be measured")
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,11 @@ def measure_video(config: MeasureVideoConfig) -> None:
         replace_section(read_text(readme), SECTION, "")  # refuses before an hour of work, not after
     folder = model_folder(config.model.path, config.model.revision)
     accuracy = {name: judge_figures(folder)[name] for name in READ}
-    models = models_of(config)
+    ways = [way for way in WAYS if way != SPARSE or video_of(config.model).sparse_control is not None]
+    models = models_of(config, ways)
     readers = readers_of(config.model)
     measured = {}
-    for way in WAYS:
+    for way in ways:
         file = Path(config.out) / f"{file_name(way)}.json"
         make = maker(way, models.get(way), config)
         measured[way] = measure_clips(file, settings_of(config, folder, way), make, readers, config, way)
@@ -171,8 +174,15 @@ def measure_clips(
 
 
 def video_for(config: MeasureVideoConfig, way: str) -> VideoConfig:
-    """The parts of the video model of a way that has one."""
+    """The parts of the video model of a way that has one. Raises UserError where one that it needs is not named."""
     video = video_of(config.model)
+    if way == SPARSE:
+        if video.sparse_control is None:
+            raise UserError("model.video.sparse_control=null: name the SparseCtrl that is to be measured")
+        return replace(video, predictor=None, end_frames="semantic")
+    video = replace(video, sparse_control=None)
+    if way in (OURS, INTERPOLATION) and video.predictor is None:
+        raise UserError("model.video.predictor=null: name the predictor that is to be measured")
     if way == OURS or (way == INTERPOLATION and config.interpolation is None):
         return video
     if way == INTERPOLATION and config.interpolation is not None:
@@ -182,27 +192,27 @@ def video_for(config: MeasureVideoConfig, way: str) -> VideoConfig:
     return replace(video, predictor=None)
 
 
-def models_of(config: MeasureVideoConfig, ways: Sequence[str] = WAYS) -> dict[str, "VideoModel"]:
-    """The video model of each of `ways` that has one; they share what is the same."""
-    import torch
+def models_of(config: MeasureVideoConfig, ways: Sequence[str]) -> dict[str, "VideoModel"]:
+    """The video model of each of `ways` that has one; they share what is the same.
 
-    from storydiffusion.video_models import with_trained_predictor
+    Raises UserError where a way's parts are not named, before any is loaded.
+    """
+    from storydiffusion.video_models import on_device, with_sparse_control, with_trained_predictor
 
-    if not {OURS, INTERPOLATION, ALONE} & set(ways):
+    if not {OURS, INTERPOLATION, ALONE, SPARSE} & set(ways):
         return {}
+    videos = {way: video_for(config, way) for way in {*ways, OURS if INTERPOLATION in ways else ALONE}}
     device = device_of(config.model)
     dtype = dtype_of(config.model.dtype, device)
     alone = load_drawing_parts(config.model, dtype)
     models = {ALONE: alone}
-    if {OURS, INTERPOLATION} & set(ways):
-        models[OURS] = with_trained_predictor(alone, video_for(config, OURS), dtype)
+    if OURS in videos:
+        models[OURS] = with_trained_predictor(alone, videos[OURS], dtype)
     if INTERPOLATION in ways:
         models[INTERPOLATION] = _interpolation(config, models[OURS], alone, dtype)
-    for model in models.values():
-        for network in vars(model).values():
-            if isinstance(network, torch.nn.Module):
-                network.to(device).requires_grad_(False).eval()
-    return models
+    if SPARSE in videos:
+        models[SPARSE] = with_sparse_control(alone, videos[SPARSE], dtype)
+    return {way: on_device(model, device) for way, model in models.items()}
 
 
 def _interpolation(
@@ -232,7 +242,7 @@ def maker(way: str, model: "VideoModel | None", config: MeasureVideoConfig) -> M
     from storydiffusion.video.story_video import transition_seed
     from storydiffusion.video.transitions import sample_clips
 
-    video = video_of(config.model)
+    video = video_for(config, way)
 
     def make(part: "Sequence[tuple[int, ClipTruth]]") -> "Iterator[np.ndarray]":
         true = [render_clip(clip, video.frames, JUDGED_SIZE) for _, clip in part]
@@ -398,10 +408,15 @@ def settings_of(config: MeasureVideoConfig, folder: Path, way: str) -> dict[str,
     model, video = config.model, video_for(config, way)
     weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}
     weights["judge"] = sha256_of_file(folder / "judge" / "model.safetensors")
-    for part, source in (("motion_adapter", video.motion_adapter), ("predictor", video.predictor)):
+    control = video.sparse_control
+    parts = {"motion_adapter": video.motion_adapter, "predictor": video.predictor}
+    parts["sparse_control"] = control and control.weights
+    for part, source in parts.items():
         if source is not None and (path := package_path(source)).is_dir():
             weights |= {f"{part}/{name}": checksum for name, checksum in sha256_of_folder(path).items()}
-    options = {name: getattr(video, name) for name in ("frames", "steps", "guidance_scale", "end_frames")}
+    options: dict[str, Any] = {name: getattr(video, name) for name in OPTIONS}
+    if control is not None:
+        options["sparse control's scale"] = control.scale
     return {
         "model": model.name,
         "dtype": model.dtype,

@@ -6,7 +6,9 @@ refused in one sentence, never filled up with fresh random numbers.
 
 import json
 import os
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +27,7 @@ PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CARD = "storydiffusion.json"  # {"kind": "miniature"}: what a viewer of the pictures must know of the weights
 ORIGINS = ("pretrained", "miniature", "random")
 UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@.+)?")  # owner/name, or owner/name@revision
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def load_story_model(config: ModelConfig) -> StoryModel:
         pipe.scheduler = ddim_of(pipe.scheduler)
     pipe.vae.enable_slicing()  # panels are decoded one by one: the memory of one picture, the same pixels
     pipe.set_progress_bar_config(disable=True)  # `tell_panels` shows its own
-    _place(pipe, config.offload, device)
+    place(pipe, config.offload, device)
     return StoryModel(pipe, device, dtype, time.perf_counter() - clock)
 
 
@@ -74,6 +77,34 @@ def model_folder(path: str, revision: str | None) -> Path:
     if not looks_like_hub_id:
         raise UserError(f"model.path={path} is no folder here: give a model folder in diffusers' format or a hub id")
     return _download(path, revision)
+
+
+def fetched(source: str, key: str, files: Sequence[str]) -> Path:
+    """The local folder of `source`: a folder, or `owner/name@revision` on the hub, of which `files` are fetched once.
+
+    Args:
+        key: the setting that names it.
+        files: their paths in it; a pattern such as `image_encoder/*` stands for several.
+
+    Raises:
+        UserError: neither a folder nor to be had from the hub.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(source):
+        raise UserError(f"{key}={source} is no folder here: give a folder with its weights, or a hub id")
+    name, _, revision = source.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise UserError(
+            f"cannot get {key}={source} from the hub, nor is it a folder here: connect, or download it elsewhere and "
+            f"set {key}=FOLDER ({first_line(error)})"
+        ) from error
 
 
 def origin_of(folder: Path) -> str:
@@ -161,7 +192,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def load_network(network: Any, folder: Path, part: str, dtype: "torch.dtype") -> Any:
-    """One network, with exactly the tensors that its config.json asks for."""
+    """One network, with exactly the tensors that its config.json asks for; `part` is its folder in `folder`."""
     try:
         model, info = network.from_pretrained(
             folder, subfolder=part, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -235,7 +266,8 @@ def dtype_of(name: str, device: "torch.device") -> "torch.dtype":
     return getattr(torch, name)
 
 
-def _place(pipe: Any, offload: str, device: "torch.device") -> None:
+def place(pipe: Any, offload: str, device: "torch.device") -> None:
+    """Puts the pipeline's networks where they shall work; also once parts have joined them."""
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":

@@ -13,6 +13,7 @@ from storydiffusion.errors import UserError
 from storydiffusion.models import (
     PACKAGE_SCHEME,
     ddim_of,
+    fetched,
     load_network,
     model_folder,
     networks_of,
@@ -46,8 +47,15 @@ def load_video_model(config: ModelConfig, dtype: "torch.dtype", device: "torch.d
     Raises:
         UserError: a model without a video part, a part that is missing or damaged, or parts that do not fit.
     """
-    model = with_trained_predictor(load_drawing_parts(config, dtype), video_of(config), dtype)
-    for network in (model.video_unet, model.vae, model.encode_text, model.predictor, model.image_encoder):
+    video = video_of(config)
+    model = with_trained_predictor(load_drawing_parts(config, dtype), video, dtype)
+    return on_device(with_sparse_control(model, video, dtype), device)
+
+
+def on_device(model: "VideoModel", device: "torch.device") -> "VideoModel":
+    """`model` with all its networks on one device, frozen and in eval mode."""
+    control = model.sparse_control and model.sparse_control.network
+    for network in (model.video_unet, model.vae, model.encode_text, model.predictor, model.image_encoder, control):
         if network is not None:
             network.to(device).requires_grad_(False).eval()  # type: ignore[union-attr]  # all are networks here
     return model
@@ -92,6 +100,30 @@ def with_trained_predictor(model: "VideoModel", video: VideoConfig, dtype: "torc
         image_encoder=load_image_encoder(video.image_encoder, dtype),
         features=features_of(read_settings(folder).get("tokens", "resampler")),
     )
+
+
+def with_sparse_control(model: "VideoModel", video: VideoConfig, dtype: "torch.dtype") -> "VideoModel":
+    """`model` with the SparseCtrl that the configuration names; as it is where none is named.
+
+    Raises:
+        UserError: one that is not there, is damaged, or was made for another U-Net.
+    """
+    from diffusers.models.controlnets.controlnet_sparsectrl import SparseControlNetModel
+
+    from storydiffusion.video.sparse_control import SparseControl
+
+    if video.sparse_control is None:
+        return model
+    folder = fetched(
+        video.sparse_control.weights,
+        "model.video.sparse_control.weights",
+        ["config.json", "diffusion_pytorch_model.safetensors"],
+    )
+    network = load_network(SparseControlNetModel, folder, ".", dtype)
+    try:
+        return replace(model, sparse_control=SparseControl(network, video.sparse_control.scale))
+    except UserError as error:
+        raise UserError(f"model.video.sparse_control.weights={video.sparse_control.weights}: {error}") from error
 
 
 def load_image_encoder(source: str, dtype: "torch.dtype") -> "ImageEncoder":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.assembly.infer import consistent_attention
+from storydiffusion.assembly.reference import benchmark_conditions
 from storydiffusion.assembly.video import checksums_of_part
 from storydiffusion.config import InferConfig, ModelConfig, StoriesBenchmark, TransitionsBenchmark, flat
 from storydiffusion.evaluation.records import RECORDS, are_of, measure_all
@@ -28,6 +29,7 @@ from storydiffusion.measure_video import (
     FIGURES,
     OVER_TIME,
     READ,
+    SPARSE,
     WAYS,
     MeasureVideoConfig,
     file_name,
@@ -37,6 +39,7 @@ from storydiffusion.measure_video import (
     readers_of,
 )
 from storydiffusion.models import load_story_model, model_folder
+from storydiffusion.reference_models import checksums_of_reference
 from storydiffusion.storyworld.stories import PANELS, FrozenStory, stories_of
 from storydiffusion.video_models import video_of
 
@@ -89,8 +92,10 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
     model, judge = load_story_model(model_config), Judge.load(folder / "judge")
     encoder = load_image_text_encoder(MINIATURE, torch.device("cpu"))
 
+    conditions = benchmark_conditions(config, model, records.parent, stories[: planned.stories], judged_weights(folder))
+
     def measure(told: Sequence[FrozenStory]) -> list[dict[str, Any]]:
-        pictures = tell(model, model_config, told, attention, config.seed, config.noise)
+        pictures = tell(model, model_config, told, attention, config.seed, config.noise, conditions(told))
         parts = zip(told, read_by(judge, told, pictures), by_story(told, pictures), strict=True)
         return [
             {"number": story.number, "readings": readings, "similarities": similarities(story, shown, encoder)}
@@ -186,11 +191,21 @@ def _settings(config: InferConfig) -> dict[str, Any]:
         settings |= {name: getattr(config, name) for name in ("noise", "steps", "guidance_scale")}
         settings["consistency"] = asdict(config.consistency)
         weights |= checksums_of_part("encoder", MINIATURE)
+        settings["reference"] = {"kind": None}
+        if config.reference is not None:
+            weights |= checksums_of_reference(config.reference)
+            by_weights = ("weights", "file", "image_encoder", "portraits", "words")
+            known_of_it = asdict(config.reference).items()
+            settings["reference"] = {name: value for name, value in known_of_it if name not in by_weights}
         told = {"panels": config.benchmark.panels, "checksum": stories_of(config.benchmark.panels)[1]}
     else:
         video = asdict(video_of(model))
         parts = {name: video.pop(name) for name in ("motion_adapter", "predictor", "image_encoder")}
         parts["interpolation"] = config.benchmark.interpolation
+        control = video.pop("sparse_control")
+        if config.benchmark.way == file_name(SPARSE) and control is not None:
+            parts["sparse_control"] = control["weights"]
+            video |= {"sparse_control_scale": control["scale"], "end_frames": "semantic"}
         for part, source in parts.items():
             weights |= checksums_of_part(part, source) if source else {}
         known["video"] = {name: value for name, value in video.items() if name != "fps"}

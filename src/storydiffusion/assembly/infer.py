@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from storydiffusion.assembly.reference import checksums_of_portraits, story_conditions
 from storydiffusion.assembly.video import given_panels, planned_video, render, video_settings
 from storydiffusion.config import ConsistencyConfig, InferConfig
 from storydiffusion.errors import UserError
@@ -20,6 +21,7 @@ from storydiffusion.models import (
 )
 from storydiffusion.output.files import sha256_of_file
 from storydiffusion.output.manifest import Manifest, PanelRecord, installed_versions
+from storydiffusion.reference_models import checksums_of_reference
 from storydiffusion.story import Story, load_story, panel_prompts
 
 if TYPE_CHECKING:
@@ -52,12 +54,16 @@ def run_folder(config: InferConfig, story: Story) -> "RunFolder":
 
     folder = model_folder(config.model.path, config.model.revision)
     script = asdict(story) | {"pictures": [sha256_of_file(file) for file in config.frames or ()]}
+    script["portraits"] = list(checksums_of_portraits(config, story).values())
+    weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}
+    if config.reference is not None and config.frames is None:
+        weights |= checksums_of_reference(config.reference)
     planned = Manifest(
         title=story.title,
         model=config.model.name,
         origin=origin_of(folder),
         config={**asdict(config), "script": script},
-        weights={name: sha256_of_file(file) for name, file in weights_of(folder).items()},
+        weights=weights,
         video=planned_video(config),
     )
     return RunFolder(str(config.run_dir), planned, config.overwrite)
@@ -86,7 +92,6 @@ def _tell_panels(
 ) -> dict[str, str]:
     """Makes the panels, unless they are there; returns what else the report should say. The model goes with it."""
     from storydiffusion.images.panels import panel_seeds, tell_panels, who_shares
-    from storydiffusion.images.prompt_encoding import encode_prompts
 
     model = load_story_model(config.model)
     clock = time.perf_counter()
@@ -96,9 +101,9 @@ def _tell_panels(
     if run.panels:
         return remarks
     seeds = panel_seeds(config.seed, characters, config.noise)
-    embeddings = encode_prompts(model.pipe, [p.prompt for p in prompts], [p.negative_prompt for p in prompts])
+    conditions = story_conditions(config, story, model, run.path, run.manifest.weights)
     arguments = {
-        **embeddings.as_arguments(),
+        **conditions.arguments,
         "num_inference_steps": config.steps,
         "guidance_scale": config.guidance_scale,
         "height": config.height,
@@ -109,7 +114,16 @@ def _tell_panels(
         for prompt, panel, seed in zip(prompts, story.panels, seeds, strict=True)
     ]
     with run.keeping_progress() as keep:
-        pictures = tell_panels(model.pipe, arguments, seeds, attention, who_shares(characters), run.progress(), keep)
+        pictures = tell_panels(
+            model.pipe,
+            arguments,
+            seeds,
+            attention,
+            who_shares(characters),
+            run.progress(),
+            keep,
+            conditions.at_step_end,
+        )
         seconds = {"loading": round(model.seconds, 2), "telling": round(time.perf_counter() - clock, 2)}
         run.keep_panels(pictures, records, seconds)
     return remarks
@@ -123,6 +137,7 @@ def _settings(config: InferConfig) -> dict[str, str | int | float | bool]:
         "consistency": consistency.semantics,
         "rate": str(consistency.rate),
         "sampler": consistency.sampler,
+        **({"reference": config.reference.kind} if config.reference else {}),
         "seed": config.seed,
         "noise": config.noise,
         "steps": config.steps or 0,

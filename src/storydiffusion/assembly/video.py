@@ -1,14 +1,13 @@
 """The video of a story: config → what it would be made of, and the video itself."""
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import InferConfig, VideoConfig
 from storydiffusion.errors import UserError
-from storydiffusion.models import device_of, dtype_of, model_folder
+from storydiffusion.models import HUB_ID, device_of, dtype_of, model_folder
 from storydiffusion.output.files import sha256_of_file, sha256_of_folder
 from storydiffusion.output.manifest import PanelRecord, VideoRecord
 from storydiffusion.video_models import (
@@ -23,7 +22,7 @@ from storydiffusion.video_models import (
 if TYPE_CHECKING:
     from storydiffusion.output.run_folder import RunFolder
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@.+)?")
+ON_HUB = ("motion_adapter", "sparse_control")
 
 
 def planned_video(config: InferConfig) -> VideoRecord | None:
@@ -71,6 +70,8 @@ def render(config: InferConfig, run: "RunFolder", cuts: list[bool]) -> None:
         "schedulers": [config.model.scheduler, video.scheduler],
         "end_attention": video.end_attention,
     }
+    if video.sparse_control is not None:
+        made_by["sparse_control_scale"] = video.sparse_control.scale
     render_video(
         run.path / record.file,
         scenes,
@@ -90,6 +91,7 @@ def video_settings(config: InferConfig) -> dict[str, str | int | float | bool]:
         "end frames": video.end_frames,
         "steps of the video": video.steps,
         "guidance scale of the video": video.guidance_scale,
+        **({"SparseCtrl's scale": video.sparse_control.scale} if video.sparse_control else {}),
     }
 
 
@@ -110,6 +112,8 @@ def _weights(video: VideoConfig) -> dict[str, str]:
     sources = {"motion_adapter": video.motion_adapter}
     if video.predictor is not None:
         sources |= {"predictor": video.predictor, "image_encoder": video.image_encoder}
+    if video.sparse_control is not None:
+        sources |= {"sparse_control": video.sparse_control.weights}
     return {name: found for part, source in sources.items() for name, found in checksums_of_part(part, source).items()}
 
 
@@ -123,30 +127,38 @@ def checksums_of_part(part: str, source: str) -> dict[str, str]:
         return {part: source}
     if part == "motion_adapter" and path.is_file():
         return {part: sha256_of_file(path)}
-    if part == "motion_adapter" and HUB_ID.fullmatch(source) and not path.exists():
+    if part in ON_HUB and HUB_ID.fullmatch(source) and not path.exists():
         return {part: source}
-    folder = part_folder(source, f"model.video.{part}")
+    folder = part_folder(source, _key(part))
     found = sha256_of_folder(folder)
     if not found:
-        raise UserError(f"model.video.{part}={folder} holds no *.safetensors file: name a complete folder")
+        raise UserError(f"{_key(part)}={folder} holds no *.safetensors file: name a complete folder")
     return {f"{part}/{name}": checksum for name, checksum in found.items()}
 
 
 def _check_fits(model: Path, video: VideoConfig) -> None:
     """Whether parts in local folders were made for this U-Net, as far as their config.json tell."""
     unet = _read_config(model / "unet")
+    sparse_control = video.sparse_control and video.sparse_control.weights
     pairs = (
         ("motion_adapter", video.motion_adapter, "block_out_channels", "block_out_channels"),
         ("predictor", video.predictor, "context_width", "cross_attention_dim"),
+        ("sparse_control", sparse_control, "block_out_channels", "block_out_channels"),
+        ("sparse_control", sparse_control, "cross_attention_dim", "cross_attention_dim"),
     )
     for part, source, name, name_in_unet in pairs:
         settings = _read_config(package_path(source)) if source is not None else {}
         found, wanted = settings.get(name), unet.get(name_in_unet)
         if found is not None and wanted is not None and found != wanted:
             raise UserError(
-                f"model.video.{part}={source} has {name} {found}, the U-Net of {model} wants {wanted}: "
-                f"set model.video.{part} to one that was trained with it"
+                f"{_key(part)}={source} has {name} {found}, the U-Net of {model} wants {wanted}: "
+                f"set {_key(part)} to one that was trained with it"
             )
+
+
+def _key(part: str) -> str:
+    """The setting that names a part."""
+    return f"model.video.{part}.weights" if part == "sparse_control" else f"model.video.{part}"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

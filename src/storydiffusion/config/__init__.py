@@ -6,7 +6,8 @@ The values live in conf/, the types and the checks here. Kept free of heavy impo
 
 from storydiffusion.config.infer import ConsistencyConfig, InferConfig, StoriesBenchmark, TransitionsBenchmark
 from storydiffusion.config.loading import closest_key, flat, keys, load
-from storydiffusion.config.model import ModelConfig, VideoConfig
+from storydiffusion.config.model import ModelConfig, SparseControlConfig, VideoConfig
+from storydiffusion.config.reference import IPAdapterConfig, PhotoMakerConfig
 from storydiffusion.config.train import (
     DataConfig,
     LoggerConfig,
@@ -22,10 +23,13 @@ from storydiffusion.config.train import (
 __all__ = [
     "ConsistencyConfig",
     "DataConfig",
+    "IPAdapterConfig",
     "InferConfig",
     "LoggerConfig",
     "ModelConfig",
+    "PhotoMakerConfig",
     "PredictorConfig",
+    "SparseControlConfig",
     "StoriesBenchmark",
     "StoryWorldClips",
     "TrainConfig",

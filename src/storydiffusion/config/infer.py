@@ -8,12 +8,13 @@ from omegaconf import OmegaConf
 
 from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_sampling, load
 from storydiffusion.config.model import ModelConfig
+from storydiffusion.config.reference import IPAdapterConfig, PhotoMakerConfig, load_reference_config
 from storydiffusion.errors import UserError
 
 NOISES = ("own", "shared")
 VIDEOS = ("auto", "on", "off")
 LONGEST_HOLD = 60.0  # seconds
-WAYS = ("predictor", "interpolation", "no_semantic_tokens", "cross-fade", "truth")
+WAYS = ("predictor", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
 MOST_STORIES, MOST_PANELS = 128, 1000
 
 
@@ -87,7 +88,8 @@ class InferConfig:
     captions: bool  # under the video's pictures
     model: ModelConfig
     consistency: ConsistencyConfig
-    benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark]  # null, or as its key `kind` says
+    reference: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or as its key `kind` says
+    benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark]  # likewise
 
     def __post_init__(self) -> None:
         check_choice("noise", self.noise, NOISES)
@@ -104,6 +106,8 @@ class InferConfig:
             check_range("fps", self.fps, 1, 120)
         if self.frames is not None and self.video == "off":
             raise UserError("frames asks for a video, video=off for none: leave one of them out")
+        if self.reference is not None:
+            self.reference = load_reference_config(self.reference)
         if self.benchmark is not None:
             self._load_benchmark()
         if self.run_dir is None:
@@ -112,6 +116,8 @@ class InferConfig:
     def _load_benchmark(self) -> None:
         if self.frames is not None:
             raise UserError("a benchmark makes pictures of its own: leave frames or benchmark out")
+        if self.reference is not None and self.reference.portraits is not None:
+            raise UserError("a benchmark draws portraits of its own: leave reference.portraits or benchmark out")
         kind = str(dict(self.benchmark).get("kind"))
         check_choice("benchmark.kind", kind, tuple(BENCHMARKS))
         self.benchmark = load(BENCHMARKS[kind], OmegaConf.create(dict(self.benchmark)), "benchmark.")

@@ -14,6 +14,17 @@ END_FRAMES = ("exact", "semantic")
 
 
 @dataclasses.dataclass
+class SparseControlConfig:
+    """SparseCtrl, the paper's video baseline, in place of a predictor."""
+
+    weights: str  # a folder in diffusers' format, or a hub id such as owner/name@revision
+    scale: float  # of its residuals; 0: it has no say
+
+    def __post_init__(self) -> None:
+        check_range("model.video.sparse_control.scale", self.scale, 0, 10)
+
+
+@dataclasses.dataclass
 class VideoConfig:
     """What makes a video model of a text-to-image model, and how clips are sampled by default."""
 
@@ -27,6 +38,7 @@ class VideoConfig:
     guidance_scale: float
     end_frames: str  # exact: clean latents of the given images are imposed; semantic: as in the paper
     end_attention: bool  # each frame's spatial self-attention reads the end frames too
+    sparse_control: SparseControlConfig | None = None  # null: none
 
     def __post_init__(self) -> None:
         check_choice("model.video.scheduler", self.scheduler, VIDEO_SCHEDULERS)

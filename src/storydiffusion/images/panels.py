@@ -60,6 +60,7 @@ def tell_panels(
     may_share: Tensor | None = None,
     start: tuple[int, Tensor] | None = None,
     on_step: Callable[[int, Tensor], None] = lambda step, latents: None,
+    at_step_end: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda step, tensors: tensors,
 ) -> list[Image.Image]:
     """The pictures of one story.
 
@@ -72,6 +73,7 @@ def tell_panels(
             pixels bit for bit. With a scheduler that keeps more than its step number (see RESUMABLE) it is left
             unread and all steps are made again.
         on_step: is given the number of steps done, 1 or more, and the latents (P, C, h, w), for keeping.
+        at_step_end: `Conditions.at_step_end` of the panels' conditions, where these change on the way.
 
     Raises:
         UserError: too little memory, or what `consistent_self_attention` refuses.
@@ -86,7 +88,7 @@ def tell_panels(
     ):
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            tensors = skip(step, story.on_step_end(pipe, step, timestep, tensors))
+            tensors = at_step_end(step, skip(step, story.on_step_end(pipe, step, timestep, tensors)))
             if resumed is None or step >= resumed[0]:
                 on_step(step + 1, tensors["latents"])
                 bar.total = pipe.num_timesteps

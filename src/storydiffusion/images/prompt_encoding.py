@@ -76,16 +76,25 @@ def token_windows(tokenizer: Any, text: str) -> list[list[int]]:
 
 
 def _encode(pipe: Any, texts: list[str], windows: int) -> tuple[Tensor, Tensor | None]:
-    """(B, windows · length, C) and, of an encoder with a projection, (B, D)."""
+    tokenizers = _parts(pipe, "tokenizer")
+    return encode_windows(pipe, [[padded_windows(tok, text, windows) for text in texts] for tok in tokenizers])
+
+
+def encode_windows(pipe: Any, ids: list[list[list[list[int]]]]) -> tuple[Tensor, Tensor | None]:
+    """(B, windows · length, C) and, of an encoder with a projection, (B, D).
+
+    Args:
+        ids: for each tokenizer of the pipeline its tokens (B, windows, length), all of one shape.
+    """
     is_xl = hasattr(pipe, "text_encoder_2")
     embeddings, pooled = [], None
-    for tokenizer, encoder in zip(_parts(pipe, "tokenizer"), _parts(pipe, "text_encoder"), strict=True):
-        ids = torch.tensor([padded_windows(tokenizer, text, windows) for text in texts])  # (B, windows, length)
-        output = encoder(ids.flatten(0, 1).to(pipe._execution_device), output_hidden_states=is_xl)
+    for own_ids, encoder in zip(ids, _parts(pipe, "text_encoder"), strict=True):
+        tokens = torch.tensor(own_ids, device=pipe._execution_device)
+        output = encoder(tokens.flatten(0, 1), output_hidden_states=is_xl)
         hidden = output.hidden_states[-2] if is_xl else output.last_hidden_state
-        embeddings.append(hidden.reshape(len(texts), -1, hidden.shape[-1]))
+        embeddings.append(hidden.reshape(len(tokens), -1, hidden.shape[-1]))
         if is_xl and output[0].ndim == 2:  # CLIPTextModelWithProjection's text_embeds
-            pooled = output[0].reshape(len(texts), windows, -1)[:, 0]
+            pooled = output[0].reshape(*tokens.shape[:2], -1)[:, 0]
     return torch.cat(embeddings, dim=-1), pooled
 
 

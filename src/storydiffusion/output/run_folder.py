@@ -180,8 +180,9 @@ class RunFolder:
         try:
             for file in ("manifest.json", *RESULTS, PROGRESS):
                 (self.path / file).unlink(missing_ok=True)
-            for pattern in ("panels/[0-9][0-9][0-9].png", "transitions/[0-9][0-9][0-9]-[0-9][0-9][0-9].png"):
-                for file in self.path.glob(pattern):
+            number = "[0-9][0-9][0-9]"
+            for names in (f"panels/{number}", f"portraits/{number}", f"transitions/{number}-{number}"):
+                for file in self.path.glob(f"{names}.png"):
                     file.unlink()
         except NotADirectoryError:
             pass  # write_manifest says it

@@ -1,6 +1,15 @@
 """What is told: characters, panels, captions and styles."""
 
-from storydiffusion.story.script import Character, Panel, PanelPrompt, Story, load_story, panel_prompts, story_from_dict
+from storydiffusion.story.script import (
+    Character,
+    Panel,
+    PanelPrompt,
+    Story,
+    character_prompts,
+    load_story,
+    panel_prompts,
+    story_from_dict,
+)
 from storydiffusion.story.styles import NO_STYLE, STYLES, Style, find_style
 
 __all__ = [
@@ -11,6 +20,7 @@ __all__ = [
     "PanelPrompt",
     "Story",
     "Style",
+    "character_prompts",
     "find_style",
     "load_story",
     "panel_prompts",

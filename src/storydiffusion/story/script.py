@@ -67,6 +67,12 @@ def panel_prompts(story: Story) -> list[PanelPrompt]:
     return prompts
 
 
+def character_prompts(story: Story) -> list[PanelPrompt]:
+    """One prompt a character, of its description alone, in the story's style: what a portrait shows."""
+    style = find_style(story.style)
+    return [PanelPrompt(style.apply(each.description), style.negative_prompt) for each in story.characters]
+
+
 def load_story(path: str | Path) -> Story:
     """Read a story from a YAML file (.yaml, .yml) or one in the official text syntax (.txt).
 

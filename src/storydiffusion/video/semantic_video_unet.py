@@ -10,7 +10,7 @@ of the cross-attention's context.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -70,7 +70,14 @@ class SemanticVideoUNet(nn.Module):
         """The length of the motion modules' position encodings."""
         return self.unet.config.motion_max_seq_length
 
-    def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor, semantic: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        semantic: Tensor | None = None,
+        residuals: tuple[Sequence[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """The prediction for noised latents, of the image model's kind (epsilon or v), in their shape.
 
         Args:
@@ -78,6 +85,7 @@ class SemanticVideoUNet(nn.Module):
             timesteps: (B,), or () for the whole batch.
             text: (B, T, D).
             semantic: (B, F, N, D); None leaves the text alone, which is AnimateDiff.
+            residuals: a ControlNet's, for the down blocks and the mid block.
 
         Raises:
             UserError: more frames than the motion modules can place, or semantic tokens of another width than the text.
@@ -85,7 +93,14 @@ class SemanticVideoUNet(nn.Module):
         frames = latents.shape[2]
         if frames > self.max_frames:
             raise UserError(f"{frames} frames asked for, but this motion module knows {self.max_frames} at most")
-        return self.unet(latents, timesteps, frame_contexts(text, semantic, frames)).sample
+        down, mid = residuals or (None, None)
+        return self.unet(
+            latents,
+            timesteps,
+            frame_contexts(text, semantic, frames),
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        ).sample
 
     def motion_parameters(self) -> Iterator[nn.Parameter]:
         """The weights of the motion modules."""

@@ -20,6 +20,7 @@ from storydiffusion.video.end_frames import with_end_frames
 from storydiffusion.video.image_encoder import ImageEncoder, Kind
 from storydiffusion.video.semantic_motion_predictor import SemanticMotionPredictor
 from storydiffusion.video.semantic_video_unet import SemanticVideoUNet
+from storydiffusion.video.sparse_control import SparseControl, check_fits
 
 EndFrames = Literal["exact", "semantic"]
 
@@ -35,6 +36,7 @@ class VideoModel:
         scheduler: a diffusers one of the schedule that the motion modules were trained with; it is never changed.
         predictor: None leaves the video model to the text and to what it sees of the end frames.
         features: what the predictor reads of the image encoder.
+        sparse_control: a ControlNet that knows the end frames, of the paper's baseline; None: there is none.
 
     Raises:
         UserError: parts whose widths do not fit each other.
@@ -47,8 +49,11 @@ class VideoModel:
     predictor: SemanticMotionPredictor | None = None
     image_encoder: ImageEncoder | None = None
     features: Kind = "hidden"
+    sparse_control: SparseControl | None = None
 
     def __post_init__(self) -> None:
+        if self.sparse_control is not None:
+            check_fits(self.sparse_control.network, self.video_unet.unet)
         if self.predictor is None:
             return
         if self.image_encoder is None:
@@ -88,7 +93,7 @@ class TransitionSampling:
         guidance_scale: of classifier-free guidance, away from no text and no semantic tokens; 1 or less is none.
         end_frames: `exact`, the given images are the first and the last frame, pixel for pixel, and the clean latents
             of them stand there at every step, where all frames read them; `semantic`, the paper's form: nothing is
-            imposed, the images are known by their semantic tokens only.
+            imposed, the images are known by their semantic tokens only, or to a model's sparse control.
 
     Raises:
         UserError: for a value out of its range.
@@ -171,12 +176,15 @@ def sample_latents(
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     scheduler = copy.deepcopy(model.scheduler)  # set_timesteps changes it
     scheduler.set_timesteps(sampling.steps, device=weight.device)
+    control = model.sparse_control and model.sparse_control.reading(ends[0], ends[1], sampling.frames, text)
     latents = torch.stack(noise).to(weight) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         if sampling.end_frames == "exact":
             latents = with_end_frames(latents, *ends)
         given = torch.cat([latents, latents]) if is_guided else latents
-        predicted = model.video_unet(scheduler.scale_model_input(given, timestep), timestep, text, semantic)
+        given = scheduler.scale_model_input(given, timestep)
+        extra = {"residuals": control(given, timestep)} if control else {}
+        predicted = model.video_unet(given, timestep, text, semantic, **extra)
         if is_guided:
             without, predicted = predicted.chunk(2)
             predicted = without + sampling.guidance_scale * (predicted - without)
