@@ -94,7 +94,9 @@ def test_a_benchmark_tells_and_reads_stories_and_is_not_made_again(stories, step
     assert len(made) == 4
     found = result("run")
     assert found.subjects == ["story 0", "story 1"]
-    assert {"consistency", "neighbours", "kind", "named shirt"} < set(found.figures)
+    assert {"consistency", "neighbours", "kind", "named shirt", "character similarity"} < set(found.figures)
+    parts = [found.values(name)["story 0"] for name in ("kind", "action", "place")]
+    assert found.values("alignment")["story 0"] == pytest.approx(sum(parts) / 3)
     assert {figure.better for figure in found.figures.values()} == {"higher"}
     assert found.settings["consistency.rate"] == 0.5
     assert found.settings["benchmark.checksum"] == stories_of(4)[1]

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from storydiffusion.claims import ALIGNED, CLAIMS, MIDDLE, Claim, Verdict
+from storydiffusion.claims import CLAIMS, MIDDLE, Claim, Verdict
 from storydiffusion.collect import Collected
 from storydiffusion.evaluation.result import Better, Figure, Result
+from storydiffusion.measure import TOLD
 from tests.conftest import ROOT
 
 SUBJECTS = [f"story {number}" for number in range(8)]
@@ -38,7 +39,7 @@ def judged(name: str, means: Means) -> Verdict:
 
 
 def stories(consistency: float, aligned: float = 0.9, neighbours: float = 0.0) -> dict[str, float]:
-    return {"consistency": consistency, "neighbours": neighbours, **dict.fromkeys(ALIGNED, aligned)}
+    return {"consistency": consistency, "neighbours": neighbours, **dict.fromkeys(TOLD, aligned)}
 
 
 def clips(perceptual: float, place: float) -> dict[str, float]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from storydiffusion.collect import Collected
+from storydiffusion.measure import TOLD
 
 if TYPE_CHECKING:
     from storydiffusion.evaluation.statistics import PairedDifference
@@ -19,8 +20,7 @@ Subjects = Literal["stories", "clips"]
 LEVEL = 0.01  # of significance
 STRICT_LEVEL = 0.001
 MOST_LOST = 0.02  # of text alignment, as a share of the pictures
-ALIGNED = ("kind", "action", "place")
-OF_STORIES = ("consistency", "neighbours", *ALIGNED, "text-image similarity, 2.5 ×", "character similarity")
+OF_STORIES = ("consistency", "neighbours", "alignment", *TOLD, "text-image similarity, 2.5 ×", "character similarity")
 MIDDLE = ("perceptual error", "place error")
 OF_CLIPS = (
     *MIDDLE, "end error", "motion", "shirt", "hat", "tone", "LPIPS-first", "LPIPS-frames", "CLIPSIM-first",
@@ -82,13 +82,13 @@ def judge_sharing(collected: Collected) -> Verdict:
     """Table 1: attention shared at rate 0.5 makes characters alike, and pictures still show what was told."""
     off, half = "consistency.rate=0", "consistency.rate=0.5"
     gain = _difference(collected, "consistency", half, off)
-    lost = {name: -_difference(collected, name, half, off).mean for name in ALIGNED}
+    lost = {name: -_difference(collected, name, half, off).mean for name in TOLD}
     most = max(lost, key=lambda name: lost[name])
     holds = gain.mean > 0 and gain.p_value < STRICT_LEVEL and lost[most] <= MOST_LOST
     alignment = (
         f"{most} loses most of what was told, {100 * lost[most]:.1f} points"
         if lost[most] > 0
-        else f"nothing of {', '.join(ALIGNED)} is lost"
+        else f"nothing of {', '.join(TOLD)} is lost"
     )
     return Verdict(
         _status(holds),

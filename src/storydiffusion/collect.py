@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.errors import UserError
-from storydiffusion.evaluation.records import RECORDS
+from storydiffusion.evaluation.records import RECORDS, json_bytes
 from storydiffusion.evaluation.result import FILE, Better, Result, load_result
 from storydiffusion.evaluation.statistics import Estimate, PairedDifference
 from storydiffusion.module_command import run
@@ -30,6 +30,8 @@ BEGUN = (RECORDS, "metrics.csv")
 """what a job that began has in its folder"""
 WEIGHTS = "model.weights."
 """settings that tell models apart, which trainings and sweeps over models do by what they are"""
+TRADED = ("alignment", "consistency")
+"""what may be paid, and for what"""
 ARROWS: dict[Better, str] = {"higher": "↑", "lower": "↓", "truth": "→ truth"}
 
 
@@ -99,22 +101,13 @@ class Collected:
 
 def collect(config: CollectConfig) -> None:
     """Gathers, compares and writes everything; see the head of this file."""
-    from storydiffusion.evaluation.plots import plot_sweep
-    from storydiffusion.evaluation.records import json_bytes
-
     folder = Path(config.sweep)
     collected = gather(folder, config.baseline)
     out = Path(config.out) if config.out else folder
     write_atomically(out / "collected.json", json_bytes(as_data(collected)))
     table = report(collected)
     write_atomically(out / "table.md", table.encode())
-    means = {
-        f"{name} {ARROWS[better]}": {
-            collected.labels[job]: mean for job in collected.results if (mean := collected.cell(name, job).mean)
-        }
-        for name, better in collected.better.items()
-    }
-    write_atomically(out / "plot.png", plot_sweep(means, ", ".join(collected.keys)))
+    write_atomically(out / "plot.png", plot(collected, list(collected.better), collected.labels))
     print(table)
     if problems := [f"{job} {why}" for job, why in {**collected.missing, **collected.other}.items()]:
         raise UserError(f"{folder} is not a whole comparison: {'; '.join(problems)}")
@@ -164,6 +157,19 @@ def report(collected: Collected) -> str:
     remarks = dict.fromkeys(remark for result in collected.results.values() for remark in result.remarks)
     method = "Mean ± standard error over subjects; differences are of the same subjects, p of a paired t-test."
     return "\n\n".join([*parts, *notes, " ".join([method, *remarks])]) + "\n"
+
+
+def plot(collected: Collected, figures: Sequence[str], labels: Mapping[str, str]) -> bytes:
+    """A PNG of these figures over the jobs of `labels`, job → what stands under it."""
+    from storydiffusion.evaluation.plots import plot_sweep
+
+    titles = {name: f"{name} {ARROWS[collected.better[name]]}" for name in figures}
+    means = {
+        title: {label: mean for job, label in labels.items() if (mean := collected.cell(name, job).mean)}
+        for name, title in titles.items()
+    }
+    x, y = (titles.get(name) for name in TRADED)
+    return plot_sweep(means, ", ".join(collected.keys), (x, y) if x and y else None)
 
 
 def as_data(collected: Collected) -> dict[str, Any]:

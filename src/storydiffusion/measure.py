@@ -40,12 +40,13 @@ if TYPE_CHECKING:
     from storydiffusion.storyworld.judge import Judge
 
 SECTION = "consistency"
-ALIGNED = ("kind", "action", "place", "object")
+TOLD = ("kind", "action", "place")
+ALIGNED = (*TOLD, "object")
 FIGURES = ("consistency", *ALIGNED, "named attire", "named shirt")
 JUDGED_SIZE = 128  # pixels
 
 Measured = dict[str, float | None]
-"""The FIGURES of one story, and `neighbours`; None where its prompts name no such thing"""
+"""The FIGURES of one story, `neighbours` and `alignment`; None where its prompts name no such thing"""
 
 Shown = TypeVar("Shown")
 
@@ -221,7 +222,9 @@ def summarize(readings: Mapping[float, Sequence[Mapping[str, Any]]], stories: Se
 
 
 def figures_of(story: FrozenStory, readings: Sequence[Mapping[str, str]]) -> Measured:
-    """The FIGURES of one story, as defined at the head of this file; `neighbours` is consistency of these alone."""
+    """The FIGURES of one story, as defined at the head of this file; `neighbours` is consistency of these alone,
+    `alignment` the mean of kind, action and place.
+    """
     from storydiffusion.evaluation.agreement import alignment, consistency
 
     shown, told = [existing(reading) for reading in readings], [panel.told for panel in story.panels]
@@ -229,6 +232,7 @@ def figures_of(story: FrozenStory, readings: Sequence[Mapping[str, str]]) -> Mea
     return {
         "consistency": consistency(shown, story.open),
         "neighbours": consistency(shown, story.open, reach=1),
+        "alignment": alignment(shown, told, TOLD),
         **{name: alignment(shown, told, [name]) for name in ALIGNED},
         "named attire": alignment(shown, told, named),
         "named shirt": alignment(shown, told, ["shirt"]),

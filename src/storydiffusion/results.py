@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.claims import CLAIMS, Claim, Sweep, Verdict
-from storydiffusion.collect import ARROWS, Collected, as_data, gather
+from storydiffusion.collect import ARROWS, Collected, as_data, gather, plot
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.records import RECORDS, json_bytes
 from storydiffusion.measure import read_text
@@ -95,23 +95,16 @@ def measure(sweep: Sweep, folder: Path, config: ResultsConfig) -> bool:
 
 def report(claim: Claim, collected: Collected, folder: Path, out: Path) -> None:
     """Writes a claim's plot, numbers and section, and what has become of all claims."""
-    from storydiffusion.evaluation.plots import plot_sweep
     from storydiffusion.evaluation.table import replace_section
 
     verdict, labels = claim.judge(collected), shown_labels(claim, collected)
     files = out / FOLDER
-    means = {
-        f"{name} {ARROWS[collected.better[name]]}": {
-            label: mean for job, label in labels.items() if (mean := collected.cell(name, job).mean)
-        }
-        for name in claim.shown
-    }
     numbers = {"verdict": asdict(verdict), "seconds": seconds_of(folder, collected), **as_data(collected)}
     before = files / f"{claim.name}.json"
     if before.exists():
         print(compared_with(json.loads(before.read_text(encoding="utf-8")), numbers, claim, labels), flush=True)
     write_atomically(before, json_bytes(numbers))
-    write_atomically(files / f"{claim.name}.png", plot_sweep(means, ", ".join(collected.keys)))
+    write_atomically(files / f"{claim.name}.png", plot(collected, claim.shown, labels))
     document = read_text(out / DOCUMENT if (out / DOCUMENT).exists() else ROOT / DOCUMENT)
     for name, content in ((claim.name, section(claim, collected, verdict)), (SUMMARY, summary(files))):
         document = replace_section(document, name, content)

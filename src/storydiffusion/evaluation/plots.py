@@ -65,16 +65,20 @@ def plot_motion(motion: Sequence[float], change: Sequence[float], change_name: s
     return _png(canvas)
 
 
-def plot_sweep(figures: Mapping[str, Mapping[str, Estimate]], swept: str) -> bytes:
+def plot_sweep(
+    figures: Mapping[str, Mapping[str, Estimate]], swept: str, traded: tuple[str, str] | None = None
+) -> bytes:
     """A PNG with one plot for each figure: its means over the jobs' labels, with standard errors.
 
     Args:
         figures: title → label of a job → mean. One whose labels are all numbers becomes a curve, others bars.
         swept: what the labels are values of, written under the plots.
+        traded: titles of two figures that are also plotted against each other, one point for each job.
     """
     shown = {title: means for title, means in figures.items() if means}
-    columns = min(COLUMNS, max(1, len(shown)))
-    rows = max(1, math.ceil(len(shown) / columns))
+    count = len(shown) + (traded is not None)
+    columns = min(COLUMNS, max(1, count))
+    rows = max(1, math.ceil(count / columns))
     canvas = _figure(3 * columns, 3 * rows)
     for index, (title, means) in enumerate(shown.items()):
         axes = canvas.add_subplot(rows, columns, index + 1)
@@ -82,7 +86,22 @@ def plot_sweep(figures: Mapping[str, Mapping[str, Estimate]], swept: str) -> byt
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(swept, fontsize=8)
         axes.tick_params(labelsize=8)
+    if traded is not None:
+        _draw_trade(canvas.add_subplot(rows, columns, count), shown, traded)
     return _png(canvas)
+
+
+def _draw_trade(axes: "Axes", figures: Mapping[str, Mapping[str, Estimate]], traded: tuple[str, str]) -> None:
+    """What of one figure is paid for the other."""
+    across, up = (figures[title] for title in traded)
+    for label in across.keys() & up.keys():
+        x, y = across[label], up[label]
+        axes.errorbar(x.mean, y.mean, xerr=x.standard_error, yerr=y.standard_error, marker="o", color=INK, capsize=3)
+        axes.annotate(label, (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set_title(" against ".join(reversed(traded)), fontsize=10)
+    axes.set_xlabel(traded[0], fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
 
 
 def _draw_means(axes: "Axes", means: Mapping[str, Estimate]) -> None:
