@@ -71,13 +71,13 @@ def test_sections_are_filled_in_and_the_others_stay(command, measured):
 def test_a_second_run_is_compared_with_the_first(command, measured):
     assert "two standard errors" not in command("claims=[sharing]").out
     again = command("claims=[sharing]").out
-    assert "sharing: 14 of 14 means lie within two standard errors of those before" in again
+    assert "sharing: 16 of 16 means lie within two standard errors of those before" in again
     job = measured / "consistency.rate=0.5"
     content = json.loads((job / "result.json").read_text())
     content["figures"]["consistency"]["values"] = [0.55, 0.55, 0.57]
     (job / "result.json").write_text(json.dumps(content))
     outcome = command("claims=[sharing]")
-    assert "13 of 14 means" in outcome.out
+    assert "15 of 16 means" in outcome.out
     assert "not consistency of consistency.rate=0.5 0.502 → 0.557" in outcome.out
 
 
