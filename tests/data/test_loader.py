@@ -1,15 +1,17 @@
 """Batches: typed, complete, in an order that only shards, seed, epoch and step decide; faults are named."""
 
 import csv
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from storydiffusion.data.clip_sampling import ClipOptions
 from storydiffusion.data.loader import ClipBatch, ClipLoader, LoaderOptions
-from storydiffusion.data.shard_index import index_missing, index_shards
+from storydiffusion.data.shard_index import ShardIndex, index_missing, index_shards
 from storydiffusion.data.shards import find_shards
 from storydiffusion.errors import UserError
 from tests.data.damage import DAMAGES
@@ -197,6 +199,21 @@ def test_an_epoch_of_ten_million_samples_costs_no_memory(options, tmp_path):
         next(iter(loader))
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
+
+
+def test_places_in_shards_are_kept_for_one_window_only(options, monkeypatch):
+    kept: list[weakref.ref[np.ndarray]] = []
+    read = ShardIndex.rows
+
+    def rows(self: ShardIndex, shard: int) -> np.ndarray:
+        found = read(self, shard)
+        kept.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(ShardIndex, "rows", rows)
+    loader = ClipLoader(replace(options, batch_size=1, window=1))
+    most = max(sum(row() is not None for row in kept) for _ in loader)
+    assert (len(kept), most) == (3, 1)
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,29 @@ def test_bytes_that_come_back_otherwise_are_found_at_once(tmp_path, monkeypatch)
     assert found_step(tmp_path) == 1
 
 
+def test_nothing_is_told_of_before_it_is_on_the_disk(tmp_path, monkeypatch):
+    """What a power cut could tear: a file's bytes before it has its name, and that before the manifest has its own."""
+    done: list[tuple[str, str]] = []
+    sync, move = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        done.append(("on the disk", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+
+    def replace(source: Path, target: Path) -> None:
+        move(source, target)
+        done.append(("moved", target.name))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    save(tmp_path, 1)
+    assert done == [
+        ("on the disk", ".step-00000001.ckpt.tmp"), ("on the disk", ".step-00000001.json.tmp"),
+        ("moved", "step-00000001.ckpt"), ("on the disk", tmp_path.name),
+        ("moved", "step-00000001.json"), ("on the disk", tmp_path.name),
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def limited() -> Iterator[None]:
     """No file may grow beyond 100 kB, for root neither."""
