@@ -198,6 +198,7 @@ HOSTILE = {
     "a pickle": member("a.pyd"),
     "another": member("a.pickle"),
     "an extension in capitals": member("a.MP4"),
+    "a pickle behind a video's name": member("a.mp4.pyd"),
     "out of the folder": member("../../a.mp4"),
     "absolute": member("/etc/a.txt"),
     "in a folder": member("x/a.mp4"),

@@ -114,6 +114,8 @@ def rank(number: int, folder: Path) -> None:
     except UserError as error:
         (folder.parent / f"{number}.txt").write_text(str(error))
         sys.exit(1)
+    except RuntimeError:  # the other one has left without a word
+        sys.exit(2)
 
 
 def test_processes_end_together_where_the_first_cannot_write(tmp_path, monkeypatch):
