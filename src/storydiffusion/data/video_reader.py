@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import dropwhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -192,7 +192,9 @@ def _decode_by_pyav(blob: bytes, indices: list[int], index: _Index) -> np.ndarra
     return np.stack([found[index.times[number]] for number in indices])
 
 
-def _frames_by_pyav(blob: bytes, wanted: Collection[int], index: _Index, left_out: str) -> dict[int, np.ndarray]:
+def _frames_by_pyav(
+    blob: bytes, wanted: Collection[int], index: _Index, left_out: Literal["NONREF", "DEFAULT"]
+) -> dict[int, np.ndarray]:
     """The frames shown at the times `wanted`, decoded from the key frame before the first of them to the last of them;
     in between frames of the kind `left_out` are not, unless they are wanted.
     """
@@ -211,7 +213,7 @@ def _frames_by_pyav(blob: bytes, wanted: Collection[int], index: _Index, left_ou
             for packet in packets:
                 context.skip_frame = "DEFAULT" if packet.pts in wanted else left_out
                 for frame in packet.decode():
-                    if frame.pts in wanted:
+                    if frame.pts is not None and frame.pts in wanted:
                         found[frame.pts] = frame.to_ndarray(format="rgb24")
                 if len(found) == len(wanted):
                     break
