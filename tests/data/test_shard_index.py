@@ -214,6 +214,7 @@ HOSTILE = {
     "a device": member("a.mp4", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
     "a FIFO": member("a.mp4", type=tarfile.FIFOTYPE),
     "a folder": member("a.mp4", type=tarfile.DIRTYPE),
+    "a sparse file": member("a.mp4", pax_headers={"GNU.sparse.map": "0,10", "GNU.sparse.size": "10"}),
 }
 
 
