@@ -4,8 +4,9 @@
 
 Videos of 336 × 596 pixels, H.264 with x264's usual groups of pictures, 18 s at 25 frames a second; 16 frames of stride
 4 from a drawn place, as 256 × 256 pictures. `bare` decodes the very frames that the loader asks for, from videos in
-memory, and does nothing with them; `loader` reads shards, checks them, decodes, resizes, crops and makes batches. Both
-have as many processes (a worker and its decoder count as one, for they take turns), and the two take turns too.
+memory, and does nothing with them; `loader` reads shards, checks them, decodes by its default, PyAV, resizes, crops and
+makes batches. Both have as many processes (a worker and its decoder count as one, for they take turns), and the two
+take turns too.
 """
 
 import argparse

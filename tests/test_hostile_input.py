@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_train import train  # noqa: F401  # the fixture
+from storydiffusion.training.checkpoint_io import certify_folder
+from tests.test_train import metrics, train  # noqa: F401  # the fixture
 
 
 class Harm:
@@ -69,6 +70,26 @@ def test_a_planted_checkpoint_of_a_run(refused, tmp_path, harm):
 def test_a_planted_checkpoint_without_a_manifest_of_a_run(refused, tmp_path, harm):
     plant(tmp_path / "run" / "checkpoints", harm, 9).with_suffix(".json").unlink()
     refused("step-00000009.ckpt has no manifest")
+
+
+def test_a_planted_folder_of_deepspeeds_of_a_run(refused, tmp_path, harm):
+    path = tmp_path / "run" / "checkpoints" / "step-00000009.ckpt"
+    (path / "checkpoint").mkdir(parents=True)
+    (path / "latest").write_text("checkpoint")
+    torch.save({"module": Harm(harm)}, path / "checkpoint" / "mp_rank_00_model_states.pt")
+    certify_folder(path)
+    refused("step-00000009.ckpt/checkpoint/mp_rank_00_model_states.pt")
+
+
+def test_what_lightning_looks_for_in_a_job_of_slurm_is_passed_over(train, tmp_path, harm, monkeypatch):  # noqa: F811
+    for name, value in {"JOB_ID": "17", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    (tmp_path / "run").mkdir()
+    for folder in (tmp_path, tmp_path / "run"):
+        plant(folder, harm, 9).rename(folder / "hpc_ckpt_9.ckpt")
+    assert train("run_dir=run", "trainer.max_steps=1", "recipe.sample_every=0").code == 0
+    assert not harm.exists()
+    assert len(metrics(tmp_path / "run")) == 1
 
 
 @pytest.mark.parametrize("suffix", ["bin", "pt", "ckpt"])

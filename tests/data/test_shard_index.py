@@ -1,10 +1,11 @@
 """The index: it finds every byte and every damage, refuses what is not of the contract, and opens without reading."""
 
 import io
-import json
 import pickle
 import tarfile
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from storydiffusion.data.shard_index import (
     index_missing,
     index_shards,
     verify_shards,
+    write_summary,
 )
 from storydiffusion.data.shards import find_shards, read_summary
 from storydiffusion.errors import UserError
@@ -198,6 +200,7 @@ HOSTILE = {
     "a pickle": member("a.pyd"),
     "another": member("a.pickle"),
     "an extension in capitals": member("a.MP4"),
+    "a pickle behind a video's name": member("a.mp4.pyd"),
     "out of the folder": member("../../a.mp4"),
     "absolute": member("/etc/a.txt"),
     "in a folder": member("x/a.mp4"),
@@ -211,6 +214,7 @@ HOSTILE = {
     "a device": member("a.mp4", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
     "a FIFO": member("a.mp4", type=tarfile.FIFOTYPE),
     "a folder": member("a.mp4", type=tarfile.DIRTYPE),
+    "a sparse file": member("a.mp4", pax_headers={"GNU.sparse.map": "0,10", "GNU.sparse.size": "10"}),
 }
 
 
@@ -258,10 +262,11 @@ def test_shards_of_odd_names_are_refused_wherever_they_are_named(folder, name):
         with pytest.raises(UserError, match="odd name"):
             find_shards(str(folder))
         (folder / name).unlink()
-    file = folder / "index" / "shards.json"
-    file.write_text(file.read_text().replace('"3.tar"', json.dumps(name)))
-    with pytest.raises(UserError, match=r"shards\.json cannot be read as an index"):
+    records = [replace(record, name=record.name.replace("3.tar", name)) for record in read_summary(folder).values()]
+    write_summary(folder, records)  # with the checksum that fits, as whoever plants one can write it
+    with pytest.raises(UserError, match=r"shards\.json cannot be read as an index") as error:
         find_shards(str(folder))
+    assert f"{name!r} is no name of a shard" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -283,15 +288,10 @@ def test_a_damaged_or_foreign_summary_is_refused_in_one_sentence(folder, spoil: 
 
 
 def test_rows_that_hold_a_pickle_are_not_loaded(folder):
-    from storydiffusion.data.shard_index import write_summary
-
     file = io.BytesIO()
     np.save(file, np.array([pickled(folder)], dtype=object), allow_pickle=True)
     (folder / "index" / "0.tar.npy").write_bytes(file.getvalue())
     records = read_summary(folder)
-    import zlib
-    from dataclasses import replace
-
     forged = replace(records["0.tar"], rows_crc32=zlib.crc32(file.getvalue()))
     write_summary(folder, [forged, *(record for name, record in records.items() if name != "0.tar")])
     with pytest.raises(UserError, match=r"0\.tar\.npy cannot be read"):

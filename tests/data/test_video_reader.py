@@ -102,6 +102,14 @@ def test_all_decoders_give_the_same_frames(backend, form):
         np.testing.assert_array_equal(Video(blob).read(indices, backend), decoded_from_the_start(blob)[indices])
 
 
+@pytest.mark.parametrize("codec", ["libsvtav1", "libx265"])
+def test_pyav_decodes_what_is_wanted_whatever_it_leaves_out(codec):
+    """AV1's decoder takes what it is to leave out from the first packet, and would do so to the end."""
+    blob = encode(codec)
+    for number, frame in enumerate(decoded_from_the_start(blob)):
+        np.testing.assert_array_equal(Video(blob).read([number], "pyav"), frame[None])
+
+
 @pytest.mark.parametrize("backend", HERE)
 def test_a_number_beyond_the_end_is_refused(clip, backend):
     with pytest.raises(UnreadableVideoError, match="5…24 were asked of 24"):

@@ -19,6 +19,7 @@ from storydiffusion.errors import UserError
 from storydiffusion.training.checkpoint_io import (
     VerifiedCheckpointIO,
     certify_folder,
+    check_folder,
     checkpoint_path,
     load_plain,
     newest_checkpoint,
@@ -201,6 +202,29 @@ def test_bytes_that_come_back_otherwise_are_found_at_once(tmp_path, monkeypatch)
     assert found_step(tmp_path) == 1
 
 
+def test_nothing_is_told_of_before_it_is_on_the_disk(tmp_path, monkeypatch):
+    """What a power cut could tear: a file's bytes before it has its name, and that before the manifest has its own."""
+    done: list[tuple[str, str]] = []
+    sync, move = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        done.append(("on the disk", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+
+    def replace(source: Path, target: Path) -> None:
+        move(source, target)
+        done.append(("moved", target.name))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    save(tmp_path, 1)
+    assert done == [
+        ("on the disk", ".step-00000001.ckpt.tmp"), ("on the disk", ".step-00000001.json.tmp"),
+        ("moved", "step-00000001.ckpt"), ("on the disk", tmp_path.name),
+        ("moved", "step-00000001.json"), ("on the disk", tmp_path.name),
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def limited() -> Iterator[None]:
     """No file may grow beyond 100 kB, for root neither."""
@@ -246,16 +270,21 @@ def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
     assert (tmp_path / "checkpoints").read_text() == "mine"
 
 
+def folder_of_deepspeeds(folder: Path, step: int) -> Path:
+    """Its layout, made by hand: Lightning lets DeepSpeed work on CUDA only."""
+    path = checkpoint_path(folder, step)
+    (path / "checkpoint").mkdir(parents=True)
+    (path / "latest").write_text("checkpoint")
+    (path / "zero_to_fp32.py").touch()
+    for rank in range(2):
+        torch.save(content(step), path / "checkpoint" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    return path
+
+
 @pytest.mark.parametrize("damage", ["none", "flip", "cut", "missing", "added"])
 def test_a_folder_of_deepspeeds_counts_by_all_its_files(tmp_path, damage):
-    """Its layout, made by hand: DeepSpeed itself works on CUDA only."""
     for step in (1, 2):
-        states = checkpoint_path(tmp_path, step) / "checkpoint"
-        states.mkdir(parents=True)
-        (states.parent / "latest").write_text("checkpoint")
-        for rank in range(2):
-            torch.save(content(step), states / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-        certify_folder(states.parent)
+        certify_folder(folder_of_deepspeeds(tmp_path, step))
     victim = checkpoint_path(tmp_path, 2) / "checkpoint" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
     change = {
         "none": lambda: None,
@@ -302,6 +331,32 @@ def test_a_planted_checkpoint_is_refused_by_name_and_nothing_in_it_runs(tmp_path
             load_plain(found.path, mmap)
     with pytest.raises(UserError, match="could run code"):
         VerifiedCheckpointIO().load_checkpoint(found.path, weights_only=False)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_folder_that_deepspeed_would_execute_is_refused_by_name(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (Path(tmp_path / "harm").touch, ())
+
+    path = folder_of_deepspeeds(tmp_path, 1)
+    check_folder(path)
+    for name, legacy in (
+        ("mp_rank_00_model_states.pt", False),
+        ("bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", True),
+    ):
+        planted = path / "checkpoint" / name
+        torch.save({"more": Harm()}, planted, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(UserError, match=f"cannot read .*{name}"):
+            check_folder(path)
+        planted.unlink()
+    check_folder(path)
+    (path / "latest").write_text("../../elsewhere")
+    with pytest.raises(UserError, match=r"step-00000001\.ckpt/latest names '../../elsewhere'"):
+        check_folder(path)
+    (path / "latest").unlink()
+    with pytest.raises(UserError, match=r"step-00000001\.ckpt is no checkpoint of DeepSpeed's"):
+        check_folder(path)
     assert not (tmp_path / "harm").exists()
 
 

@@ -100,7 +100,7 @@ def test_a_bad_step_changes_nothing_and_the_next_ones_do(kind, optimizer, capfd)
 
 @pytest.mark.parametrize("bad", [{2}, {3}, {2, 3}], ids=str)
 def test_one_bad_batch_of_two_leaves_out_the_step(bad):
-    _, watch = fit(Module(bad), steps=3, accumulate_grad_batches=2)
+    _, watch = fit(Module(bad, INF), steps=3, accumulate_grad_batches=2)
     assert unmoved(watch) == [2]
 
 

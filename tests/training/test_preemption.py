@@ -104,8 +104,9 @@ def exit_codes(processes: list[BaseProcess]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def test_all_save_and_stop_when_one_of_two_processes_is_told(config, tmp_path, capfd):
-    run, two = tmp_path / "run", ("trainer.strategy=ddp", "trainer.devices=2")
+def test_all_save_and_stop_when_one_of_two_processes_is_told(config, slurm, tmp_path, capfd):
+    run, two = tmp_path / "run", ("trainer.strategy=ddp", "trainer.devices=2", "trainer.requeue=true")
+    noted = slurm(SLURM_JOB_ID="17")
     processes = start(config(ENDLESS, *two))
     wait_for(lambda: len(logged_steps(run)) >= 2)
     assert processes[1].pid is not None
@@ -115,7 +116,8 @@ def test_all_save_and_stop_when_one_of_two_processes_is_told(config, tmp_path, c
     assert logged_steps(run) == list(range(1, step + 1))
     told = [line for line in capfd.readouterr().err.splitlines() if "SIGUSR1" in line]
     assert len(told) == 1
-    assert f"stopped after step {step}, which is saved" in told[0]
+    assert f"stopped after step {step}, which is saved; job 17 is queued again" in told[0]
+    assert noted.read_text().splitlines() == ["requeue 17"]  # by one of them
     assert exit_codes(start(config(f"trainer.max_steps={step + 1}", *two))) == [0, 0]
     assert saved_step(run) == step + 1
     assert logged_steps(run) == list(range(1, step + 2))
@@ -166,7 +168,7 @@ def test_handlers_that_were_there_before_get_the_signal_once_all_is_saved_and_ar
     try:
         with pytest.raises(Preempted) as end:
             add(assembly.training(config(ENDLESS)), Told(signal.SIGUSR2, batch=1)).fit()
-        assert end.value.code == EXIT_CODE
+        assert end.value.code == EXIT_CODE == 75
         assert found == [(signal.SIGUSR2, 2)]
         assembly.training(config("trainer.max_steps=3")).fit()
         assert signal.getsignal(signal.SIGUSR2) is submitits

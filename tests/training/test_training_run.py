@@ -1,5 +1,7 @@
 """When a run saves, what it goes on from, and how it ends where it cannot."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from storydiffusion.assembly.train import _strategy
 from storydiffusion.errors import UserError
 from storydiffusion.training import agreement
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, newest_checkpoint
 from storydiffusion.training.training_run import RunCheckpoints
 from tests.training.processes import run_processes
+from tests.video_model import composed
 
 
 class Module(L.LightningModule):
@@ -110,6 +114,8 @@ def rank(number: int, folder: Path) -> None:
     except UserError as error:
         (folder.parent / f"{number}.txt").write_text(str(error))
         sys.exit(1)
+    except RuntimeError:  # the other one has left without a word
+        sys.exit(2)
 
 
 def test_processes_end_together_where_the_first_cannot_write(tmp_path, monkeypatch):
@@ -131,3 +137,27 @@ def test_processes_that_find_different_checkpoints_do_not_begin(tmp_path, monkey
 
 def rank_in_own_folder(number: int, folder: Path) -> None:
     rank(number, folder / str(number))
+
+
+class Hang(L.Callback):
+    """Stops the second process for good in the midst of the training."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if (trainer.global_rank, trainer.global_step) == (1, 1):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def rank_beside_one_that_hangs(number: int, folder: Path) -> None:
+    (folder / f"{number}.txt").write_text(str(os.getpid()))
+    strategy = _strategy(composed("trainer=cpu", "trainer.devices=2", "trainer.timeout_minutes=0.05").trainer)
+    try:
+        fit(RunCheckpoints(folder / "checkpoints", 60), callbacks=(Hang(),), strategy=strategy, devices=2)
+    except RuntimeError as error:
+        (folder / "words.txt").write_text(str(error))
+        os.kill(int((folder / "1.txt").read_text()), signal.SIGKILL)
+        sys.exit(1)
+
+
+def test_where_one_process_hangs_the_others_end_when_the_time_is_up(tmp_path):
+    assert run_processes(rank_beside_one_that_hangs, 2, tmp_path) == [1, -signal.SIGKILL]
+    assert "3000ms" in (tmp_path / "words.txt").read_text()

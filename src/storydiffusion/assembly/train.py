@@ -3,6 +3,7 @@
 import os
 import warnings
 from dataclasses import asdict, replace
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,9 @@ def training(config: TrainConfig | TransitionTrainConfig) -> "Training":
 
     if os.environ.get("LOCAL_RANK", "0") != "0":  # the first of a node's processes may outlive the shell it came from
         end_with_launcher()
-    strategy = _strategy(config.trainer)
     if isinstance(config, TransitionTrainConfig):
-        return _transition_training(config, strategy)
+        return _transition_training(config)
+    strategy = _strategy(config.trainer)
     module = _recipe_module(config)
     if config.trainer.compile:
         for network in module.children():
@@ -92,6 +93,7 @@ def _training(
         strategy=strategy,
         precision=config.trainer.precision,  # type: ignore[arg-type]  # one of config.PRECISIONS
         max_steps=config.recipe.steps,
+        default_root_dir=os.devnull,  # no folder: a job of Slurm would go on from any hpc_ckpt_*.ckpt that lies in one
         logger=[CSVLog(config.run_dir), *loggers],
         callbacks=[
             ConfigFile(config.run_dir, asdict(config)),
@@ -120,8 +122,11 @@ def _average(config: TrainConfig | TransitionTrainConfig) -> "WeightAveraging":
     return WeightAveraging(config.recipe.average_decay, FiniteLoss(config.trainer.max_bad_steps))
 
 
-def _strategy(config: TrainerConfig) -> Any:
+def _strategy(config: TrainerConfig, has_unused: bool = False) -> Any:
     """The trainer's strategy; DeepSpeed is looked for only where it is chosen.
+
+    Args:
+        has_unused: there are trained weights that the loss does not depend on.
 
     Raises:
         UserError: for GPUs that are not there, or a DeepSpeed that is not.
@@ -140,11 +145,15 @@ def _strategy(config: TrainerConfig) -> Any:
         raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: take trainer=cpu")
     if gpus and config.accelerator != "cpu" and config.devices > gpus:
         raise UserError(f"trainer.devices={config.devices}, but there are {gpus} GPUs here: take as many at most")
-    if config.strategy != "deepspeed":
-        return config.strategy
-    from lightning.pytorch.strategies import DeepSpeedStrategy
+    from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 
-    return DeepSpeedStrategy(stage=2, exclude_frozen_parameters=True)
+    timeout = timedelta(minutes=config.timeout_minutes)
+    if config.strategy == "deepspeed":
+        return DeepSpeedStrategy(stage=2, exclude_frozen_parameters=True, timeout=timeout)
+    devices = max(1, gpus) if config.devices == -1 else config.devices
+    if config.strategy == "auto" and devices * config.nodes == 1:
+        return "auto"
+    return DDPStrategy(timeout=timeout, find_unused_parameters=has_unused)
 
 
 def _environment(config: TrainerConfig) -> list[Any]:
@@ -182,18 +191,17 @@ def _recipe_module(config: TrainConfig) -> "RecipeModule":
     return Text2ImageModule(recipe, model_folder(config.miniature, None), Path(config.cache))
 
 
-def _transition_training(config: TransitionTrainConfig, strategy: Any) -> "Training":
+def _transition_training(config: TransitionTrainConfig) -> "Training":
     from storydiffusion.training.sample_grid import SampleGrid
     from storydiffusion.training.training_log import TrainingLog
 
     recipe = config.recipe
+    strategy = _strategy(config.trainer, has_unused=not recipe.diffusion_weight)  # only the transformer learns then
     data = _clip_data(config)
     module = _transition_module(config)
     if config.trainer.compile:
         for network in module.trained_networks():
             network.compile(dynamic=False)
-    if not recipe.diffusion_weight and strategy == "ddp":
-        strategy = "ddp_find_unused_parameters_true"  # only the transformer learns from the other
     average, timesteps = _average(config), len(module.diffusion.alphas_cumprod)
     callbacks: list[Any] = [TrainingLog(config.trainer.log_every, timesteps, average.guard)]
     if recipe.sample_every:

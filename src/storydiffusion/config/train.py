@@ -38,6 +38,7 @@ class TrainerConfig:
     compile: bool  # torch.compile the trained networks: faster after minutes of compiling; a CPU needs a C++ compiler
     max_steps: int | None  # null: recipe.steps; the learning-rate schedule follows it
     checkpoint_minutes: float
+    timeout_minutes: float  # that processes wait for another one, which may hang, before they end the training
     requeue: bool  # at SIGUSR1 or SIGUSR2 the run has its Slurm job queued again; slurm/train.sbatch sets it
     log_every: int  # steps
     max_bad_steps: int  # in a row, whose loss is not finite, so that they are left out: as many end the training
@@ -52,6 +53,7 @@ class TrainerConfig:
         if self.max_steps is not None:
             check_range("trainer.max_steps", self.max_steps, 1, LARGEST)
         check_range("trainer.checkpoint_minutes", self.checkpoint_minutes, 0, 24 * 60)
+        check_range("trainer.timeout_minutes", self.timeout_minutes, 0.01, 24 * 60)
         check_range("trainer.log_every", self.log_every, 1, 1_000_000)
         check_range("trainer.max_bad_steps", self.max_bad_steps, 1, 1_000_000)
 

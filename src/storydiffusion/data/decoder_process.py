@@ -33,7 +33,7 @@ from storydiffusion.data.video_reader import (
     check_backend,
 )
 
-VIDEOS = 1000  # after so many it is made anew, for decord leaks
+VIDEOS = 1000  # after so many it is made anew, for decoders leak
 MEGABYTES = 2048  # and after its memory has once grown by so many
 LONGEST_TEXT = 65_536
 UNTOUCHED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # a job's signals: only its parent ends it
@@ -46,7 +46,7 @@ class DecoderProcess:
         seconds: for opening a video, and again for decoding a clip of it.
     """
 
-    def __init__(self, backend: str = "decord", limits: VideoLimits = DEFAULT_LIMITS, seconds: float = 60) -> None:
+    def __init__(self, backend: str = "pyav", limits: VideoLimits = DEFAULT_LIMITS, seconds: float = 60) -> None:
         self.backend, self.limits, self.seconds = backend, limits, seconds
         self._child: _Child | None = None
 

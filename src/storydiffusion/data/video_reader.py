@@ -4,10 +4,11 @@ F frames, H and W pixels. Which frame has which number is told by the order of p
 rate does. A rotation noted in the file is not applied. Pictures of 16, 24, 48 or 72 columns are refused by decord 0.6.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from itertools import dropwhile
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Video:
     def info(self) -> VideoInfo:
         return self._index.info
 
-    def read(self, indices: Sequence[int], backend: str = "decord") -> np.ndarray:
+    def read(self, indices: Sequence[int], backend: str = "pyav") -> np.ndarray:
         """The frames of these numbers, in any order, repeats allowed → uint8 RGB (F, H, W, 3).
 
         The decoder is made here, on one thread, and gone afterwards: call this in the process that needs the frames.
@@ -91,7 +92,7 @@ def check_backend(backend: str) -> None:
 class _Index:
     info: VideoInfo
     times: tuple[int, ...]  # presentation times of the frames, ascending, in the stream's time base
-    keys: tuple[tuple[int, int], ...]  # presentation and decoding times of the key frames, in the file's order
+    keys: tuple[int, ...]  # presentation times of the key frames, in the file's order
     has_open_gop: bool  # a key frame is followed in the file by frames that are shown before it and need earlier ones
 
 
@@ -120,7 +121,7 @@ def _index(blob: bytes, limits: VideoLimits) -> _Index:
         _check("seconds", (container.duration or 0) / 1e6, limits.seconds)
         _check("frames", stream.frames, limits.frames)
         times: list[int | None] = []
-        keys: list[tuple[int, int]] = []
+        keys: list[int] = []
         has_open_gop = False
         try:
             for packet in container.demux(stream):  # each attribute costs, and there are hundreds of packets
@@ -129,9 +130,9 @@ def _index(blob: bytes, limits: VideoLimits) -> _Index:
                     times.append(time)
                     if time is None:
                         continue
-                    if packet.is_keyframe and packet.dts is not None:
-                        keys.append((time, packet.dts))
-                    elif keys and time < keys[-1][0]:
+                    if packet.is_keyframe:
+                        keys.append(time)
+                    elif keys and time < keys[-1]:
                         has_open_gop = True
                     if len(times) > limits.frames:
                         break
@@ -181,27 +182,44 @@ def _decode_by_decord(blob: bytes, indices: list[int], index: _Index) -> np.ndar
 
 
 def _decode_by_pyav(blob: bytes, indices: list[int], index: _Index) -> np.ndarray:
+    wanted = {index.times[number] for number in indices}
+    # NONREF: those that no other frame needs; to decode them only to drop them takes a fifth of the time
+    found = _frames_by_pyav(blob, wanted, index, left_out="NONREF")
+    if wanted - found.keys():  # some decoders do not change that from one packet to the next
+        found = _frames_by_pyav(blob, wanted, index, left_out="DEFAULT")
+    if lost := [number for number in sorted(indices) if index.times[number] not in found]:
+        raise UnreadableVideoError(f"pyav cannot decode frame {lost[0]}")
+    return np.stack([found[index.times[number]] for number in indices])
+
+
+def _frames_by_pyav(
+    blob: bytes, wanted: Collection[int], index: _Index, left_out: Literal["NONREF", "DEFAULT"]
+) -> dict[int, np.ndarray]:
+    """The frames shown at the times `wanted`, decoded from the key frame before the first of them to the last of them;
+    in between frames of the kind `left_out` are not, unless they are wanted.
+    """
     from av.error import FFmpegError
 
-    wanted = {index.times[number]: number for number in indices}
-    first, last = min(wanted), max(wanted)
+    first = min(wanted)
+    key = max((time for time in index.keys if time <= first), default=None)
     found: dict[int, np.ndarray] = {}
     try:
         with _open(blob) as container:
             stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            # to the key frame before it; containers seek by decoding times, which run ahead of those of showing
-            container.seek(max((dts for pts, dts in index.keys if pts <= first), default=first), stream=stream)
-            for frame in container.decode(stream):
-                if frame.pts in wanted:
-                    found[wanted[frame.pts]] = frame.to_ndarray(format="rgb24")
-                if frame.pts is not None and frame.pts >= last:
+            context = stream.codec_context
+            context.thread_count = 1
+            # packets before the key frame are read and dropped: by which times a container seeks is its own affair
+            packets = dropwhile(lambda packet: key is not None and packet.pts != key, container.demux(stream))
+            for packet in packets:
+                context.skip_frame = "DEFAULT" if packet.pts in wanted else left_out
+                for frame in packet.decode():
+                    if frame.pts is not None and frame.pts in wanted:
+                        found[frame.pts] = frame.to_ndarray(format="rgb24")
+                if len(found) == len(wanted):
                     break
     except FFmpegError as error:
         raise UnreadableVideoError(f"pyav cannot decode it: {_reason(error)}") from error
-    if lost := sorted(set(indices) - set(found)):
-        raise UnreadableVideoError(f"pyav cannot decode frame {lost[0]}")
-    return np.stack([found[number] for number in indices])
+    return found
 
 
 def _decode_by_torchcodec(blob: bytes, indices: list[int], index: _Index) -> np.ndarray:

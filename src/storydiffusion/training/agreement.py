@@ -32,7 +32,7 @@ def end_with_launcher() -> None:
     """From now on this process is killed within `INTERVAL` when the one that has started it is gone.
 
     Lightning's launcher, the first process, watches those that it starts, but not the other way round: without this
-    they would wait for its part of a sum until a time-out, with NCCL for half an hour.
+    they would wait for its part of a sum until `trainer.timeout_minutes` are over.
     """
     threading.Thread(target=_watch, args=(os.getppid(),), name="launcher-watch", daemon=True).start()
 

@@ -15,6 +15,7 @@ import pickle
 import re
 import shutil
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -27,6 +28,7 @@ from storydiffusion.output.files import sha256_of_file, sync_folder
 
 SUFFIX = ".ckpt"
 NAME = re.compile(r"step-(\d{8,})")
+TAG = "checkpoint"  # the folder inside DeepSpeed's, by Lightning's name
 KEPT = 2
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
 
@@ -113,18 +115,29 @@ def load_plain(path: Path, mmap: bool = False) -> dict[str, Any]:
     Raises:
         UserError: a file that cannot be read, or is no checkpoint.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"cannot read {path} as tensors and plain data, and anything else could run code: delete it, or name "
-            "another run"
-        ) from error
-    except UNREADABLE as error:
-        raise UserError(f"cannot read {path} ({first_line(error)}): delete it, or name another run") from error
+    content = _load(path, mmap)
     if not isinstance(content, dict) or "global_step" not in content:
         raise UserError(f"{path} is no checkpoint of a training: delete it, or name another run")
     return content
+
+
+def check_folder(path: Path) -> None:
+    """Looks through DeepSpeed's checkpoint, a folder, whose own loader executes what it unpickles.
+
+    Raises:
+        UserError: it names another folder to load, or a file of it holds more than tensors, plain data and what
+            ZeRO's optimizer state is made of.
+    """
+    try:
+        tag = (path / "latest").read_text()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no checkpoint of DeepSpeed's ({first_line(error)}): delete it") from error
+    if tag != TAG:
+        raise UserError(f"{path / 'latest'} names {tag!r}, not {TAG!r}, which lies beside it: delete {path}")
+    with torch.serialization.safe_globals(_deepspeeds_own()):
+        for file in sorted((path / TAG).rglob("*")):
+            if file.is_file():
+                _load(file, mmap=True)
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -163,6 +176,33 @@ class VerifiedCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: _PATH) -> None:
         _remove(Path(path))
+
+
+def _load(path: Path, mmap: bool) -> Any:
+    """What a file holds, as `load_plain` reads it."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"cannot read {path} as tensors and plain data, and anything else could run code: delete it, or name "
+            "another run"
+        ) from error
+    except UNREADABLE as error:
+        raise UserError(f"cannot read {path} ({first_line(error)}): delete it, or name another run") from error
+
+
+def _deepspeeds_own() -> list[Any]:
+    """The classes in ZeRO's optimizer state; none of them does anything when it is made."""
+    if find_spec("deepspeed") is None:
+        return []
+    from deepspeed.runtime.fp16.loss_scaler import (  # pyright: ignore[reportMissingImports]
+        DynamicLossScaler,
+        LossScaler,
+    )
+    from deepspeed.runtime.zero.config import ZeroStageEnum  # pyright: ignore[reportMissingImports]
+    from deepspeed.utils.tensor_fragment import fragment_address  # pyright: ignore[reportMissingImports]
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
 
 def _checkpoints(folder: Path) -> list[Path]:

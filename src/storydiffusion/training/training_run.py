@@ -16,6 +16,7 @@ from storydiffusion.training.agreement import stop_together
 from storydiffusion.training.checkpoint_io import (
     Found,
     certify_folder,
+    check_folder,
     checkpoint_path,
     newest_checkpoint,
     remove_older,
@@ -98,8 +99,14 @@ class RunCheckpoints(Checkpoint):
         self._saved = 0.0  # when
 
     def find(self) -> Path | None:
-        """The checkpoint that the run goes on from. Raises UserError where there are some but none that counts."""
+        """The checkpoint that the run goes on from.
+
+        Raises:
+            UserError: there are some but none that counts, or it is a folder in which more than data lies.
+        """
         self.resumed = newest_checkpoint(self.folder)
+        if self.resumed and self.resumed.path.is_dir():
+            check_folder(self.resumed.path)
         return self.resumed.path if self.resumed else None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
