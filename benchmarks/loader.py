@@ -1,16 +1,17 @@
 """Times the loader at WebVid's size against bare decord decoding of the same clips, in one run.
 
-    python benchmarks/loader.py --processes 1 2
+    python benchmarks/loader.py --processes 1 2 --backends decord pyav
 
 Videos of 336 × 596 pixels, H.264 with x264's usual groups of pictures, 18 s at 25 frames a second; 16 frames of stride
 4 from a drawn place, as 256 × 256 pictures. `bare` decodes the very frames that the loader asks for, from videos in
-memory, and does nothing with them; `loader` reads shards, checks them, decodes by its default, PyAV, resizes, crops and
-makes batches. Both have as many processes (a worker and its decoder count as one, for they take turns), and the two
-take turns too.
+memory, by decord, and does nothing with them; `loader` reads shards, checks them, decodes by the backend, resizes,
+crops and makes batches. Both have as many processes (a worker and its decoder count as one, for they take turns), and
+the two take turns too.
 """
 
 import argparse
 import io
+import itertools
 import multiprocessing
 import tarfile
 import tempfile
@@ -132,10 +133,10 @@ def loader_seconds(loader: ClipLoader) -> float:
     return (time.perf_counter() - begin) / count * len(loader) * loader.options.batch_size
 
 
-def measure(folder: Path, processes: int, rounds: int) -> str:
+def measure(folder: Path, backend: str, processes: int, rounds: int) -> str:
     """A row of the table: medians over the rounds."""
     clips = ClipOptions(frames=16, stride=4, height=256, width=256)
-    options = LoaderOptions([str(folder)], BATCH, clips, workers=processes)
+    options = LoaderOptions([str(folder)], BATCH, clips, workers=processes, backend=backend)
     index = ShardIndex(find_shards(str(folder)))
     bare, loader = Bare(index, options, processes), ClipLoader(options)
     count = len(loader) * BATCH
@@ -145,12 +146,14 @@ def measure(folder: Path, processes: int, rounds: int) -> str:
     bare.close()
     alone, ours = np.median(rates, axis=0)
     ratios = [ours / alone for alone, ours in rates]
-    return f"| {processes} | {alone:.2f} | {ours:.2f} | {np.median(ratios):.2f} | {min(ratios):.2f}–{max(ratios):.2f} |"
+    figures = f"{alone:.2f} | {ours:.2f} | {np.median(ratios):.2f} | {min(ratios):.2f}–{max(ratios):.2f}"
+    return f"| {backend} | {processes} | {figures} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--backends", nargs="+", default=["decord", "pyav"])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -161,9 +164,11 @@ def main() -> None:
         index_missing(shards)
         size = sum(path.stat().st_size for path in shards) / (SHARDS * VIDEOS * COPIES)
         print(f"{machine()}, torch {torch.__version__}; {size / 1e6:.2f} MB a video\n")
-        print("| processes | bare clips/s | loader clips/s | loader/bare | least–most |\n|---|---|---|---|---|")
-        for processes in args.processes:
-            print(measure(folder, processes, args.rounds), flush=True)
+        print(
+            "| backend | processes | bare clips/s | loader clips/s | loader/bare | least–most |\n|---|---|---|---|---|---|"
+        )
+        for backend, processes in itertools.product(args.backends, args.processes):
+            print(measure(folder, backend, processes, args.rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class DecoderProcess:
         seconds: for opening a video, and again for decoding a clip of it.
     """
 
-    def __init__(self, backend: str = "pyav", limits: VideoLimits = DEFAULT_LIMITS, seconds: float = 60) -> None:
+    def __init__(self, backend: str = "decord", limits: VideoLimits = DEFAULT_LIMITS, seconds: float = 60) -> None:
         self.backend, self.limits, self.seconds = backend, limits, seconds
         self._child: _Child | None = None
 

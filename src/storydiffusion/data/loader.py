@@ -45,7 +45,7 @@ class LoaderOptions:
     """What is read and how.
 
     shards: folders, files or brace patterns. batch_size: of all processes together. workers: processes that decode,
-    for each training process. backend: pyav, decord or torchcodec. window: neighbouring shards that are shuffled
+    for each training process. backend: decord, pyav or torchcodec. window: neighbouring shards that are shuffled
     together. rejected_share: clips of an epoch that may be bad, each replaced by another one that its position
     determines; at 0 the first one ends the run. decode_seconds: after so many a video is given up as a bad one.
     """
@@ -55,7 +55,7 @@ class LoaderOptions:
     clips: ClipOptions = field(default_factory=ClipOptions)
     workers: int = 0
     seed: int = 0
-    backend: str = "pyav"
+    backend: str = "decord"
     window: int = 8
     rejected_share: float = 0.0
     decode_seconds: float = 60.0

@@ -51,7 +51,7 @@ class WriterOptions:
 
     clips_per_shard: int = 1000
     workers: int = 1
-    backend: str = "pyav"
+    backend: str = "decord"
     limits: VideoLimits = DEFAULT_LIMITS
     decode_seconds: float = 60.0
 

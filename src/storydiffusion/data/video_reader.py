@@ -62,7 +62,7 @@ class Video:
     def info(self) -> VideoInfo:
         return self._index.info
 
-    def read(self, indices: Sequence[int], backend: str = "pyav") -> np.ndarray:
+    def read(self, indices: Sequence[int], backend: str = "decord") -> np.ndarray:
         """The frames of these numbers, in any order, repeats allowed → uint8 RGB (F, H, W, 3).
 
         The decoder is made here, on one thread, and gone afterwards: call this in the process that needs the frames.
