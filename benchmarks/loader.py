@@ -164,9 +164,8 @@ def main() -> None:
         index_missing(shards)
         size = sum(path.stat().st_size for path in shards) / (SHARDS * VIDEOS * COPIES)
         print(f"{machine()}, torch {torch.__version__}; {size / 1e6:.2f} MB a video\n")
-        print(
-            "| backend | processes | bare clips/s | loader clips/s | loader/bare | least–most |\n|---|---|---|---|---|---|"
-        )
+        print("| backend | processes | bare clips/s | loader clips/s | loader/bare | least–most |")
+        print("|---|---|---|---|---|---|")
         for backend, processes in itertools.product(args.backends, args.processes):
             print(measure(folder, backend, processes, args.rounds), flush=True)
 
