@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 15 * 2**20  # bytes
 TOP_LEVEL = {
     "train.py", "infer.py", "conf", "src", "data", "tests", "slurm", "environment.yml", "README.md", "LICENSE",
-    "pyproject.toml", "Makefile", "requirements.lock", ".ci", ".gitignore", "examples", "benchmarks",
+    "pyproject.toml", "Makefile", "requirements.lock", ".ci", ".gitignore", "examples", "benchmarks", "RESULTS.md",
+    "results",
 }  # fmt: skip
 
 
