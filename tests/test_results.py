@@ -63,7 +63,7 @@ def test_sections_are_filled_in_and_the_others_stay(command, measured):
     assert sharing.rstrip().endswith("Of a small model.")
     summary = document.split("<!-- measured: summary -->")[1].split("<!-- end -->")[0]
     assert "| sampling_rate | reproduced |" in summary
-    assert "Measuring took 6 minutes." in summary
+    assert "The jobs took 6 minutes in all" in summary
     assert "| bank |" not in summary
     assert Path("results/sampling_rate.png").read_bytes().startswith(b"\x89PNG")
 

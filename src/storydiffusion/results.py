@@ -160,7 +160,8 @@ def summary(files: Path) -> str:
     }
     rows = [[claim.name, one["verdict"]["status"]] for claim, one in found.items()]
     seconds = sum({claim.sweep.name: sum(one["seconds"].values()) for claim, one in found.items()}.values())
-    return markdown_table(["claim", "judgement"], rows) + f"\nMeasuring took {seconds / 60:.0f} minutes."
+    time = f"The jobs took {seconds / 60:.0f} minutes in all, loading not counted."
+    return f"{markdown_table(['claim', 'judgement'], rows)}\n{time}"
 
 
 def compared_with(before: Mapping[str, Any], now: Mapping[str, Any], claim: Claim, jobs: Collection[str]) -> str:
