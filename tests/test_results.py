@@ -114,7 +114,7 @@ def test_a_claim_is_measured_by_infer_from_nothing(command, tmp_path):
     outcome = command("claims=[sampler]", "most=2", small)
     assert outcome.code == 0, outcome.err
     document = Path("RESULTS.md").read_text()
-    assert "| rate=0.25,sampler=uniform | rate=0.3333,sampler=uniform |" in document
+    assert "| consistency.rate, consistency.sampler | 0.25 uniform | 0.3333 uniform |" in document
     assert "(n 2)" in document
     assert set(json.loads(Path("results/sampler.json").read_text())["seconds"]) == {
         f"consistency.rate={rate},consistency.sampler={sampler}"

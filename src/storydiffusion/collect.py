@@ -107,7 +107,9 @@ def collect(config: CollectConfig) -> None:
     write_atomically(out / "collected.json", json_bytes(as_data(collected)))
     table = report(collected)
     write_atomically(out / "table.md", table.encode())
-    write_atomically(out / "plot.png", plot(collected, list(collected.better), collected.labels))
+    write_atomically(
+        out / "plot.png", plot(collected, list(collected.better), collected.labels, ", ".join(collected.keys))
+    )
     print(table)
     if problems := [f"{job} {why}" for job, why in {**collected.missing, **collected.other}.items()]:
         raise UserError(f"{folder} is not a whole comparison: {'; '.join(problems)}")
@@ -159,8 +161,8 @@ def report(collected: Collected) -> str:
     return "\n\n".join([*parts, *notes, " ".join([method, *remarks])]) + "\n"
 
 
-def plot(collected: Collected, figures: Sequence[str], labels: Mapping[str, str]) -> bytes:
-    """A PNG of these figures over the jobs of `labels`, job → what stands under it."""
+def plot(collected: Collected, figures: Sequence[str], labels: Mapping[str, str], swept: str) -> bytes:
+    """A PNG of these figures over the jobs of `labels`, job → what stands under it; `swept` is what labels tell."""
     from storydiffusion.evaluation.plots import plot_sweep
 
     titles = {name: f"{name} {ARROWS[collected.better[name]]}" for name in figures}
@@ -169,7 +171,7 @@ def plot(collected: Collected, figures: Sequence[str], labels: Mapping[str, str]
         for name, title in titles.items()
     }
     x, y = (titles.get(name) for name in TRADED)
-    return plot_sweep(means, ", ".join(collected.keys), (x, y) if x and y else None)
+    return plot_sweep(means, swept, (x, y) if x and y else None)
 
 
 def as_data(collected: Collected) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from storydiffusion.output.files import write_atomically
 ROOT = Path(__file__).resolve().parents[2]
 INFER = ROOT / "infer.py"
 DOCUMENT, FOLDER, SUMMARY = "RESULTS.md", "results", "summary"
-GROUPS = re.compile(r"[\w.]+\.(?=\w+=)")
-"""what stands before a key, as in consistency.rate=0.5"""
+KEYS = re.compile(r"(^|,)[\w.]+=")
+"""what stands before values, as in consistency.rate=0.5,consistency.sampler=uniform"""
 INTERRUPTED = 130
 
 
@@ -104,7 +104,7 @@ def report(claim: Claim, collected: Collected, folder: Path, out: Path) -> None:
     if before.exists():
         print(compared_with(json.loads(before.read_text(encoding="utf-8")), numbers, claim, labels), flush=True)
     write_atomically(before, json_bytes(numbers))
-    write_atomically(files / f"{claim.name}.png", plot(collected, claim.shown, labels))
+    write_atomically(files / f"{claim.name}.png", plot(collected, claim.shown, labels, _swept(collected)))
     document = read_text(out / DOCUMENT if (out / DOCUMENT).exists() else ROOT / DOCUMENT)
     for name, content in ((claim.name, section(claim, collected, verdict)), (SUMMARY, summary(files))):
         document = replace_section(document, name, content)
@@ -141,12 +141,12 @@ def table(claim: Claim, collected: Collected) -> str:
         for name in claim.compared:
             found = [collected.cell(name, job).difference for job in labels]
             yield [
-                f"{name}, less {GROUPS.sub('', collected.labels[collected.baseline])}",
+                f"{name}, less {_values(collected.labels[collected.baseline])}",
                 *("–" if one is None else f"{one.mean:+.3f} ± {one.standard_error:.3f}" for one in found),
             ]
             yield [f"{name}, p", *("–" if one is None else p_value(one) for one in found)]
 
-    return markdown_table([", ".join(collected.keys), *labels.values()], list(rows()))
+    return markdown_table([_swept(collected), *labels.values()], list(rows()))
 
 
 def summary(files: Path) -> str:
@@ -189,9 +189,18 @@ def seconds_of(folder: Path, collected: Collected) -> dict[str, float]:
 
 
 def shown_labels(claim: Claim, collected: Collected) -> dict[str, str]:
-    """Job → what it sets, without the groups of its keys, of those jobs that the claim shows."""
+    """Job → the values that it sets, of those jobs that the claim shows."""
     jobs = collected.labels if claim.jobs is None else claim.jobs
-    return {job: GROUPS.sub("", collected.labels[job]) for job in jobs}
+    return {job: _values(collected.labels[job]) for job in jobs}
+
+
+def _values(label: str) -> str:
+    return KEYS.sub(" ", label).strip()
+
+
+def _swept(collected: Collected) -> str:
+    """The keys, in the order in which jobs name them."""
+    return ", ".join(sorted(collected.keys))
 
 
 if __name__ == "__main__":

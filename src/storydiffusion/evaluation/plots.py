@@ -84,7 +84,7 @@ def plot_sweep(
         axes = canvas.add_subplot(rows, columns, index + 1)
         _draw_means(axes, means)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel(swept, fontsize=8)
+        axes.set_xlabel(swept, fontsize=7, wrap=True)
         axes.tick_params(labelsize=8)
     if traded is not None:
         _draw_trade(canvas.add_subplot(rows, columns, count), shown, traded)
