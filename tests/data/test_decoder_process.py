@@ -35,8 +35,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def traps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyAV hangs, crashes or errs in native code at videos that are marked so."""
-    decode = video_reader._DECODERS["pyav"]
+    """decord hangs, crashes or errs in native code at videos that are marked so."""
+    decode = video_reader._DECODERS["decord"]
 
     def trap(blob, indices, index):
         if blob.endswith(b"HANG"):
@@ -47,7 +47,7 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ZeroDivisionError("of a library")
         return decode(blob, indices, index)
 
-    monkeypatch.setitem(video_reader._DECODERS, "pyav", trap)
+    monkeypatch.setitem(video_reader._DECODERS, "decord", trap)
 
 
 def decoders() -> list[int]:
