@@ -141,7 +141,7 @@ def judge_semantics(collected: Collected) -> Verdict:
 
 def judge_window(collected: Collected) -> Verdict:
     """Long stories: panels that read a few near ones only, as Algorithm 1's window moves along the story."""
-    return _judge_reach(collected, "window", "consistency.window", "the nearest panels before and after it")
+    return _judge_reach(collected, "window", "consistency.window", "nearest panels before and after it")
 
 
 def judge_bank(collected: Collected) -> Verdict:
