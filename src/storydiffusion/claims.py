@@ -14,7 +14,7 @@ from storydiffusion.measure import TOLD
 if TYPE_CHECKING:
     from storydiffusion.evaluation.statistics import PairedDifference
 
-Status = Literal["reproduced", "not reproduced", "cannot be judged at this scale"]
+Status = Literal["reproduced", "not reproduced"]
 Subjects = Literal["stories", "clips"]
 
 LEVEL = 0.01  # of significance
@@ -30,7 +30,7 @@ OF_CLIPS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether what was claimed shows in the figures, and the sentence that says how far."""
+    """Whether what was claimed shows in the figures; and how far, and what of it cannot be judged at this scale."""
 
     status: Status
     sentence: str
