@@ -24,6 +24,7 @@ from typing import Any
 
 from storydiffusion.claims import CLAIMS, Claim, Sweep, Verdict
 from storydiffusion.collect import ARROWS, Collected, as_data, gather, plot
+from storydiffusion.command_line import INTERRUPTED
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.records import RECORDS, json_bytes
 from storydiffusion.measure import read_text
@@ -35,7 +36,6 @@ INFER = ROOT / "infer.py"
 DOCUMENT, FOLDER, SUMMARY = "RESULTS.md", "results", "summary"
 KEYS = re.compile(r"(^|,)[\w.]+=")
 """what stands before values, as in consistency.rate=0.5,consistency.sampler=uniform"""
-INTERRUPTED = 130
 
 
 @dataclass

@@ -91,8 +91,8 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
     accuracy = judge_figures(folder)
     model, judge = load_story_model(model_config), Judge.load(folder / "judge")
     encoder = load_image_text_encoder(MINIATURE, torch.device("cpu"))
-
-    conditions = benchmark_conditions(config, model, records.parent, stories[: planned.stories], judged_weights(folder))
+    chosen = stories[: planned.stories]
+    conditions = benchmark_conditions(config, model, records.parent, chosen, judged_weights(folder))
 
     def measure(told: Sequence[FrozenStory]) -> list[dict[str, Any]]:
         pictures = tell(model, model_config, told, attention, config.seed, config.noise, conditions(told))
@@ -102,7 +102,6 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
             for story, readings, shown in parts
         ]
 
-    chosen = stories[: planned.stories]
     found = measure_all(records, settings, chosen, measure, planned.batch, records.parent.name, "story")
     measured = [
         figures_of(story, one["readings"]) | one["similarities"] for story, one in zip(chosen, found, strict=True)
