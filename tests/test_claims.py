@@ -86,6 +86,7 @@ UNIFORM, PROGRESSIVE = (
         ("window", reach("window", 0.3, 0.3, 0.5, 0.6), False),
         ("bank", reach("bank", 0.3, 0.4, 0.5, 0.6), True),
         ("bank", reach("bank", 0.3, 0.4, 0.2, 0.6), False),
+        ("bank", reach("bank", 0.3, 0.3, 0.3, 0.3), False),
         (
             "predictor",
             ways(predictor=(0.1, 0.1), interpolation=(0.2, 0.2), no_semantic_tokens=(0.3, 0.3), cross_fade=(0.4, 0.4)),
@@ -110,6 +111,7 @@ def test_sentences_tell_the_figures():
     assert "falls at 1," in judged("sampling_rate", rates(0.3, 0.4, 0.5, 0.6, 0.7, 0.69)).sentence
     assert "window 1 +10.0 ± " in judged("window", reach("window", 0.3, 0.4, 0.5, 0.6)).sentence
     assert "33% of what all give" in judged("window", reach("window", 0.3, 0.4, 0.5, 0.6)).sentence
+    assert "of what all give" not in judged("window", reach("window", 0.3, 0.4, 0.5, 0.2)).sentence  # they give nothing
     found = ways(predictor=(0.1, 0.1), interpolation=(0.2, 0.1), no_semantic_tokens=(0.3, 0.3), cross_fade=(0.4, 0.4))
     assert "in 5 of 6 comparisons" in judged("predictor", found).sentence
 

@@ -27,6 +27,7 @@ takes torchvision's weights under TORCH_HOME; encoder takes the encoder's tokens
 where its weights are there. Further settings: frames (the first so many of each video), device (auto, cpu or cuda).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,6 @@ from storydiffusion.video_models import OPEN_CLIP_SCHEME, package_path
 if TYPE_CHECKING:
     import numpy as np
 
-    from storydiffusion.evaluation.emotion import LinearProbe
     from storydiffusion.evaluation.inputs import Clip, Inputs, Picture
     from storydiffusion.evaluation.summary import Measured
 
@@ -115,12 +115,20 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class EmotionReader:
+    """`logits` of the eight emotions (P, 8) for the encoder's embeddings (P, D) of pictures."""
+
+    label: str
+    logits: "Callable[[np.ndarray], np.ndarray]"
+
+
+@dataclass(frozen=True)
 class Networks:
     """What looks at pictures and clips."""
 
     encoder: ImageTextEncoder
     distance: PerceptualDistance | None  # of clips
-    probe: "LinearProbe | None"
+    emotions: EmotionReader | None
     dreamsim: Features | None
     i3d: Features | None
 
@@ -164,24 +172,37 @@ def inputs_of(config: EvaluateConfig) -> "Inputs":
 
 
 def load_networks(config: EvaluateConfig, source: str, has_clips: bool) -> Networks:
-    """Raises UserError for a part that is not here, or an encoder that has no words for emotions."""
-    from storydiffusion.evaluation.emotion import ZERO_SHOT_PROMPTS, load_probe
-
+    """Raises UserError for a part that is not here or does not fit."""
     device = device_named(config.device, "device")
     encoder = load_image_text_encoder(source, device)
-    if config.emotion is not None and config.emotion_probe is None:
-        for prompt in ZERO_SHOT_PROMPTS:
-            if unknown := encoder.unknown_words(prompt):
-                raise UserError(
-                    f"emotion={config.emotion} cannot be read by {encoder.label}, which does not know the word "
-                    f"{unknown[-1]!r}: give emotion_probe=FILE or another encoder"
-                )
     return Networks(
         encoder,
         load_perceptual_distance(config.lpips, encoder) if has_clips else None,
-        load_probe(Path(config.emotion_probe), encoder.width) if config.emotion_probe else None,
+        load_emotion_reader(config, encoder) if config.emotion is not None else None,
         load_dreamsim(Path(config.dreamsim), device) if config.dreamsim else None,
         load_i3d(Path(config.i3d), device) if config.i3d else None,
+    )
+
+
+def load_emotion_reader(config: EvaluateConfig, encoder: ImageTextEncoder) -> EmotionReader:
+    """The probe that is given, or the encoder's own comparison with words.
+
+    Raises UserError for a probe that does not fit, or an encoder that has no words for emotions.
+    """
+    from storydiffusion.evaluation.emotion import ZERO_SHOT_PROMPTS, load_probe, zero_shot_logits
+
+    if config.emotion_probe is not None:
+        probe = load_probe(Path(config.emotion_probe), encoder.width)
+        return EmotionReader(f"probe on {encoder.label}", probe.logits)
+    for prompt in ZERO_SHOT_PROMPTS:
+        if unknown := encoder.unknown_words(prompt):
+            raise UserError(
+                f"emotion={config.emotion} cannot be read by {encoder.label}, which does not know the word "
+                f"{unknown[-1]!r}: give emotion_probe=FILE or another encoder"
+            )
+    prompts = encoder.of_texts(ZERO_SHOT_PROMPTS)
+    return EmotionReader(
+        f"zero-shot {encoder.label}", lambda pictures: zero_shot_logits(pictures, prompts, encoder.scale)
     )
 
 
@@ -205,8 +226,8 @@ def measure_stories(
                 bar.update()
             embeddings = np.stack([one.whole for one in views])
             measure_texts(pictures, embeddings, networks.encoder, measured)
-            if emotion is not None:
-                measure_emotion(pictures, embeddings, networks, emotion, measured)
+            if emotion is not None and networks.emotions is not None:
+                measure_emotion(pictures, embeddings, networks.emotions, emotion, measured)
             matrices[story] = similarity_matrix(embeddings)
             pairs = pairs_of_a_character([picture.characters for picture in pictures])
             for kind, label, vectors in (
@@ -262,32 +283,16 @@ def measure_texts(
 
 
 def measure_emotion(
-    pictures: "list[Picture]", embeddings: "np.ndarray", networks: Networks, emotion: str, measured: "Measured"
+    pictures: "list[Picture]", embeddings: "np.ndarray", reader: EmotionReader, emotion: str, measured: "Measured"
 ) -> None:
     """Emo-Score and Emo-A of pictures that were meant to evoke `emotion`; embeddings (P, D)."""
-    from storydiffusion.evaluation.emotion import (
-        ZERO_SHOT_PROMPTS,
-        emotion_hits,
-        emotion_scores,
-        probabilities,
-        zero_shot_logits,
-    )
+    from storydiffusion.evaluation.emotion import emotion_hits, emotion_scores, probabilities
     from storydiffusion.evaluation.summary import EMO_A, EMO_SCORE
 
-    encoder, probe = networks.encoder, networks.probe
-    if probe is not None:
-        logits = probe.logits(embeddings)
-    else:
-        logits = zero_shot_logits(embeddings, encoder.of_texts(ZERO_SHOT_PROMPTS), encoder.scale)
-    found = probabilities(logits)
+    found = probabilities(reader.logits(embeddings))
     for kind, values in ((EMO_SCORE, emotion_scores(found, emotion)), (EMO_A, emotion_hits(found, emotion))):
         for picture, value in zip(pictures, values, strict=True):
-            measured.add(kind, emotion_reader(networks), picture.name, float(value))
-
-
-def emotion_reader(networks: Networks) -> str:
-    """Names what tells emotions."""
-    return f"{'zero-shot' if networks.probe is None else 'probe on'} {networks.encoder.label}"
+            measured.add(kind, reader.label, picture.name, float(value))
 
 
 def measure_clips(clips: "list[Clip]", networks: Networks, measured: "Measured") -> None:
@@ -406,7 +411,7 @@ def settings_of(config: EvaluateConfig, networks: Networks, inputs: "Inputs") ->
     return {
         "encoder": source,
         "lpips": networks.distance and networks.distance.label,
-        "emotion": config.emotion and [config.emotion, emotion_reader(networks)],
+        "emotion": networks.emotions and [config.emotion, networks.emotions.label],
         "frames": config.frames,
         "weights": weights,
         "versions": installed_versions(
