@@ -15,7 +15,7 @@ help:           ## this list
 demo: $(READY)  ## tell the example story
 	$(BIN)/python infer.py
 
-results: $(READY)  ## measure what RESULTS.md claims, on the miniature; takes hours, goes on where it was stopped
+results: $(READY)  ## measure what RESULTS.md claims, on the miniature; takes an hour or two, goes on where it was stopped
 	$(BIN)/python -m storydiffusion.results
 
 test: $(READY)  ## run the tests

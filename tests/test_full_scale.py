@@ -1,5 +1,8 @@
 """The exact architectures of the paper: counted without weights; at random weights told a story with, and trained."""
 
+import gc
+from collections.abc import Iterator
+
 import lightning as L
 import numpy as np
 import pytest
@@ -44,6 +47,13 @@ def test_the_architectures_have_the_published_number_of_parameters(network, shap
     with torch.device("meta"):
         model = network(**shape)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.fixture(autouse=True)
+def _no_network_is_left_behind() -> Iterator[None]:
+    """A trainer and its module hold each other: the next test would start with gigabytes of them still there."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
