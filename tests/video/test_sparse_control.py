@@ -102,8 +102,8 @@ def test_each_clip_is_that_of_diffusers_own_pipeline(parts, guidance):
         )  # fmt: skip
         its = slice(clip, clip + 1)
         alone = sampled(model, START[its], END[its], sampling, PROMPTS[its], SEEDS[its])
-        torch.testing.assert_close(alone, reference, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(together[its], alone, rtol=1e-4, atol=1e-4)  # rounding, which guidance enlarges
+        torch.testing.assert_close(alone, reference, rtol=1e-5, atol=1e-5 * guidance)  # it enlarges the rounding
+        torch.testing.assert_close(together[its], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_at_scale_zero_it_is_animatediff(parts):
