@@ -116,8 +116,9 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class EmotionReader:
-    """`logits` of the eight emotions (P, 8) for the encoder's embeddings (P, D) of pictures."""
+    """`logits` of the eight emotions (P, 8) for embeddings (P, D) of pictures that were meant to evoke `emotion`."""
 
+    emotion: str
     label: str
     logits: "Callable[[np.ndarray], np.ndarray]"
 
@@ -142,7 +143,7 @@ def evaluate(config: EvaluateConfig) -> None:
     source = config.encoder or (MINIATURE if inputs.are_miniature else FULL_SCALE)
     networks = load_networks(config, source, bool(inputs.clips))
     measured = Measured()
-    matrices = measure_stories(inputs, networks, config.emotion, measured)
+    matrices = measure_stories(inputs, networks, measured)
     measure_clips(inputs.clips, networks, measured)
     if not measured.values:
         raise UserError(
@@ -178,37 +179,35 @@ def load_networks(config: EvaluateConfig, source: str, has_clips: bool) -> Netwo
     return Networks(
         encoder,
         load_perceptual_distance(config.lpips, encoder) if has_clips else None,
-        load_emotion_reader(config, encoder) if config.emotion is not None else None,
+        load_emotion_reader(config.emotion, config.emotion_probe, encoder) if config.emotion is not None else None,
         load_dreamsim(Path(config.dreamsim), device) if config.dreamsim else None,
         load_i3d(Path(config.i3d), device) if config.i3d else None,
     )
 
 
-def load_emotion_reader(config: EvaluateConfig, encoder: ImageTextEncoder) -> EmotionReader:
+def load_emotion_reader(emotion: str, probe_file: str | None, encoder: ImageTextEncoder) -> EmotionReader:
     """The probe that is given, or the encoder's own comparison with words.
 
     Raises UserError for a probe that does not fit, or an encoder that has no words for emotions.
     """
     from storydiffusion.evaluation.emotion import ZERO_SHOT_PROMPTS, load_probe, zero_shot_logits
 
-    if config.emotion_probe is not None:
-        probe = load_probe(Path(config.emotion_probe), encoder.width)
-        return EmotionReader(f"probe on {encoder.label}", probe.logits)
+    if probe_file is not None:
+        probe = load_probe(Path(probe_file), encoder.width)
+        return EmotionReader(emotion, f"probe on {encoder.label}", probe.logits)
     for prompt in ZERO_SHOT_PROMPTS:
         if unknown := encoder.unknown_words(prompt):
             raise UserError(
-                f"emotion={config.emotion} cannot be read by {encoder.label}, which does not know the word "
+                f"emotion={emotion} cannot be read by {encoder.label}, which does not know the word "
                 f"{unknown[-1]!r}: give emotion_probe=FILE or another encoder"
             )
     prompts = encoder.of_texts(ZERO_SHOT_PROMPTS)
     return EmotionReader(
-        f"zero-shot {encoder.label}", lambda pictures: zero_shot_logits(pictures, prompts, encoder.scale)
+        emotion, f"zero-shot {encoder.label}", lambda pictures: zero_shot_logits(pictures, prompts, encoder.scale)
     )
 
 
-def measure_stories(
-    inputs: "Inputs", networks: Networks, emotion: str | None, measured: "Measured"
-) -> "dict[str, np.ndarray]":
+def measure_stories(inputs: "Inputs", networks: Networks, measured: "Measured") -> "dict[str, np.ndarray]":
     """All figures of pictures and stories; returns each story's cosines of its pictures with each other, (P, P)."""
     import numpy as np
     from tqdm import tqdm
@@ -226,8 +225,8 @@ def measure_stories(
                 bar.update()
             embeddings = np.stack([one.whole for one in views])
             measure_texts(pictures, embeddings, networks.encoder, measured)
-            if emotion is not None and networks.emotions is not None:
-                measure_emotion(pictures, embeddings, networks.emotions, emotion, measured)
+            if networks.emotions is not None:
+                measure_emotion(pictures, embeddings, networks.emotions, measured)
             matrices[story] = similarity_matrix(embeddings)
             pairs = pairs_of_a_character([picture.characters for picture in pictures])
             for kind, label, vectors in (
@@ -283,14 +282,17 @@ def measure_texts(
 
 
 def measure_emotion(
-    pictures: "list[Picture]", embeddings: "np.ndarray", reader: EmotionReader, emotion: str, measured: "Measured"
+    pictures: "list[Picture]", embeddings: "np.ndarray", reader: EmotionReader, measured: "Measured"
 ) -> None:
-    """Emo-Score and Emo-A of pictures that were meant to evoke `emotion`; embeddings (P, D)."""
+    """Emo-Score and Emo-A of pictures; embeddings (P, D)."""
     from storydiffusion.evaluation.emotion import emotion_hits, emotion_scores, probabilities
     from storydiffusion.evaluation.summary import EMO_A, EMO_SCORE
 
     found = probabilities(reader.logits(embeddings))
-    for kind, values in ((EMO_SCORE, emotion_scores(found, emotion)), (EMO_A, emotion_hits(found, emotion))):
+    for kind, values in (
+        (EMO_SCORE, emotion_scores(found, reader.emotion)),
+        (EMO_A, emotion_hits(found, reader.emotion)),
+    ):
         for picture, value in zip(pictures, values, strict=True):
             measured.add(kind, reader.label, picture.name, float(value))
 
@@ -411,7 +413,7 @@ def settings_of(config: EvaluateConfig, networks: Networks, inputs: "Inputs") ->
     return {
         "encoder": source,
         "lpips": networks.distance and networks.distance.label,
-        "emotion": networks.emotions and [config.emotion, networks.emotions.label],
+        "emotion": networks.emotions and [networks.emotions.emotion, networks.emotions.label],
         "frames": config.frames,
         "weights": weights,
         "versions": installed_versions(
