@@ -3,25 +3,29 @@
 With benchmark=stories or benchmark=transitions it measures many instead.
 """
 
-from storydiffusion import assembly
-from storydiffusion.command_line import command
 from storydiffusion.config import InferConfig
+from storydiffusion.config.command_line import command
 
 
 @command(InferConfig, "infer")
 def main(config: InferConfig) -> None:
+    from storydiffusion.commands.infer import run_folder, story, tell
+    from storydiffusion.commands.video import why_no_video
+    from storydiffusion.evaluation.benchmarks.run import benchmark
+    from storydiffusion.pipelines.story import consistent_attention
+
     if config.benchmark is not None:
-        print(*assembly.benchmark(config), sep="\n  ")
+        print(*benchmark(config), sep="\n  ")
         return
-    story = assembly.story(config)
-    attention = assembly.consistent_attention(config.consistency, config.seed)
-    run = assembly.run_folder(config, story)
+    script = story(config)
+    attention = consistent_attention(config.consistency, config.seed)
+    run = run_folder(config, script)
     if run.is_complete:
         print(f"{run.path / 'page.png'} tells this story already; overwrite=true makes it again")
         return
-    assembly.tell(config, story, attention, run)
+    tell(config, script, attention, run)
     print(f"told: {run.path / 'page.png'}, with {run.path / 'report.html'} and the pictures in {run.path / 'panels'}")
-    print(f"video: {run.path / 'video.mp4'}" if run.manifest.video else f"no video: {assembly.why_no_video(config)}")
+    print(f"video: {run.path / 'video.mp4'}" if run.manifest.video else f"no video: {why_no_video(config)}")
 
 
 if __name__ == "__main__":

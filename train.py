@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from storydiffusion import assembly
-from storydiffusion.command_line import command
+from storydiffusion.commands.train import training
 from storydiffusion.config import TrainConfig, TransitionTrainConfig, training_schema
+from storydiffusion.config.command_line import command
 
 
 @command(TransitionTrainConfig, "train", training_schema)
 def main(config: TransitionTrainConfig | TrainConfig) -> None:
-    training = assembly.training(config)
-    training.fit()
-    if training.is_first_process:
-        figures = training.export(Path(config.export))
+    trained = training(config)
+    trained.fit()
+    if trained.is_first_process:
+        figures = trained.export(Path(config.export))
         print(f"trained: {config.export}", *(f"{name} {value:.4g}" for name, value in figures.items()), sep="\n  ")
 
 

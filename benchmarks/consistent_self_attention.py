@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from storydiffusion.images import ConsistentSelfAttention, PanelGroup
-from storydiffusion.images.consistent_self_attention import (
+from storydiffusion.attention.consistent_self_attention import (
+    ConsistentSelfAttention,
+    PanelGroup,
     Read,
     ReadPlan,
     attend,

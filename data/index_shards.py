@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from storydiffusion.command_line import command
+from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
 
 MOST_WORKERS = 1024

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storydiffusion.command_line import command
+from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
 
 if TYPE_CHECKING:

@@ -44,8 +44,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that a tiny video model is made of; see tests/video_model.py."""
-    from tests.video_model import build_tiny_video_model
+    """A folder with all that a tiny video model is made of; see tests/helpers/video_model.py."""
+    from tests.helpers.video_model import build_tiny_video_model
 
     return build_tiny_video_model(tmp_path_factory.mktemp("models") / "tiny_video")
 

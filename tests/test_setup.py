@@ -12,9 +12,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from storydiffusion.assembly import consistent_attention
 from storydiffusion.config import InferConfig, TrainConfig, load, training_schema
-from storydiffusion.sweep import expand
+from storydiffusion.config.sweep import expand
+from storydiffusion.pipelines.story import consistent_attention
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 15 * 2**20  # bytes

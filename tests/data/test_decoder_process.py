@@ -20,7 +20,7 @@ from storydiffusion.data.shards import find_shards
 from storydiffusion.data.video_reader import UnreadableVideoError, Video, VideoLimits
 from storydiffusion.errors import UserError
 from tests.data.test_loader import quarantined
-from tests.data.videos import video, write_tar
+from tests.helpers.videos import video, write_tar
 
 
 def marked(blob: bytes, word: bytes) -> bytes:

@@ -14,8 +14,8 @@ from storydiffusion.data.loader import ClipBatch, ClipLoader, LoaderOptions
 from storydiffusion.data.shard_index import ShardIndex, index_missing, index_shards
 from storydiffusion.data.shards import find_shards
 from storydiffusion.errors import UserError
-from tests.data.damage import DAMAGES
-from tests.data.videos import numbers_in, video, write_shard, write_tar
+from tests.helpers.damage import DAMAGES
+from tests.helpers.videos import numbers_in, video, write_shard, write_tar
 
 SMALL = ClipOptions(frames=3, stride=2, height=16, width=16, caption_dropout=0.0)
 

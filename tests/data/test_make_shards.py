@@ -12,7 +12,7 @@ from storydiffusion.data.loader import ClipLoader, LoaderOptions
 from storydiffusion.data.shard_index import ShardIndex
 from storydiffusion.data.shards import find_shards
 from tests.conftest import Outcome, outcome_of, script
-from tests.data.videos import video
+from tests.helpers.videos import video
 
 
 @pytest.fixture

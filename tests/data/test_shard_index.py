@@ -22,8 +22,8 @@ from storydiffusion.data.shard_index import (
 from storydiffusion.data.shards import find_shards, read_summary
 from storydiffusion.errors import UserError
 from tests.conftest import Outcome, outcome_of, script
-from tests.data.damage import DAMAGES
-from tests.data.videos import write_shard, write_tar
+from tests.helpers.damage import DAMAGES
+from tests.helpers.videos import write_shard, write_tar
 
 SAMPLES = 4
 

@@ -21,7 +21,7 @@ from storydiffusion.data.shard_writer import REJECTS, WriterOptions, write_shard
 from storydiffusion.data.shards import find_shards, read_manifest
 from storydiffusion.data.sources import SourceClip, VideoFile
 from storydiffusion.errors import UserError
-from tests.data.videos import video, write_tar
+from tests.helpers.videos import video, write_tar
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from storydiffusion.data.video_reader import (
     check_backend,
 )
 from storydiffusion.errors import UserError
-from tests.data.videos import numbers_in, video
+from tests.helpers.videos import numbers_in, video
 
 FRAMES = 24
 

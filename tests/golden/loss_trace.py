@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from storydiffusion import assembly
+from storydiffusion.commands import train as train_command
+from tests.commands.test_train import metrics
 from tests.conftest import ROOT
-from tests.test_train import metrics
-from tests.video_model import composed
+from tests.helpers.video_model import composed
 
 FILE = Path(__file__).with_suffix(".json")
 STEPS = 50
@@ -48,7 +48,7 @@ def trace(folder: Path, cache: Path) -> list[float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assembly.training(composed(*SETTINGS, f"cache={cache}", f"run_dir={folder}/run")).fit()
+        train_command.training(composed(*SETTINGS, f"cache={cache}", f"run_dir={folder}/run")).fit()
     finally:
         torch.set_num_threads(threads)
     return [float(row["train/loss"]) for row in metrics(folder / "run")]

@@ -88,7 +88,7 @@ def key_order(scratch: Path) -> dict[str, list[list[str]]]:
     from storydiffusion.data.loader import ClipLoader, LoaderOptions
     from storydiffusion.data.shard_index import index_missing
     from storydiffusion.data.shards import find_shards
-    from tests.data.videos import video, write_shard
+    from tests.helpers.videos import video, write_shard
 
     blob = video(scratch / "a.mp4", 8)
     for number, count in enumerate((9, 7, 8, 6)):

@@ -7,14 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from storydiffusion.output.lettering import (
-    NOT_AT_END,
-    NOT_AT_START,
-    Lettering,
-    balance_lines,
-    break_lines,
-    printable,
-)
+from storydiffusion.output.lettering import NOT_AT_END, NOT_AT_START, Lettering, balance_lines, break_lines, printable
 from storydiffusion.output.typefaces import FONTS, coverage, subset
 
 TEXTS = st.text("ab é,.!“”()日本語っー。、「」《》한국 \n…—", max_size=60)

@@ -11,7 +11,7 @@ import yaml
 
 from storydiffusion.training.checkpoint_io import newest_checkpoint
 from tests.conftest import ROOT
-from tests.slurm.cluster import (
+from tests.helpers.cluster import (
     SMALL,
     has_processes,
     job,

@@ -14,8 +14,8 @@ from storydiffusion.storyworld.captions import PLACE_WORDS, THIRD_PERSON, vocabu
 from storydiffusion.storyworld.clips import SHARES, ClipTruth, caption_of, follow, render_clip, sample_clip
 from storydiffusion.storyworld.motions import MOTIONS
 from storydiffusion.storyworld.renderer import character_mask, render
-from storydiffusion.storyworld.tokenizer import MAX_TOKENS, SPECIAL, build_tokenizer
 from storydiffusion.storyworld.truth import LOOKS, sample_truth
+from storydiffusion.training.miniature.tokenizer import MAX_TOKENS, SPECIAL, build_tokenizer
 
 STILLS = "4fcbcff294345389f2f0df19ff29e6ccb4d3afaeecd607856f064743938adcbe"
 CLIPS = "7cd510cf792599b342daf5e11a9faf4c3f847afac5be0139e6ca842088604e4a"

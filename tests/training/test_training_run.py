@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from storydiffusion.assembly.train import _strategy
+from storydiffusion.commands.train import _strategy
 from storydiffusion.errors import UserError
-from storydiffusion.training import agreement
+from storydiffusion.training import process_group as agreement
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, newest_checkpoint
 from storydiffusion.training.training_run import RunCheckpoints
-from tests.training.processes import run_processes
-from tests.video_model import composed
+from tests.helpers.processes import run_processes
+from tests.helpers.video_model import composed
 
 
 class Module(L.LightningModule):

@@ -4,10 +4,10 @@ Hydra composes, `load` turns the result into these dataclasses, strictly and onc
 The values live in conf/, the types and the checks here. Kept free of heavy imports: commands must answer quickly.
 """
 
+from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig
 from storydiffusion.config.infer import ConsistencyConfig, InferConfig, StoriesBenchmark, TransitionsBenchmark
 from storydiffusion.config.loading import closest_key, flat, keys, load
 from storydiffusion.config.model import ModelConfig, SparseControlConfig, VideoConfig
-from storydiffusion.config.reference import IPAdapterConfig, PhotoMakerConfig
 from storydiffusion.config.train import (
     DataConfig,
     LoggerConfig,

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from omegaconf import OmegaConf
 
+from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig, load_reference_config
 from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_sampling, load
 from storydiffusion.config.model import ModelConfig
-from storydiffusion.config.reference import IPAdapterConfig, PhotoMakerConfig, load_reference_config
 from storydiffusion.errors import UserError
 
 NOISES = ("own", "shared")

@@ -6,9 +6,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_side, load
+from storydiffusion.config.miniature import RECIPES
 from storydiffusion.config.model import ModelConfig
 from storydiffusion.errors import UserError
-from storydiffusion.storyworld.recipes import RECIPES
 
 TRANSITION = "transition"
 ACCELERATORS = ("auto", "cpu", "gpu")

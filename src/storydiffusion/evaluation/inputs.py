@@ -15,11 +15,11 @@ import numpy as np
 
 from storydiffusion.data.video_reader import UnreadableVideoError, Video
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.evaluation.clips import Box
+from storydiffusion.evaluation.metrics.clips import Box
 from storydiffusion.evaluation.result import FILE
 from storydiffusion.output.film_strip import open_strip
 from storydiffusion.output.manifest import Manifest, read_manifest
-from storydiffusion.story.given_pictures import read_picture
+from storydiffusion.story.given_images import read_picture
 
 Script = list[tuple[tuple[str, ...], bool]]
 """of each panel the characters, and whether the video cuts to it"""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from storydiffusion.evaluation.optical_flow import STILL
+from storydiffusion.evaluation.metrics.optical_flow import STILL
 from storydiffusion.evaluation.result import Better, Figure, Result
 
 
@@ -86,7 +86,7 @@ def result_of(measured: Measured, settings: Mapping[str, Any], remarks: Sequence
 def table(measured: Measured) -> str:
     """Mean ± standard error of each figure, over how many of what, which way is better, and what a still clip has."""
     from storydiffusion.evaluation.statistics import estimate
-    from storydiffusion.evaluation.table import markdown_table
+    from storydiffusion.evaluation.tables import markdown_table
 
     def cell(values: Sequence[float]) -> str:
         if len(values) < 2:

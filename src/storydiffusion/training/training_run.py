@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from storydiffusion.errors import UserError
-from storydiffusion.training.agreement import stop_together
+from storydiffusion.training.callbacks.ema import WeightAveraging
+from storydiffusion.training.callbacks.stopwatch import Stopwatch
 from storydiffusion.training.checkpoint_io import (
     Found,
     certify_folder,
@@ -22,9 +23,8 @@ from storydiffusion.training.checkpoint_io import (
     remove_older,
 )
 from storydiffusion.training.csv_log import logged_losses
+from storydiffusion.training.process_group import stop_together
 from storydiffusion.training.record import RECORD, machine
-from storydiffusion.training.stopwatch import Stopwatch
-from storydiffusion.training.weight_averaging import WeightAveraging
 
 
 class Exporting(Protocol):

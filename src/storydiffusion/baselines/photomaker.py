@@ -1,0 +1,214 @@
+"""PhotoMaker (2312.04461), a baseline of the paper's table 1: a word's embedding takes up pictures of the person meant.
+
+diffusers does not have it, so this reads the authors' weights of version 1 (photomaker-v1.bin) and does what they do:
+
+- a CLIP image encoder with two projections, one for each of SDXL's text encoders, gives each picture an embedding;
+- the word that stands for the person ("girl") is put into the prompt once for each picture, and at each of these
+  places the text's embedding and a picture's are fused by two small MLPs: the stacked ID embedding;
+- the first steps go by the text alone, the rest by the fused embeddings;
+- LoRA weights are added to the U-Net's attention.
+
+It was trained on photographs of people, and wants their faces cropped, which is the user's to do; drawn animals are
+beyond what it knows. Version 2, which also reads a network for face recognition, is not here. The authors' own weights
+have not been run in this repository's tests.
+
+Shapes: B panels, N tokens of text, C channels of both text encoders, K pictures of a subject.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from storydiffusion.errors import UserError, first_line
+from storydiffusion.models.prompt_encoding import encode_prompts, encode_windows, padded_windows
+from storydiffusion.pipelines.conditioning import Conditions, Subject
+
+HEAD_WIDTH = 64  # of every CLIP image encoder up to ViT-L, which this one is
+
+
+class MLP(nn.Module):
+    """Norm and two linear layers."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.layernorm = nn.LayerNorm(width_in)
+        self.fc1 = nn.Linear(width_in, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(self.layernorm(x))))
+
+
+class Fuse(nn.Module):
+    """Embeddings of a word (K, C) and of pictures (K, C) → the stacked ID embedding (K, C)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp1 = MLP(2 * width, width)
+        self.mlp2 = MLP(width, width)
+        self.layer_norm = nn.LayerNorm(width)
+
+    def forward(self, words: Tensor, pictures: Tensor) -> Tensor:
+        mixed = self.mlp1(torch.cat([words, pictures], dim=-1)) + words
+        return self.layer_norm(self.mlp2(mixed) + mixed)
+
+
+class IDEncoder(CLIPVisionModelWithProjection):
+    """The image encoder with its second projection and the fusing MLPs, named as in the authors' file."""
+
+    def __init__(self, config: CLIPVisionConfig, second_width: int) -> None:
+        super().__init__(config)
+        self.visual_projection_2 = nn.Linear(config.hidden_size, second_width, bias=False)
+        self.fuse_module = Fuse(config.projection_dim + second_width)
+
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor]) -> "IDEncoder":
+        """With the sizes that show in the tensors. Raises UserError for other tensors than it has."""
+        embeddings, layer = "vision_model.embeddings.", "vision_model.encoder.layers."
+        try:
+            width, _, patch, _ = weights[f"{embeddings}patch_embedding.weight"].shape
+            places = len(weights[f"{embeddings}position_embedding.weight"])
+            config = CLIPVisionConfig(
+                hidden_size=width,
+                intermediate_size=len(weights[f"{layer}0.mlp.fc1.weight"]),
+                num_hidden_layers=len({name.split(".")[3] for name in weights if name.startswith(layer)}),
+                num_attention_heads=max(1, width // HEAD_WIDTH),
+                patch_size=patch,
+                image_size=patch * round((places - 1) ** 0.5),
+                projection_dim=len(weights["visual_projection.weight"]),
+            )
+            encoder = cls(config, len(weights["visual_projection_2.weight"]))
+            own = {name: tensor for name, tensor in weights.items() if not name.endswith("position_ids")}
+            encoder.load_state_dict(own)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(f"it holds no ID encoder of PhotoMaker's version 1 ({first_line(error)})") from error
+        return encoder.requires_grad_(False).eval()
+
+    def id_embeddings(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """(K, C) of K pictures."""
+        side = self.config.image_size
+        processor = CLIPImageProcessor(size=side, crop_size=side)
+        pixels = processor(list(pictures), return_tensors="pt").pixel_values
+        features = self.vision_model(pixels.to(self.device, self.dtype)).pooler_output
+        return torch.cat([self.visual_projection(features), self.visual_projection_2(features)], dim=-1)
+
+
+class PhotoMaker:
+    """Puts its LoRA weights into a pipeline's U-Net, where they stay.
+
+    Args:
+        pipe: StableDiffusionXLPipeline or another with its two text encoders.
+        weights: `id_encoder` and `lora_weights`, each name → tensor, as in the authors' file.
+        text_steps: fraction of the steps that go by the text alone; the first does in any case.
+
+    Raises:
+        UserError: a pipeline of another kind, or weights that were made for another.
+    """
+
+    def __init__(self, pipe: Any, weights: Mapping[str, Mapping[str, Tensor]], text_steps: float) -> None:
+        if getattr(pipe, "text_encoder_2", None) is None:
+            raise UserError("PhotoMaker needs the two text encoders of SDXL: take model=sdxl")
+        self.pipe, self.text_steps = pipe, text_steps
+        self.encoder: Any = IDEncoder.from_weights(weights["id_encoder"]).to(pipe.unet.dtype)
+        found, wanted = self.encoder.fuse_module.layer_norm.weight.shape[0], pipe.unet.config.cross_attention_dim
+        if found != wanted:
+            raise UserError(f"its embeddings are {found} wide, the U-Net reads {wanted}: take one made for it")
+        add_lora(pipe.unet, weights["lora_weights"])
+
+    @torch.no_grad()
+    def conditions(
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str],
+        subjects: Sequence[Subject | None],
+        steps: int,
+        guidance_scale: float,
+    ) -> Conditions:
+        """Text, and later the subjects' stacked ID embeddings in it; see `conditions.Reference`.
+
+        Raises:
+            UserError: a prompt without the subject's word, or with no room for all of the subject's pictures.
+        """
+        text = encode_prompts(self.pipe, list(prompts), list(negative_prompts))
+        fused, pooled = self._fused(prompts, subjects, text.prompt_embeds.shape[1])
+        if guidance_scale > 1:
+            assert text.negative_pooled_prompt_embeds is not None  # SDXL's
+            fused = torch.cat([text.negative_prompt_embeds, fused])
+            pooled = torch.cat([text.negative_pooled_prompt_embeds, pooled])
+        later = int(self.text_steps * steps) + 1, {"prompt_embeds": fused, "add_text_embeds": pooled}
+        return Conditions({**text.as_arguments()}, later)
+
+    def _fused(self, prompts: Sequence[str], subjects: Sequence[Subject | None], tokens: int) -> tuple[Tensor, Tensor]:
+        """(B, N, C) and the pooled (B, D) of prompts in which each subject's word stands once for each picture."""
+        pipe = self.pipe
+        ids, places = [], []
+        for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):  # one vocabulary: the places are the same in both
+            windows = tokens // tokenizer.model_max_length
+            stacked = [stack(tokenizer, *one, windows) for one in zip(prompts, subjects, strict=True)]
+            ids.append([panel for panel, _ in stacked])
+            places = [place for _, place in stacked]
+        embeddings, pooled = encode_windows(pipe, ids)
+        assert pooled is not None  # the second text encoder has a projection
+        self.encoder.to(embeddings.device)
+        for panel, (subject, place) in enumerate(zip(subjects, places, strict=True)):
+            if subject is not None:
+                words = embeddings[panel, place]
+                embeddings[panel, place] = self.encoder.fuse_module(words, self.encoder.id_embeddings(subject.pictures))
+        return embeddings, pooled
+
+
+def stack(tokenizer: Any, prompt: str, subject: Subject | None, windows: int) -> tuple[list[list[int]], slice]:
+    """The prompt's tokens in windows, the last token of the subject's word once for each picture; and where these are.
+
+    Raises:
+        UserError: no such word in the prompt, or no room for so many pictures.
+    """
+    pieces = padded_windows(tokenizer, prompt, windows)
+    if subject is None:
+        return pieces, slice(0, 0)
+    word, more = tokenizer(subject.word, add_special_tokens=False).input_ids, len(subject.pictures) - 1
+    for number, piece in enumerate(pieces):
+        for first in range(len(piece) - len(word) + 1):
+            if piece[first : first + len(word)] == word:
+                at = first + len(word) - 1
+                if piece.index(tokenizer.eos_token_id) + more >= len(piece):
+                    raise UserError(
+                        f"{prompt!r} leaves no room for {more + 1} pictures of the {subject.word}: shorten it"
+                    )
+                pieces[number] = [*piece[:at], *[piece[at]] * (more + 1), *piece[at + 1 : len(piece) - more]]
+                place = number * len(piece) + at
+                return pieces, slice(place, place + more + 1)
+    raise UserError(f"{prompt!r} has no word {subject.word!r}: name one that stands for the subject in every prompt")
+
+
+def add_lora(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Adds low-rank weights, up @ down, to the linear layers that they are named after, for good.
+
+    Raises UserError for a name or a shape that the U-Net does not have; nothing is changed then.
+    """
+    short = {name.removeprefix("unet.").replace(".processor", ""): tensor for name, tensor in weights.items()}
+    halves: dict[str, Tensor] = convert_unet_state_dict_to_peft(short)
+    layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Linear)}
+    sums = {}
+    for name in halves:
+        layer, _, half = name.rpartition(".lora_")
+        if half not in ("A.weight", "B.weight") or layer not in layers:
+            raise UserError(f"its LoRA weight {name} has no place in this U-Net: take one made for it")
+        if layer in sums:
+            continue
+        down, up = (halves.get(f"{layer}.lora_{half}.weight") for half in ("A", "B"))
+        if down is None or up is None:
+            raise UserError(f"one half of its LoRA weight of {layer} is missing: fetch the file again")
+        found, wanted = (up.shape[0], down.shape[1]), tuple(layers[layer].weight.shape)
+        if found != wanted or up.shape[1] != down.shape[0]:
+            raise UserError(f"its LoRA weight of {layer} is {found}, the U-Net wants {wanted}: take one made for it")
+        sums[layer] = up.float() @ down.float()
+    with torch.no_grad():
+        for layer, total in sums.items():
+            weight = layers[layer].weight
+            weight.copy_((weight.float() + total.to(weight.device)).to(weight.dtype))

@@ -1,0 +1,209 @@
+"""References: config and story → what the U-Net is told of each panel, where pictures keep the characters too.
+
+Where the user brings no pictures, the model itself draws one of each character first, without the method: so all
+methods start from the same portraits. They are kept in portraits/ of the run, each with a digest of what made it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storydiffusion.baselines.loading import add_reference, fetch_reference
+from storydiffusion.config import InferConfig, PhotoMakerConfig
+from storydiffusion.errors import UserError
+from storydiffusion.loaders.text_to_image import StoryModel
+from storydiffusion.output.files import sha256_of_file
+from storydiffusion.story import PanelPrompt, Story, character_prompts, panel_prompts
+from storydiffusion.storyworld.stories import FrozenStory
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from storydiffusion.pipelines.conditioning import Conditions, Reference, Subject
+
+PORTRAITS_AT_ONCE = 4
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One to draw."""
+
+    prompt: PanelPrompt
+    seed: int
+
+
+def checksums_of_portraits(config: InferConfig, story: Story) -> dict[str, str]:
+    """The user's own pictures with their SHA-256.
+
+    Raises:
+        UserError: a character that the reference's settings do not name, or a picture that is not there.
+    """
+    reference, names = config.reference, [character.name for character in story.characters]
+    if reference is None or not names:
+        return {}
+    if isinstance(reference, PhotoMakerConfig):
+        words = _of_each(names, reference.words or {}, "words", "girl")
+        for character in story.characters:
+            word = words[character.name]
+            if word not in re.findall(r"\w+", character.description):
+                raise UserError(
+                    f"reference.words says {word!r} for {character.name!r}, who is '{character.description}': choose "
+                    "a word of that"
+                )
+    if reference.portraits is None:
+        return {}
+    given = _of_each(names, reference.portraits, "portraits", "FILE")
+    return {str(file): sha256_of_file(file) for name in names for file in _files(given[name])}
+
+
+def story_conditions(
+    config: InferConfig, story: Story, model: StoryModel, folder: Path, weights: Mapping[str, str]
+) -> "Conditions":
+    """Of the story's panels. With a reference the model's pipeline has it from then on.
+
+    Args:
+        folder: of the run.
+        weights: the model's files with their checksums, which portraits are made from.
+    """
+    from storydiffusion.pipelines.conditioning import text_conditions
+
+    told = panel_prompts(story)
+    prompts, negative_prompts = [one.prompt for one in told], [one.negative_prompt for one in told]
+    if config.reference is None:
+        return text_conditions(model.pipe, prompts, negative_prompts)
+    fetch_reference(config.reference)  # before minutes of drawing, not after
+    subjects = _subjects(config, story, model, folder, weights)
+    shown = [subjects[panel.characters[0]] if panel.characters else None for panel in story.panels]
+    reference = add_reference(model, config.model, config.reference)
+    assert config.steps is not None
+    assert config.guidance_scale is not None
+    return reference.conditions(prompts, negative_prompts, shown, config.steps, config.guidance_scale)
+
+
+def benchmark_conditions(
+    config: InferConfig, model: StoryModel, folder: Path, stories: Sequence[FrozenStory], weights: Mapping[str, str]
+) -> "Callable[[Sequence[FrozenStory]], Conditions | None]":
+    """Several of `stories` → those of all their panels, story by story; None without a reference.
+
+    With a reference the model's pipeline has it from the first call on: before, the model as it is has drawn all
+    characters, each as the first panel of its story shows it. The other arguments are those of `story_conditions`.
+    """
+    from storydiffusion.pipelines.conditioning import Subject
+    from storydiffusion.pipelines.story import panel_seeds
+
+    @cache  # once there is a story to tell
+    def reference() -> "tuple[Reference, dict[int, Subject]]":
+        fetch_reference(config.reference)  # before hours of drawing, not after
+        wanted = {
+            story.number: Portrait(
+                PanelPrompt(story.panels[0].prompt, ""), panel_seeds(config.seed + story.number, [("hero",)])[0]
+            )
+            for story in stories
+        }
+        drawn = _portraits(folder, model, config, wanted, weights)
+        subjects = {one.number: Subject((drawn[one.number],), one.panels[0].told["kind"]) for one in stories}
+        return add_reference(model, config.model, config.reference), subjects
+
+    def conditions(told: Sequence[FrozenStory]) -> "Conditions | None":
+        if config.reference is None:
+            return None
+        method, subjects = reference()
+        prompts = [panel.prompt for story in told for panel in story.panels]
+        shown = [subjects[story.number] for story in told for _ in story.panels]
+        assert config.steps is not None
+        assert config.guidance_scale is not None
+        return method.conditions(prompts, [""] * len(prompts), shown, config.steps, config.guidance_scale)
+
+    return conditions
+
+
+def _portraits(
+    folder: Path, model: StoryModel, config: InferConfig, wanted: Mapping[int, Portrait], weights: Mapping[str, str]
+) -> "dict[int, Image.Image]":
+    """Number → picture, drawn by the model as it is; `folder`/portraits keeps them."""
+    import numpy as np
+    from PIL import Image
+
+    from storydiffusion.output.film_strip import read_strip, write_strip
+
+    files = {number: folder / "portraits" / f"{number:03d}.png" for number in wanted}
+    keys = {number: _digest(config, portrait, weights) for number, portrait in wanted.items()}
+    found = {number: read_strip(files[number], 1, keys[number]) for number in wanted}
+    missing = [number for number, picture in found.items() if picture is None]
+    for first in range(0, len(missing), PORTRAITS_AT_ONCE):
+        part = missing[first : first + PORTRAITS_AT_ONCE]
+        for number, picture in zip(part, _draw(model, config, [wanted[number] for number in part]), strict=True):
+            strip = np.asarray(picture.convert("RGB"))[None]
+            write_strip(files[number], strip, keys[number])
+            found[number] = strip
+    return {number: Image.fromarray(picture[0]) for number, picture in found.items() if picture is not None}
+
+
+def _subjects(
+    config: InferConfig, story: Story, model: StoryModel, folder: Path, weights: Mapping[str, str]
+) -> "dict[str, Subject]":
+    """Character → the pictures that keep it."""
+    import numpy as np
+
+    from storydiffusion.pipelines.conditioning import Subject
+    from storydiffusion.story.given_images import read_picture
+
+    reference, names = config.reference, [character.name for character in story.characters]
+    words = (reference.words or {}) if isinstance(reference, PhotoMakerConfig) else {}
+    if reference.portraits is not None:
+        given = {name: tuple(read_picture(file) for file in _files(reference.portraits[name])) for name in names}
+    else:
+        seeds = [np.random.SeedSequence(config.seed, spawn_key=(n, 2)).generate_state(1)[0] for n in range(len(names))]
+        wanted = [Portrait(prompt, int(seed)) for prompt, seed in zip(character_prompts(story), seeds, strict=True)]
+        drawn = _portraits(folder, model, config, dict(enumerate(wanted, 1)), weights)
+        given = {name: (drawn[number],) for number, name in enumerate(names, 1)}
+    return {name: Subject(given[name], words.get(name, "")) for name in names}
+
+
+def _draw(model: StoryModel, config: InferConfig, wanted: Sequence[Portrait]) -> "list[Image.Image]":
+    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+    from storydiffusion.pipelines.conditioning import text_conditions
+    from storydiffusion.pipelines.story import tell_panels
+
+    prompts, negative_prompts = zip(*((one.prompt.prompt, one.prompt.negative_prompt) for one in wanted), strict=True)
+    arguments = {
+        **text_conditions(model.pipe, prompts, negative_prompts).arguments,
+        "num_inference_steps": config.steps,
+        "guidance_scale": config.guidance_scale,
+        "height": config.height,
+        "width": config.width,
+    }
+    alone = ConsistentSelfAttention(semantics="off")
+    return tell_panels(model.pipe, arguments, [portrait.seed for portrait in wanted], alone)
+
+
+def _digest(config: InferConfig, portrait: Portrait, weights: Mapping[str, str]) -> str:
+    sampling = [config.model.scheduler, config.steps, config.guidance_scale, config.height, config.width]
+    told = [portrait.prompt.prompt, portrait.prompt.negative_prompt, portrait.seed]
+    return hashlib.sha256(json.dumps([sampling, told, dict(weights)], sort_keys=True).encode()).hexdigest()
+
+
+def _of_each(names: Sequence[str], given: Mapping[str, Any], key: str, example: str) -> Mapping[str, Any]:
+    """`given`, which has an entry for every character and for nobody else."""
+    for name in names:
+        if name not in given:
+            raise UserError(f"reference.{key} has none for {name!r}: write reference.{key}='{{{name}: {example}}}'")
+    for name in given:
+        if name not in names:
+            raise UserError(f"reference.{key} names {name!r}, who is not in the story: it has {', '.join(names)}")
+    return given
+
+
+def _files(source: str) -> list[Path]:
+    """A picture, or those of a folder."""
+    path = Path(source).expanduser()
+    files = [path] if not path.is_dir() else sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+    if not files or not files[0].is_file():
+        raise UserError(f"reference.portraits: {source} is no picture here, nor a folder of pictures: give one")
+    return files

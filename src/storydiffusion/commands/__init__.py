@@ -1,0 +1,1 @@
+"""One verb a file: each told from top to bottom."""

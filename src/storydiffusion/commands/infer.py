@@ -1,0 +1,145 @@
+"""Telling: config → story, attention, run folder; and the telling itself."""
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storydiffusion.baselines.loading import checksums_of_reference
+from storydiffusion.baselines.portraits import checksums_of_portraits, story_conditions
+from storydiffusion.commands.video import given_panels, planned_video, render, video_settings
+from storydiffusion.config import InferConfig
+from storydiffusion.loaders.text_to_image import (
+    StoryModel,
+    device_of,
+    dtype_of,
+    load_story_model,
+    model_folder,
+    origin_of,
+    weights_of,
+)
+from storydiffusion.output.files import sha256_of_file
+from storydiffusion.output.manifest import Manifest, PanelRecord, installed_versions
+from storydiffusion.story import Story, load_story, panel_prompts
+
+if TYPE_CHECKING:
+    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+    from storydiffusion.output.run_folder import RunFolder
+
+
+def story(config: InferConfig) -> Story:
+    """The script, or, for pictures of the user's own, one without words."""
+    if config.frames is None:
+        return load_story(config.story)
+    from storydiffusion.story.given_images import story_of_pictures
+
+    return story_of_pictures([Path(file) for file in config.frames])
+
+
+def run_folder(config: InferConfig, story: Story) -> "RunFolder":
+    """The story's folder, checked against what it may already hold."""
+    from storydiffusion.output.run_folder import RunFolder
+
+    folder = model_folder(config.model.path, config.model.revision)
+    script = asdict(story) | {"pictures": [sha256_of_file(file) for file in config.frames or ()]}
+    script["portraits"] = list(checksums_of_portraits(config, story).values())
+    weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}
+    if config.reference is not None and config.frames is None:
+        weights |= checksums_of_reference(config.reference)
+    planned = Manifest(
+        title=story.title,
+        model=config.model.name,
+        origin=origin_of(folder),
+        config={**asdict(config), "script": script},
+        weights=weights,
+        video=planned_video(config),
+    )
+    return RunFolder(str(config.run_dir), planned, config.overwrite)
+
+
+def tell(config: InferConfig, story: Story, attention: "ConsistentSelfAttention", run: "RunFolder") -> None:
+    """Tells `story` into `run`, from where an earlier telling stopped: panels, then the video, then the report."""
+    device = device_of(config.model)
+    settings: dict[str, str | int | float | bool] = {"model": config.model.name, "seed": config.seed}
+    if config.frames is None:
+        settings = _settings(config) | _tell_panels(config, story, attention, run)
+    elif not run.panels:
+        given_panels(config, run)
+    seconds = {}
+    if run.manifest.video is not None:
+        clock = time.perf_counter()
+        render(config, run, [panel.cut for panel in story.panels])
+        seconds["video"] = round(time.perf_counter() - clock, 2)
+        settings |= video_settings(config)
+    places = {"device": str(device), "dtype": str(dtype_of(config.model.dtype, device))}
+    run.finish(settings, installed_versions() | places, seconds)
+
+
+def _tell_panels(
+    config: InferConfig, story: Story, attention: "ConsistentSelfAttention", run: "RunFolder"
+) -> dict[str, str]:
+    """Makes the panels, unless they are there; returns what else the report should say. The model goes with it."""
+    from storydiffusion.pipelines.story import panel_seeds, tell_panels, who_shares
+
+    model = load_story_model(config.model)
+    clock = time.perf_counter()
+    prompts, characters = panel_prompts(story), [panel.characters for panel in story.panels]
+    unknown = _unknown_words(model, [prompt.prompt for prompt in prompts])
+    remarks = {"words unknown to the model": ", ".join(unknown)} if unknown else {}
+    if run.panels:
+        return remarks
+    seeds = panel_seeds(config.seed, characters, config.noise)
+    conditions = story_conditions(config, story, model, run.path, run.manifest.weights)
+    arguments = {
+        **conditions.arguments,
+        "num_inference_steps": config.steps,
+        "guidance_scale": config.guidance_scale,
+        "height": config.height,
+        "width": config.width,
+    }
+    records = [
+        PanelRecord("", prompt.prompt, prompt.negative_prompt, panel.caption, seed, "")
+        for prompt, panel, seed in zip(prompts, story.panels, seeds, strict=True)
+    ]
+    with run.keeping_progress() as keep:
+        pictures = tell_panels(
+            model.pipe,
+            arguments,
+            seeds,
+            attention,
+            who_shares(characters),
+            run.progress(),
+            keep,
+            conditions.at_step_end,
+        )
+        seconds = {"loading": round(model.seconds, 2), "telling": round(time.perf_counter() - clock, 2)}
+        run.keep_panels(pictures, records, seconds)
+    return remarks
+
+
+def _settings(config: InferConfig) -> dict[str, str | int | float | bool]:
+    """What a reader of the report looks for first."""
+    consistency = config.consistency
+    return {
+        "model": config.model.name,
+        "consistency": consistency.semantics,
+        "rate": str(consistency.rate),
+        "sampler": consistency.sampler,
+        **({"reference": config.reference.kind} if config.reference else {}),
+        "seed": config.seed,
+        "noise": config.noise,
+        "steps": config.steps or 0,
+        "guidance scale": config.guidance_scale or 0.0,
+        "size": f"{config.width} × {config.height}",
+    }
+
+
+def _unknown_words(model: StoryModel, prompts: list[str]) -> list[str]:
+    """Names on stderr what the model's tokenizer has no word for."""
+    from storydiffusion.models.prompt_encoding import unknown_words
+
+    unknown = list(dict.fromkeys(word for text in prompts for word in unknown_words(model.pipe.tokenizer, text)))
+    if unknown:
+        print(f"warning: the model does not know these words of the prompts: {', '.join(unknown)}", file=sys.stderr)
+    return unknown

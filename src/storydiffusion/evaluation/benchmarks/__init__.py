@@ -1,0 +1,1 @@
+"""Benchmarks: many stories or clips, made, measured and written to result.json."""

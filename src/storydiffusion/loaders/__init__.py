@@ -1,0 +1,1 @@
+"""Load pretrained parts: a configuration becomes networks on their device."""

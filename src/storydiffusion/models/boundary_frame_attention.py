@@ -1,0 +1,81 @@
+"""End-frame attention: every frame of a clip also reads the tokens of its first and last frame. An addition of ours.
+
+The paper's video model (section 3.2 of arXiv 2405.01434) learns of the two given images through their semantic tokens,
+and through motion modules that look along time at one place only. In a small model neither carries who somebody is. So
+here each spatial self-attention takes more keys and values, by its own projections: for frame i of F
+
+    P_i = concat(I_i, I_1, I_F)                     tokens of the frame and of both ends
+    O_i = Attention(Q_i, K_{P_i}, V_{P_i})          one softmax; no weights are added
+
+which is equation 2 of the paper's consistent self-attention with the end frames as the only source and rate 1. An end
+frame reads itself once and the other end.
+
+Shapes: B clips, F frames, N tokens of a frame, C channels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from storydiffusion.attention.consistent_self_attention import multi_head_attention
+from storydiffusion.attention.plugin import self_attentions
+
+
+def read_end_frames(unet: nn.Module) -> None:
+    """Gives all spatial self-attentions of a UNetMotionModel, for good, a processor that reads the end frames too."""
+    length = ClipLength()
+    unet.register_forward_pre_hook(length.before_unet, with_kwargs=True)
+    for layer in self_attentions(unet, "all").values():
+        layer.set_processor(EndFrameAttnProcessor(length))
+
+
+class ClipLength:
+    """How many frames the clips have that the U-Net is given, which its attention layers cannot see.
+
+    Gradient checkpointing computes a layer again in the backward pass: until then no clips of another length may come.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 1
+
+    def before_unet(self, unet: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Is the forward pre-hook of the U-Net, whose input is (B, C, F, H, W)."""
+        self.frames = (args[0] if args else kwargs["sample"]).shape[2]
+
+
+class EndFrameAttnProcessor:
+    """A diffusers attention processor for `attn1` of a transformer block."""
+
+    def __init__(self, length: ClipLength) -> None:
+        self.length = length
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(B · F, N, C) → (B · F, N, C)."""
+        if attention_mask is not None:
+            raise ValueError("end-frame attention takes no attention_mask")
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        output = end_frame_attention(query, key, value, self.length.frames, attn.heads)
+        return attn.to_out[1](attn.to_out[0](output))
+
+
+def end_frame_attention(query: Tensor, key: Tensor, value: Tensor, frames: int, heads: int) -> Tensor:
+    """(B · F, N, C) each, projected, not yet split into heads → (B · F, N, C). A clip of one frame reads itself."""
+    if frames == 1:
+        return multi_head_attention(query, key, value, heads)
+    query, key, value = (x.unflatten(0, (-1, frames)) for x in (query, key, value))
+    # Both ends read the same tokens, so they are one sequence of 2N.
+    end_query, end_key, end_value = (torch.cat([x[:, 0], x[:, -1]], dim=1) for x in (query, key, value))
+    first, last = multi_head_attention(end_query, end_key, end_value, heads)[:, None].chunk(2, dim=2)
+    keys, values = (
+        torch.cat([own[:, 1:-1], ends[:, None].expand(-1, frames - 2, -1, -1)], dim=2).flatten(0, 1)
+        for own, ends in ((key, end_key), (value, end_value))
+    )
+    middle = multi_head_attention(query[:, 1:-1].flatten(0, 1), keys, values, heads)
+    return torch.cat([first, middle.unflatten(0, (len(first), frames - 2)), last], dim=1).flatten(0, 1)

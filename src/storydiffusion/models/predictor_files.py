@@ -1,0 +1,63 @@
+"""A semantic motion predictor as a folder: config.json, the arguments that it is made with, and model.safetensors."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storydiffusion.errors import UserError
+from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_predictor(predictor: SemanticMotionPredictor, settings: Mapping[str, Any], folder: str | Path) -> None:
+    """Writes both files; `settings` are the predictor's arguments, by name."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in predictor.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(dict(settings), indent=2) + "\n")
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """The arguments in a predictor's folder.
+
+    Raises:
+        UserError: no such folder, or a config.json that cannot be read.
+    """
+    file = Path(folder) / CONFIG
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no predictor, it has no {CONFIG}: name a folder that has") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file} ({error}): fetch it again") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{file} is not a JSON object: fetch it again")
+    return settings
+
+
+def load_predictor(folder: str | Path, dtype: torch.dtype = torch.float32) -> SemanticMotionPredictor:
+    """The predictor in a folder, in eval mode, with exactly the tensors that its config.json asks for.
+
+    Raises:
+        UserError: a file that is missing or damaged, or weights that do not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder, settings = Path(folder), read_settings(folder)
+    try:
+        predictor = SemanticMotionPredictor(**settings)
+        predictor.load_state_dict(load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no predictor, it has no {WEIGHTS}: name a folder that has") from error
+    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the predictor in {folder} cannot be loaded ({reason[:200]}): fetch it again") from error
+    return predictor.to(dtype).eval()

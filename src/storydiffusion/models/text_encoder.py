@@ -1,0 +1,39 @@
+"""Captions → the text tokens T of the cross-attention, by Stable Diffusion's frozen text encoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from storydiffusion.models.prompt_encoding import padded_windows, token_windows
+
+
+class TextEncoder(nn.Module):
+    """A tokenizer with its CLIPTextModel, frozen and always in eval mode.
+
+    A text longer than the encoder's window is read in several, one after the other, as for pictures; nothing of it is
+    lost.
+    """
+
+    def __init__(self, tokenizer: Any, model: Any) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.model: Any = model.requires_grad_(False).eval()
+
+    @property
+    def window(self) -> int:
+        """Tokens of one window, with its start and its end."""
+        return self.tokenizer.model_max_length
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        """Stays in eval mode: a trainer puts everything it holds into train mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """B texts → (B, T, D); T is one window's length times the windows of the longest text."""
+        windows = max(len(token_windows(self.tokenizer, text)) for text in texts)
+        ids = torch.tensor([padded_windows(self.tokenizer, text, windows) for text in texts])  # (B, windows, length)
+        hidden = self.model(ids.flatten(0, 1).to(self.model.device)).last_hidden_state
+        return hidden.reshape(len(texts), -1, hidden.shape[-1])

@@ -1,0 +1,72 @@
+"""The parts that make a transition, checked against each other.
+
+Shapes: B clips, T text tokens, D the width of the cross-attention's context.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from storydiffusion.errors import UserError
+from storydiffusion.models.image_encoders import ImageEncoder, Kind
+from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
+from storydiffusion.models.sparse_control import SparseControl, check_fits
+from storydiffusion.models.video_unet import SemanticVideoUNet
+
+
+@dataclass(frozen=True)
+class VideoModel:
+    """The parts that make a transition, all on one device.
+
+    Attributes:
+        encode_text: texts → (B, T, D), all of one length.
+        scheduler: a diffusers one of the schedule that the motion modules were trained with; it is never changed.
+        predictor: None leaves the video model to the text and to what it sees of the end frames.
+        features: what the predictor reads of the image encoder.
+        sparse_control: a ControlNet that knows the end frames, of the paper's baseline; None: there is none.
+
+    Raises:
+        UserError: parts whose widths do not fit each other.
+    """
+
+    video_unet: SemanticVideoUNet
+    vae: Any
+    encode_text: Callable[[Sequence[str]], Tensor]
+    scheduler: Any
+    predictor: SemanticMotionPredictor | None = None
+    image_encoder: ImageEncoder | None = None
+    features: Kind = "hidden"
+    sparse_control: SparseControl | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparse_control is not None:
+            check_fits(self.sparse_control.network, self.video_unet.unet)
+        if self.predictor is None:
+            return
+        if self.image_encoder is None:
+            raise UserError("the semantic motion predictor has no image encoder: give the one it was trained with")
+        wanted, found = self.video_unet.unet.config.cross_attention_dim, self.predictor.context_norm.weight.shape[0]
+        if wanted != found:
+            raise UserError(
+                f"the predictor makes context of width {found}, the video model reads {wanted}: "
+                f"take a predictor with context_width={wanted}"
+            )
+        wanted, found = self.predictor.image_width, self.image_encoder.widths[self.features]
+        if wanted != found:
+            raise UserError(
+                f"the predictor reads image features of width {wanted}, the image encoder gives {found}: "
+                "take the image encoder that it was trained with"
+            )
+
+    @property
+    def max_frames(self) -> int:
+        """Of a transition, its two ends included."""
+        unet = self.video_unet.max_frames
+        return unet if self.predictor is None else min(unet, self.predictor.frames)
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels a latent, in height and in width."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)

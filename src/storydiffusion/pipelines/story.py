@@ -1,0 +1,153 @@
+"""Story → consistent panels, through the public call and step callback of any diffusers pipeline that has a U-Net.
+
+All panels of a story are denoised together, since consistent self-attention needs them in one batch. What makes a panel
+its own is its seed, never its place: the same noise in any batch, on any device.
+
+Shapes: P panels, C latent channels, h × w latents (image size / the VAE's factor).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention, PanelGroup
+from storydiffusion.attention.plugin import consistent_self_attention
+from storydiffusion.config import ConsistencyConfig
+from storydiffusion.errors import UserError
+
+# Schedulers whose step reads its arguments and its own step number only: denoising can go on from stored latents.
+RESUMABLE = ("DDIMScheduler", "EulerDiscreteScheduler")
+
+
+def panel_seeds(seed: int, characters: Sequence[Sequence[str]], noise: str = "own") -> list[int]:
+    """The seed of each panel's starting noise, a function of the story's seed and the panel's number alone.
+
+    Args:
+        seed: of the story, 0 or more.
+        characters: the names in each panel.
+        noise: `own`, a seed for each panel; `shared`, panels of one character start from the noise of the first of them
+            (a panel of several counts for the one it names first, a panel of none has its own).
+    """
+    first = {}
+    for number, names in enumerate(characters):
+        first.setdefault(names[0] if noise == "shared" and names else number, number)
+    numbers = [first[names[0] if noise == "shared" and names else n] for n, names in enumerate(characters)]
+    return [int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0]) for number in numbers]
+
+
+def starting_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> tuple[Tensor, list[torch.Generator]]:
+    """(P, C, h, w) standard normal noise, drawn on the CPU so that every device starts alike; and its generators."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = (pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), generators
+
+
+def who_shares(characters: Sequence[Sequence[str]]) -> Tensor:
+    """(P, P) booleans, true where two panels name a character in common."""
+    return torch.tensor([[bool(set(a) & set(b)) for b in characters] for a in characters])
+
+
+def tell_panels(
+    pipe: Any,
+    arguments: dict[str, Any],
+    seeds: Sequence[int],
+    consistency: ConsistentSelfAttention,
+    may_share: Tensor | None = None,
+    start: tuple[int, Tensor] | None = None,
+    on_step: Callable[[int, Tensor], None] = lambda step, latents: None,
+    at_step_end: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda step, tensors: tensors,
+) -> list[Image.Image]:
+    """The pictures of one story.
+
+    Args:
+        arguments: of the pipeline's call: prompts or their embeddings, one each panel, `height` and `width` in pixels,
+            `num_inference_steps`, `guidance_scale`, and whatever else the pipeline takes.
+        seeds: one each panel.
+        may_share: (P, P) booleans, true at [i, j] where panel i may read panel j; None lets all read all.
+        start: (step, latents) where an interrupted call stopped, as `on_step` was given them; the rest gives the same
+            pixels bit for bit. With a scheduler that keeps more than its step number (see RESUMABLE) it is left
+            unread and all steps are made again.
+        on_step: is given the number of steps done, 1 or more, and the latents (P, C, h, w), for keeping.
+        at_step_end: `Conditions.at_step_end` of the panels' conditions, where these change on the way.
+
+    Raises:
+        UserError: too little memory, or what `consistent_self_attention` refuses.
+    """
+    noise, generators = starting_noise(pipe, seeds, arguments["height"], arguments["width"])
+    resumed = start if start and type(pipe.scheduler).__name__ in RESUMABLE else None
+    group = PanelGroup(len(seeds), may_share=may_share)
+    with (
+        consistent_self_attention(pipe, consistency, [group]) as story,
+        _skipping_to(pipe, resumed) as skip,
+        tqdm(desc=f"denoising {len(seeds)} panels", unit="step", initial=resumed[0] if resumed else 0) as bar,
+    ):
+
+        def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            tensors = at_step_end(step, skip(step, story.on_step_end(pipe, step, timestep, tensors)))
+            if resumed is None or step >= resumed[0]:
+                on_step(step + 1, tensors["latents"])
+                bar.total = pipe.num_timesteps
+                bar.update()
+            return tensors
+
+        try:
+            return pipe(
+                **arguments,
+                latents=noise.to(pipe.unet.dtype),
+                generator=generators,
+                callback_on_step_end=on_step_end,
+            ).images
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU has too little memory for {len(seeds)} panels of {arguments['width']} × "
+                f"{arguments['height']}: take a smaller size, fewer panels or model.offload=model"
+            ) from error
+
+
+@contextmanager
+def _skipping_to(
+    pipe: Any, start: tuple[int, Tensor] | None
+) -> Iterator[Callable[[int, dict[str, Any]], dict[str, Any]]]:
+    """Lets the pipeline's loop run up to `start` without its U-Net, and puts the stored latents in there.
+
+    So the scheduler's step number, the callback's and the story's are those of an uninterrupted run. Yields a function
+    of the step number and the callback's tensors, to be called at the end of every step.
+    """
+    unet, hidden = pipe.unet, vars(pipe.unet).get("forward")  # a hook of offloading may stand there already
+
+    def restore() -> None:
+        if hidden is not None:
+            unet.forward = hidden
+        else:
+            vars(unet).pop("forward", None)
+
+    def at_step_end(step: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        if start is None or step != start[0] - 1:
+            return tensors
+        restore()
+        stored = start[1].to(tensors["latents"])
+        if stored.shape != tensors["latents"].shape:
+            raise ValueError(f"stored latents have shape {stored.shape}, not {tensors['latents'].shape}")
+        return {**tensors, "latents": stored}
+
+    if start is not None:
+        unet.forward = lambda sample, *args, **kwargs: (torch.zeros_like(sample[:, : unet.config.out_channels]),)
+    try:
+        yield at_step_end
+    finally:
+        restore()
+
+
+def consistent_attention(config: ConsistencyConfig, seed: int) -> ConsistentSelfAttention:
+    """Raises UserError, with the key's name, for values that are out of range or do not go together."""
+    try:
+        return ConsistentSelfAttention(**asdict(config), seed=seed)  # type: ignore[arg-type]  # it checks its strings
+    except UserError as error:
+        raise UserError(f"consistency.{error}") from error

@@ -1,0 +1,1 @@
+"""What leaves this repository: releases, model cards, exports."""

@@ -1,0 +1,75 @@
+"""Every so many steps: clips sampled by the averaged weights, each under the true clip with its ends, in one PNG."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch import Tensor
+
+from storydiffusion.data.loader import ClipBatch
+from storydiffusion.output.files import write_picture
+from storydiffusion.pipelines.transition import TransitionSampling, sample_clips
+from storydiffusion.training.callbacks.ema import WeightAveraging
+
+GAP = 4  # pixels between clips
+
+
+class SampleGrid(L.Callback):
+    """Writes `folder`/samples/STEP.png, and shows it to the loggers that take pictures.
+
+    Args:
+        every: steps.
+        example: gives the clips, the same at every call.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        folder: str | Path,
+        example: Callable[[], ClipBatch],
+        sampling: TransitionSampling,
+        average: WeightAveraging,
+    ) -> None:
+        self.every = every
+        self.folder = Path(folder) / "samples"
+        self.example = example
+        self.sampling = sampling
+        self.average = average
+        self._last_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._last_step and trainer.global_step % self.every == 0:
+            self._sample(trainer, pl_module)
+        self._last_step = trainer.global_step
+
+    @rank_zero_only
+    def _sample(self, trainer: L.Trainer, module: Any) -> None:
+        clips = self.example()
+        start, end, count = clips.frames[:, 0], clips.frames[:, -1], len(clips.frames)
+        module.eval()
+        with self.average.applied(module), trainer.precision_plugin.forward_context():
+            sampled = sample_clips(module.model, start, end, clips.captions, range(count), self.sampling)
+        module.train()
+        file = self.folder / f"{trainer.global_step:06d}.png"
+        write_picture(file, Image.fromarray(grid(clips.frames, sampled)))
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("samples", [str(file)], step=trainer.global_step)  # type: ignore[attr-defined]
+
+
+def grid(true: Tensor, sampled: Tensor) -> np.ndarray:
+    """uint8 (B, F, 3, H, W) each → uint8 (rows, columns, 3): a clip's frames side by side, the true ones above."""
+    rows = torch.stack([true, sampled], dim=1).permute(0, 1, 4, 2, 5, 3)  # B, 2, H, F, W, 3
+    pairs = rows.reshape(len(true), 2 * true.shape[3], -1, 3)
+    separated = torch.nn.functional.pad(pairs, (0, 0, 0, 0, 0, GAP), value=255)
+    return separated.flatten(0, 1)[:-GAP].numpy()

@@ -1,0 +1,135 @@
+"""What is logged of the video model's training: one row every few steps, into metrics.csv and every other logger."""
+
+import resource
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from storydiffusion.training.callbacks.skip_non_finite_steps import FiniteLoss
+
+BUCKETS = 4
+LOSS, SEMANTIC, CLIPS, ERROR, NOISED = range(5)  # rows of the sums; the last two count by bucket
+
+
+class TrainingLog(L.Callback):
+    """Losses are means over all clips since the last row, of all processes: loss is what is minimised, diffusion_loss
+    and semantic_loss its terms, without their weights, where there is a semantic one; a bucket of timesteps without
+    clips is left out.
+    clips_per_second counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib is
+    the most held by this process so far, on the GPU where there is one; skipped_steps counts those that `guard` has
+    left out since the training began, and clips whose loss is not finite are in no mean. Sums travel in the checkpoint.
+
+    Args:
+        every: steps.
+        timesteps: of the noise schedule, which are split into `BUCKETS` equal parts.
+        guard: of the same training.
+    """
+
+    def __init__(self, every: int, timesteps: int, guard: FiniteLoss) -> None:
+        self.every = every
+        self.timesteps = timesteps
+        self.guard = guard
+        self.sums = torch.zeros(5, BUCKETS, dtype=torch.float64)
+        self.waited = self.clips = 0.0
+        self.figures: dict[str, float] = {}  # of the last step: learning rates and gradient norm
+        self._row_began = self._batch_ended = 0.0
+        self._last_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.sums = self.sums.to(pl_module.device)
+        self._row_began = self._batch_ended = time.monotonic()
+        self._last_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.waited += time.monotonic() - self._batch_ended
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if (trainer.global_step + 1) % self.every == 0:
+            self.figures = learning_rates(optimizer) | gradient_norm(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._add(outputs)
+        stepped = trainer.global_step != self._last_step  # not with gradients to accumulate still
+        self._last_step = trainer.global_step
+        if stepped and trainer.global_step % self.every == 0:
+            self._write(trainer)
+        self._batch_ended = time.monotonic()
+
+    def _add(self, outputs: dict[str, Tensor]) -> None:
+        is_finite = outputs["losses"].isfinite()
+        names = {"losses", "semantic", "errors"} & outputs.keys()
+        kept = {name: outputs[name].double().where(is_finite, 0) for name in names}
+        self.sums[LOSS, 0] += kept["losses"].sum()
+        self.sums[CLIPS, 0] += is_finite.sum()
+        if "semantic" in kept:
+            self.sums[SEMANTIC, 0] += kept["semantic"].sum()
+        if "errors" in kept:
+            buckets = outputs["timesteps"] * BUCKETS // self.timesteps
+            self.sums[ERROR].index_add_(0, buckets, kept["errors"])
+            self.sums[NOISED].index_add_(0, buckets, is_finite.double())
+        self.clips += len(is_finite)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        sums = torch.as_tensor(trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")).cpu()
+        seconds = time.monotonic() - self._row_began
+        row = losses(sums, self.timesteps) | {f"train/{name}": value for name, value in self.figures.items()}
+        row["train/clips_per_second"] = self.clips * trainer.world_size / seconds
+        row["train/data_wait"] = self.waited / seconds
+        row["train/memory_gib"] = memory()
+        row["train/skipped_steps"] = float(self.guard.skipped)
+        for logger in trainer.loggers:
+            logger.log_metrics(row, trainer.global_step)
+        self.sums.zero_()
+        self.waited = self.clips = 0.0
+        self._row_began = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.sums = torch.tensor(state_dict["sums"], dtype=torch.float64)
+
+
+def losses(sums: Tensor, timesteps: int) -> dict[str, float]:
+    """The columns of a row; none where no clip had a finite loss."""
+    clips, noised = sums[CLIPS].sum(), sums[NOISED].sum()
+    if not clips:
+        return {}
+    row = {"train/loss": (sums[LOSS].sum() / clips).item()}
+    for bucket in range(BUCKETS):
+        if sums[NOISED, bucket]:
+            first, end = (timesteps * edge // BUCKETS for edge in (bucket, bucket + 1))
+            row[f"train/diffusion_loss_t{first}-{end - 1}"] = (sums[ERROR, bucket] / sums[NOISED, bucket]).item()
+    if sums[SEMANTIC].any():
+        row["train/semantic_loss"] = (sums[SEMANTIC].sum() / clips).item()
+        if noised:
+            row["train/diffusion_loss"] = (sums[ERROR].sum() / noised).item()
+    return row
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """`learning_rate`, and one for each further group that has a name for its kind."""
+    first, *others = optimizer.param_groups
+    return {"learning_rate": first["lr"]} | {f"learning_rate_{group['kind']}": group["lr"] for group in others}
+
+
+def gradient_norm(module: L.LightningModule) -> dict[str, float]:
+    """`grad_norm` before clipping; not where the strategy keeps gradients to itself, as DeepSpeed does."""
+    gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+    return {"grad_norm": torch.nn.utils.get_total_norm(gradients).item()} if gradients else {}
+
+
+def memory() -> float:
+    """The most memory held so far, in GiB: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB

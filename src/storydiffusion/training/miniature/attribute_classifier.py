@@ -1,0 +1,91 @@
+"""Training of the judge, `storyworld.attribute_classifier`: on rendered truth, blurred, tinted and made noisy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from storydiffusion.config.miniature import JudgeRecipe
+from storydiffusion.storyworld.attribute_classifier import Judge
+from storydiffusion.storyworld.images import HELD_OUT_SEED, draw
+from storydiffusion.storyworld.truth import ATTRIBUTES, Truth
+from storydiffusion.training.miniature.recipe_module import RecipeModule
+from storydiffusion.training.miniature.stream import Stream
+
+ABSENT = -1
+"""label of an attribute that a truth does not have (hair of a bear); ignored in training and scores"""
+
+
+def labels(truths: Sequence[Truth]) -> dict[str, Tensor]:
+    """For every attribute the index of each truth's value, or ABSENT."""
+    return {
+        name: torch.tensor(
+            [ABSENT if getattr(truth, name) is None else values.index(getattr(truth, name)) for truth in truths]
+        )
+        for name, values in ATTRIBUTES.items()
+    }
+
+
+@dataclass  # not frozen: Lightning moves batches to devices by setting fields
+class LabelledPictures:
+    """`images` float32 (B, 3, 128, 128) in [−1, 1]; `labels` as of `labels`."""
+
+    images: Tensor
+    labels: dict[str, Tensor]
+
+
+class JudgeModule(RecipeModule):
+    """Trains `self.judge`."""
+
+    EDGES = ("features.0.", "heads")
+
+    def __init__(self, recipe: JudgeRecipe) -> None:
+        super().__init__(recipe)
+        self.recipe: JudgeRecipe = recipe
+        self.judge = Judge(recipe.channels)
+
+    def train_dataloader(self) -> Stream:
+        return Stream(self.labelled, self.recipe.steps)
+
+    def labelled(self, step: int) -> LabelledPictures:
+        size = self.recipe.batch_size
+        pictures = draw(self.recipe.seed, range(step * size, (step + 1) * size))
+        return LabelledPictures(worsen(pictures.images, self.generator(step)), labels(pictures.truths))
+
+    def loss(self, batch: LabelledPictures) -> dict[str, Tensor]:
+        losses = []
+        for name, logits in self.judge(batch.images).items():
+            wanted = batch.labels[name]
+            total = nn.functional.cross_entropy(logits, wanted, ignore_index=ABSENT, reduction="sum")
+            losses.append(total / (wanted != ABSENT).sum().clamp(min=1))  # a batch may hold nobody with hair
+        return {"loss": torch.stack(losses).mean()}
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes the judge and returns its accuracy of each attribute on 2,000 held-out renders."""
+        self.judge.save(folder / "judge")
+        judge = Judge.load(folder / "judge")  # what is measured is what is shipped
+        right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
+        for first in range(0, 2000, 100):
+            batch = draw(HELD_OUT_SEED, range(first, first + 100))
+            read = judge.read(batch.images)
+            for name, values in read.items():
+                told = [(value, getattr(truth, name)) for value, truth in zip(values, batch.truths, strict=True)]
+                right[name] += [value == true for value, true in told if true is not None]
+        return {name: sum(hits) / len(hits) for name, hits in right.items()}
+
+
+def worsen(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the pictures blurred, all tinted and made noisy a little, each by its own random amount."""
+    count = len(images)
+
+    def amount(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator).to(images.device)
+
+    blurred = nn.functional.avg_pool2d(nn.functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = images.lerp(blurred, amount(1, 1, 1) * (amount(1, 1, 1) < 0.5))
+    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    tint = (amount(3, 1, 1) - 0.5) * 0.16
+    return images * (0.9 + 0.2 * amount(1, 1, 1)) + tint + 0.1 * amount(1, 1, 1) * noise

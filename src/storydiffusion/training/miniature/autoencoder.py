@@ -1,0 +1,90 @@
+"""The miniature's AutoencoderKL: 8 × 8 pixels become one latent position, as in Stable Diffusion.
+
+The network is fully convolutional (no attention), so it learns from crops and serves any size divisible by 8.
+Loss: L1 on pixels + L1 on differences of neighbouring pixels (flat drawings live by their outlines) + KL.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor
+
+from storydiffusion.config.miniature import AutoencoderRecipe
+from storydiffusion.storyworld.images import PICTURE_SIZE, Pictures, draw
+from storydiffusion.training.miniature.recipe_module import RecipeModule
+from storydiffusion.training.miniature.stream import Stream
+
+
+def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL:
+    levels = len(recipe.block_out_channels)
+    return AutoencoderKL(
+        sample_size=PICTURE_SIZE,
+        latent_channels=recipe.latent_channels,
+        block_out_channels=recipe.block_out_channels,  # type: ignore[arg-type]  # annotated as a tuple of one
+        layers_per_block=recipe.layers_per_block,
+        down_block_types=("DownEncoderBlock2D",) * levels,  # type: ignore[arg-type]
+        up_block_types=("UpDecoderBlock2D",) * levels,  # type: ignore[arg-type]
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+    )
+
+
+class AutoencoderModule(RecipeModule):
+    """Trains `self.autoencoder`; batches are random crops of freshly drawn pictures."""
+
+    EDGES = ("conv_in", "conv_out", "quant_conv")
+
+    def __init__(self, recipe: AutoencoderRecipe) -> None:
+        super().__init__(recipe)
+        self.recipe: AutoencoderRecipe = recipe
+        network: Any = build_autoencoder(recipe)
+        self.autoencoder = network.to(memory_format=torch.channels_last)
+
+    def train_dataloader(self) -> Stream:
+        return Stream(self.crops, self.recipe.steps)
+
+    def crops(self, step: int) -> Tensor:
+        """(B, 3, crop, crop): four crops of each picture, so that fewer pictures are drawn."""
+        recipe = self.recipe
+        count = -(-recipe.batch_size // 4)
+        images = draw(recipe.seed, range(step * count, (step + 1) * count)).images
+        corners = torch.randint(
+            PICTURE_SIZE - recipe.crop + 1, (recipe.batch_size, 2), generator=self.generator(step)
+        ).tolist()
+        return torch.stack(
+            [images[i // 4, :, y : y + recipe.crop, x : x + recipe.crop] for i, (y, x) in enumerate(corners)]
+        ).contiguous(memory_format=torch.channels_last)
+
+    def loss(self, batch: Tensor) -> dict[str, Tensor]:
+        posterior = self.autoencoder.encode(batch).latent_dist
+        decoded = self.autoencoder.decode(posterior.sample()).sample
+        pixel = (decoded - batch).abs().mean()
+        edge = edge_distance(decoded, batch)
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = pixel + self.recipe.edge_weight * edge + self.recipe.kl_weight * kl
+        return {"loss": loss, "pixel": pixel, "edge": edge, "kl": kl, "noise": posterior.std.mean()}
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes the diffusers folder and returns the figures measured on held-out pictures."""
+        from storydiffusion.storyworld.images import HELD_OUT_SEED
+
+        self.autoencoder.eval()
+        pictures: Pictures = draw(HELD_OUT_SEED, range(128))
+        latents, errors = [], []
+        for images in pictures.images.split(16):
+            latent = self.autoencoder.encode(images).latent_dist.mean
+            decoded = self.autoencoder.decode(latent).sample.clamp(-1, 1)
+            latents.append(latent)
+            errors.append(((decoded - images) / 2).square().mean(dim=(1, 2, 3)))
+        self.autoencoder.register_to_config(scaling_factor=1 / torch.cat(latents).std().item())
+        self.autoencoder.to(torch.float16).save_pretrained(folder / "vae")
+        return {"psnr_db": (-10 * torch.cat(errors).log10()).mean().item()}
+
+
+def edge_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean L1 distance of the horizontal and of the vertical differences of neighbouring pixels."""
+    difference = a - b
+    return (difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()) / 2

@@ -1,0 +1,115 @@
+"""The miniature's image-text encoder: transformers' CLIPModel, trained by contrast on StoryWorld (CLIP, 2103.00020).
+
+A batch consists of families: pictures of the same kind, action, place and object, whose attire alone differs. Without
+them the contrast is won by kind and place, and the words for clothes are never learnt.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+from storydiffusion.config.miniature import ClipRecipe
+from storydiffusion.storyworld.captions import caption
+from storydiffusion.storyworld.images import HELD_OUT_SEED, PICTURE_SIZE, to_tensor
+from storydiffusion.storyworld.truth import Truth, sample_truth
+from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
+from storydiffusion.training.miniature.stream import Stream
+from storydiffusion.training.miniature.tokenizer import MAX_TOKENS, build_tokenizer
+
+FAMILY = 8
+
+
+def text_config(width: int, layers: int) -> CLIPTextConfig:
+    """The text tower, which the U-Net's text encoder shares."""
+    return CLIPTextConfig(
+        vocab_size=len(build_tokenizer()),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+
+
+def build_clip(recipe: ClipRecipe) -> CLIPModel:
+    vision = CLIPVisionConfig(
+        hidden_size=recipe.width,
+        intermediate_size=4 * recipe.width,
+        num_hidden_layers=recipe.image_layers,
+        num_attention_heads=recipe.width // 32,
+        image_size=PICTURE_SIZE,
+        patch_size=recipe.patch_size,
+    )
+    config = CLIPConfig(projection_dim=recipe.projection)
+    config.text_config = text_config(recipe.width, recipe.text_layers)
+    config.vision_config = vision
+    return CLIPModel(config)
+
+
+@dataclass  # not frozen: Lightning moves batches to devices by setting fields
+class Pairs:
+    """`images` float32 (B, 3, 128, 128) in [−1, 1]; `tokens` int64 (B, 48), the caption of each."""
+
+    images: Tensor
+    tokens: Tensor
+
+
+def family_truths(seed: int, first: int, count: int) -> list[Truth]:
+    """`count` truths in families of eight that differ in attire alone."""
+    truths = []
+    for index in range(first, first + count):
+        head = sample_truth(seed, index - index % FAMILY)
+        truths.append(
+            sample_truth(seed, index, kind=head.kind, action=head.action, place=head.place, object=head.object)
+        )
+    return truths
+
+
+class ClipModule(RecipeModule):
+    """Trains `self.clip` by the symmetric contrastive loss."""
+
+    EDGES = ("patch_embedding", "projection", "class_embedding", "logit_scale")
+
+    def __init__(self, recipe: ClipRecipe) -> None:
+        super().__init__(recipe)
+        self.recipe: ClipRecipe = recipe
+        self.clip: Any = build_clip(recipe)
+        self.tokenizer = build_tokenizer()
+
+    def train_dataloader(self) -> Stream:
+        return Stream(lambda step: self.pairs(self.recipe.seed, step * self.recipe.batch_size), self.recipe.steps)
+
+    def pairs(self, seed: int, first: int) -> Pairs:
+        import numpy as np
+
+        from storydiffusion.storyworld.renderer import render
+
+        truths = family_truths(seed, first, self.recipe.batch_size)
+        captions = [caption(truth, seed * 1_000_003 + first + i) for i, truth in enumerate(truths)]
+        tokens = self.tokenizer(captions, padding="max_length", truncation=False, return_tensors="pt").input_ids
+        return Pairs(to_tensor(np.stack([render(truth, PICTURE_SIZE) for truth in truths])), tokens)
+
+    def loss(self, batch: Pairs) -> dict[str, Tensor]:
+        logits = self.clip(input_ids=batch.tokens, pixel_values=batch.images).logits_per_image
+        target = torch.arange(len(logits), device=logits.device)
+        cross_entropy = nn.functional.cross_entropy
+        loss = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+        accuracy = (logits.argmax(dim=1) == target).float().mean()
+        return {"loss": loss, "accuracy": accuracy}
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes the transformers folder and returns the accuracy of retrieval within batches of held-out pictures."""
+        self.clip.eval()
+        batches = [self.pairs(HELD_OUT_SEED, i * self.recipe.batch_size) for i in range(8)]
+        accuracy = torch.stack([self.loss(batch)["accuracy"] for batch in batches]).mean().item()
+        self.clip.to(torch.float16).save_pretrained(folder / "image_encoder")
+        declare_float32(folder / "image_encoder")
+        return {f"image_to_text_accuracy_of_{self.recipe.batch_size}": accuracy}

@@ -1,0 +1,67 @@
+"""What the miniature's trainings share: optimizer, learning-rate schedule, logging."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from storydiffusion.config.miniature import Recipe
+from storydiffusion.training.optim.learning_rate import rate_at
+from storydiffusion.training.optim.muon import Muon, split_parameters
+
+
+class RecipeModule(L.LightningModule):
+    """A LightningModule trained by a `Recipe`; subclasses hold networks and give `loss` and `batches`."""
+
+    EDGES: tuple[str, ...] = ()
+    """parts of the names of first and last layers, which AdamW trains"""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is exported, by the names in the record of trainings."""
+        return (self.recipe.part,)
+
+    def loss(self, batch: Any) -> dict[str, Tensor]:
+        """The terms to log; the one named "loss" is minimised."""
+        raise NotImplementedError
+
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
+        terms = self.loss(batch)
+        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, prog_bar=True)
+        return terms["loss"]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        recipe = self.recipe
+        optimizer = Muon(
+            *split_parameters(self, self.EDGES),
+            lr=recipe.learning_rate,
+            adam_lr=recipe.adam_learning_rate,
+            dtype=torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(recipe, step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes the trained part into `folder`; returns measured figures."""
+        raise NotImplementedError
+
+    def generator(self, step: int) -> torch.Generator:
+        """Randomness that depends on the recipe's seed and the step alone, so that a resumed run repeats it."""
+        return torch.Generator().manual_seed(self.recipe.seed * 1_000_000_007 + step)
+
+
+def declare_float32(folder: Path) -> None:
+    """Marks a transformers folder of float16 weights to be loaded in float32.
+
+    transformers would else load it in float16, while diffusers loads its own networks in float32: the mix fails.
+    """
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")

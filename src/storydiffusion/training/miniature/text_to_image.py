@@ -1,0 +1,201 @@
+"""The miniature's U-Net and its text encoder: latent diffusion as in Stable Diffusion, trained from nothing.
+
+v-prediction (2202.00512) on a cosine schedule; latents are computed once and cached, captions are drawn anew at every
+step, each part of the attire told half of the time, so that words bind to what they name. A share of the batches shows
+one character twice in one picture.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPTextModel
+
+from storydiffusion.config.miniature import Text2ImageRecipe
+from storydiffusion.storyworld.captions import caption, pair_caption
+from storydiffusion.storyworld.images import to_tensor
+from storydiffusion.storyworld.renderer import render
+from storydiffusion.storyworld.truth import Truth, sample_pair_member
+from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
+from storydiffusion.training.miniature.stream import Stream
+from storydiffusion.training.miniature.tokenizer import build_tokenizer
+
+
+def build_unet(recipe: Text2ImageRecipe, latent_channels: int, text_width: int) -> UNet2DConditionModel:
+    levels = len(recipe.block_out_channels)
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=recipe.block_out_channels,
+        layers_per_block=recipe.layers_per_block,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        cross_attention_dim=text_width,
+        # diffusers' name notwithstanding, this is the NUMBER of heads
+        attention_head_dim=tuple(width // recipe.head_width for width in recipe.block_out_channels),  # type: ignore[arg-type]
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def build_scheduler() -> Any:
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+@dataclass  # not frozen: Lightning moves batches to devices by setting fields
+class NoisedLatents:
+    """`noised` and the `target` v, (B, C, H, W); `timesteps` (B,); `tokens` (B, 48)."""
+
+    noised: Tensor
+    target: Tensor
+    timesteps: Tensor
+    tokens: Tensor
+
+
+class Text2ImageModule(RecipeModule):
+    """Trains `self.unet` and `self.text_encoder` on the latents of the miniature's autoencoder.
+
+    Args:
+        recipe: see `Text2ImageRecipe`.
+        miniature: folder with vae/ and image_encoder/, whose text tower the text encoder starts as; with
+            `recipe.warm_start` its unet/ and text_encoder/ are the start.
+        cache: folder for the latents, made once a recipe.
+    """
+
+    EDGES = ("conv_in", "conv_out", "text_encoder", "time_embedding")
+
+    def __init__(self, recipe: Text2ImageRecipe, miniature: Path, cache: Path) -> None:
+        super().__init__(recipe)
+        self.recipe: Text2ImageRecipe = recipe
+        self.miniature = miniature
+        self.cache = cache / f"storyworld_pairs_{recipe.seed}_{recipe.pictures}.npy"
+        self.tokenizer = build_tokenizer()
+        self.scheduler = build_scheduler()
+        if recipe.warm_start:
+            self.text_encoder = CLIPTextModel.from_pretrained(miniature / "text_encoder", dtype=torch.float32)
+            self.unet = UNet2DConditionModel.from_pretrained(miniature / "unet", torch_dtype=torch.float32)
+        else:
+            clip: Any = CLIPModel.from_pretrained(miniature / "image_encoder", dtype=torch.float32)
+            self.text_encoder = CLIPTextModel(clip.config.text_config)
+            self.text_encoder.load_state_dict(clip.text_model.state_dict())
+            channels = json.loads((miniature / "vae" / "config.json").read_text())["latent_channels"]
+            self.unet = build_unet(recipe, channels, clip.config.text_config.hidden_size)
+        self.text_encoder.train()
+        unet: Any = self.unet.train()
+        unet.to(memory_format=torch.channels_last)
+
+    def prepare_data(self) -> None:
+        if not self.cache.exists():
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            autoencoder = AutoencoderKL.from_pretrained(self.miniature / "vae", torch_dtype=torch.float32)
+            latents = encode_world(autoencoder, self.recipe.seed, self.recipe.pictures)
+            partial = self.cache.with_suffix(".part.npy")
+            np.save(partial, latents)
+            partial.replace(self.cache)
+
+    def train_dataloader(self) -> Stream:
+        latents = np.load(self.cache, mmap_mode="r")
+        return Stream(lambda step: self.noised(latents, step), self.recipe.steps)
+
+    def noised(self, latents: np.ndarray, step: int) -> NoisedLatents:
+        """Batch `step`: pictures in a random order, timesteps spread evenly over the batch."""
+        generator = self.generator(step)
+        paired = torch.rand((), generator=generator) < self.recipe.pair_probability
+        clean, captions = (self.pairs if paired else self.singles)(latents, step, generator)
+        count = len(clean)
+        spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        timesteps = (spread * self.scheduler.config.num_train_timesteps).long()
+        noise = torch.randn(clean.shape, generator=generator)
+        noised = self.scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        return NoisedLatents(
+            noised, self.scheduler.get_velocity(clean, noise, timesteps), timesteps, self.tokens(captions, generator)
+        )
+
+    def singles(self, latents: np.ndarray, step: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """One picture each: latents (B, C, 16, 16) and a new caption of each."""
+        count = self.recipe.batch_size
+        indices = torch.randint(len(latents), (count,), generator=generator).tolist()
+        captions = [caption(self.truth(index), step * count + i) for i, index in enumerate(indices)]
+        return torch.from_numpy(latents[indices]).float(), captions
+
+    def pairs(self, latents: np.ndarray, step: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Two pictures of one character each, latents (B / 2, C, 16, 32) or (B / 2, C, 32, 16), as collages are.
+
+        They are meant to teach self-attention that what looks like one character wears one attire; consistent
+        self-attention itself plays no part in the training.
+        """
+        count = self.recipe.batch_size // 2
+        firsts = (2 * torch.randint(len(latents) // 2, (count,), generator=generator)).tolist()
+        seconds = [index + 1 for index in firsts]
+        captions = [
+            pair_caption(self.truth(index), self.truth(index + 1), step * count + i) for i, index in enumerate(firsts)
+        ]
+        below_or_beside = 2 + int(torch.randint(2, (), generator=generator))
+        halves = [torch.from_numpy(latents[indices]).float() for indices in (firsts, seconds)]
+        return torch.cat(halves, dim=below_or_beside), captions
+
+    def truth(self, index: int) -> Truth:
+        return sample_pair_member(self.recipe.seed, index)
+
+    def tokens(self, captions: list[str], generator: torch.Generator) -> Tensor:
+        """int64 (B, 48); some captions are dropped for classifier-free guidance, some words made unknown."""
+        recipe = self.recipe
+        dropped = torch.rand(len(captions), generator=generator) < recipe.caption_dropout
+        kept = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
+        tokens = self.tokenizer(kept, padding="max_length", return_tensors="pt").input_ids
+        unknown = torch.rand(tokens.shape, generator=generator) < recipe.unknown_word_probability
+        return tokens.masked_fill(unknown & (tokens > 1), self.tokenizer.unk_token_id)
+
+    def loss(self, batch: NoisedLatents) -> dict[str, Tensor]:
+        context = self.text_encoder(batch.tokens).last_hidden_state
+        predicted = self.unet(batch.noised, batch.timesteps, context).sample
+        return {"loss": nn.functional.mse_loss(predicted, batch.target)}
+
+    def export(self, folder: Path) -> dict[str, float]:
+        """Writes the whole pipeline in diffusers' layout, the autoencoder included; nothing is measured here."""
+        pipe = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(self.miniature / "vae"),
+            text_encoder=self.text_encoder,
+            tokenizer=build_tokenizer(),  # that of the training has its padding switched on
+            unet=self.unet,
+            scheduler=self.scheduler,
+            safety_checker=None,  # type: ignore[arg-type]  # may be None
+            feature_extractor=None,  # type: ignore[arg-type]
+            requires_safety_checker=False,
+        ).to(dtype=torch.float16)
+        for network in (pipe.vae, pipe.unet):
+            network.register_to_config(_name_or_path="")  # else the folder that it was loaded from is written down
+        pipe.save_pretrained(folder)
+        declare_float32(folder / "text_encoder")
+        file = folder / "text_encoder" / "config.json"  # with float16 here the pipeline would load two dtypes
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+        (folder / "storydiffusion.json").write_text('{"kind": "miniature"}\n')
+        return {}
+
+
+@torch.no_grad()
+def encode_world(autoencoder: Any, seed: int, count: int, chunk: int = 25) -> np.ndarray:
+    """The scaled latents of pictures 0 … count − 1 of the paired world `seed`: float16 (count, C, 16, 16)."""
+    parts = []
+    for first in tqdm(range(0, count, chunk), desc="encoding StoryWorld", unit_scale=chunk):
+        truths = [sample_pair_member(seed, index) for index in range(first, min(count, first + chunk))]
+        images = to_tensor(np.stack([render(truth) for truth in truths]))
+        latents = autoencoder.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+        parts.append((latents * autoencoder.config.scaling_factor).half().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,1 @@
+"""A blind pairwise study with people: its page, its answers, its figures."""

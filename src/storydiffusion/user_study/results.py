@@ -1,0 +1,148 @@
+"""Counts the answers to a study that `storydiffusion.user_study` made.
+
+  python -m storydiffusion.user_study_results key=runs/study/key.json answers=FOLDER
+  python -m storydiffusion.user_study_results key=… answers=FOLDER out=runs/study_results
+
+FOLDER holds the .json files that people sent back, and no others. OUT gets table.md and results.json: for each two
+methods and each question the votes for the first of them, their share with Wilson's 95% interval, p of the exact
+two-sided binomial test against even choice, and how many people and items it was asked of.
+
+A file that is damaged, or of another study, ends the count. Of several files by one person's code the one finished last
+counts. Both these and people who always took the same side are named, and the latter are counted all the same.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storydiffusion.config.module_command import run
+from storydiffusion.errors import UserError
+from storydiffusion.output.files import write_atomically
+
+if TYPE_CHECKING:
+    from storydiffusion.user_study.files import Answers, Key
+
+
+@dataclass
+class UserStudyResultsConfig:
+    """The command's settings."""
+
+    key: str
+    answers: str
+    out: str = "runs/user_study_results"
+
+
+def user_study_results(config: UserStudyResultsConfig) -> None:
+    """Reads, counts and writes everything; see the head of this file."""
+    from storydiffusion.evaluation.records import json_bytes
+    from storydiffusion.user_study.files import load_key
+
+    key = load_key(Path(config.key))
+    received = read_answers(Path(config.answers), key)
+    people, superseded = once_each(received)
+    results = {
+        "study": key.study,
+        "questions": key.questions,
+        "preferences": preferences(key, people),
+        "people": [person_record(person) for person in people],
+        "not_counted": [{"participant": one.participant, "file": one.file.name} for one in superseded],
+    }
+    write_atomically(Path(config.out) / "results.json", json_bytes(results))
+    table = report(results)
+    write_atomically(Path(config.out) / "table.md", table.encode())
+    print(table)
+
+
+def read_answers(folder: Path, key: "Key") -> list["Answers"]:
+    """One for each .json file of the folder. Raises UserError for none, or one that is not answers to this study."""
+    from storydiffusion.user_study.files import load_answers
+
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise UserError(f"answers={folder} holds no .json files: put those there that people sent back")
+    return [load_answers(file, key) for file in files]
+
+
+def once_each(received: Sequence["Answers"]) -> tuple[list["Answers"], list["Answers"]]:
+    """Those that count, of each person the one finished last, and the others."""
+    counted: dict[str, Answers] = {}
+    for one in sorted(received, key=lambda one: (one.finished, one.file.name)):
+        counted[one.participant] = one
+    kept = sorted(counted.values(), key=lambda one: one.participant)
+    return kept, [one for one in received if counted[one.participant] is not one]
+
+
+def preferences(key: "Key", people: Sequence["Answers"]) -> list[dict[str, Any]]:
+    """A record for each question and each two methods that were compared, in the order of the key."""
+    from storydiffusion.user_study.preference import preference
+
+    votes: dict[tuple[str, frozenset[str]], list[tuple[str, str, str]]] = {}
+    for person in people:
+        for answer in person.answers:
+            comparison = key.comparisons[answer.comparison]
+            group = comparison.question, frozenset((comparison.first, comparison.second))
+            chosen = comparison.first if answer.order == "first" else comparison.second
+            votes.setdefault(group, []).append((person.participant, comparison.item, chosen))
+    records = []
+    for question in key.questions:
+        for method, other in combinations(key.methods, 2):
+            given = votes.get((question, frozenset((method, other))))
+            if given:
+                found = preference(sum(chosen == method for _, _, chosen in given), len(given))
+                who, what = {person for person, _, _ in given}, {item for _, item, _ in given}
+                counts = {"people": len(who), "items": len(what)}
+                records.append({"question": question, "method": method, "other": other, **asdict(found), **counts})
+    return records
+
+
+def person_record(person: "Answers") -> dict[str, Any]:
+    return {
+        "participant": person.participant,
+        "file": person.file.name,
+        "answers": len(person.answers),
+        "left_share": person.left_share,
+        "median_seconds": statistics.median(answer.seconds for answer in person.answers),
+    }
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The table in Markdown, and under it what a reader must know of the people and of the test."""
+    from storydiffusion.evaluation.tables import markdown_table
+
+    header = ["question", "methods", "votes", "share, %", "95% interval, %", "p", "people", "items"]
+    rows = [
+        [
+            one["question"],
+            f"{one['method']} over {one['other']}",
+            f"{one['votes']} of {one['count']}",
+            f"{100 * one['share']:.1f}",
+            f"{100 * one['low']:.1f} – {100 * one['high']:.1f}",
+            "< 0.001" if one["p_value"] < 0.001 else f"{one['p_value']:.3f}",
+            str(one["people"]),
+            str(one["items"]),
+        ]
+        for one in results["preferences"]
+    ]
+    questions = "; ".join(f"{name}: “{wording}”" for name, wording in results["questions"].items() if name != wording)
+    people = results["people"]
+    seconds = statistics.median(person["median_seconds"] for person in people)
+    sentences = [
+        f"{len(people)} {'people' if len(people) != 1 else 'person'}, {sum(p['answers'] for p in people)} answers, "
+        f"{seconds:.1f} s each in the median; study {results['study']}.",
+        *([f"Questions: {questions}"] if questions else []),
+        "Interval: Wilson's; p: exact two-sided binomial test against even choice. Both take the votes for "
+        "independent, which those of one person, or of one item, need not be; p is of each row alone.",
+    ]
+    if results["not_counted"]:
+        again = ", ".join(f"{one['file']} ({one['participant']})" for one in results["not_counted"])
+        sentences.append(f"Not counted, as the same person finished another one later: {again}.")
+    if one_sided := [person["participant"] for person in people if person["left_share"] in (0, 1)]:
+        sentences.append(f"Took the same side each time, and are counted: {', '.join(one_sided)}.")
+    return markdown_table(header, rows) + "\n" + "\n\n".join(sentences) + "\n"
+
+
+if __name__ == "__main__":
+    run(UserStudyResultsConfig, user_study_results, __doc__)

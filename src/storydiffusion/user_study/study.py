@@ -1,0 +1,202 @@
+"""Makes a blind study: which of two methods do people prefer, asked by one HTML file that opens offline.
+
+  python -m storydiffusion.user_study methods.ours=runs/ours methods.ip_adapter=runs/ip_adapter out=runs/study
+  python -m storydiffusion.user_study methods.ours=A methods.seine=B methods.sparsectrl=C media=video
+  python -m storydiffusion.user_study … 'questions=[character,text,"Which one has the better colours?"]'
+
+Each method is a folder, whose items have the same names in all of them: run folders of infer.py, pictures, folders of
+pictures, or videos (.mp4, .webm). media=video takes the videos of run folders instead of their panels. The text shown
+with an item is what its run folder was told with, or NAME.txt beside it, one line a picture.
+
+OUT gets study.html, to be sent to everybody, and key.json, to be kept: the page has opaque names only. Every person is
+asked per_person=50 comparisons (all, where there are fewer), drawn so that the pairs of methods, the questions and the
+sides A and B come equally often; the person's code, which the page draws, decides which, and in which order. Answers
+stay in the person's browser until the end, when they are downloaded as JSON; `storydiffusion.user_study_results` counts
+them.
+
+Questions: overall (the default, as the paper asked 30 people 50 questions), character and text for pictures or videos,
+smooth and natural for videos, or any of your own that ends with a question mark.
+
+Further settings: title, largest_side=512 (pixels; larger pictures are scaled down, and lose nothing else),
+limit_mb=100 (the page's greatest size in megabytes), and seed, of the opaque names.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from storydiffusion.config.loading import check_choice, check_range
+from storydiffusion.config.module_command import run
+from storydiffusion.errors import UserError
+from storydiffusion.output.files import write_atomically
+from storydiffusion.output.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from storydiffusion.user_study.page import Kind, StudyItem
+
+KINDS = ("images", "video")
+QUESTIONS = {
+    "overall": "Which one do you prefer overall?",
+    "character": "In which one do the characters keep their looks better?",
+    "text": "Which one fits the text better?",
+    "smooth": "Which one moves more smoothly?",
+    "natural": "Which one looks more natural?",
+}
+OF_VIDEO = ("smooth", "natural")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEOS = (".mp4", ".webm")
+
+
+@dataclass
+class UserStudyConfig:
+    """The command's settings."""
+
+    methods: dict[str, str]
+    media: str = "images"
+    questions: list[str] = field(default_factory=lambda: ["overall"])
+    per_person: int = 50
+    title: str | None = None
+    out: str = "runs/user_study"
+    largest_side: int = 512
+    limit_mb: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("media", self.media, KINDS)
+        check_range("per_person", self.per_person, 1, 10_000)
+        check_range("largest_side", self.largest_side, 16, 16_384)
+        check_range("limit_mb", self.limit_mb, 1, 2_000)
+        if len(self.methods) < 2:
+            raise UserError(f"{len(self.methods)} methods cannot be compared: give two or more, methods.NAME=FOLDER")
+        if not self.questions or len(set(self.questions)) < len(self.questions):
+            raise UserError(f"questions={self.questions}: give one or more, each once")
+        for question in self.questions:
+            if question not in QUESTIONS and not question.endswith("?"):
+                raise UserError(
+                    f"questions: {question!r} is none of {', '.join(QUESTIONS)}, and no question of your own, which "
+                    "would end with a question mark"
+                )
+            if question in OF_VIDEO and self.media != "video":
+                raise UserError(f"questions: {question!r} is asked of videos alone: add media=video")
+
+
+def user_study(config: UserStudyConfig) -> None:
+    """Finds what the methods made, and writes the page and its key; see the head of this file."""
+    from storydiffusion.user_study.files import load_key, save_key
+    from storydiffusion.user_study.page import study_page
+
+    folders = {method: Path(folder) for method, folder in config.methods.items()}
+    items = find_items(folders, cast("Kind", config.media))
+    if "text" in config.questions and (mute := [item.name for item in items if not item.text]):
+        raise UserError(f"the question 'text' needs a text, which {mute[0]!r} has not: put it into {mute[0]}.txt")
+    questions = {question: QUESTIONS.get(question, question) for question in config.questions}
+    page = study_page(
+        items, cast("Kind", config.media), questions, config.per_person, config.title, config.largest_side, config.seed
+    )
+    html = page.html.encode()
+    if len(html) > config.limit_mb * 1e6:
+        smaller = "a smaller largest_side" if config.media == "images" else "shorter videos"
+        raise UserError(
+            f"the page would be {len(html) / 1e6:.0f} MB, more than limit_mb={config.limit_mb}: give fewer items, "
+            f"{smaller}, or a higher limit"
+        )
+    out = Path(config.out)
+    if (out / "key.json").exists() and load_key(out / "key.json").study != page.key.study:
+        raise UserError(f"{out} holds the key of another study, without which its answers are lost: choose another out")
+    save_key(page.key, out / "key.json")
+    write_atomically(out / "study.html", html)
+    asked, total = min(config.per_person, len(page.key.comparisons)), len(page.key.comparisons)
+    print(f"{out / 'study.html'}: {len(html) / 1e6:.1f} MB, {asked} of {total} comparisons for each person")
+    print(f"{out / 'key.json'}: keep it, and show it to nobody who takes part")
+
+
+def find_items(folders: Mapping[str, Path], kind: "Kind") -> list["StudyItem"]:
+    """What the methods made, by name. Raises UserError where they did not make the same things."""
+    from storydiffusion.user_study.page import StudyItem
+
+    found = {method: named_items(folder) for method, folder in folders.items()}
+    methods = list(folders)
+    names = set().union(*found.values())
+    for method, (name, others) in ((m, (n, found)) for m in methods for n in sorted(names) if n not in found[m]):
+        owner = next(other for other in methods if name in others[other])
+        raise UserError(f"{folders[method]} has no {name!r}, as {folders[owner]} has: give all methods the same items")
+    items = []
+    for name in sorted(names):
+        media = {method: media_of(found[method][name], kind) for method in methods}
+        counts = {method: len(files) for method, files in media.items()}
+        if other := [method for method in methods if counts[method] != counts[methods[0]]]:
+            first, second = methods[0], other[0]
+            raise UserError(
+                f"{found[first][name]} and {found[second][name]} have {counts[first]} and {counts[second]} pictures: "
+                "compare equal numbers"
+            )
+        items.append(StudyItem(name, text_of([found[method][name] for method in methods]), media))
+    return items
+
+
+def named_items(folder: Path) -> dict[str, Path]:
+    """Name → run folder, folder of pictures, picture or video. Raises UserError for none, or two of one name."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give each method the folder of what it made")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        is_item = path.is_dir() or path.suffix.lower() in PICTURES + VIDEOS
+        if path.name.startswith(".") or not is_item:
+            continue
+        name = path.name if path.is_dir() else path.stem
+        if name in found:
+            raise UserError(f"{found[name]} and {path} have one name: leave one of them")
+        found[name] = path
+    if not found:
+        raise UserError(
+            f"{folder} holds no run folders, pictures or videos: give each method the folder of what it made"
+        )
+    return found
+
+
+def media_of(path: Path, kind: "Kind") -> tuple[Path, ...]:
+    """The pictures, in order, or the one video of an item. Raises UserError where it has none."""
+    suffixes = PICTURES if kind == "images" else VIDEOS
+    if path.is_file() and path.suffix.lower() in suffixes:
+        return (path,)
+    if (path / "manifest.json").is_file():
+        manifest = read_manifest(path / "manifest.json")
+        if kind == "images" and manifest.panels:
+            return tuple(path / panel.file for panel in manifest.panels)
+        if kind == "video" and manifest.video is not None and manifest.complete:
+            return (path / manifest.video.file,)
+    elif path.is_dir() and kind == "images":
+        files = [file for file in path.iterdir() if file.suffix.lower() in suffixes and not file.name.startswith(".")]
+        if files:
+            return tuple(sorted(files, key=lambda file: (numbers_in(file.stem), file.name)))
+    raise UserError(f"{path} has no {'pictures' if kind == 'images' else 'video'}: make them, or take it out")
+
+
+def numbers_in(name: str) -> list[int]:
+    """So that 10 comes after 9."""
+    return [int(digits) for digits in re.findall(r"\d+", name)]
+
+
+def text_of(paths: Sequence[Path]) -> tuple[str, ...]:
+    """What the methods were told; empty where none of them says. Raises UserError where they say different things."""
+    told: dict[tuple[str, ...], Path] = {}
+    for path in paths:
+        beside = path.with_name(f"{path.stem if path.is_file() else path.name}.txt")
+        if (path / "manifest.json").is_file():
+            lines = tuple(panel.prompt for panel in read_manifest(path / "manifest.json").panels)
+        elif beside.is_file():
+            lines = tuple(line.strip() for line in beside.read_text(encoding="utf-8").splitlines())
+        else:
+            continue
+        if any(lines):
+            told.setdefault(lines, path)
+    if len(told) > 1:
+        first, second, *_ = told.values()
+        raise UserError(f"{first} and {second} were told different texts: compare what was made for the same one")
+    return next(iter(told), ())
+
+
+if __name__ == "__main__":
+    run(UserStudyConfig, user_study, __doc__)

@@ -1,0 +1,198 @@
+"""The collector, on results written by hand whose means, differences and faults are known."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from storydiffusion.config import module_command
+from storydiffusion.config.sweep import planned_sweep
+from storydiffusion.errors import UserError
+from storydiffusion.evaluation.compare import CollectConfig, collect, gather
+from storydiffusion.evaluation.result import Figure, Result, save_result
+from tests.conftest import Outcome, outcome_of
+
+SETTINGS = {"seed": 0, "consistency.rate": 0.0, "model.weights.unet": "abc"}
+VALUES = {"0": [0.1, 0.2, 0.3], "0.5": [0.3, 0.5, 0.4], "1": [0.6, 0.7, 0.8]}
+
+
+def plan(folder: Path, *told: str, params: dict[str, str] | None = None, shared: tuple[str, ...] = (), **more) -> None:
+    """multirun.yaml as Hydra writes it, of an experiment's params and the command line's overrides."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hydra = {
+        "sweeper": {"params": params},
+        "overrides": {"task": list(told)},
+        "job": {"config": {"override_dirname": {"exclude_keys": list(shared)}}},
+    }
+    (folder / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra, **more}))
+
+
+def write(folder: Path, values: list[float | None], names: str = "abc", **settings) -> None:
+    figures = {"consistency": Figure(values, "higher"), "error": Figure([1 - (v or 0) for v in values], "lower")}
+    save_result(Result(list(names), figures, {**SETTINGS, **settings}, ["Of a small model."]), folder)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Three rates, written in another order than planned."""
+    folder = tmp_path / "ablation"
+    plan(folder, "experiment=x", params={"consistency.rate": "0,0.5,1"}, shared=("experiment",))
+    for rate in ("1", "0", "0.5"):
+        write(folder / f"consistency.rate={rate}", VALUES[rate], **{"consistency.rate": float(rate)})
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Outcome]:
+    """Calls `python -m storydiffusion.collect OVERRIDES` in this process."""
+
+    def call(*overrides: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["collect.py", *overrides])
+        return outcome_of(lambda: module_command.run(CollectConfig, collect, "the help"), capsys)
+
+    return call
+
+
+def rows(table: str, figure: str = "consistency") -> list[list[str]]:
+    """Cells of a figure's table, below its header."""
+    lines = table.split(f"**{figure}**")[1].split("**")[0].strip().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+
+
+def test_means_differences_and_significance_are_those_by_hand(command, sweep):
+    outcome = command(f"sweep={sweep}")
+    assert outcome.code == 0, outcome.err
+    table = (sweep / "table.md").read_text()
+    assert outcome.out.strip() == table.strip()
+    assert rows(table) == [
+        ["0", "0.200 ± 0.058", "–", "–", "3"],
+        ["0.5", "0.400 ± 0.058", "+0.200 ± 0.058", "0.074", "3"],  # differences 0.2, 0.3, 0.1: t = 3.464 of 2 degrees
+        ["1", "0.700 ± 0.058", "+0.500 ± 0.000", "< 0.001", "3"],
+    ]
+    assert rows(table, "error")[1][2] == "-0.200 ± 0.058"
+    assert "**consistency** ↑" in table
+    assert "**error** ↓" in table
+    assert table.count("Of a small model.") == 1
+    found = json.loads((sweep / "collected.json").read_text())
+    assert found["figures"]["consistency"]["jobs"]["consistency.rate=0.5"]["difference"]["p_value"] == pytest.approx(
+        0.0742, abs=1e-4
+    )
+    assert (sweep / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_baseline_and_folder(command, sweep, tmp_path):
+    assert command(f"sweep={sweep}", "baseline=consistency.rate=1", f"out={tmp_path}/out").code == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert rows(table)[0][2] == "-0.500 ± 0.000"
+    assert not (sweep / "table.md").exists()
+    outcome = command(f"sweep={sweep}", "baseline=consistency.rate=2")
+    assert outcome.code == 1
+    assert "choose one of consistency.rate=0; " in outcome.err
+
+
+def test_subjects_are_paired_by_name(sweep):
+    write(sweep / "consistency.rate=0.5", [0.4, 0.3, None, 0.9], "bacd", **{"consistency.rate": 0.5})
+    difference = gather(sweep).cell("consistency", "consistency.rate=0.5").difference
+    assert difference is not None
+    assert (difference.count, difference.mean) == (2, pytest.approx(((0.4 - 0.2) + (0.3 - 0.1)) / 2))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda job: (job / "result.json").unlink(), "is missing: it did not begin"),
+        (lambda job: (job / "result.json").rename(job / "records.json"), "is missing: it began and did not finish"),
+        (lambda job: (job / "result.json").write_text("{"), "is missing: its result.json cannot be read"),
+    ],
+)
+def test_a_job_without_result_is_named_and_nothing_is_averaged_over_it(command, sweep, fault, said):
+    fault(sweep / "consistency.rate=0.5")
+    outcome = command(f"sweep={sweep}")
+    assert outcome.code == 1
+    assert f"consistency.rate=0.5 {said}" in outcome.err
+    assert outcome.err.count("\n") == 1
+    table = (sweep / "table.md").read_text()
+    assert rows(table)[1] == ["0.5", "missing", "–", "–", "–"]
+    assert rows(table)[2][1] == "0.700 ± 0.058"
+    assert f"**0.5 {said}.**" in table
+    assert "consistency.rate=0.5" in json.loads((sweep / "collected.json").read_text())["missing"]
+
+
+def test_without_the_baseline_there_are_no_differences(command, sweep):
+    (sweep / "consistency.rate=0" / "result.json").unlink()
+    assert command(f"sweep={sweep}").code == 1
+    assert [row[2] for row in rows((sweep / "table.md").read_text())] == ["–"] * 3
+
+
+def test_a_job_of_other_settings_is_named(command, sweep):
+    write(sweep / "consistency.rate=0.5", VALUES["0.5"], seed=7, **{"consistency.rate": 0.5})
+    outcome = command(f"sweep={sweep}")
+    assert outcome.code == 1
+    assert "consistency.rate=0.5 was measured with seed 7, the others 0" in outcome.err
+    assert "**0.5 was measured with seed 7, the others 0.**" in (sweep / "table.md").read_text()
+
+
+def test_what_lies_below_a_swept_group_may_differ(tmp_path):
+    plan(tmp_path, "consistency=off,eq2")
+    for name in ("off", "eq2"):
+        write(tmp_path / f"consistency={name}", VALUES["0"], **{"consistency.semantics": name})
+    collected = gather(tmp_path)
+    assert not collected.other
+    assert list(collected.labels.values()) == ["off", "eq2"]
+
+
+def test_weights_may_differ_between_trainings_and_nowhere_else(tmp_path):
+    for folder, more in ((tmp_path / "trainings", {"recipe": {}}), (tmp_path / "stories", {})):
+        plan(folder, "predictor.layers=0,1", **more)
+        for layers in "01":
+            write(folder / f"predictor.layers={layers}", VALUES["0"], **{"model.weights.predictor": layers})
+    assert not gather(tmp_path / "trainings").other
+    assert set(gather(tmp_path / "stories").other) == {"predictor.layers=1"}
+
+
+def test_a_training_that_was_not_measured_says_so(tmp_path):
+    plan(tmp_path, "predictor.layers=0,1", recipe={})
+    write(tmp_path / "predictor.layers=0", VALUES["0"])
+    (tmp_path / "predictor.layers=1" / "export").mkdir(parents=True)
+    assert "experiment=trained" in gather(tmp_path).missing["predictor.layers=1"]
+
+
+def test_jobs_of_an_earlier_sweep_in_the_same_folder_are_gathered_in_their_place(sweep):
+    plan(sweep, "experiment=x", "consistency.rate=0,1", params={"consistency.rate": "0,0.5,1"}, shared=("experiment",))
+    assert list(gather(sweep).labels.values()) == ["0", "0.5", "1"]
+
+
+def test_a_plan_is_expanded_as_hydra_does(tmp_path):
+    plan(
+        tmp_path, "experiment=x", "steps=2", "consistency.rate={1:0.5,2:0.5},0", "run_dir=there",
+        params={"consistency.rate": "0.1,0.2", "consistency.sampler": "uniform,progressive"},
+        shared=("experiment", "steps"),
+    )  # fmt: skip
+    planned = planned_sweep(tmp_path)
+    assert planned.keys == ("consistency.rate", "consistency.sampler")
+    assert planned.jobs == (
+        "consistency.rate={1:0.5,2:0.5},consistency.sampler=uniform",
+        "consistency.rate={1:0.5,2:0.5},consistency.sampler=progressive",
+        "consistency.rate=0,consistency.sampler=uniform",
+        "consistency.rate=0,consistency.sampler=progressive",
+    )
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "hydra: {}", "hydra: {sweeper: {params: {a: '('}}}"])
+def test_a_folder_that_is_no_sweep_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "multirun.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"multirun\.yaml"):
+        gather(tmp_path)
+
+
+def test_a_sweep_without_any_result_is_refused(command, tmp_path):
+    plan(tmp_path, "seed=1,2")
+    outcome = command(f"sweep={tmp_path}")
+    assert outcome.code == 1
+    assert "seed=1 is missing: it did not begin; seed=2" in outcome.err
+    assert not (tmp_path / "table.md").exists()
+    assert "sweep has no value" in command().err

@@ -1,0 +1,60 @@
+"""A tiny model folder of random weights that looks like the miniature: StoryWorld's words, a judge and its record."""
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.conftest import build_tiny_model
+from tests.helpers.video_model import add_video_parts
+
+
+def build_world_model(folder: Path) -> Path:
+    """Writes `folder`: the tiny model with StoryWorld's tokenizer, a text encoder to it, judge/ and training.json."""
+    import torch
+    from transformers import CLIPTextModel
+
+    from storydiffusion.storyworld.attribute_classifier import Judge
+    from storydiffusion.training.miniature.contrastive import text_config
+    from storydiffusion.training.miniature.tokenizer import build_tokenizer
+
+    build_tiny_model(folder)
+    shutil.rmtree(folder / "tokenizer")
+    build_tokenizer().save_pretrained(folder / "tokenizer")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = text_config(32, 1)
+        config.hidden_size = 16
+        config.num_attention_heads = 2
+        CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+        Judge((4, 4, 4, 4)).save(folder / "judge")
+    recipe = {"part": "judge", "steps": 1, "batch_size": 2}
+    trained = {"recipe": recipe, "wall_seconds": 90, "machine": "a machine", "figures": {"kind": 0.995, "shirt": 0.5}}
+    (folder / "training.json").write_text(json.dumps({"judge": trained}))
+    return folder
+
+
+def build_world_video_model(folder: Path) -> Path:
+    """The same with video parts: predictor/, and released/predictor/, one without layers."""
+    import torch
+
+    from storydiffusion.models.predictor_files import save_predictor
+    from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
+
+    build_world_model(folder)
+    add_video_parts(folder)
+    record = json.loads((folder / "training.json").read_text())
+    record["judge"]["figures"] |= {"hat": 0.25, "tone": 0.75}
+    (folder / "training.json").write_text(json.dumps(record))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for name, layers in (("predictor", 1), ("released/predictor", 0)):
+            settings = {
+                "width": 16,
+                "heads": 2,
+                "head_width": 8,
+                "context_width": 16,
+                "image_width": 16,
+                "layers": layers,
+            }
+            save_predictor(SemanticMotionPredictor(**settings), settings, folder / name)
+    return folder

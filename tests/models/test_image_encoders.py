@@ -1,0 +1,218 @@
+"""Both libraries' towers give the same features, see pictures as CLIP was trained to, and stay frozen."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+import storydiffusion
+from storydiffusion.errors import UserError
+from storydiffusion.models.image_encoders import OpenClipImageEncoder, TransformersImageEncoder
+from storydiffusion.storyworld.images import to_tensor
+
+MINIATURE = Path(storydiffusion.__file__).parent / "miniature" / "image_encoder"
+WIDTH, LAYERS, PROJECTION = 32, 3, 12
+VISION = {"image_size": 28, "patch_size": 14, "width": WIDTH, "layers": LAYERS, "head_width": 16, "mlp_ratio": 4.0}
+TEXT = {"context_length": 8, "vocab_size": 30, "width": 16, "heads": 2, "layers": 1}
+
+
+@pytest.fixture(scope="module")
+def architecture(tmp_path_factory):
+    """Name of a tiny architecture that open_clip knows like its own."""
+    file = tmp_path_factory.mktemp("open_clip") / "tiny-vit.json"
+    file.write_text(json.dumps({"embed_dim": PROJECTION, "vision_cfg": VISION, "text_cfg": TEXT}))
+    open_clip.add_model_config(file)
+    return file.stem
+
+
+@pytest.fixture(scope="module")
+def clip(architecture):
+    torch.manual_seed(0)
+    return open_clip.create_model(architecture)
+
+
+@pytest.fixture
+def encoder(clip):
+    return OpenClipImageEncoder(clip.visual)
+
+
+def pictures(height=28, width=28, batch=2, seed=0):
+    """Coarse coloured squares with noise, for resizing to keep and to smooth; no extremes, where libraries clip the
+    overshoot of bicubic filters at different moments."""
+    rng = np.random.default_rng(seed)
+    squares = rng.integers(80, 176, (batch, 3, 6, 6)).repeat(-(-height // 6), 2).repeat(-(-width // 6), 3)
+    noisy = squares[:, :, :height, :width] + rng.integers(-20, 20, (batch, 3, height, width))
+    return torch.from_numpy(noisy.astype(np.uint8))
+
+
+def transformers_twin(tower):
+    """A transformers CLIPModel whose image tower has the weights of an open_clip one."""
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=WIDTH // 16,
+        image_size=28, patch_size=14, hidden_act="gelu",
+    )  # fmt: skip
+    text = CLIPTextConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    config = CLIPConfig(projection_dim=PROJECTION)
+    config.vision_config, config.text_config = vision, text
+    model = CLIPModel(config)
+    names = {
+        "conv1.": "embeddings.patch_embedding.", "ln_pre.": "pre_layrnorm.", "ln_post.": "post_layernorm.",
+        "transformer.resblocks.": "encoder.layers.", ".ln_1.": ".layer_norm1.", ".ln_2.": ".layer_norm2.",
+        ".attn.out_proj.": ".self_attn.out_proj.", ".mlp.c_fc.": ".mlp.fc1.", ".mlp.c_proj.": ".mlp.fc2.",
+    }  # fmt: skip
+    weights = {}
+    for name, tensor in tower.state_dict().items():
+        if name == "proj":
+            model.visual_projection.weight.data.copy_(tensor.T)
+        elif name in ("class_embedding", "positional_embedding"):
+            weights["embeddings." + name.replace("positional_embedding", "position_embedding.weight")] = tensor
+        elif ".attn.in_proj_" in name:
+            prefix, _, part = name.replace("transformer.resblocks.", "encoder.layers.").partition(".attn.in_proj_")
+            for projection, chunk in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
+                weights[f"{prefix}.self_attn.{projection}.{part}"] = chunk
+        else:
+            for ours, theirs in names.items():
+                name = name.replace(ours, theirs)
+            weights[name] = tensor
+    result = model.vision_model.load_state_dict(weights, strict=False)
+    assert not result.unexpected_keys
+    assert {key for key in result.missing_keys if not key.endswith("position_ids")} == set()
+    return model.eval()
+
+
+def test_both_libraries_give_the_same_features(encoder):
+    twin = TransformersImageEncoder(transformers_twin(encoder.tower), encoder.tower.image_mean, encoder.tower.image_std)
+    frames = pictures(40, 56)
+    for kind, shape in (("hidden", (2, 5, WIDTH)), ("pooled", (2, 1, PROJECTION))):
+        ours = encoder.features(frames, kind)
+        assert ours.shape == shape
+        assert ours.shape[-1] == encoder.widths[kind] == twin.widths[kind]
+        torch.testing.assert_close(ours, twin.features(frames, kind), rtol=0, atol=1e-5)
+
+
+def test_hidden_is_what_leaves_the_last_block_but_one(encoder):
+    seen = []
+    block = encoder.tower.transformer.resblocks[-2]
+    hook = block.register_forward_hook(lambda module, args, output: seen.append(output))
+    pooled = encoder.features(pictures(), "pooled")[:, 0]
+    hook.remove()
+    assert torch.equal(encoder.features(pictures(), "hidden"), seen[0])
+    assert torch.equal(pooled, encoder.tower(encoder.preprocess(pictures())))
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (100, 60), (45, 101), (20, 24)])
+def test_sees_pictures_as_open_clip_does(encoder, height, width):
+    frames = pictures(height, width)
+    transform = open_clip.image_transform(
+        28, is_train=False, mean=encoder.tower.image_mean, std=encoder.tower.image_std
+    )
+    theirs = torch.stack([transform(Image.fromarray(frame.permute(1, 2, 0).numpy())) for frame in frames])
+    in_steps = (encoder.preprocess(frames) - theirs).abs() * encoder.get_buffer("std") * 255
+    assert in_steps.max() < 1.6  # Pillow rounds to whole steps, after each of the two directions
+
+
+def test_vit_h_14_has_the_published_size():
+    with torch.device("meta"):
+        tower = open_clip.create_model("ViT-H-14", device="meta").visual
+        encoder = OpenClipImageEncoder(tower)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 632_076_800
+    assert encoder.size == 224
+    assert encoder.widths == {"hidden": 1280, "pooled": 1024}
+    assert encoder.hidden(torch.empty(1, 3, 224, 224, device="meta")).shape == (1, 257, 1280)
+
+
+def test_the_miniature_sees_pictures_as_it_was_trained_to():
+    frames = pictures(128, 128)
+    clip = CLIPModel.from_pretrained(MINIATURE, dtype=torch.float32)
+    pixels = to_tensor(frames.permute(0, 2, 3, 1).numpy())
+    with torch.no_grad():
+        states = clip.vision_model(pixel_values=pixels, output_hidden_states=True)
+        pooled = clip.visual_projection(states.pooler_output)
+    encoder = TransformersImageEncoder.load(MINIATURE)
+    torch.testing.assert_close(encoder.preprocess(frames), pixels, rtol=0, atol=1e-6)
+    assert encoder.features(frames).shape == (2, 65, 192)
+    torch.testing.assert_close(encoder.features(frames), states.hidden_states[-2], rtol=0, atol=1e-4)
+    torch.testing.assert_close(encoder.features(frames, "pooled")[:, 0], pooled, rtol=0, atol=1e-4)
+    assert encoder.widths == {"hidden": 192, "pooled": 128}
+
+
+def test_is_frozen_and_keeps_the_image_tower_alone(encoder, clip):
+    encoder.train()
+    assert not any(module.training for module in encoder.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert len(list(encoder.parameters())) == len(list(clip.visual.parameters()))
+    trainable = torch.nn.Linear(WIDTH, 2)
+    trainable(encoder.features(pictures())).sum().backward()
+    assert trainable.weight.grad is not None
+
+
+def test_features_come_in_the_dtype_of_the_weights(architecture):
+    encoder = OpenClipImageEncoder(open_clip.create_model(architecture).visual).bfloat16()
+    assert encoder.features(pictures()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_loads_a_local_file(tmp_path, architecture, clip, encoder, suffix):
+    file = tmp_path / f"weights{suffix}"
+    torch.save(clip.state_dict(), file) if suffix == ".bin" else save_file(clip.state_dict(), file)
+    loaded = OpenClipImageEncoder.load(str(file), architecture)
+    assert torch.equal(loaded.features(pictures()), encoder.features(pictures()))
+
+
+@pytest.mark.parametrize("content", ["bytes", "lacking", "code"])
+def test_refuses_a_file_that_does_not_fit(tmp_path, architecture, clip, content):
+    file = tmp_path / "weights.bin"
+    if content == "bytes":
+        file.write_bytes(b"no weights")
+    elif content == "lacking":
+        torch.save({name: tensor for name, tensor in clip.state_dict().items() if name != "visual.proj"}, file)
+    else:
+        torch.save(clip, file)
+    with pytest.raises(UserError, match=r"cannot load .*weights\.bin as the weights of tiny-vit"):
+        OpenClipImageEncoder.load(str(file), architecture)
+
+
+def test_a_hub_out_of_reach_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"cannot get ViT-H-14's weights laion2b_s32b_b79k from the hub: connect"
+    ) as caught:
+        OpenClipImageEncoder.load()
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_names_that_open_clip_does_not_know(architecture):
+    with pytest.raises(UserError, match="no model 'ViT-Z'"):
+        OpenClipImageEncoder.load(name="ViT-Z")
+    with pytest.raises(UserError, match=r"nowhere\.bin is neither a file nor weights of ViT-H-14: .*laion2b_s32b_b79k"):
+        OpenClipImageEncoder.load("nowhere.bin")
+
+
+def test_refuses_a_folder_without_an_encoder(tmp_path):
+    with pytest.raises(UserError, match="cannot load an image encoder"):
+        TransformersImageEncoder.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [torch.zeros(2, 3, 28, 28), pictures()[0], pictures().transpose(1, 3), pictures()[:0]],
+    ids=["float", "one picture", "channels last", "none"],
+)
+def test_refuses_what_is_not_a_batch_of_pictures(encoder, frames):
+    with pytest.raises(UserError, match="give uint8 pictures"):
+        encoder.features(frames)
+
+
+def test_refuses_other_kinds_of_features(encoder):
+    with pytest.raises(UserError, match="'words': choose one of hidden, pooled"):
+        encoder.features(pictures(), "words")

@@ -1,0 +1,185 @@
+"""Transitions by sampling, at tiny random weights: what they start from, what is imposed, how they join to a story."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from storydiffusion.errors import UserError
+from storydiffusion.models.video_model import VideoModel
+from storydiffusion.pipelines import transition as transitions
+from storydiffusion.pipelines.transition import (
+    TransitionSampling,
+    decode_frames,
+    encode_pictures,
+    sample_clips,
+    sample_latents,
+)
+from tests.helpers.tiny_video_model import encode_text, tiny_predictor, tiny_video_model
+from tests.models.test_video_unet import random
+
+SAMPLING = TransitionSampling(frames=4, steps=3, guidance_scale=3.0)
+SEMANTIC = dataclasses.replace(SAMPLING, end_frames="semantic")
+
+
+def pictures(count: int, seed: int, size: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+
+
+START, END = pictures(2, 0), pictures(2, 1)
+PROMPTS, SEEDS = ["a cat", "a red fox"], [5, 6]
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoModel:
+    return tiny_video_model()
+
+
+def sample(model, sampling=SAMPLING, start=START, end=END, prompts=PROMPTS, seeds=SEEDS):
+    return sample_clips(model, start, end, prompts, seeds, sampling)
+
+
+def test_exact_ends_are_the_given_images_pixel_for_pixel(model):
+    frames = sample(model)
+    assert frames.shape == (2, 4, 3, 16, 16)
+    assert frames.dtype == torch.uint8
+    assert torch.equal(frames[:, 0], START)
+    assert torch.equal(frames[:, -1], END)
+
+
+def inputs_of_the_unet(model, monkeypatch, sampling):
+    seen = []
+    forward = model.video_unet.forward
+
+    def recording(latents, timestep, text, semantic):
+        seen.append((latents, text, semantic))
+        return forward(latents, timestep, text, semantic)
+
+    monkeypatch.setattr(model.video_unet, "forward", recording)
+    sample(model, sampling)
+    return seen
+
+
+def test_exact_ends_stand_clean_in_every_step_and_in_both_halves(model, monkeypatch):
+    ends = [encode_pictures(model.vae, images) for images in (START, END)]
+    seen = inputs_of_the_unet(model, monkeypatch, SAMPLING)
+    assert len(seen) == 3
+    for latents, _, _ in seen:
+        for half in latents.chunk(2):
+            assert torch.equal(half[:, :, 0], ends[0])
+            assert torch.equal(half[:, :, -1], ends[1])
+
+
+def test_semantic_ends_are_not_imposed(model, monkeypatch):
+    ends = encode_pictures(model.vae, START)
+    for latents, _, _ in inputs_of_the_unet(model, monkeypatch, SEMANTIC):
+        assert not torch.allclose(latents[:2, :, 0], ends, atol=1e-2)
+    assert not torch.equal(sample(model, SEMANTIC)[:, 0], START)
+
+
+def test_the_unconditional_half_knows_neither_text_nor_tokens(model, monkeypatch):
+    for latents, text, semantic in inputs_of_the_unet(model, monkeypatch, SAMPLING):
+        without, told = latents.chunk(2)
+        assert torch.equal(without, told)
+        assert torch.equal(text, encode_text(["", "", *PROMPTS]))
+        assert semantic[:2].abs().max() == 0
+        assert semantic[2:].abs().amax((2, 3)).min() > 0
+
+
+def test_without_guidance_the_batch_is_not_doubled(model, monkeypatch):
+    seen = inputs_of_the_unet(model, monkeypatch, dataclasses.replace(SAMPLING, guidance_scale=1.0))
+    assert {len(latents) for latents, _, _ in seen} == {2}
+
+
+def test_a_clip_depends_on_its_own_inputs_alone(model):
+    together = sample(model)
+    alone = sample(model, start=START[1:], end=END[1:], prompts=PROMPTS[1:], seeds=SEEDS[1:])
+    assert (together[1].int() - alone[0].int()).abs().max() <= 1  # rounding
+    again = sample(model)
+    assert torch.equal(together, again)
+
+
+@pytest.mark.parametrize("change", [{"prompts": ["a dog", "a hat"]}, {"seeds": [7, 8]}, {"end": START}])
+def test_text_seed_and_images_all_matter_to_the_middle(model, change):
+    assert not torch.equal(sample(model, **change)[:, 1:-1], sample(model)[:, 1:-1])
+
+
+def test_semantic_tokens_matter(model):
+    without = dataclasses.replace(model, predictor=None)
+    assert not torch.equal(sample(without)[:, 1:-1], sample(model)[:, 1:-1])
+    still = sample(model, SEMANTIC, end=START)
+    moving = sample(model, SEMANTIC)
+    assert not torch.equal(still, moving)  # the images reach the paper's form through the tokens alone
+
+
+def test_a_perfect_model_gives_back_the_clip(model, monkeypatch):
+    """Whatever the noise: with the true epsilon predicted at every step, DDIM ends on the true latents."""
+    true = random(2, 4, 4, 8, 8)
+    alphas = model.scheduler.alphas_cumprod
+
+    def oracle(latents, timestep, text, semantic):
+        signal, noise = alphas[timestep].sqrt(), (1 - alphas[timestep]).sqrt()
+        return (latents - signal * true.repeat(len(latents) // 2, 1, 1, 1, 1)) / noise
+
+    monkeypatch.setattr(model.video_unet, "forward", oracle)
+    latents = sample_latents(model, START, END, PROMPTS, SEEDS, dataclasses.replace(SEMANTIC, steps=10))
+    torch.testing.assert_close(latents, true, rtol=0, atol=1e-4)
+
+
+def test_sampling_leaves_the_scheduler_as_it_was(model):
+    sample(model)
+    assert model.scheduler.num_inference_steps is None
+
+
+def test_each_step_is_told(model):
+    steps = []
+    sample_clips(model, START, END, PROMPTS, SEEDS, SAMPLING, lambda: steps.append(1))
+    assert len(steps) == 3
+
+
+def test_decoding_in_parts_changes_nothing(model, monkeypatch):
+    latents = random(2, 4, 5, 8, 8)
+    whole = [decode_frames(model.vae, latents)]
+    monkeypatch.setattr(transitions, "PICTURES_AT_ONCE", 3)
+    whole.append(decode_frames(model.vae, latents))
+    assert whole[0].shape == (2, 5, 3, 16, 16)
+    assert (whole[0].int() - whole[1].int()).abs().max() <= 1
+
+
+def test_pictures_survive_the_vaes_scaling(model):
+    """Encoding divides and decoding multiplies by the same factor: seen against the VAE itself."""
+    latents = encode_pictures(model.vae, START)
+    with torch.no_grad():
+        direct = model.vae(START / 127.5 - 1).sample
+    expected = ((direct + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    decoded = decode_frames(model.vae, latents[:, :, None])[:, 0]
+    assert (decoded.int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("frames", [2, 6])
+def test_as_few_and_as_many_frames_as_the_model_places(model, frames):
+    assert sample(model, dataclasses.replace(SAMPLING, frames=frames)).shape[1] == frames
+
+
+def test_what_cannot_be_sampled_is_refused_in_one_sentence(model):
+    with pytest.raises(UserError, match=r"16 × 16 pixels, the end image 8 × 8.*one size"):
+        sample(model, end=pictures(2, 1, size=8))
+    with pytest.raises(UserError, match=r"15 × 15.*divisible by 2"):
+        sample(model, start=pictures(2, 0, size=15), end=pictures(2, 1, size=15))
+    with pytest.raises(UserError, match=r"7 frames.*6 at most"):
+        sample(model, dataclasses.replace(SAMPLING, frames=7))
+    with pytest.raises(UserError, match=r"width 24, .* reads 16.*context_width=16"):
+        dataclasses.replace(model, predictor=tiny_predictor(context_width=24))
+    with pytest.raises(UserError, match=r"features of width 10, the image encoder gives 8"):
+        dataclasses.replace(model, predictor=tiny_predictor(image_width=10))
+    with pytest.raises(UserError, match="no image encoder"):
+        dataclasses.replace(model, image_encoder=None)
+
+
+@pytest.mark.parametrize(
+    "change", [{"frames": 1}, {"steps": 0}, {"guidance_scale": float("nan")}, {"end_frames": "free"}]
+)
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        TransitionSampling(**change)

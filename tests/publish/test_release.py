@@ -1,0 +1,212 @@
+"""Releases: of a tiny training through train.py's own code, loaded again, changed, and refused."""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from storydiffusion.commands import train as train_command
+from storydiffusion.config import module_command
+from storydiffusion.errors import UserError
+from storydiffusion.publish.release import DEEPSPEED_STATES, ReleaseConfig, from_pretrained, release
+from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, certify_folder, checkpoint_path
+from storydiffusion.training.training_run import Training
+from tests.conftest import Outcome, outcome_of
+from tests.helpers.video_model import composed, overrides
+
+
+@pytest.fixture(scope="module")
+def run(tiny_video_model, tmp_path_factory) -> tuple[Path, Training]:
+    """A run of both parts, and what was trained in it."""
+    folder = tmp_path_factory.mktemp("training")
+    both = ("recipe.trainable=[predictor,motion_module]", "trainer.max_steps=2", f"run_dir={folder}/run")
+    trained = train_command.training(composed(*overrides(tiny_video_model, folder / "cache"), *both))
+    trained.fit()
+    return folder / "run", trained
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Outcome]:
+    """Calls `python -m storydiffusion.release OVERRIDES` in this process."""
+
+    def call(*overrides: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["release.py", *overrides])
+        return outcome_of(lambda: module_command.run(ReleaseConfig, release, "the help"), capsys)
+
+    return call
+
+
+@pytest.fixture
+def released(run, tmp_path) -> Path:
+    release(ReleaseConfig(str(run[0]), str(tmp_path / "out")))
+    return tmp_path / "out"
+
+
+def test_what_is_released_is_the_average_bit_for_bit(run, released):
+    average = run[1].average.average
+    parts = from_pretrained(released)
+    assert parts.predictor is not None
+    assert parts.motion_adapter is not None
+    for prefix, network in (("predictor", parts.predictor), ("video_unet.unet", parts.motion_adapter)):
+        assert not network.training
+        for name, weight in network.named_parameters():
+            assert torch.equal(weight, average[f"{prefix}.{name}"]), name
+    with run[1].average.applied(run[1].module):
+        own = run[1].module.predictor.eval()
+        features = torch.randn(2, 1, 5, own.image_width)
+        assert torch.equal(own(*features, 4).context, parts.predictor(*features, 4).context)
+
+
+def test_the_folder_holds_what_it_promises_and_nothing_that_is_executed(run, released):
+    files = {path.relative_to(released).as_posix() for path in released.rglob("*") if path.is_file()}
+    assert files == {
+        "README.md", "SHA256SUMS", "config.json", "predictor/config.json", "predictor/model.safetensors",
+        "motion_adapter/config.json", "motion_adapter/diffusion_pytorch_model.safetensors",
+    }  # fmt: skip
+    for line in (released / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((released / name).read_bytes()).hexdigest() == digest
+        files.remove(name)
+    assert files == {"SHA256SUMS"}
+    settings = json.loads((released / "config.json").read_text())
+    assert settings["steps"] == 2
+    assert settings["training"]["recipe"]["trainable"] == ["predictor", "motion_module"]
+    card = (released / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert "| steps | 2 of 2, each of 2 clips |" in card
+    assert "Nothing was measured" in card
+    assert "Apache-2.0" in card
+    assert "WebVid" not in card
+
+
+def test_half_precision_halves_the_bytes_and_is_the_rounded_average(run, released, tmp_path):
+    release(ReleaseConfig(str(run[0]), str(tmp_path / "half"), dtype="float16"))
+    file = "predictor/model.safetensors"
+    assert (tmp_path / "half" / file).stat().st_size < 0.7 * (released / file).stat().st_size
+    parts = from_pretrained(tmp_path / "half")
+    assert parts.predictor is not None
+    for name, weight in parts.predictor.named_parameters():
+        assert torch.equal(weight, run[1].average.average[f"predictor.{name}"].half()), name
+    wide = from_pretrained(tmp_path / "half", torch.float32)
+    assert wide.predictor is not None
+    assert {weight.dtype for weight in wide.predictor.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("part", ["predictor", "motion_adapter", "README.md"])
+@pytest.mark.parametrize("change", ["changed", "missing", "added"])
+def test_a_changed_byte_is_refused(released, part, change):
+    file = released / part if part.endswith(".md") else next((released / part).glob("*.safetensors"))
+    if change == "missing":
+        file.unlink()
+    elif change == "added":
+        file = file.with_name("more.bin")
+        file.write_bytes(b"")
+    else:
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{file.name} .*{change}"):
+        from_pretrained(released)
+
+
+def test_telling_refuses_a_changed_predictor_too(released, tiny_video_model, tmp_path):
+    from storydiffusion.loaders.video import load_drawing_parts, video_of, with_trained_predictor
+
+    config = composed(
+        *overrides(tiny_video_model, tmp_path), f"model.video.predictor={released}/predictor",
+        f"model.video.motion_adapter={released}/motion_adapter",
+    ).model  # fmt: skip
+    model = load_drawing_parts(config, torch.float32)
+    assert with_trained_predictor(model, video_of(config), torch.float32).predictor is not None
+    for folder in ("predictor", "motion_adapter"):
+        with next((released / folder).glob("*.safetensors")).open("ab") as file:
+            file.write(b"\0")
+    with pytest.raises(UserError, match=r"predictor/model\.safetensors has changed"):
+        with_trained_predictor(model, video_of(config), torch.float32)
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors has changed"):
+        load_drawing_parts(config, torch.float32)
+
+
+def test_deepspeeds_folder_is_released_as_a_file_is(run, released, tmp_path):
+    """ZeRO-2 leaves the weights whole; the layout is DeepSpeed's, the content that of Lightning's own file."""
+    folder = tmp_path / "deepspeed"
+    states = checkpoint_path(folder / "checkpoints", 2) / DEEPSPEED_STATES
+    states.parent.mkdir(parents=True)
+    shutil.copy(checkpoint_path(run[0] / "checkpoints", 2), states)
+    certify_folder(checkpoint_path(folder / "checkpoints", 2))
+    release(ReleaseConfig(str(folder), str(tmp_path / "again")))
+    for name in ("predictor/model.safetensors", "motion_adapter/diffusion_pytorch_model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (released / name).read_bytes()
+
+
+def test_a_run_on_filmed_clips_says_whose_rights_are_unclear(run, tmp_path):
+    stored = torch.load(checkpoint_path(run[0] / "checkpoints", 2), weights_only=True)
+    stored["config"]["data"]["storyworld"] = None
+    VerifiedCheckpointIO().save_checkpoint(stored, checkpoint_path(tmp_path / "run" / "checkpoints", 2))
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "table.md").write_text("| the table |\n")
+    release(ReleaseConfig(str(tmp_path / "run"), str(tmp_path / "out"), measured=str(tmp_path / "measured")))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlicense: other\n")
+    for word in ("WebVid-10M", "CreativeML Open RAIL-M", "| the table |"):
+        assert word in card
+
+
+def test_bad_input_ends_in_one_sentence_and_leaves_nothing(command, run, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    broken = checkpoint_path(tmp_path / "broken" / "checkpoints", 2)
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no checkpoint")
+    other = checkpoint_path(tmp_path / "other" / "checkpoints", 2)
+    VerifiedCheckpointIO().save_checkpoint({"state_dict": {}, "global_step": 2}, other)
+    for arguments, said in (
+        ((f"run={tmp_path}/nowhere", "out=out"), "run_dir"),
+        ((f"run={tmp_path}/broken", "out=out"), "no manifest"),
+        ((f"run={tmp_path}/other", "out=out"), "trains these"),
+        ((f"run={run[0]}", f"out={tmp_path}/full"), "not empty"),
+        ((f"run={run[0]}", f"out={tmp_path}/out", "dtype=int8"), "dtype=int8"),
+        ((f"run={run[0]}", f"out={tmp_path}/out", f"measured={tmp_path}"), "table.md"),
+        ((f"run={run[0]}",), "out"),
+        ((f"run={run[0]}", "outt=x"), "outt"),
+    ):
+        outcome = command(*arguments)
+        assert outcome.code == 1, arguments
+        assert said in outcome.err
+        assert outcome.err.count("\n") == 1
+    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob(".out*"))
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (Path(tmp_path / "harm").touch, ())
+
+    path = checkpoint_path(tmp_path / "run" / "checkpoints", 2)
+    path.mkdir(parents=True)
+    (path / DEEPSPEED_STATES).parent.mkdir()
+    torch.save({"parts": Harm()}, path / DEEPSPEED_STATES)
+    certify_folder(path)
+    with pytest.raises(UserError, match="could run code"):
+        release(ReleaseConfig(str(tmp_path / "run"), str(tmp_path / "out")))
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_hub_out_of_reach_is_one_sentence_and_the_release_stays(monkeypatch, command, run, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    outcome = command(f"run={run[0]}", f"out={tmp_path}/out", "upload=nobody/nothing")
+    assert outcome.code == 1
+    assert "nobody/nothing" in outcome.err
+    assert "hf upload" in outcome.err
+    assert outcome.err.count("\n") == 1
+    from_pretrained(tmp_path / "out")

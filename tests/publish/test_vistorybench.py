@@ -1,0 +1,109 @@
+"""The layout of ViStoryBench, from run folders made by hand."""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from storydiffusion.config import load, module_command
+from storydiffusion.errors import UserError
+from storydiffusion.output.files import sha256_of_file, write_picture
+from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest, write_manifest
+from storydiffusion.publish.vistorybench import ExportConfig, export
+
+CONFIG = {"steps": 4, "model": {"name": "m", "video": {"frames": 8}}, "consistency": {"rate": 0.5}}
+
+
+def told(folder: Path, panels: int, **config: object) -> Path:
+    """A run folder of that many panels, each of another colour."""
+    records = []
+    for number in range(1, panels + 1):
+        file = f"panels/{number:03d}.png"
+        write_picture(folder / file, Image.new("RGB", (8, 8), (20 * number, panels, 0)))
+        records.append(PanelRecord(file, "a cat", "", "", number, sha256_of_file(folder / file)))
+    manifest = Manifest(f"Story of {panels}", "m", "miniature", {**CONFIG, **config}, tuple(records), complete=True)
+    write_manifest(folder / "manifest.json", manifest)
+    return folder
+
+
+def run(*overrides: str) -> None:
+    export(load(ExportConfig, module_command._compose(ExportConfig, list(overrides))))
+
+
+def files(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_shots_lie_where_the_benchmark_reads_them(tmp_path):
+    first, second = told(tmp_path / "runs/a", 11, seed=1, story="a"), told(tmp_path / "runs/b", 2, seed=2, story="b")
+    run(f"runs=[{first},{second}]", "stories=[07,12]", f"out={tmp_path}/out", "timestamp=20250819_091354", "mode=rate")
+    found = files(tmp_path / "out")
+    place = "storydiffusion/rate/en/20250819_091354"
+    assert set(found) == {
+        *(f"{place}/07/shots/shot_{n:02d}.png" for n in range(11)),
+        *(f"{place}/12/shots/shot_{n:02d}.png" for n in range(2)),
+    }
+    for run_folder, story in ((first, "07"), (second, "12")):
+        ordered = sorted(name for name in found if f"/{story}/" in name)  # the benchmark's order: that of the numbers
+        panels = sorted((run_folder / "panels").iterdir())
+        assert [found[name].read_bytes() for name in ordered] == [panel.read_bytes() for panel in panels]
+
+
+def test_the_numbers_may_be_the_folders_names_and_the_time_that_of_the_manifests(tmp_path):
+    runs = [told(tmp_path / "3", 1), told(tmp_path / "42", 1)]
+    os.utime(runs[0] / "manifest.json", (0, 0))
+    os.utime(runs[1] / "manifest.json", (86_400 * 365, 86_400 * 365))
+    for _ in range(2):  # twice is the same as once
+        run(f"runs=[{runs[0]},{runs[1]}]", f"out={tmp_path}/out", "language=ch", "method=ours")
+    place = "ours/base/ch/19710101_000000"
+    assert set(files(tmp_path / "out")) == {f"{place}/03/shots/shot_00.png", f"{place}/42/shots/shot_00.png"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("stories=[1]",), "1 numbers for 2 runs"),
+        (("stories=[1,1]",), "a number of its own"),
+        (("stories=[1,1000]",), "a number of its own"),
+        ((), "a is not named after a story's number"),
+        (("stories=[1,2]", "language=de"), "language=de is not one of en, ch"),
+        (("stories=[1,2]", "method=../up"), "method='../up' cannot name a folder"),
+        (("stories=[1,2]", "mode=en"), "mode='en' cannot name a folder"),
+        (("stories=[1,2]", "timestamp=20251341_000000"), "is no time"),
+        (("stories=[1,2]", "timestamp=2025081_091354"), "is no time"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_written(tmp_path, overrides, sentence):
+    runs = [told(tmp_path / name, 1) for name in "ab"]
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        run(f"runs=[{runs[0]},{runs[1]}]", f"out={tmp_path}/out", *overrides)
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_two_configurations_are_no_mode(tmp_path):
+    runs = [told(tmp_path / "1", 1), told(tmp_path / "2", 1, consistency={"rate": 0.7})]
+    with pytest.raises(UserError, match="another consistency"):
+        run(f"runs=[{runs[0]},{runs[1]}]", f"out={tmp_path}/out")
+    told(tmp_path / "2", 1, model={"name": "m", "video": {"frames": 16}}, fps=12, seed=9)  # panels were told alike
+    run(f"runs=[{runs[0]},{runs[1]}]", f"out={tmp_path}/out")
+
+
+def test_panels_that_are_not_those_told_are_refused(tmp_path):
+    folder = told(tmp_path / "1", 2)
+    write_picture(folder / "panels/002.png", Image.new("RGB", (8, 8)))
+    with pytest.raises(UserError, match=r"002\.png is missing or has changed"):
+        run(f"runs=[{folder}]", f"out={tmp_path}/out")
+    write_manifest(folder / "manifest.json", replace(read_manifest(folder / "manifest.json"), panels=()))
+    with pytest.raises(UserError, match="has no panels yet"):
+        run(f"runs=[{folder}]", f"out={tmp_path}/out")
+
+
+def test_shots_of_a_longer_story_do_not_stay_behind(tmp_path):
+    arguments = (f"out={tmp_path}/out", "timestamp=20250819_091354")
+    run(f"runs=[{told(tmp_path / '1', 3)}]", *arguments)
+    told(tmp_path / "1", 2)
+    with pytest.raises(UserError, match=r"holds shot_02\.png already"):
+        run(f"runs=[{tmp_path / '1'}]", *arguments)

@@ -1,0 +1,199 @@
+"""The trainings of the miniature at tiny size: what they export, and that a resumed one is the uninterrupted one."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+from transformers import CLIPModel, CLIPTokenizer
+
+from storydiffusion.commands import train as train_command
+from storydiffusion.config import TrainConfig, load
+from storydiffusion.config.miniature import JudgeRecipe
+from storydiffusion.storyworld.attribute_classifier import Judge
+from storydiffusion.storyworld.captions import caption, vocabulary
+from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
+from storydiffusion.training.miniature.stream import Stream
+from storydiffusion.training.miniature.tokenizer import build_tokenizer
+from storydiffusion.training.optim.learning_rate import rate_at
+from storydiffusion.training.training_run import Training
+from tests.helpers.training_state import state
+
+ROOT = Path(__file__).resolve().parents[3]
+CONF = ROOT / "conf"
+SHIPPED = ROOT / "src" / "storydiffusion" / "miniature"
+TINY = {
+    "autoencoder": ("block_out_channels=[8,8,8,8]", "latent_channels=4", "crop=32"),
+    "clip": ("width=32", "text_layers=1", "image_layers=1", "patch_size=32", "projection=8"),
+    "judge": ("channels=[4,4,4,4,4]",),
+    "text2image": ("block_out_channels=[16,16]", "head_width=8", "pictures=6"),
+}
+
+
+def training(part: str, folder: Path, steps: int, run: str = "run") -> Training:
+    """The training of `part`, tiny; all parts are exported to one folder."""
+    overrides = (
+        f"run_dir={folder}/{run}/{part}", f"cache={folder}/cache",
+        f"export={folder}/model", f"miniature={folder}/model",
+        "trainer.checkpoint_minutes=0", "trainer.log_every=1", "trainer=cpu",
+        f"recipe.steps={steps}", "recipe.batch_size=4", "recipe.warmup=2",
+    )  # fmt: skip
+    tiny = [f"recipe.{override}" for override in TINY[part]]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("train", [f"experiment=storyworld_{part}", *overrides, *tiny])
+    torch.manual_seed(0)
+    return train_command.training(load(TrainConfig, composed))
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All parts, trained for two steps each and exported into one folder."""
+    folder = tmp_path_factory.mktemp("training")
+    for part in TINY:
+        trained = training(part, folder, steps=2)
+        trained.fit()
+        assert trained.trainer.global_step == 2
+        trained.export(folder / "model")
+    return folder / "model"
+
+
+def test_diffusers_and_transformers_load_what_was_exported(miniature):
+    vae, info = AutoencoderKL.from_pretrained(miniature / "vae", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert vae.config["scaling_factor"] > 0
+    clip, info = CLIPModel.from_pretrained(miniature / "image_encoder", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert clip.get_image_features(torch.zeros(1, 3, 128, 128)) is not None
+    read = Judge.load(miniature / "judge").read(torch.zeros(2, 3, 128, 128))
+    assert all(value in ATTRIBUTES[name] for name, values in read.items() for value in values)
+
+
+@pytest.mark.parametrize("folder", ["trained here", "shipped"])
+def test_a_stable_diffusion_pipeline_loads_the_folder_and_draws(folder, miniature):
+    pipe = StableDiffusionPipeline.from_pretrained(miniature if folder == "trained here" else SHIPPED)
+    pipe.set_progress_bar_config(disable=True)
+    (picture,) = pipe("a girl is running in the park", num_inference_steps=2).images
+    assert picture.size == (128, 128)
+    assert pipe.scheduler.config["prediction_type"] == "v_prediction"
+
+
+def test_weights_are_stored_as_float16(miniature):
+    files = sorted(miniature.rglob("*.safetensors"))
+    assert len(files) == 5
+    for file in files:
+        weights = load_file(file)
+        assert all(t.dtype == torch.float16 for t in weights.values() if t.is_floating_point()), file
+
+
+def test_every_part_leaves_a_record(miniature):
+    record = json.loads((miniature / "training.json").read_text())
+    assert set(record) == set(TINY)
+    for part, entry in record.items():
+        assert entry["recipe"]["part"] == part
+        assert entry["recipe"]["steps"] == 2
+        assert entry["wall_seconds"] >= 0
+        assert entry["machine"]
+
+
+class PowerCut(L.Callback):
+    """Ends the process's training in the middle, as a killed job does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise ConnectionAbortedError
+
+
+class Steps(L.Callback):
+    """Keeps the numbers of the steps taken."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_train_batch_start(self, trainer, *_):
+        self.seen.append(trainer.global_step)
+
+
+def add(trained: Training, callback):
+    """Returns the callback, which the trainer of `trained` calls from now on."""
+    trained.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+    return callback
+
+
+@pytest.mark.parametrize("part", ["clip", "text2image"])
+def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(part, miniature):
+    folder = miniature.parent
+    whole = training(part, folder, steps=4, run="whole")
+    whole.fit()
+    cut = training(part, folder, steps=4, run="cut")
+    add(cut, PowerCut(2))
+    with pytest.raises(ConnectionAbortedError):
+        cut.fit()
+    resumed = training(part, folder, steps=4, run="cut")
+    with torch.no_grad():
+        for parameter in resumed.module.parameters():
+            parameter.add_(1)  # so that nothing but the checkpoint can restore them
+    steps = add(resumed, Steps())
+    resumed.fit()
+    assert steps.seen == [2, 3]
+    assert state(resumed).keys() == state(whole).keys()
+    for name, tensor in state(whole).items():
+        assert torch.equal(tensor, state(resumed)[name]), name
+
+
+def squares(steps: int) -> Stream:
+    return Stream(lambda step: step**2, steps)
+
+
+@pytest.mark.parametrize("taken", [0, 3, 5])
+def test_a_stream_goes_on_where_it_was(taken):
+    stream = squares(5)
+    batches = iter(stream)
+    before = [next(batches) for _ in range(taken)]
+    resumed = squares(5)
+    resumed.load_state_dict(stream.state_dict())
+    assert before + list(resumed) == [0, 1, 4, 9, 16]
+    assert len(stream) == 5
+
+
+RECIPE = JudgeRecipe("judge", 100, 1, 0.02, 0.001, warmup=5, decay=0.5, average_decay=0.9, seed=1, channels=(4,))
+
+
+def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
+    rates = [rate_at(RECIPE, step) for step in (0, 1, 4, 50, 75, 100)]
+    assert rates == pytest.approx([0.2, 0.4, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_every_word_of_the_world_is_one_token():
+    tokenizer = build_tokenizer()
+    words = list(vocabulary())
+    tokens = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
+    assert all(len(token) == 1 for token in tokens)
+    assert len({token[0] for token in tokens}) == len(words)
+    assert tokenizer.unk_token_id not in {token[0] for token in tokens}
+
+
+@pytest.mark.parametrize("word", ["zebra", "catch", "xylophone"])  # catch begins with cat
+def test_a_word_of_another_world_is_unknown(word):
+    tokenizer = build_tokenizer()
+    tokens = tokenizer(word, add_special_tokens=False).input_ids
+    assert tokens
+    assert set(tokens) == {tokenizer.unk_token_id}
+
+
+def test_captions_are_understood_whole_and_survive_saving(tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    for index in range(100):
+        tokens = tokenizer(caption(sample_truth(3, index), index)).input_ids
+        assert tokenizer.unk_token_id not in tokens
+        assert len(tokens) <= tokenizer.model_max_length
+        assert again(caption(sample_truth(3, index), index)).input_ids == tokens

@@ -1,0 +1,91 @@
+"""Pairs: one character in two activities, as the text-to-image training shows it in a share of its batches."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from storydiffusion.commands import train as train_command
+from storydiffusion.config import TrainConfig, load
+from storydiffusion.errors import UserError
+from storydiffusion.storyworld.captions import PLACE_WORDS, pair_caption
+from storydiffusion.storyworld.truth import LOOKS, Truth, sample_pair_member, sample_truth
+from storydiffusion.training.miniature.tokenizer import build_tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def looks(truth: Truth) -> list[str | None]:
+    return [getattr(truth, name) for name in LOOKS]
+
+
+def test_members_of_a_pair_look_the_same_and_do_what_they_like():
+    pairs = [(sample_pair_member(5, 2 * k), sample_pair_member(5, 2 * k + 1)) for k in range(60)]
+    assert all(looks(first) == looks(second) for first, second in pairs)
+    assert len({(first.action, second.action) for first, second in pairs}) > 25  # of 36
+    assert len({(first.place, second.place) for first, second in pairs}) > 25
+    assert len({tuple(looks(first)) for first, _ in pairs}) == 60
+
+
+def test_the_first_of_a_pair_is_the_world_s_own():
+    assert [sample_pair_member(5, k) for k in range(0, 20, 2)] == [sample_truth(5, k) for k in range(0, 20, 2)]
+
+
+def test_a_caption_of_a_pair_tells_both_activities_in_known_words():
+    tokenizer = build_tokenizer()
+    for k in range(300):
+        first, second = sample_pair_member(5, 2 * k), sample_pair_member(5, 2 * k + 1)
+        told = pair_caption(first, second, k)
+        before, _, after = told.rpartition(", and ")
+        assert PLACE_WORDS[first.place] in before
+        assert PLACE_WORDS[second.place] in after
+        tokens = tokenizer(told).input_ids
+        assert tokenizer.unk_token_id not in tokens
+        assert len(tokens) <= tokenizer.model_max_length
+
+
+def text2image(tmp_path: Path, *overrides: str):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose(
+            "train",
+            ["experiment=storyworld_text2image", "trainer=cpu", f"cache={tmp_path}", "recipe.batch_size=4", *overrides],
+        )
+    return train_command.training(load(TrainConfig, composed)).module
+
+
+@pytest.fixture
+def latents() -> np.ndarray:
+    """Latents that tell their number: all of picture k are k."""
+    return np.broadcast_to(np.arange(10, dtype=np.float16)[:, None, None, None], (10, 16, 16, 16)).copy()
+
+
+def test_a_batch_of_pairs_joins_the_two_pictures_of_one_character(tmp_path, latents):
+    module = text2image(tmp_path, "recipe.pair_probability=1")
+    shapes = set()
+    for step in range(8):
+        clean, captions = module.pairs(latents, step, torch.Generator().manual_seed(step))
+        shapes.add(tuple(clean.shape))
+        first, second = clean[:, :, :16, :16], clean[:, :, -16:, -16:]
+        assert len(captions) == 2
+        assert torch.equal(second, first + 1)
+        assert bool((first % 2 == 0).all())
+        batch = module.noised(latents, step)
+        assert batch.noised.shape == batch.target.shape
+        assert batch.tokens.shape == (2, 48)
+    assert shapes == {(2, 16, 16, 32), (2, 16, 32, 16)}
+
+
+def test_without_pairs_every_batch_holds_single_pictures(tmp_path, latents):
+    module = text2image(tmp_path, "recipe.pair_probability=0")
+    assert {module.noised(latents, step).noised.shape for step in range(8)} == {(4, 16, 16, 16)}
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [("pictures=7", "7"), ("pictures=0", "0"), ("batch_size=5", "5"), ("pair_probability=1.5", "1.5")],
+)
+def test_impossible_numbers_are_refused_by_name(tmp_path, override, value):
+    with pytest.raises(UserError, match=rf"recipe\.{override.split('=')[0]}={value}"):
+        text2image(tmp_path, f"recipe.{override}")

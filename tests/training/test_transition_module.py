@@ -1,0 +1,338 @@
+"""The training of the video model at tiny size: what learns, from which error, and what the checkpoint holds."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from storydiffusion.commands.train import _transition_module, _video_model
+from storydiffusion.data.loader import ClipBatch
+from storydiffusion.errors import UserError
+from storydiffusion.loaders.video import SENTENCES, word_tokens
+from storydiffusion.models.boundary_frames import with_end_frames
+from storydiffusion.models.predictor_files import load_predictor, save_predictor
+from storydiffusion.training.clip_noise import draw_clip_noise
+from storydiffusion.training.diffusion_loss import semantic_loss
+from storydiffusion.training.run_config import check_same_config
+from storydiffusion.training.transition_module import TransitionModule
+from tests.helpers.video_model import FRAMES, SIZE, composed, overrides
+
+
+@pytest.fixture(scope="module")
+def config(tiny_video_model, tmp_path_factory):
+    return composed(
+        *overrides(tiny_video_model, tmp_path_factory.mktemp("cache")),
+        "recipe.given_ends=0.5",
+        "recipe.teacher_forcing=0",
+        "recipe.semantic_weight=0",
+    )
+
+
+@pytest.fixture(scope="module")
+def untouched(config):
+    """The parts, loaded once; tests get copies."""
+    torch.manual_seed(0)
+    model, settings = _video_model(config, torch.float32)
+    with torch.no_grad():  # an untrained predictor's transformer is the identity, and most of its gradients are zero
+        for weight in model.predictor.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model, settings
+
+
+@pytest.fixture
+def make(config, untouched):
+    """Makes a TransitionModule that trains `trainable`; further recipe settings by name."""
+
+    def module(*trainable: str, **recipe) -> TransitionModule:
+        model, settings = copy.deepcopy(untouched)
+        return TransitionModule(model, replace(config.recipe, trainable=list(trainable), **recipe), settings, {})
+
+    return module
+
+
+@pytest.fixture(scope="module")
+def batch() -> ClipBatch:
+    frames = torch.randint(0, 256, (2, FRAMES, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
+    return ClipBatch(frames.to(torch.uint8), ["a red cat", "the fox runs"], ["a", "b"])
+
+
+class OneProcess:
+    """What a module asks of its trainer in a step; a whole Trainer is in test_train.py."""
+
+    world_size, global_rank = 1, 0
+
+
+def step(module: TransitionModule, batch: ClipBatch) -> dict[str, torch.Tensor]:
+    """The first training step of a run, without its optimizer."""
+    module.batches = 0
+    module._fabric = None
+    module._trainer = OneProcess()  # type: ignore[assignment]
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    return module.training_step(batch, 0)
+
+
+def trained(module: TransitionModule) -> set[str]:
+    return {name for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def test_a_new_predictor_starts_among_the_words(config, tmp_path):
+    model, settings = _video_model(config, torch.float32)
+    words = word_tokens(model)
+    assert words.shape == (len(SENTENCES) * 6, settings["context_width"])
+    torch.testing.assert_close(model.predictor.context_norm.weight, words.std(0), check_stride=False)
+    torch.testing.assert_close(model.predictor.context_norm.bias, words.mean(0))
+    torch.nn.init.ones_(model.predictor.context_norm.weight)
+    save_predictor(model.predictor, settings, tmp_path)
+    started = replace(config, predictor=replace(config.predictor, start=str(tmp_path)))
+    assert (_video_model(started, torch.float32)[0].predictor.context_norm.weight == 1).all()
+
+
+def test_a_predictor_goes_on_from_one_without_layers(config, tmp_path):
+    still = replace(config, predictor=replace(config.predictor, layers=0))
+    model, settings = _video_model(still, torch.float32)
+    for weight in model.predictor.parameters():
+        torch.nn.init.normal_(weight)
+    save_predictor(model.predictor, settings, tmp_path)
+    started = _video_model(replace(config, predictor=replace(config.predictor, start=str(tmp_path))), torch.float32)[0]
+    assert len(started.predictor.layers) == 1
+    for name, weight in model.predictor.state_dict().items():
+        assert torch.equal(weight, started.predictor.state_dict()[name]), name
+
+
+def test_an_interpolation_goes_on_from_a_predictor(config, tmp_path):
+    model, settings = _video_model(config, torch.float32)
+    save_predictor(model.predictor, settings, tmp_path)
+    started = replace(config, predictor=replace(config.predictor, layers=0, start=str(tmp_path)))
+    interpolation = _video_model(started, torch.float32)[0].predictor
+    assert len(interpolation.layers) == 0
+    for name, weight in interpolation.state_dict().items():
+        assert torch.equal(weight, model.predictor.state_dict()[name]), name
+
+
+TRAINABLE = [("predictor",), ("motion_module",), ("predictor", "motion_module")]
+
+
+@pytest.mark.parametrize("trainable", TRAINABLE)
+def test_gradients_reach_all_that_is_trained_and_nothing_else(make, batch, trainable):
+    module = make(*trainable)
+    step(module, batch)["loss"].backward()
+    moved = {name for name, weight in module.named_parameters() if weight.grad is not None and weight.grad.any()}
+    # biases of keys cancel in the softmax: their gradients are rounding or zero
+    assert moved <= trained(module)
+    assert {name for name in trained(module) - moved if not name.endswith("bias")} == set()
+    held = {name for name, weight in module.named_parameters() if weight.grad is not None}
+    assert held == trained(module)
+
+
+@pytest.mark.parametrize("trainable", TRAINABLE)
+def test_what_is_trained_is_what_was_named(make, trainable):
+    names = trained(make(*trainable))
+    assert any(name.startswith("predictor.") for name in names) == ("predictor" in trainable)
+    assert any(".motion_modules." in name for name in names) == ("motion_module" in trainable)
+    assert all(name.startswith("predictor.") or ".motion_modules." in name for name in names)
+
+
+@pytest.mark.parametrize("trainable", TRAINABLE)
+def test_the_state_dict_holds_trained_weights_only_and_loads_strictly(make, trainable):
+    module, other = make(*trainable), make(*trainable)
+    state = {name: weight + 1 for name, weight in module.state_dict().items()}
+    assert set(state) == trained(module)
+    other.load_state_dict(state)
+    assert all(torch.equal(weight, state[name]) for name, weight in other.state_dict().items())
+    missing = dict(list(state.items())[1:])
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict(missing)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        other.load_state_dict({**state, "other": torch.zeros(1)})
+
+
+def test_frozen_parts_stay_in_eval_mode(make):
+    for trainable in TRAINABLE:
+        module = make(*trainable).train()
+        assert module.training
+        assert module.predictor.training == ("predictor" in trainable)
+        training = {name for name, part in module.named_modules() if part.training}
+        assert not [name for name in training if name.startswith(("vae", "text_encoder", "image_encoder"))]
+        motion = [name for name in training if ".motion_modules." in name]
+        assert bool(motion) == ("motion_module" in trainable)
+        assert not [name for name in training if name.startswith("video_unet.unet.") and name not in motion]
+        module.eval()
+        assert not [name for name, part in module.named_modules() if part.training]
+
+
+@pytest.mark.parametrize("loss", ["epsilon", "x0", "v"])
+def test_the_loss_falls_on_one_batch(make, batch, loss):
+    module = make("predictor", "motion_module", loss=loss)
+    optimizer = torch.optim.Adam(module.trained_weights(), lr=3e-3)
+    losses = []
+    for _ in range(8):
+        loss = step(module, batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.98 * losses[0]
+    assert losses[-1] == min(losses)
+
+
+def test_given_ends_are_seen_clean_and_not_judged(make, batch):
+    module = make("predictor")
+    clips = module.encode(batch)
+    noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
+    noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
+    seen = with_end_frames(noised.latents, clips.latents[:, :, 0], clips.latents[:, :, -1])
+    predicted = [module.video_unet(x, noise.timesteps, clips.text, None) for x in (seen, noised.latents)]
+    between = slice(1, -1)
+    given = module.diffusion(predicted[0][:, :, between], noised.frames(between))
+    whole = module.diffusion(predicted[1], noised)
+    errors = module.errors(noised, torch.tensor([True, False]), clips.text, None)
+    torch.testing.assert_close(errors, torch.stack([given[0], whole[1]]))
+
+
+def test_dropped_semantic_tokens_are_zero(make, batch):
+    module = make("predictor", semantic_dropout=1.0)
+    dropped = step(module, batch)["errors"]
+    clips = module.encode(batch)
+    module.batches = 0
+    noise = module.noise(clips)
+    noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
+    zeros = torch.zeros(2, FRAMES, 2, clips.text.shape[-1])
+    torch.testing.assert_close(dropped, module.errors(noised, noise.given < 0.5, clips.text, zeros))
+    assert not torch.allclose(dropped, step(make("predictor", semantic_dropout=0.0), batch)["errors"])
+
+
+def test_forced_clips_are_told_by_their_true_frames(make, batch):
+    module = make("predictor", teacher_forcing=0.5, semantic_dropout=0.0)
+    clips = module.encode(batch)
+    noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
+    context = module.semantic_context(
+        module.semantic_tokens(batch.frames), replace(noise, forced=torch.tensor([0.4, 0.6]))
+    )
+    features = module.image_encoder.features(batch.frames.flatten(0, 1), module.model.features).unflatten(0, (2, -1))
+    torch.testing.assert_close(context[0], module.predictor.context(module.predictor.encode(features[0])))
+    predicted = module.predictor(features[:, 0], features[:, -1], FRAMES).context
+    torch.testing.assert_close(context[1], predicted[1])
+    assert not torch.allclose(context[0], predicted[0])
+
+
+def test_forcing_teaches_how_pictures_are_told_and_not_the_transformer(make, batch):
+    module = make("predictor", teacher_forcing=1.0)
+    step(module, batch)["loss"].backward()
+    taught = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad.any()}
+    assert taught == {"to_tokens", "context_projection", "context_norm"}
+
+
+def test_with_forcing_alone_the_transformer_has_no_part_in_what_the_rest_learns(make, batch):
+    gradients = []
+    for has_transformer in (True, False):
+        module = make("predictor", "motion_module", teacher_forcing=1.0, semantic_weight=0.5 * has_transformer)
+        if not has_transformer:
+            module.predictor = module.predictor.without_transformer()
+        step(module, batch)["loss"].backward()
+        gradients.append({name: weight.grad for name, weight in module.named_parameters() if weight.requires_grad})
+    with_it, without = gradients
+    assert {name.split(".")[1] for name in with_it.keys() - without.keys()} == {"layers", "positions"}
+    for name, gradient in without.items():
+        torch.testing.assert_close(with_it[name], gradient, msg=name)
+
+
+def test_the_semantic_error_is_added(make, batch):
+    weighed = make("predictor", semantic_weight=2.0)
+    outputs = step(weighed, batch)
+    assert outputs["semantic"].shape == (2,)
+    torch.testing.assert_close(outputs["losses"], outputs["errors"] + 2 * outputs["semantic"])
+    torch.testing.assert_close(outputs["loss"], outputs["losses"].mean())
+    torch.testing.assert_close(outputs["errors"], step(make("predictor"), batch)["errors"])
+
+
+def test_the_semantic_error_is_against_the_tokens_of_the_true_frames(make, batch):
+    module = make("predictor", semantic_weight=1.0)
+    features = module.image_encoder.features(batch.frames.flatten(0, 1), module.model.features).unflatten(0, (2, -1))
+    motion = module.predictor(features[:, 0], features[:, -1], FRAMES)
+    true = module.semantic_tokens(batch.frames)
+    torch.testing.assert_close(true[1], module.predictor.encode(features[1]))
+    torch.testing.assert_close(module.semantic_errors(true), semantic_loss(motion.tokens, true))
+
+
+def test_the_errors_are_weighed_and_what_has_no_weight_is_not_computed(make, batch, monkeypatch):
+    both = step(make("predictor", semantic_weight=1.0), batch)
+    weighed = step(make("predictor", semantic_weight=1.0, diffusion_weight=0.25), batch)
+    torch.testing.assert_close(weighed["losses"], 0.25 * both["errors"] + both["semantic"])
+
+    semantic_only = make("predictor", semantic_weight=1.0, diffusion_weight=0.0)
+    monkeypatch.setattr(semantic_only.video_unet, "forward", None)
+    outputs = step(semantic_only, batch)
+    assert outputs.keys() == {"loss", "losses", "semantic"}
+    torch.testing.assert_close(outputs["losses"], both["semantic"])
+
+
+def test_the_semantic_error_teaches_the_transformer_alone(make, batch):
+    module = make("predictor", semantic_weight=1.0)
+    module.semantic_errors(module.semantic_tokens(batch.frames)).sum().backward()
+    taught = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad is not None}
+    assert "layers" in taught
+    assert taught <= {"layers", "positions"}
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(make, batch):
+    gradients = []
+    for checkpointing in (False, True):
+        module = make("predictor", "motion_module", gradient_checkpointing=checkpointing)
+        step(module, batch)["loss"].backward()
+        gradients.append({name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], msg=name)
+
+
+def test_noise_follows_the_position_whatever_the_processes():
+    whole = draw_clip_noise(3, range(8, 12), (2, 3), 1000)
+    halves = [draw_clip_noise(3, positions, (2, 3), 1000) for positions in (range(8, 10), range(10, 12))]
+    for name in ("noise", "timesteps", "given", "told", "forced"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves])), name
+    assert len(whole.noise.unique()) == whole.noise.numel()
+    other = draw_clip_noise(4, range(8, 12), (2, 3), 1000)
+    assert not torch.equal(whole.noise, other.noise)
+
+
+def test_timesteps_of_neighbours_are_spread_and_all_occur():
+    drawn = torch.cat([draw_clip_noise(0, range(8 * i, 8 * i + 8), (1,), 1000).timesteps for i in range(60)])
+    gaps = drawn.view(-1, 8).sort().values.diff().float()
+    assert gaps.max() < 240, "neighbours leave a gap"
+    assert drawn.view(-1, 8).float().mean(1).sub(500).abs().max() < 110
+    assert len(set((drawn // 10).tolist())) == 100
+
+
+def test_new_weights_are_those_of_the_seed(config):
+    torch.manual_seed(1)
+    first = _transition_module(config).state_dict()
+    torch.manual_seed(2)
+    second = _transition_module(config).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_predictor_makes_the_round_trip(untouched, tmp_path):
+    model, settings = untouched
+    save_predictor(model.predictor, settings, tmp_path / "predictor")
+    again = load_predictor(tmp_path / "predictor")
+    features = torch.randn(2, 1, 5, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = model.predictor(*features, FRAMES), again(*features, FRAMES)
+    assert torch.equal(expected.tokens, found.tokens)
+    assert torch.equal(expected.context, found.context)
+    (tmp_path / "predictor" / "config.json").write_text('{"width": 32}')
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_predictor(tmp_path / "predictor")
+    with pytest.raises(UserError, match="no predictor"):
+        load_predictor(tmp_path)
+
+
+def test_another_configuration_is_refused_by_its_key():
+    stored = {"recipe": {"seed": 1, "steps": 5}, "data": {"frames": 8}}
+    check_same_config(stored, {"recipe": {"seed": 1, "steps": 9}, "data": {"frames": 8}}, ("recipe.steps",))
+    for wrong, key in (({"seed": 2, "steps": 5}, "recipe.seed=1, not 2"), ({"seed": 1}, "recipe.steps=5, not None")):
+        with pytest.raises(UserError, match=key):
+            check_same_config(stored, {"recipe": wrong, "data": {"frames": 8}}, ("data",))
+    with pytest.raises(UserError, match="another kind"):
+        check_same_config(None, stored, ())
