@@ -18,7 +18,7 @@ def main(config: InferConfig) -> None:
         print(*benchmark(config), sep="\n  ")
         return
     script = story(config)
-    attention = consistent_attention(config.consistency, config.seed)
+    attention = consistent_attention(config.csa, config.seed)
     run = run_folder(config, script)
     if run.is_complete:
         print(f"{run.path / 'page.png'} tells this story already; overwrite=true makes it again")

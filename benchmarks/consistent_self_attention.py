@@ -1,4 +1,4 @@
-"""Times plain attention, consistent self-attention, and a dense mask of the same semantics, in one run.
+"""Times plain attention, consistent self-attention, and a dense mask of the same variant, in one run.
 
     python benchmarks/consistent_self_attention.py                      # all grids of SD1.5 and SDXL
     python benchmarks/consistent_self_attention.py --tokens 1024        # their 1024-token grids only
@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from storydiffusion.attention.consistent_self_attention import (
-    ConsistentSelfAttention,
+    AttentionPlan,
+    ConsistentSelfAttentionConfig,
     PanelGroup,
     Read,
-    ReadPlan,
     attend,
     batch_plan,
     multi_head_attention,
-    story_reads,
+    select_tokens,
 )
 
 
@@ -80,8 +80,8 @@ def milliseconds(functions: Sequence[Callable[[], object]], device: torch.device
     return [min(measured) for measured in times]
 
 
-def story_plan(panels: int, tokens: int, rate: float, device: torch.device) -> ReadPlan:
-    reads = story_reads(ConsistentSelfAttention(rate=rate), PanelGroup(panels), tokens, rate, step=0)
+def story_plan(panels: int, tokens: int, rate: float, device: torch.device) -> AttentionPlan:
+    reads = select_tokens(ConsistentSelfAttentionConfig(rate=rate), PanelGroup(panels), tokens, rate, step=0)
     plan = batch_plan([reads], [panels], parts=1, tokens=tokens)
     if plan is None:
         raise SystemExit("nothing is shared: choose 2 panels or more and a rate above 0")

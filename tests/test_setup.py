@@ -115,7 +115,7 @@ def test_every_job_of_every_experiment_composes(name):
             if isinstance(config, TrainConfig):
                 assert name == f"storyworld_{config.recipe.part}"
             if isinstance(config, InferConfig):
-                consistent_attention(config.consistency, config.seed)
+                consistent_attention(config.csa, config.seed)
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("ablation_")])

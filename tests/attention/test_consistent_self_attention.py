@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from storydiffusion.attention.consistent_self_attention import (
     CPU_GATHER,
-    ConsistentSelfAttention,
+    ConsistentSelfAttentionConfig,
     PanelGroup,
     apportion,
     attend,
@@ -17,18 +17,18 @@ from storydiffusion.attention.consistent_self_attention import (
     multi_head_attention,
     progressive_counts,
     random_stream,
-    story_reads,
+    select_tokens,
     uniform_counts,
 )
 from storydiffusion.errors import UserError
 
 TOKENS, CHANNELS, HEADS = 24, 16, 2
 EVERY_SHARING = [
-    {"semantics": "eq2"},
-    {"semantics": "eq2", "sampler": "progressive"},
-    {"semantics": "shared_row"},
-    {"semantics": "algorithm1", "tile_size": 2},
-    {"semantics": "algorithm1"},
+    {"variant": "eq2"},
+    {"variant": "eq2", "sampler": "progressive"},
+    {"variant": "shared_row"},
+    {"variant": "algorithm1", "tile_size": 2},
+    {"variant": "algorithm1"},
 ]
 
 
@@ -37,8 +37,8 @@ def projections(panels: int, seed: int = 0):
 
 
 def reads_of(story: PanelGroup, step: int = 3, **settings_):
-    config = ConsistentSelfAttention(**settings_)
-    return story_reads(config, story, TOKENS, config.rate_of(1), step)
+    config = ConsistentSelfAttentionConfig(**settings_)
+    return select_tokens(config, story, TOKENS, config.rate_of(1), step)
 
 
 def plan_of(*stories: PanelGroup, parts: int = 1, **settings_):
@@ -67,17 +67,17 @@ def test_agrees_with_a_dense_mask(settings_, rate, may_share):
     torch.testing.assert_close(ours, dense(q, k, v, allowed.view(4, 4, TOKENS)), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("semantics", ["eq2", "shared_row"])
-def test_reads_own_tokens_and_an_exact_sample_of_each_other_panel(semantics):
-    for read in reads_of(PanelGroup(5), rate=0.3, semantics=semantics):
+@pytest.mark.parametrize("variant", ["eq2", "shared_row"])
+def test_reads_own_tokens_and_an_exact_sample_of_each_other_panel(variant):
+    for read in reads_of(PanelGroup(5), rate=0.3, variant=variant):
         assert read.rows.unique().numel() == read.rows.numel()
         counts = (read.rows // TOKENS).bincount(minlength=5).tolist()
         assert counts == [TOKENS if panel == read.reader else round(0.3 * TOKENS) for panel in range(5)]
 
 
 def test_eq2_draws_for_each_reader_and_shared_row_for_all():
-    def read_of_panel_0(semantics):
-        rows = [read.rows[read.rows < TOKENS].tolist() for read in reads_of(PanelGroup(4), semantics=semantics)]
+    def read_of_panel_0(variant):
+        rows = [read.rows[read.rows < TOKENS].tolist() for read in reads_of(PanelGroup(4), variant=variant)]
         return rows[1:]
 
     one, two, three = read_of_panel_0("eq2")
@@ -111,8 +111,8 @@ def test_a_panel_that_shares_nothing_keeps_plain_attention(settings_):
 @settings(max_examples=20, deadline=None)
 def test_full_sharing_is_permutation_equivariant(order):
     q, k, v = projections(5)
-    for semantics in ("eq2", "shared_row"):
-        plan = plan_of(PanelGroup(5), rate=1.0, semantics=semantics)
+    for variant in ("eq2", "shared_row"):
+        plan = plan_of(PanelGroup(5), rate=1.0, variant=variant)
         assert plan is not None
         shuffled = attend(q[order], k[order], v[order], plan, HEADS)
         torch.testing.assert_close(shuffled, attend(q, k, v, plan, HEADS)[order], rtol=0, atol=1e-5)
@@ -139,7 +139,7 @@ def algorithm_1(features, to_q, to_k, to_v, sample_of_tile, tile_size):
 def test_algorithm1_agrees_with_the_pseudo_code(panels, tile_size):
     features = projections(panels)[0]
     weights = torch.randn(3, CHANNELS, CHANNELS, generator=torch.Generator().manual_seed(1)) / 4
-    settings_ = {"semantics": "algorithm1", "tile_size": tile_size, "rate": 0.4}
+    settings_ = {"variant": "algorithm1", "tile_size": tile_size, "rate": 0.4}
     count = round(0.4 * tile_size * TOKENS)
     samples = {}
     for read in reads_of(PanelGroup(panels), **settings_):
@@ -227,14 +227,14 @@ def test_masked_panels_draw_from_their_own_character_only():
 @pytest.mark.parametrize(
     ("reach", "sources"),
     [
-        ({"window": 1}, ["01", "012", "123", "234", "34"]),
-        ({"bank": 2}, ["01", "01", "012", "013", "014"]),
-        ({"bank": 2, "window": 1}, ["01", "012", "0123", "01234", "0134"]),
-        ({"bank": 0}, ["0", "1", "2", "3", "4"]),
-        ({"window": 0}, ["0", "1", "2", "3", "4"]),
-        ({"window": 4}, ["01234"] * 5),
-        ({"bank": 5}, ["01234"] * 5),
-        ({"window": 1, "sampler": "progressive"}, ["0", "01", "12", "23", "34"]),
+        ({"neighbor_window": 1}, ["01", "012", "123", "234", "34"]),
+        ({"anchor_panels": 2}, ["01", "01", "012", "013", "014"]),
+        ({"anchor_panels": 2, "neighbor_window": 1}, ["01", "012", "0123", "01234", "0134"]),
+        ({"anchor_panels": 0}, ["0", "1", "2", "3", "4"]),
+        ({"neighbor_window": 0}, ["0", "1", "2", "3", "4"]),
+        ({"neighbor_window": 4}, ["01234"] * 5),
+        ({"anchor_panels": 5}, ["01234"] * 5),
+        ({"neighbor_window": 1, "sampler": "progressive"}, ["0", "01", "12", "23", "34"]),
     ],
 )
 def test_window_and_bank_bound_whom_a_panel_reads(reach, sources):
@@ -244,7 +244,7 @@ def test_window_and_bank_bound_whom_a_panel_reads(reach, sources):
 
 def test_reach_goes_together_with_who_shares():
     group = PanelGroup(4, may_share=torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [1, 0, 1, 1], [1, 0, 1, 1]]))
-    reads = reads_of(group, rate=1.0, window=2)
+    reads = reads_of(group, rate=1.0, neighbor_window=2)
     assert [(read.rows // TOKENS).unique().tolist() for read in reads] == [[0, 2], [1], [0, 2, 3], [2, 3]]
 
 
@@ -253,25 +253,25 @@ def test_many_panels_are_gathered_in_turns():
     assert tokens * channels * 2 < CPU_GATHER < tokens * channels * 2 * panels
     q, k, v = torch.randn(3, panels, tokens, channels)
     story = PanelGroup(panels)
-    plan = batch_plan([story_reads(ConsistentSelfAttention(), story, tokens, 0.5, 0)], [panels], 1, tokens)
+    plan = batch_plan([select_tokens(ConsistentSelfAttentionConfig(), story, tokens, 0.5, 0)], [panels], 1, tokens)
     (group,) = plan.groups
     expected = multi_head_attention(q, *(x.flatten(0, 1)[group.rows] for x in (k, v)), heads=8)
     torch.testing.assert_close(attend(q, k, v, plan, 8), expected)
 
 
 def test_rate_of_a_grid():
-    config = ConsistentSelfAttention(rate={2: 0.5, 4: 0.25})
+    config = ConsistentSelfAttentionConfig(rate={2: 0.5, 4: 0.25})
     assert [config.rate_of(factor) for factor in (1, 2, 4)] == [0.0, 0.5, 0.25]
 
 
 def test_active_steps_are_fractions_of_the_schedule():
-    config = ConsistentSelfAttention(start=0.2, end=0.6)
+    config = ConsistentSelfAttentionConfig(start=0.2, end=0.6)
     assert [step for step in range(10) if config.is_active(step, 10)] == [2, 3, 4, 5]
     assert [step for step in range(25) if config.is_active(step, 25)] == list(range(5, 15))
 
 
 def test_official_bypass_follows_the_schedule():
-    config = ConsistentSelfAttention(semantics="official")
+    config = ConsistentSelfAttentionConfig(variant="official")
 
     def bypassed(step):
         return sum(config.bypasses(step, 50, 0, f"layer {layer}") for layer in range(1000)) / 1000
@@ -280,7 +280,7 @@ def test_official_bypass_follows_the_schedule():
     assert 0.25 < bypassed(5) < 0.35
     assert 0.25 < bypassed(19) < 0.35
     assert 0.07 < bypassed(20) < 0.13
-    assert not ConsistentSelfAttention(semantics="shared_row").bypasses(0, 50, 0, "layer")
+    assert not ConsistentSelfAttentionConfig(variant="shared_row").bypasses(0, 50, 0, "layer")
 
 
 @pytest.mark.parametrize(
@@ -292,23 +292,23 @@ def test_official_bypass_follows_the_schedule():
         ({"rate": "0.5"}, "'0.5'"),
         ({"rate": {3: 0.5}}, "3"),
         ({"rate": {2: 7}}, "7"),
-        ({"semantics": "eq3"}, "eq3"),
+        ({"variant": "eq3"}, "eq3"),
         ({"sampler": "random"}, "random"),
         ({"blocks": "mid"}, "mid"),
         ({"start": 0.6, "end": 0.4}, "0.6"),
         ({"end": 1.1}, "1.1"),
         ({"decay": 0.0}, "decay is 0"),
         ({"seed": 0.5}, "0.5"),
-        ({"sampler": "progressive", "semantics": "shared_row"}, "shared_row"),
-        ({"window": -1}, "window is -1"),
-        ({"bank": 0.5}, "bank is 0.5"),
+        ({"sampler": "progressive", "variant": "shared_row"}, "shared_row"),
+        ({"neighbor_window": -1}, "window is -1"),
+        ({"anchor_panels": 0.5}, "anchor_panels is 0.5"),
         ({"tile_size": 2}, "eq2"),
-        ({"tile_size": 1, "semantics": "algorithm1"}, "1"),
+        ({"tile_size": 1, "variant": "algorithm1"}, "1"),
     ],
 )
 def test_impossible_settings_are_named(settings_, named):
     with pytest.raises(UserError, match=named):
-        ConsistentSelfAttention(**settings_)
+        ConsistentSelfAttentionConfig(**settings_)
 
 
 @pytest.mark.parametrize(("panels", "may_share"), [(0, None), (2.0, None), (2, [[True]])])

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler, LCMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention, PanelGroup
+from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig, PanelGroup
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.errors import UserError
 
@@ -37,7 +37,7 @@ def processors(pipe):
 
 def test_the_public_use(sd_pipe):
     pipe, prompts = sd_pipe, WORDS[:4]
-    with consistent_self_attention(pipe, ConsistentSelfAttention(rate=0.5, semantics="eq2")) as story:
+    with consistent_self_attention(pipe, ConsistentSelfAttentionConfig(rate=0.5, variant="eq2")) as story:
         images = pipe(prompts, callback_on_step_end=story.on_step_end, num_inference_steps=2).images
     assert len(images) == 4
     assert images[0].size == (32, 32)
@@ -46,7 +46,7 @@ def test_the_public_use(sd_pipe):
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_every_pipeline_shares_and_tells_two_stories_at_once_as_alone(any_pipe, guidance):
     pipe, extra = any_pipe
-    config = ConsistentSelfAttention(blocks="all")
+    config = ConsistentSelfAttentionConfig(blocks="all")
 
     def told(panels, stories):
         return tell(pipe, config, stories, panels=panels, guidance=guidance, **extra(panels, guidance > 1))
@@ -71,12 +71,12 @@ def test_the_control_and_the_image_prompt_still_act(any_pipe):
 @pytest.mark.parametrize(
     ("config", "panels"),
     [
-        (ConsistentSelfAttention(rate=0.0), range(4)),
-        (ConsistentSelfAttention(rate={1: 0.0, 2: 0.0}), range(4)),
-        (ConsistentSelfAttention(semantics="off"), range(4)),
-        (ConsistentSelfAttention(start=0.0, end=0.1), range(4)),
-        (ConsistentSelfAttention(), range(1)),
-        (ConsistentSelfAttention(semantics="algorithm1"), range(1)),
+        (ConsistentSelfAttentionConfig(rate=0.0), range(4)),
+        (ConsistentSelfAttentionConfig(rate={1: 0.0, 2: 0.0}), range(4)),
+        (ConsistentSelfAttentionConfig(variant="off"), range(4)),
+        (ConsistentSelfAttentionConfig(start=0.0, end=0.1), range(4)),
+        (ConsistentSelfAttentionConfig(), range(1)),
+        (ConsistentSelfAttentionConfig(variant="algorithm1"), range(1)),
     ],
     ids=["rate 0", "rates 0", "off", "no step active", "one panel", "one panel of algorithm1"],
 )
@@ -116,18 +116,16 @@ def test_a_panel_outside_the_mask_equals_plain(sd_pipe):
 @pytest.mark.parametrize(
     "config",
     [
-        ConsistentSelfAttention(semantics="shared_row"),
-        ConsistentSelfAttention(semantics="algorithm1", tile_size=2),
-        ConsistentSelfAttention(semantics="official"),
-        ConsistentSelfAttention(sampler="progressive"),
-        ConsistentSelfAttention(rate={2: 0.5}),
-        ConsistentSelfAttention(start=0.3, end=0.7),
-        ConsistentSelfAttention(blocks="all"),
-        ConsistentSelfAttention(seed=1),
+        ConsistentSelfAttentionConfig(variant="shared_row"),
+        ConsistentSelfAttentionConfig(variant="algorithm1", tile_size=2),
+        ConsistentSelfAttentionConfig(variant="official"),
+        ConsistentSelfAttentionConfig(sampler="progressive"),
+        ConsistentSelfAttentionConfig(rate={2: 0.5}),
+        ConsistentSelfAttentionConfig(start=0.3, end=0.7),
+        ConsistentSelfAttentionConfig(blocks="all"),
+        ConsistentSelfAttentionConfig(seed=1),
     ],
-    ids=lambda config: (
-        f"{config.semantics} {config.sampler} {config.rate} {config.blocks} {config.start} {config.seed}"
-    ),
+    ids=lambda config: f"{config.variant} {config.sampler} {config.rate} {config.blocks} {config.start} {config.seed}",
 )
 def test_every_setting_shares_and_repeats(sd_pipe, config):
     once = tell(sd_pipe, config)
@@ -144,7 +142,7 @@ def test_every_setting_shares_and_repeats(sd_pipe, config):
 def test_any_scheduler_and_number_of_steps(sd_pipe, scheduler, steps):
     sd_pipe.scheduler = scheduler.from_config(sd_pipe.scheduler.config)
     seen = []
-    with consistent_self_attention(sd_pipe, ConsistentSelfAttention(semantics="official")) as story:
+    with consistent_self_attention(sd_pipe, ConsistentSelfAttentionConfig(variant="official")) as story:
         hook = sd_pipe.unet.register_forward_hook(lambda *_: seen.append(story.step))
         sd_pipe(**arguments(steps=steps), callback_on_step_end=story.on_step_end)
     hook.remove()
@@ -155,7 +153,10 @@ def test_a_step_may_call_the_unet_more_than_once(sd_pipe):
     sd_pipe.scheduler = HeunDiscreteScheduler.from_config(sd_pipe.scheduler.config)
     seen = []
     noise, text = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16)
-    with consistent_self_attention(sd_pipe, ConsistentSelfAttention(start=0.0, end=0.5)) as story, torch.no_grad():
+    with (
+        consistent_self_attention(sd_pipe, ConsistentSelfAttentionConfig(start=0.0, end=0.5)) as story,
+        torch.no_grad(),
+    ):
         sd_pipe.scheduler.set_timesteps(2)
         for step in range(2):
             for _ in range(2):
@@ -184,11 +185,11 @@ def test_a_new_run_starts_again_even_after_an_interruption(sd_pipe):
                 assert torch.equal(sd_pipe(**arguments(), **more).images, first)
 
 
-@pytest.mark.parametrize("config", [{"start": 0.5}, {"end": 0.5}, {"semantics": "official"}], ids=str)
+@pytest.mark.parametrize("config", [{"start": 0.5}, {"end": 0.5}, {"variant": "official"}], ids=str)
 def test_a_schedule_without_the_callback_is_refused(sd_pipe, config):
     before = processors(sd_pipe)
     with pytest.raises(UserError, match="callback_on_step_end"):
-        tell(sd_pipe, ConsistentSelfAttention(**config), callback=False)
+        tell(sd_pipe, ConsistentSelfAttentionConfig(**config), callback=False)
     assert processors(sd_pipe) == before
 
 
@@ -236,7 +237,7 @@ def test_what_does_not_fit_is_refused(sd_pipe):
     with pytest.raises(UserError, match="stories is empty"):
         tell(sd_pipe, stories=[])
     with pytest.raises(UserError, match="grid 4"):
-        tell(sd_pipe, ConsistentSelfAttention(rate={2: 0.5, 4: 0.5}))
+        tell(sd_pipe, ConsistentSelfAttentionConfig(rate={2: 0.5, 4: 0.5}))
     with pytest.raises(UserError, match="no U-Net"), consistent_self_attention(DDIMScheduler()):
         pass
 
@@ -251,6 +252,6 @@ def test_an_unknown_pipeline_is_one_story(unet):
         shared = unet(noise, 1, text).sample
     with torch.no_grad():
         assert not torch.allclose(shared, unet(noise, 1, text).sample, atol=1e-4)
-    late = consistent_self_attention(Holder(), ConsistentSelfAttention(start=0.5))
+    late = consistent_self_attention(Holder(), ConsistentSelfAttentionConfig(start=0.5))
     with pytest.raises(UserError, match="number of steps"), late:
         unet(noise, 1, text)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.baselines.ip_adapter import IPAdapter
 from storydiffusion.errors import UserError
-from storydiffusion.pipelines.conditioning import Subject
+from storydiffusion.pipelines.conditioning import CharacterReference
 from tests.attention.conftest import stable_diffusion, stable_diffusion_xl
 from tests.helpers.baseline_weights import image_encoder, ip_adapter_weights
 
@@ -21,7 +21,7 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8))
 
 
-ONE, OTHER = Subject((picture(1),)), Subject((picture(2),))
+ONE, OTHER = CharacterReference((picture(1),)), CharacterReference((picture(2),))
 
 
 def adapted(make=stable_diffusion, plus=False, scale=0.8):
@@ -75,7 +75,7 @@ def test_a_panel_follows_its_own_picture_alone():
 def test_it_goes_with_consistent_self_attention():
     adapter = adapted()
     conditions = adapter.conditions(PROMPTS, [""] * 3, [ONE, ONE, ONE], STEPS, 3.0)
-    with consistent_self_attention(adapter.pipe, ConsistentSelfAttention()) as story:
+    with consistent_self_attention(adapter.pipe, ConsistentSelfAttentionConfig()) as story:
         shared = adapter.pipe(
             **conditions.arguments, **arguments(3.0), callback_on_step_end=story.on_step_end
         ).images  # fmt: skip

@@ -5,25 +5,25 @@ import pytest
 import torch
 from PIL import Image
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
 from storydiffusion.baselines.photomaker import Fuse, PhotoMaker, add_lora, stack
 from storydiffusion.errors import UserError
 from storydiffusion.models.prompt_encoding import encode_prompts
-from storydiffusion.pipelines.conditioning import Subject
-from storydiffusion.pipelines.story import tell_panels
+from storydiffusion.pipelines.conditioning import CharacterReference
+from storydiffusion.pipelines.story import generate_panels
 from tests.attention.conftest import stable_diffusion, stable_diffusion_xl, tiny_tokenizer, tiny_unet
 from tests.helpers.baseline_weights import photomaker_weights, random
 
 PROMPTS, STEPS = ["a cat reads", "a cat", "no"], 4
-OFF = ConsistentSelfAttention(semantics="off")
+OFF = ConsistentSelfAttentionConfig(variant="off")
 
 
 def picture(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8))
 
 
-ONE, OTHER = Subject((picture(1),), "cat"), Subject((picture(2),), "cat")
-BOTH = Subject((picture(1), picture(2)), "cat")
+ONE, OTHER = CharacterReference((picture(1),), "cat"), CharacterReference((picture(2),), "cat")
+BOTH = CharacterReference((picture(1), picture(2)), "cat")
 
 
 def photomaker(text_steps=0.25, lora=True) -> PhotoMaker:
@@ -38,7 +38,7 @@ def photomaker(text_steps=0.25, lora=True) -> PhotoMaker:
 def told(method: PhotoMaker, subjects, guidance=3.0, start=None, on_step=lambda step, latents: None):
     conditions = method.conditions(PROMPTS, [""] * 3, subjects, STEPS, guidance)
     sampling = {"height": 32, "width": 32, "num_inference_steps": STEPS, "guidance_scale": guidance}
-    pictures = tell_panels(
+    pictures = generate_panels(
         method.pipe, {**conditions.arguments, **sampling, "output_type": "np"}, [1, 2, 3], OFF, None, start, on_step,
         conditions.at_step_end,
     )  # fmt: skip
@@ -51,7 +51,7 @@ def plain(guidance=3.0):
     sampling = {"height": 32, "width": 32, "num_inference_steps": STEPS, "guidance_scale": guidance}
     embeddings = encode_prompts(pipe, PROMPTS, [""] * 3).as_arguments()
     return torch.from_numpy(
-        np.asarray(tell_panels(pipe, {**embeddings, **sampling, "output_type": "np"}, [1, 2, 3], OFF))
+        np.asarray(generate_panels(pipe, {**embeddings, **sampling, "output_type": "np"}, [1, 2, 3], OFF))
     )
 
 
@@ -71,7 +71,7 @@ def test_the_word_stands_once_for_each_picture():
     with pytest.raises(UserError, match=r"'a fox' has no word 'cat'"):
         stack(tokenizer, "a fox", ONE, 1)
     with pytest.raises(UserError, match=r"no room for 3 pictures of the cat"):
-        stack(tokenizer, "abcdefghij cat", Subject((picture(1),) * 3, "cat"), 1)
+        stack(tokenizer, "abcdefghij cat", CharacterReference((picture(1),) * 3, "cat"), 1)
 
 
 def test_fusing_without_its_layers_is_a_norm_of_the_words():

@@ -50,9 +50,9 @@ def ip_adapter(tiny_model, tmp_path_factory) -> Path:
 @pytest.fixture
 def adapted(tell: Callable[..., Outcome], ip_adapter: Path) -> Callable[..., Outcome]:
     """Tells the story of `story_file` into run/, with the tiny IP-Adapter."""
-    reference = ("reference=ip_adapter", "reference.file=adapter.safetensors", "reference.image_encoder=image_encoder")
+    baseline = ("baseline=ip_adapter", "baseline.file=adapter.safetensors", "baseline.image_encoder=image_encoder")
     return lambda *overrides: tell(
-        *reference, f"reference.weights={ip_adapter}", "steps=2", "run_dir=run", "consistency=off", *overrides
+        *baseline, f"baseline.weights={ip_adapter}", "steps=2", "run_dir=run", "csa=off", *overrides
     )
 
 
@@ -64,17 +64,17 @@ def test_a_story_is_told_with_ip_adapter(adapted, tell, tmp_path):
         "panels/001.png", "panels/002.png", "panels/003.png", "portraits/001.png", "portraits/002.png",
     }  # fmt: skip
     manifest = read_manifest(run / "manifest.json")
-    assert {name for name in manifest.weights if name.startswith("reference/")} == {
-        "reference/adapter.safetensors", "reference/image_encoder/model.safetensors",
+    assert {name for name in manifest.weights if name.startswith("baseline/")} == {
+        "baseline/adapter.safetensors", "baseline/image_encoder/model.safetensors",
     }  # fmt: skip
-    assert manifest.config["reference"]["scale"] == 0.6
+    assert manifest.config["baseline"]["scale"] == 0.6
     assert "ip_adapter" in (run / "report.html").read_text()
     assert "already" in adapted().out
-    assert "another story or configuration" in adapted("reference.scale=0.5").err
+    assert "another story or configuration" in adapted("baseline.scale=0.5").err
 
     told = pixels(run)
-    assert adapted("reference.scale=0", "run_dir=silent").code == 0
-    assert tell("steps=2", "consistency=off", "run_dir=plain").code == 0
+    assert adapted("baseline.scale=0", "run_dir=silent").code == 0
+    assert tell("steps=2", "csa=off", "run_dir=plain").code == 0
     silent, plain = pixels(tmp_path / "silent"), pixels(tmp_path / "plain")
     assert {name: silent[name] for name in plain} == plain
     assert all(told[name] != plain[name] for name in plain)
@@ -83,12 +83,12 @@ def test_a_story_is_told_with_ip_adapter(adapted, tell, tmp_path):
 
 def test_portraits_of_the_users_own_take_the_place_of_drawn_ones(adapted, tmp_path):
     one, other, third = (colours(tmp_path / f"{seed}.png", seed) for seed in range(3))
-    assert adapted(f"reference.portraits={{Pip: {one}, Bo: {other}}}").code == 0
+    assert adapted(f"baseline.portraits={{Pip: {one}, Bo: {other}}}").code == 0
     before = pixels(tmp_path / "run")
     assert not (tmp_path / "run" / "portraits").exists()
     shutil.copy(third, other)
-    assert "another story" in adapted(f"reference.portraits={{Pip: {one}, Bo: {other}}}").err
-    assert adapted(f"reference.portraits={{Pip: {one}, Bo: {other}}}", "overwrite=true").code == 0
+    assert "another story" in adapted(f"baseline.portraits={{Pip: {one}, Bo: {other}}}").err
+    assert adapted(f"baseline.portraits={{Pip: {one}, Bo: {other}}}", "overwrite=true").code == 0
     after = pixels(tmp_path / "run")
     assert [before[name] == after[name] for name in sorted(before)] == [True, False, True]  # Bo's panel is the second
 
@@ -100,33 +100,31 @@ def refusal(outcome: Outcome) -> str:
 
 
 def test_what_a_reference_lacks_is_named_before_anything_is_made(adapted, tmp_path, ip_adapter):
-    assert "reference.weights=/no/such/folder is no folder here" in refusal(
-        adapted("reference.weights=/no/such/folder")
-    )
-    assert "has no file other.bin" in refusal(adapted("reference.file=other.bin"))
-    assert "no *.safetensors file in vision" in refusal(adapted("reference.image_encoder=vision"))
-    assert "reference.scale=-1" in refusal(adapted("reference.scale=-1"))
-    assert "reference.portraits has none for 'Bo'" in refusal(adapted("reference.portraits={Pip: a.png}"))
-    assert "nowhere.png is no picture here" in refusal(adapted("reference.portraits={Pip: nowhere.png, Bo: b.png}"))
-    assert "ip_adapter, photomaker" in refusal(adapted("reference.kind=styles"))
+    assert "baseline.weights=/no/such/folder is no folder here" in refusal(adapted("baseline.weights=/no/such/folder"))
+    assert "has no file other.bin" in refusal(adapted("baseline.file=other.bin"))
+    assert "no *.safetensors file in vision" in refusal(adapted("baseline.image_encoder=vision"))
+    assert "baseline.scale=-1" in refusal(adapted("baseline.scale=-1"))
+    assert "baseline.portraits has none for 'Bo'" in refusal(adapted("baseline.portraits={Pip: a.png}"))
+    assert "nowhere.png is no picture here" in refusal(adapted("baseline.portraits={Pip: nowhere.png, Bo: b.png}"))
+    assert "ip_adapter, photomaker" in refusal(adapted("baseline.kind=styles"))
     assert not (tmp_path / "run").exists()
-    assert "portraits" in refusal(adapted("reference.portraits={Pip: a.png}", "benchmark=stories"))
+    assert "portraits" in refusal(adapted("baseline.portraits={Pip: a.png}", "benchmark=stories"))
 
 
 def test_weights_on_the_hub_want_a_connection(adapted, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    said = refusal(adapted("reference.weights=owner/name@123abc"))
-    assert said.startswith("infer.py: cannot get reference.weights=owner/name@123abc from the hub")
-    assert "set reference.weights=FOLDER" in said
+    said = refusal(adapted("baseline.weights=owner/name@123abc"))
+    assert said.startswith("infer.py: cannot get baseline.weights=owner/name@123abc from the hub")
+    assert "set baseline.weights=FOLDER" in said
 
 
 def test_weights_that_are_damaged_or_of_another_model_are_named(adapted, tmp_path, ip_adapter):
     spoilt = shutil.copytree(ip_adapter, tmp_path / "spoilt")
     (spoilt / "adapter.safetensors").write_bytes(b"nothing")
-    assert "adapter.safetensors: damaged" in refusal(adapted(f"reference.weights={spoilt}"))
+    assert "adapter.safetensors: damaged" in refusal(adapted(f"baseline.weights={spoilt}"))
     (spoilt / "adapter.safetensors").unlink()
     torch.save({"image_proj": {}, "other": {}}, spoilt / "adapter.bin")
-    said = refusal(adapted(f"reference.weights={spoilt}", "reference.file=adapter.bin", "overwrite=true"))
+    said = refusal(adapted(f"baseline.weights={spoilt}", "baseline.file=adapter.bin", "overwrite=true"))
     assert "adapter.bin: it has no image_proj" in said
 
 
@@ -159,13 +157,13 @@ def test_a_story_is_told_with_photomaker(tell, tiny_xl, tmp_path):
     def told(*overrides: str) -> Outcome:
         return tell(
             "experiment=baseline_photomaker", f"model.path={tiny_xl}", "model.dtype=float32", "model.device=cpu",
-            f"reference.weights={tiny_xl}", "reference.file=photomaker.bin", "steps=3", "height=64", "width=64",
+            f"baseline.weights={tiny_xl}", "baseline.file=photomaker.bin", "steps=3", "height=64", "width=64",
             "run_dir=run", *overrides,
         )  # fmt: skip
 
-    assert "reference.words has none for 'Pip': write reference.words='{Pip: girl}'" in refusal(told())
-    assert "'dog' for 'Bo', who is 'a blue fox'" in refusal(told("reference.words={Pip: cat, Bo: dog}"))
-    words = "reference.words={Pip: cat, Bo: fox}"
+    assert "baseline.words has none for 'Pip': write baseline.words='{Pip: girl}'" in refusal(told())
+    assert "'dog' for 'Bo', who is 'a blue fox'" in refusal(told("baseline.words={Pip: cat, Bo: dog}"))
+    words = "baseline.words={Pip: cat, Bo: fox}"
     outcome = told(words)
     assert outcome.code == 0, outcome.err
     before = pixels(tmp_path / "run")
@@ -177,11 +175,11 @@ def test_a_story_is_told_with_photomaker(tell, tiny_xl, tmp_path):
     for seed in range(2):
         colours(folder / f"{seed}.png", seed)
     fox = tmp_path / "run" / "portraits" / "002.png"
-    given = f"reference.portraits={{Pip: {folder}, Bo: {fox}}}"
+    given = f"baseline.portraits={{Pip: {folder}, Bo: {fox}}}"
     assert told(words, given, "run_dir=given").code == 0
     after = pixels(tmp_path / "given")
     assert [before[name] == after[name] for name in sorted(after)] == [False, True, False]  # Bo's portrait is the same
-    sd15 = tell("reference=photomaker", f"reference.weights={tiny_xl}", "reference.file=photomaker.bin", words)
+    sd15 = tell("baseline=photomaker", f"baseline.weights={tiny_xl}", "baseline.file=photomaker.bin", words)
     assert "needs the two text encoders of SDXL" in refusal(sd15)
 
 
@@ -222,21 +220,21 @@ def sparse(folder: Path, scale: float = 1.0) -> str:
 
 
 def test_a_benchmark_of_stories_takes_a_reference(infer, small, world_model):
-    folder = f"reference.weights={world_model}/ip_adapter"
-    files = ("reference.file=adapter.safetensors", "reference.image_encoder=image_encoder")
-    bench = ("benchmark=stories", "benchmark.stories=2", "benchmark.batch=1", "run_dir=run", "consistency=off", *small)
-    reference = ("reference=ip_adapter", folder, *files, *bench)
-    outcome = infer(*reference)
+    folder = f"baseline.weights={world_model}/ip_adapter"
+    files = ("baseline.file=adapter.safetensors", "baseline.image_encoder=image_encoder")
+    bench = ("benchmark=stories", "benchmark.stories=2", "benchmark.batch=1", "run_dir=run", "csa=off", *small)
+    baseline = ("baseline=ip_adapter", folder, *files, *bench)
+    outcome = infer(*baseline)
     assert outcome.code == 0, outcome.err
     found = load_result(Path("run/result.json"))
-    assert found.settings["reference.kind"] == "ip_adapter"
-    assert found.settings["reference.scale"] == 0.6
-    assert "model.weights.reference/adapter.safetensors" in found.settings
+    assert found.settings["baseline.kind"] == "ip_adapter"
+    assert found.settings["baseline.scale"] == 0.6
+    assert "model.weights.baseline/adapter.safetensors" in found.settings
     assert [file.name for file in sorted(Path("run/portraits").iterdir())] == ["000.png", "001.png"]
-    assert "measured already" in infer(*reference).out
+    assert "measured already" in infer(*baseline).out
     assert "measured with" in refusal(infer(*bench))
     assert infer(*bench, "run_dir=plain").code == 0
-    assert load_result(Path("plain/result.json")).settings["reference.kind"] is None
+    assert load_result(Path("plain/result.json")).settings["baseline.kind"] is None
 
 
 def test_sparse_control_is_one_more_way_of_transitions(infer, small, world_model):
@@ -265,7 +263,7 @@ def test_sparse_control_is_one_more_way_of_transitions(infer, small, world_model
 def test_a_story_gets_transitions_by_sparse_control(infer, small, world_model, tmp_path):
     pictures = [colours(tmp_path / f"{seed}.png", seed) for seed in range(2)]
     asked = (f"frames=[{pictures[0]},{pictures[1]}]", *small, "model.video.predictor=null", "fps=4", "hold=0.5")
-    shown = ("model.video.end_frames=semantic", "height=64", "width=64")
+    shown = ("model.video.boundary_frames=free", "height=64", "width=64")
     strips = []
     for scale in (1.0, 0.0):
         control = sparse(world_model / "sparse_control", scale)

@@ -55,12 +55,12 @@ def test_a_story_that_is_not_there(tell, path):
 @pytest.mark.parametrize(
     ("override", "needs"),
     [
-        ("consistency.rate=1.5", ["consistency.rate", "1.5"]),
-        ("consistency.rate=-0.1", ["consistency.rate", "-0.1"]),
-        ("consistency.rate=lots", ["consistency.rate", "lots"]),
-        ("consistency.semantics=eq3", ["consistency.semantics", "eq3", "eq2"]),
-        ("consistency.sampler=gauss", ["consistency.sampler", "gauss"]),
-        ("consistency.start=1", ["start", "end"]),
+        ("csa.rate=1.5", ["csa.rate", "1.5"]),
+        ("csa.rate=-0.1", ["csa.rate", "-0.1"]),
+        ("csa.rate=lots", ["csa.rate", "lots"]),
+        ("csa.variant=eq3", ["csa.variant", "eq3", "eq2"]),
+        ("csa.sampler=gauss", ["csa.sampler", "gauss"]),
+        ("csa.start=1", ["start", "end"]),
         ("height=100", ["height=100", "104"]),
         ("width=7", ["width=7"]),
         ("steps=0", ["steps=0"]),
@@ -68,7 +68,7 @@ def test_a_story_that_is_not_there(tell, path):
         ("seed=-1", ["seed=-1"]),
         ("seed=99999999999999999999", ["seed=99999999999999999999"]),
         ("sede=1", ["'sede'", "'seed'"]),
-        ("+consistency.rat=1", ["'consistency.rat'", "'consistency.rate'"]),
+        ("+csa.rat=1", ["'csa.rat'", "'csa.rate'"]),
         ("model=sd2", ["'sd2'", "sd15"]),
         ("model.path=/nowhere/at/all", ["/nowhere/at/all"]),
         ("model.path=package://nothing", ["'nothing'"]),
@@ -80,14 +80,14 @@ def test_a_setting_that_cannot_be(tell, tmp_path, override, needs):
 
 
 def test_impossible_combinations(tell, tmp_path):
-    check(tell("run_dir=run", "consistency=shared_row", "consistency.sampler=progressive"), "progressive", "shared_row")
-    check(tell("run_dir=run", "+consistency.tile_size=3"), "tile_size", "eq2")
+    check(tell("run_dir=run", "csa=shared_row", "csa.sampler=progressive"), "progressive", "shared_row")
+    check(tell("run_dir=run", "+csa.tile_size=3"), "tile_size", "eq2")
     check(tell("run_dir=run", "model.device=cpu", "model.offload=sequential"), "model.offload=sequential")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_grid_that_the_unet_does_not_have(tell, tmp_path):
-    check(tell("run_dir=run", "consistency.rate={64: 0.5}"), "64")
+    check(tell("run_dir=run", "csa.rate={64: 0.5}"), "64")
     assert is_unfinished(tmp_path / "run")
 
 

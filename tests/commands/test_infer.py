@@ -54,7 +54,7 @@ def test_the_manifest_tells_how(tell, tmp_path, tiny_model):
     assert manifest.complete
     assert manifest.origin == "random"
     assert manifest.config["seed"] == 5
-    assert manifest.config["consistency"]["semantics"] == "eq2"
+    assert manifest.config["csa"]["variant"] == "eq2"
     assert manifest.panels[0].prompt == "a red cat runs on the beach"
     assert len({panel.seed for panel in manifest.panels}) == 3
     assert len(manifest.weights) == 3
@@ -93,7 +93,7 @@ def test_a_finished_story_is_not_made_again_unless_asked(tell, tmp_path):
     assert panels(tmp_path / "run") == first
 
 
-@pytest.mark.parametrize("change", ["seed=1", "consistency=off", "noise=shared"])
+@pytest.mark.parametrize("change", ["seed=1", "csa=off", "noise=shared"])
 def test_settings_change_the_pictures(tell, tmp_path, change):
     tell("run_dir=a")
     tell("run_dir=b", change)
@@ -107,8 +107,8 @@ def test_shared_noise_is_told_in_the_manifest(tell, tmp_path):
 
 
 def test_rate_0_is_no_sharing(tell, tmp_path):
-    tell("run_dir=a", "consistency=off")
-    tell("run_dir=b", "consistency.rate=0")
+    tell("run_dir=a", "csa=off")
+    tell("run_dir=b", "csa.rate=0")
     assert panels(tmp_path / "a") == panels(tmp_path / "b")
 
 
@@ -124,7 +124,7 @@ def test_ctrl_c_while_pictures_are_written_keeps_the_last_step(tell, tmp_path, m
 
 
 def test_a_sweep_tells_into_folders_of_its_own(tell, tmp_path):
-    outcome = tell("consistency.rate=0,0.5", "run_dir=runs/rate-${consistency.rate}", "-m")
+    outcome = tell("csa.rate=0,0.5", "run_dir=runs/rate-${csa.rate}", "-m")
     assert outcome.code == 0
     assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == {"rate-0", "rate-0.5"}
     assert not (tmp_path / "multirun.yaml").exists()
@@ -181,20 +181,18 @@ def test_a_prompt_longer_than_the_text_encoder_is_told_whole(tell, tmp_path, sto
     for run, end in (("a", "a hat"), ("b", "a book")):
         long = "on the beach, the cat in the park, the girl in the blue hat, " + end
         story_file.write_text(text.replace("on the beach", long))
-        assert tell(f"run_dir={run}", "consistency=off").code == 0
+        assert tell(f"run_dir={run}", "csa=off").code == 0
     assert panels(tmp_path / "a")[0] != panels(tmp_path / "b")[0]
 
 
-@pytest.mark.parametrize("semantics", ["eq2", "shared_row", "algorithm1", "official", "off"])
-def test_every_semantics_tells_a_story(tell, tmp_path, semantics):
-    assert tell(f"consistency={semantics}", "run_dir=run").code == 0
+@pytest.mark.parametrize("variant", ["eq2", "shared_row", "algorithm1", "official", "off"])
+def test_every_semantics_tells_a_story(tell, tmp_path, variant):
+    assert tell(f"csa={variant}", "run_dir=run").code == 0
     pictures = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "run" / "panels").iterdir())]
     assert all(picture.std() > 0 for picture in pictures)
 
 
-@pytest.mark.parametrize(
-    "override", ["consistency.sampler=progressive", "consistency.rate={2: 0.5}", "guidance_scale=1", "width=96"]
-)
+@pytest.mark.parametrize("override", ["csa.sampler=progressive", "csa.rate={2: 0.5}", "guidance_scale=1", "width=96"])
 def test_settings_that_a_user_tries(tell, override):
     assert tell(override).code == 0
 

@@ -50,7 +50,7 @@ class PowerCut(L.Callback):
             raise ConnectionAbortedError
 
 
-BOTH = ("recipe.trainable=[predictor,motion_module]", "recipe.teacher_forcing=0.5", "recipe.given_ends=0.5")
+BOTH = ("recipe.trainable=[predictor,motion_module]", "recipe.teacher_forcing=0.5", "recipe.boundary_frame_prob=0.5")
 
 
 def test_a_run_leaves_its_files_and_a_resumed_one_equals_it_bit_for_bit(training, tmp_path):
@@ -301,8 +301,8 @@ def test_a_predictor_of_other_widths_is_refused(train, training, tmp_path):
 def test_a_checkpoint_of_another_configuration_is_refused(training, tmp_path):
     training("run", "trainer.max_steps=1").fit()
     kept = (tmp_path / "run" / "config.yaml").read_text()
-    with pytest.raises(UserError, match=r"recipe\.given_ends=0\.0, not 0\.25"):
-        training("run", "trainer.max_steps=2", "recipe.given_ends=0.25").fit()
+    with pytest.raises(UserError, match=r"recipe\.boundary_frame_prob=0\.0, not 0\.25"):
+        training("run", "trainer.max_steps=2", "recipe.boundary_frame_prob=0.25").fit()
     assert (tmp_path / "run" / "config.yaml").read_text() == kept
 
 
@@ -319,7 +319,7 @@ def test_the_command_alone_trains_the_miniature_and_the_model_brings_its_setting
     full = composed_by_hydra("data=webvid10m", "data.shards=x", "model=sd15_animatediff")
     assert isinstance(full, TransitionTrainConfig)
     assert (full.predictor.width, full.predictor.layers, full.predictor.heads) == (1024, 8, 12)
-    assert (full.recipe.loss, full.recipe.learning_rate, full.recipe.given_ends) == ("epsilon", 1e-4, 0)
+    assert (full.recipe.loss, full.recipe.learning_rate, full.recipe.boundary_frame_prob) == ("epsilon", 1e-4, 0)
     assert (full.data.frames, full.data.height, full.data.stride) == (16, 256, 4)
 
 

@@ -19,11 +19,11 @@ def composed(*overrides: str) -> InferConfig:
 
 
 @pytest.mark.parametrize("model", [file.stem for file in (CONF / "model").glob("*.yaml")])
-@pytest.mark.parametrize("consistency", [file.stem for file in (CONF / "consistency").glob("*.yaml")])
-def test_every_choice_of_the_groups_loads(model, consistency):
-    config = composed(f"model={model}", f"consistency={consistency}")
+@pytest.mark.parametrize("csa", [file.stem for file in (CONF / "csa").glob("*.yaml")])
+def test_every_choice_of_the_groups_loads(model, csa):
+    config = composed(f"model={model}", f"csa={csa}")
     assert config.model.name == model
-    assert config.consistency.semantics == consistency
+    assert config.csa.variant == csa
 
 
 def test_values_that_are_null_are_the_models_and_the_run_folder_is_named_after_the_story():
@@ -36,7 +36,7 @@ def test_values_that_are_null_are_the_models_and_the_run_folder_is_named_after_t
     ("override", "needs"),
     [
         ("+model.typo=1", ["'model.typo'", "'model.dtype'"]),
-        ("+rate=0.3", ["'rate'", "'consistency.rate'"]),
+        ("+rate=0.3", ["'rate'", "'csa.rate'"]),
         ("~seed", ["seed"]),
         ("seed=abc", ["seed", "abc"]),
         ("seed=true", ["seed"]),
@@ -85,7 +85,7 @@ def test_every_key_of_the_yaml_is_in_the_schema_and_the_other_way_round():
 def test_the_closest_key_is_found_whole_or_by_its_last_part():
     assert closest_key("sead", InferConfig) == "seed"
     assert closest_key("modle.pth", InferConfig) == "model.path"
-    assert closest_key("semantic", InferConfig) == "consistency.semantics"
+    assert closest_key("varian", InferConfig) == "csa.variant"
 
 
 def test_keys_are_dotted_and_cover_dataclasses_inside():

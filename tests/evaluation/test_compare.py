@@ -15,7 +15,7 @@ from storydiffusion.evaluation.compare import CollectConfig, collect, gather
 from storydiffusion.evaluation.result import Figure, Result, save_result
 from tests.conftest import Outcome, outcome_of
 
-SETTINGS = {"seed": 0, "consistency.rate": 0.0, "model.weights.unet": "abc"}
+SETTINGS = {"seed": 0, "csa.rate": 0.0, "model.weights.unet": "abc"}
 VALUES = {"0": [0.1, 0.2, 0.3], "0.5": [0.3, 0.5, 0.4], "1": [0.6, 0.7, 0.8]}
 
 
@@ -39,9 +39,9 @@ def write(folder: Path, values: list[float | None], names: str = "abc", **settin
 def sweep(tmp_path: Path) -> Path:
     """Three rates, written in another order than planned."""
     folder = tmp_path / "ablation"
-    plan(folder, "experiment=x", params={"consistency.rate": "0,0.5,1"}, shared=("experiment",))
+    plan(folder, "experiment=x", params={"csa.rate": "0,0.5,1"}, shared=("experiment",))
     for rate in ("1", "0", "0.5"):
-        write(folder / f"consistency.rate={rate}", VALUES[rate], **{"consistency.rate": float(rate)})
+        write(folder / f"csa.rate={rate}", VALUES[rate], **{"csa.rate": float(rate)})
     return folder
 
 
@@ -77,25 +77,25 @@ def test_means_differences_and_significance_are_those_by_hand(command, sweep):
     assert "**error** ↓" in table
     assert table.count("Of a small model.") == 1
     found = json.loads((sweep / "collected.json").read_text())
-    assert found["figures"]["consistency"]["jobs"]["consistency.rate=0.5"]["difference"]["p_value"] == pytest.approx(
+    assert found["figures"]["consistency"]["jobs"]["csa.rate=0.5"]["difference"]["p_value"] == pytest.approx(
         0.0742, abs=1e-4
     )
     assert (sweep / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_another_baseline_and_folder(command, sweep, tmp_path):
-    assert command(f"sweep={sweep}", "baseline=consistency.rate=1", f"out={tmp_path}/out").code == 0
+    assert command(f"sweep={sweep}", "baseline=csa.rate=1", f"out={tmp_path}/out").code == 0
     table = (tmp_path / "out" / "table.md").read_text()
     assert rows(table)[0][2] == "-0.500 ± 0.000"
     assert not (sweep / "table.md").exists()
-    outcome = command(f"sweep={sweep}", "baseline=consistency.rate=2")
+    outcome = command(f"sweep={sweep}", "baseline=csa.rate=2")
     assert outcome.code == 1
-    assert "choose one of consistency.rate=0; " in outcome.err
+    assert "choose one of csa.rate=0; " in outcome.err
 
 
 def test_subjects_are_paired_by_name(sweep):
-    write(sweep / "consistency.rate=0.5", [0.4, 0.3, None, 0.9], "bacd", **{"consistency.rate": 0.5})
-    difference = gather(sweep).cell("consistency", "consistency.rate=0.5").difference
+    write(sweep / "csa.rate=0.5", [0.4, 0.3, None, 0.9], "bacd", **{"csa.rate": 0.5})
+    difference = gather(sweep).cell("consistency", "csa.rate=0.5").difference
     assert difference is not None
     assert (difference.count, difference.mean) == (2, pytest.approx(((0.4 - 0.2) + (0.3 - 0.1)) / 2))
 
@@ -109,36 +109,36 @@ def test_subjects_are_paired_by_name(sweep):
     ],
 )
 def test_a_job_without_result_is_named_and_nothing_is_averaged_over_it(command, sweep, fault, said):
-    fault(sweep / "consistency.rate=0.5")
+    fault(sweep / "csa.rate=0.5")
     outcome = command(f"sweep={sweep}")
     assert outcome.code == 1
-    assert f"consistency.rate=0.5 {said}" in outcome.err
+    assert f"csa.rate=0.5 {said}" in outcome.err
     assert outcome.err.count("\n") == 1
     table = (sweep / "table.md").read_text()
     assert rows(table)[1] == ["0.5", "missing", "–", "–", "–"]
     assert rows(table)[2][1] == "0.700 ± 0.058"
     assert f"**0.5 {said}.**" in table
-    assert "consistency.rate=0.5" in json.loads((sweep / "collected.json").read_text())["missing"]
+    assert "csa.rate=0.5" in json.loads((sweep / "collected.json").read_text())["missing"]
 
 
 def test_without_the_baseline_there_are_no_differences(command, sweep):
-    (sweep / "consistency.rate=0" / "result.json").unlink()
+    (sweep / "csa.rate=0" / "result.json").unlink()
     assert command(f"sweep={sweep}").code == 1
     assert [row[2] for row in rows((sweep / "table.md").read_text())] == ["–"] * 3
 
 
 def test_a_job_of_other_settings_is_named(command, sweep):
-    write(sweep / "consistency.rate=0.5", VALUES["0.5"], seed=7, **{"consistency.rate": 0.5})
+    write(sweep / "csa.rate=0.5", VALUES["0.5"], seed=7, **{"csa.rate": 0.5})
     outcome = command(f"sweep={sweep}")
     assert outcome.code == 1
-    assert "consistency.rate=0.5 was measured with seed 7, the others 0" in outcome.err
+    assert "csa.rate=0.5 was measured with seed 7, the others 0" in outcome.err
     assert "**0.5 was measured with seed 7, the others 0.**" in (sweep / "table.md").read_text()
 
 
 def test_what_lies_below_a_swept_group_may_differ(tmp_path):
-    plan(tmp_path, "consistency=off,eq2")
+    plan(tmp_path, "csa=off,eq2")
     for name in ("off", "eq2"):
-        write(tmp_path / f"consistency={name}", VALUES["0"], **{"consistency.semantics": name})
+        write(tmp_path / f"csa={name}", VALUES["0"], **{"csa.variant": name})
     collected = gather(tmp_path)
     assert not collected.other
     assert list(collected.labels.values()) == ["off", "eq2"]
@@ -161,23 +161,23 @@ def test_a_training_that_was_not_measured_says_so(tmp_path):
 
 
 def test_jobs_of_an_earlier_sweep_in_the_same_folder_are_gathered_in_their_place(sweep):
-    plan(sweep, "experiment=x", "consistency.rate=0,1", params={"consistency.rate": "0,0.5,1"}, shared=("experiment",))
+    plan(sweep, "experiment=x", "csa.rate=0,1", params={"csa.rate": "0,0.5,1"}, shared=("experiment",))
     assert list(gather(sweep).labels.values()) == ["0", "0.5", "1"]
 
 
 def test_a_plan_is_expanded_as_hydra_does(tmp_path):
     plan(
-        tmp_path, "experiment=x", "steps=2", "consistency.rate={1:0.5,2:0.5},0", "run_dir=there",
-        params={"consistency.rate": "0.1,0.2", "consistency.sampler": "uniform,progressive"},
+        tmp_path, "experiment=x", "steps=2", "csa.rate={1:0.5,2:0.5},0", "run_dir=there",
+        params={"csa.rate": "0.1,0.2", "csa.sampler": "uniform,progressive"},
         shared=("experiment", "steps"),
     )  # fmt: skip
     planned = planned_sweep(tmp_path)
-    assert planned.keys == ("consistency.rate", "consistency.sampler")
+    assert planned.keys == ("csa.rate", "csa.sampler")
     assert planned.jobs == (
-        "consistency.rate={1:0.5,2:0.5},consistency.sampler=uniform",
-        "consistency.rate={1:0.5,2:0.5},consistency.sampler=progressive",
-        "consistency.rate=0,consistency.sampler=uniform",
-        "consistency.rate=0,consistency.sampler=progressive",
+        "csa.rate={1:0.5,2:0.5},csa.sampler=uniform",
+        "csa.rate={1:0.5,2:0.5},csa.sampler=progressive",
+        "csa.rate=0,csa.sampler=uniform",
+        "csa.rate=0,csa.sampler=progressive",
     )
 
 

@@ -48,11 +48,11 @@ def clips(perceptual: float, place: float) -> dict[str, float]:
 
 def rates(*consistency: float, aligned: float = 0.9) -> Means:
     told = zip(("0", "0.1", "0.3", "0.5", "0.7", "1"), consistency, strict=True)
-    return {f"consistency.rate={rate}": stories(mean, aligned if rate != "0" else 0.9) for rate, mean in told}
+    return {f"csa.rate={rate}": stories(mean, aligned if rate != "0" else 0.9) for rate, mean in told}
 
 
 def reach(key: str, *consistency: float) -> Means:
-    return {f"consistency.{key}={count}": stories(mean) for count, mean in zip((0, 1, 4, 32), consistency, strict=True)}
+    return {f"csa.{key}={count}": stories(mean) for count, mean in zip((0, 1, 4, 32), consistency, strict=True)}
 
 
 def ways(**errors: tuple[float, float]) -> Means:
@@ -61,8 +61,7 @@ def ways(**errors: tuple[float, float]) -> Means:
 
 RISING = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 UNIFORM, PROGRESSIVE = (
-    f"consistency.rate={rate},consistency.sampler={sampler}"
-    for rate, sampler in (("0.25", "uniform"), ("0.3333", "progressive"))
+    f"csa.rate={rate},csa.sampler={sampler}" for rate, sampler in (("0.25", "uniform"), ("0.3333", "progressive"))
 )
 
 
@@ -80,13 +79,13 @@ UNIFORM, PROGRESSIVE = (
         ("sampler", {UNIFORM: stories(0.5, neighbours=0.5), PROGRESSIVE: stories(0.5, neighbours=0.7)}, True),
         ("sampler", {UNIFORM: stories(0.5, neighbours=0.5), PROGRESSIVE: stories(0.3, neighbours=0.7)}, False),
         ("sampler", {UNIFORM: stories(0.5, neighbours=0.5), PROGRESSIVE: stories(0.5, neighbours=0.5)}, False),
-        ("semantics", {f"consistency={s}": stories(c) for s, c in (("off", 0.3), ("eq2", 0.6), ("b", 0.5))}, True),
-        ("semantics", {f"consistency={s}": stories(c) for s, c in (("off", 0.3), ("eq2", 0.6), ("b", 0.3))}, False),
-        ("window", reach("window", 0.3, 0.4, 0.5, 0.6), True),
-        ("window", reach("window", 0.3, 0.3, 0.5, 0.6), False),
-        ("bank", reach("bank", 0.3, 0.4, 0.5, 0.6), True),
-        ("bank", reach("bank", 0.3, 0.4, 0.2, 0.6), False),
-        ("bank", reach("bank", 0.3, 0.3, 0.3, 0.3), False),
+        ("variant", {f"csa={s}": stories(c) for s, c in (("off", 0.3), ("eq2", 0.6), ("b", 0.5))}, True),
+        ("variant", {f"csa={s}": stories(c) for s, c in (("off", 0.3), ("eq2", 0.6), ("b", 0.3))}, False),
+        ("neighbor_window", reach("neighbor_window", 0.3, 0.4, 0.5, 0.6), True),
+        ("neighbor_window", reach("neighbor_window", 0.3, 0.3, 0.5, 0.6), False),
+        ("anchor_panels", reach("anchor_panels", 0.3, 0.4, 0.5, 0.6), True),
+        ("anchor_panels", reach("anchor_panels", 0.3, 0.4, 0.2, 0.6), False),
+        ("anchor_panels", reach("anchor_panels", 0.3, 0.3, 0.3, 0.3), False),
         (
             "predictor",
             ways(predictor=(0.1, 0.1), interpolation=(0.2, 0.2), no_semantic_tokens=(0.3, 0.3), cross_fade=(0.4, 0.4)),
@@ -109,9 +108,10 @@ def test_a_claim_is_reproduced_where_it_shows_and_not_elsewhere(name, means, hol
 def test_sentences_tell_the_figures():
     assert "consistency by +30.0 ± " in judged("sharing", rates(*RISING)).sentence
     assert "falls at 1," in judged("sampling_rate", rates(0.3, 0.4, 0.5, 0.6, 0.7, 0.69)).sentence
-    assert "window 1 +10.0 ± " in judged("window", reach("window", 0.3, 0.4, 0.5, 0.6)).sentence
-    assert "33% of what all give" in judged("window", reach("window", 0.3, 0.4, 0.5, 0.6)).sentence
-    assert "of what all give" not in judged("window", reach("window", 0.3, 0.4, 0.5, 0.2)).sentence  # they give nothing
+    near = "neighbor_window"
+    assert "neighbor_window 1 +10.0 ± " in judged(near, reach(near, 0.3, 0.4, 0.5, 0.6)).sentence
+    assert "33% of what all give" in judged(near, reach(near, 0.3, 0.4, 0.5, 0.6)).sentence
+    assert "of what all give" not in judged(near, reach(near, 0.3, 0.4, 0.5, 0.2)).sentence  # they give nothing
     found = ways(predictor=(0.1, 0.1), interpolation=(0.2, 0.1), no_semantic_tokens=(0.3, 0.3), cross_fade=(0.4, 0.4))
     assert "in 5 of 6 comparisons" in judged("predictor", found).sentence
 

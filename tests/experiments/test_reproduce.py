@@ -38,12 +38,12 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The sweep over rates, finished by another program; what is asked to make it is kept and makes nothing."""
     folder = tmp_path / "runs" / "results" / "sampling_rate"
-    plan(folder, "experiment=x", params={"consistency.rate": ",".join(RATES)}, shared=("experiment",))
+    plan(folder, "experiment=x", params={"csa.rate": ",".join(RATES)}, shared=("experiment",))
     for rate, mean in RATES.items():
-        job = folder / f"consistency.rate={rate}"
+        job = folder / f"csa.rate={rate}"
         values = {name: Figure([mean, 1.02 * mean, 0.99 * mean], "higher") for name in OF_STORIES}
         aligned = {name: Figure([1.0, 1.0, 1.0], "higher") for name in ("kind", "action", "place")}
-        save_result(Result(list("abc"), {**values, **aligned}, {"consistency.rate": rate}, ["Of a small model."]), job)
+        save_result(Result(list("abc"), {**values, **aligned}, {"csa.rate": rate}, ["Of a small model."]), job)
         (job / "records.json").write_text(json.dumps({"settings": {}, "records": [{"seconds": 20.0}] * 3}))
     monkeypatch.setattr(
         results.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0)
@@ -65,7 +65,7 @@ def test_sections_are_filled_in_and_the_others_stay(command, measured):
     summary = document.split("<!-- measured: summary -->")[1].split("<!-- end -->")[0]
     assert "| sampling_rate | reproduced |" in summary
     assert "The jobs took 6 minutes in all" in summary
-    assert "| bank |" not in summary
+    assert "| anchor_panels |" not in summary
     assert Path("results/sampling_rate.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -73,28 +73,28 @@ def test_a_second_run_is_compared_with_the_first(command, measured):
     assert "two standard errors" not in command("claims=[sharing]").out
     again = command("claims=[sharing]").out
     assert "sharing: 16 of 16 means lie within two standard errors of those before" in again
-    job = measured / "consistency.rate=0.5"
+    job = measured / "csa.rate=0.5"
     content = json.loads((job / "result.json").read_text())
     content["figures"]["consistency"]["values"] = [0.55, 0.55, 0.57]
     (job / "result.json").write_text(json.dumps(content))
     outcome = command("claims=[sharing]")
     assert "15 of 16 means" in outcome.out
-    assert "not consistency of consistency.rate=0.5 0.502 → 0.557" in outcome.out
+    assert "not consistency of csa.rate=0.5 0.502 → 0.557" in outcome.out
 
 
 def test_a_claim_of_which_a_job_is_missing_is_not_judged(command, measured):
-    (measured / "consistency.rate=0.7" / "result.json").unlink()
+    (measured / "csa.rate=0.7" / "result.json").unlink()
     outcome = command("claims=[sampling_rate]")
     assert outcome.code == 1
-    assert "consistency.rate=0.7 is missing: it began and did not finish" in outcome.err
+    assert "csa.rate=0.7 is missing: it began and did not finish" in outcome.err
     assert "give the same command again" in outcome.err
     assert not Path("RESULTS.md").exists()
 
 
 def test_a_sweep_that_gave_nothing_does_not_keep_the_others_from_being_judged(command, measured):
-    outcome = command("claims=[sampling_rate,bank]")
+    outcome = command("claims=[sampling_rate,anchor_panels]")
     assert outcome.code == 1
-    assert "runs/results/bank holds no multirun.yaml" in outcome.err
+    assert "runs/results/anchor_panels holds no multirun.yaml" in outcome.err
     assert "sampling_rate: reproduced" in outcome.out
 
 
@@ -109,16 +109,16 @@ def test_bad_input_ends_in_one_sentence(command, override, said):
 
 def test_a_claim_is_measured_by_infer_from_nothing(command, tmp_path):
     model = build_world_model(tmp_path / "model")
-    shutil.rmtree(model / "judge")
-    shutil.copytree(model_folder("package://miniature", None) / "judge", model / "judge")
+    shutil.rmtree(model / "attribute_classifier")
+    shutil.copytree(model_folder("package://miniature", None) / "attribute_classifier", model / "attribute_classifier")
     small = f"overrides=[model.path={model},model.device=cpu,model.video=null,steps=1,benchmark.batch=2]"
     outcome = command("claims=[sampler]", "most=2", small)
     assert outcome.code == 0, outcome.err
     document = Path("RESULTS.md").read_text()
-    assert "| consistency.rate, consistency.sampler | 0.25 uniform | 0.3333 uniform |" in document
+    assert "| csa.rate, csa.sampler | 0.25 uniform | 0.3333 uniform |" in document
     assert "(n 2)" in document
     assert set(json.loads(Path("results/sampler.json").read_text())["seconds"]) == {
-        f"consistency.rate={rate},consistency.sampler={sampler}"
+        f"csa.rate={rate},csa.sampler={sampler}"
         for rate in ("0.25", "0.3333")
         for sampler in ("uniform", "progressive")
     }

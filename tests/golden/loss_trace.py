@@ -24,7 +24,7 @@ STEPS = 50
 SETTINGS = (
     "trainer=cpu", "trainer.log_every=1", f"trainer.max_steps={STEPS}", "data.storyworld.clips=8", "data.workers=0",
     "model.height=64", "model.width=64", "model.video.frames=4", "recipe.batch_size=2", "recipe.sample_every=0",
-    "recipe.warmup=5",
+    "recipe.warmup_steps=5",
 )  # fmt: skip
 
 

@@ -27,8 +27,8 @@ QUICK = ("steps=8", "model.video.steps=4", "model.video.frames=6")
 STORIES: dict[str, tuple[str, ...]] = {
     "example": (),
     "two_characters": ("story=examples/stories/two_friends.yaml", *QUICK),
-    "algorithm1": ("consistency=algorithm1", "consistency.tile_size=3", *QUICK),
-    "official": ("consistency=official", *QUICK),
+    "algorithm1": ("csa=algorithm1", "csa.tile_size=3", *QUICK),
+    "official": ("csa=official", *QUICK),
     "frames": QUICK,
 }
 """Overrides of infer.py; `frames` also gets the first three panels of `example`."""

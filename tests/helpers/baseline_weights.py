@@ -1,4 +1,4 @@
-"""Tiny weights of the reference methods, random ones, in the layout of their authors' files."""
+"""Tiny weights of the baseline methods, random ones, in the layout of their authors' files."""
 
 from pathlib import Path
 

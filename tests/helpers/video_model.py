@@ -13,7 +13,7 @@ TINY = (
     "predictor.tokens_per_frame=2", "predictor.resampler_layers=1", "predictor.frames=8",
     "data.storyworld.clips=8", "data.workers=0", "model.video.steps=2",
     f"model.height={SIZE}", f"model.width={SIZE}", f"model.video.frames={FRAMES}",
-    "recipe.batch_size=2", "recipe.warmup=2", "recipe.sample_clips=2",
+    "recipe.batch_size=2", "recipe.warmup_steps=2", "recipe.sample_clips=2",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ def build_world_model(folder: Path) -> Path:
     import torch
     from transformers import CLIPTextModel
 
-    from storydiffusion.storyworld.attribute_classifier import Judge
+    from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
     from storydiffusion.training.miniature.contrastive import text_config
     from storydiffusion.training.miniature.tokenizer import build_tokenizer
 
@@ -26,10 +26,10 @@ def build_world_model(folder: Path) -> Path:
         config.hidden_size = 16
         config.num_attention_heads = 2
         CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-        Judge((4, 4, 4, 4)).save(folder / "judge")
-    recipe = {"part": "judge", "steps": 1, "batch_size": 2}
+        AttributeClassifier((4, 4, 4, 4)).save(folder / "attribute_classifier")
+    recipe = {"part": "attribute_classifier", "steps": 1, "batch_size": 2}
     trained = {"recipe": recipe, "wall_seconds": 90, "machine": "a machine", "figures": {"kind": 0.995, "shirt": 0.5}}
-    (folder / "training.json").write_text(json.dumps({"judge": trained}))
+    (folder / "training.json").write_text(json.dumps({"attribute_classifier": trained}))
     return folder
 
 
@@ -43,7 +43,7 @@ def build_world_video_model(folder: Path) -> Path:
     build_world_model(folder)
     add_video_parts(folder)
     record = json.loads((folder / "training.json").read_text())
-    record["judge"]["figures"] |= {"hat": 0.25, "tone": 0.75}
+    record["attribute_classifier"]["figures"] |= {"hat": 0.25, "tone": 0.75}
     (folder / "training.json").write_text(json.dumps(record))
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -35,7 +35,9 @@ def still_unet() -> tuple[SemanticVideoUNet, SemanticVideoUNet]:
     """The plain model and the one with end-frame attention; motion modules that do nothing."""
     unet = tiny_unet()
     adapter = new_motion_adapter(unet.config, frames=6)
-    return SemanticVideoUNet.from_parts(unet, adapter), SemanticVideoUNet.from_parts(unet, adapter, end_attention=True)
+    return SemanticVideoUNet.from_parts(unet, adapter), SemanticVideoUNet.from_parts(
+        unet, adapter, boundary_attention=True
+    )
 
 
 @torch.no_grad()
@@ -90,7 +92,7 @@ def test_each_call_may_have_another_number_of_frames(still_unet):
 
 def test_no_weight_is_added_and_only_spatial_self_attention_is_changed():
     plain = SemanticVideoUNet.from_parts(tiny_unet(), tiny_adapter())
-    ours = SemanticVideoUNet.from_parts(tiny_unet(), tiny_adapter(), end_attention=True)
+    ours = SemanticVideoUNet.from_parts(tiny_unet(), tiny_adapter(), boundary_attention=True)
     ours.load_state_dict(plain.state_dict())  # strict
     changed = {n for n, p in ours.unet.attn_processors.items() if isinstance(p, EndFrameAttnProcessor)}
     spatial = {n for n in ours.unet.attn_processors if "attn1" in n and "motion_modules" not in n}
@@ -109,7 +111,7 @@ def test_a_middle_frames_error_teaches_the_end_frames_and_the_motion_modules(sti
     plain, ours = still_unet
     assert gradients(plain)[:, :, [0, 2]].abs().max() == 0
     assert gradients(ours).abs().amax((1, 3, 4)).min() > 0
-    moving = SemanticVideoUNet.from_parts(tiny_unet(), tiny_adapter(), end_attention=True)
+    moving = SemanticVideoUNet.from_parts(tiny_unet(), tiny_adapter(), boundary_attention=True)
     for weight in moving.motion_parameters():
         weight.requires_grad_()
     moving.train()

@@ -31,7 +31,7 @@ SIZES = {
     "attention_head_dim": 2,
 }  # fmt: skip
 KINDS = ("CrossAttnDownBlockMotion", "DownBlockMotion")
-SAMPLING = TransitionSampling(frames=4, steps=3, guidance_scale=3.0, end_frames="semantic")
+SAMPLING = TransitionSampling(frames=4, steps=3, guidance_scale=3.0, boundary_frames="free")
 START, END = pictures(2, 0), pictures(2, 1)
 PROMPTS, SEEDS = ["a cat", "fox"], [5, 6]
 

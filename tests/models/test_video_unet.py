@@ -15,7 +15,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from storydiffusion.errors import UserError
-from storydiffusion.models.boundary_frames import with_end_frames
+from storydiffusion.models.boundary_frames import with_boundary_frames
 from storydiffusion.models.motion_adapters import animatediff_scheduler, load_motion_adapter, new_motion_adapter
 from storydiffusion.models.video_unet import SemanticVideoUNet
 from tests.conftest import write_tokenizer
@@ -272,7 +272,7 @@ def test_an_adapter_for_another_unet_is_refused():
 
 def test_end_frames_are_imposed_and_read_by_the_others(video_unet):
     start, end = random(2, 4, 8, 8, seed=5), random(2, 4, 8, 8, seed=6)
-    imposed = with_end_frames(LATENTS, start, end)
+    imposed = with_boundary_frames(LATENTS, start, end)
     assert torch.equal(imposed[:, :, 0], start)
     assert torch.equal(imposed[:, :, 2], end)
     assert torch.equal(imposed[:, :, 1], LATENTS[:, :, 1])
@@ -283,9 +283,9 @@ def test_end_frames_are_imposed_and_read_by_the_others(video_unet):
 def test_end_frames_that_do_not_fit_are_refused():
     start, end = random(2, 4, 8, 8), random(2, 4, 8, 6)
     with pytest.raises(UserError, match=r"end frame's latents are \(2, 4, 8, 6\)"):
-        with_end_frames(LATENTS, start, end)
+        with_boundary_frames(LATENTS, start, end)
     with pytest.raises(UserError, match="clip of 1 frame"):
-        with_end_frames(LATENTS[:, :, :1], start, start)
+        with_boundary_frames(LATENTS[:, :, :1], start, start)
 
 
 def test_nothing_is_said_where_nothing_is_wrong(caplog):

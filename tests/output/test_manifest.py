@@ -24,12 +24,12 @@ MANIFEST = Manifest(
     title="A tale",
     model="miniature",
     origin="miniature",
-    config={"seed": 3, "consistency": {"rate": 0.5, "steps": [1, 2], "bank": None}},
+    config={"seed": 3, "csa": {"rate": 0.5, "steps": [1, 2], "anchor_panels": None}},
     panels=(PANEL, replace(PANEL, file="panels/002.png")),
     versions={"torch": "2.11"},
     weights={"unet/diffusion_pytorch_model.safetensors": "cd" * 32},
     seconds={"panels": 1.25},
-    video=VideoRecord("video.mp4", {"frames": 8, "end_frames": "exact"}, {"predictor": "ef" * 32}, "01" * 32),
+    video=VideoRecord("video.mp4", {"frames": 8, "boundary_frames": "clamped"}, {"predictor": "ef" * 32}, "01" * 32),
     complete=True,
 )
 

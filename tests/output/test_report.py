@@ -59,7 +59,7 @@ def made(folder: Path, captions: list[str], origin: str = "miniature", **changes
 
 
 def report(folder: Path, manifest: Manifest) -> tuple[str, Page]:
-    write_report(folder, manifest, {"Sharing rate": 0.5, "Semantics": "eq2"})
+    write_report(folder, manifest, {"Sharing rate": 0.5, "Variant": "eq2"})
     html = (folder / "report.html").read_text(encoding="utf-8")
     return html, Page(html)
 

@@ -11,8 +11,8 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
-from storydiffusion.pipelines.story import panel_seeds, starting_noise, tell_panels, who_shares
+from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+from storydiffusion.pipelines.story import generate_panels, panel_seeds, starting_noise, who_shares
 
 STEPS = 5
 PROMPTS = ["a cat on the beach", "a fox in the park", "the girl reads"]
@@ -62,8 +62,8 @@ def test_who_shares_is_who_has_a_character_in_common():
 
 
 def test_without_sharing_it_is_the_pipeline_itself(pipe):
-    off = ConsistentSelfAttention(semantics="off")
-    ours = tell_panels(pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, off)
+    off = ConsistentSelfAttentionConfig(variant="off")
+    ours = generate_panels(pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, off)
     theirs = pipe(PROMPTS, **ARGUMENTS, generator=[torch.Generator().manual_seed(seed) for seed in SEEDS]).images
     assert np.array_equal(pixels(ours), pixels(theirs))
 
@@ -74,9 +74,9 @@ def test_a_character_never_reads_the_panels_of_another(pipe):
     for rate in (0.5, 1.0):
         told = [
             pixels(
-                tell_panels(
+                generate_panels(
                     pipe, {"prompt": [PROMPTS[0], other, PROMPTS[2]], **ARGUMENTS}, SEEDS,
-                    ConsistentSelfAttention(rate=rate, blocks="all"), share,
+                    ConsistentSelfAttentionConfig(rate=rate, blocks="all"), share,
                 )
             )
             for other in ("a fox in the park", "a red hat")
@@ -87,7 +87,7 @@ def test_a_character_never_reads_the_panels_of_another(pipe):
 
 def test_sharing_changes_the_pictures(pipe):
     told = [
-        pixels(tell_panels(pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, ConsistentSelfAttention(rate=rate)))
+        pixels(generate_panels(pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, ConsistentSelfAttentionConfig(rate=rate)))
         for rate in (0.0, 0.5)
     ]
     assert not np.array_equal(*told)
@@ -97,13 +97,13 @@ SCHEDULERS = (DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, EulerAncestr
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "semantics"), [*itertools.product(SCHEDULERS, ["eq2"]), (DDIMScheduler, "official")]
+    ("scheduler", "variant"), [*itertools.product(SCHEDULERS, ["eq2"]), (DDIMScheduler, "official")]
 )
-def test_an_interrupted_telling_ends_with_the_same_pixels(pipe, scheduler, semantics):
+def test_an_interrupted_telling_ends_with_the_same_pixels(pipe, scheduler, variant):
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    consistency = ConsistentSelfAttention(semantics=semantics, blocks="all")
+    consistency = ConsistentSelfAttentionConfig(variant=variant, blocks="all")
     kept = []
-    whole = tell_panels(
+    whole = generate_panels(
         pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, consistency,
         on_step=lambda step, latents: kept.append((step, latents.clone())),
     )  # fmt: skip
@@ -112,7 +112,7 @@ def test_an_interrupted_telling_ends_with_the_same_pixels(pipe, scheduler, seman
     counter = pipe.unet.conv_in.register_forward_hook(lambda *_: calls.append(1))
     for start in (kept[0], kept[2], kept[-1]):
         calls.clear()
-        again = tell_panels(pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, consistency, start=start)
+        again = generate_panels(pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, consistency, start=start)
         assert np.array_equal(pixels(again), pixels(whole))
         resumable = scheduler in (DDIMScheduler, EulerDiscreteScheduler)
         assert len(calls) == len(kept) - (start[0] if resumable else 0)
@@ -125,12 +125,19 @@ def test_after_an_exception_the_unet_is_as_before(pipe):
 
     start = (2, torch.zeros(3, 4, 8, 8))
     with pytest.raises(RuntimeError, match="stop"):
-        tell_panels(pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, ConsistentSelfAttention(), None, start, fail)
+        generate_panels(
+            pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, ConsistentSelfAttentionConfig(), None, start, fail
+        )
     assert "forward" not in vars(pipe.unet)
 
 
 def test_stored_latents_of_another_size_are_refused(pipe):
     with pytest.raises(ValueError, match="stored latents"):
-        tell_panels(
-            pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, ConsistentSelfAttention(), None, (2, torch.zeros(3, 4, 8, 9))
+        generate_panels(
+            pipe,
+            {"prompt": PROMPTS, **ARGUMENTS},
+            SEEDS,
+            ConsistentSelfAttentionConfig(),
+            None,
+            (2, torch.zeros(3, 4, 8, 9)),
         )

@@ -19,7 +19,7 @@ from tests.helpers.tiny_video_model import encode_text, tiny_predictor, tiny_vid
 from tests.models.test_video_unet import random
 
 SAMPLING = TransitionSampling(frames=4, steps=3, guidance_scale=3.0)
-SEMANTIC = dataclasses.replace(SAMPLING, end_frames="semantic")
+SEMANTIC = dataclasses.replace(SAMPLING, boundary_frames="free")
 
 
 def pictures(count: int, seed: int, size: int = 16) -> torch.Tensor:
@@ -178,7 +178,7 @@ def test_what_cannot_be_sampled_is_refused_in_one_sentence(model):
 
 
 @pytest.mark.parametrize(
-    "change", [{"frames": 1}, {"steps": 0}, {"guidance_scale": float("nan")}, {"end_frames": "free"}]
+    "change", [{"frames": 1}, {"steps": 0}, {"guidance_scale": float("nan")}, {"boundary_frames": "exact"}]
 )
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(UserError, match=next(iter(change))):

@@ -58,17 +58,19 @@ def test_parameters_are_those_of_the_networks(tmp_path):
 
 def test_the_training_table_has_a_row_for_each_part():
     entry = {"recipe": {"steps": 1200, "batch_size": 8}, "wall_seconds": 3600, "machine": "M", "figures": {}}
-    table = training_table({"judge": {**entry, "figures": {"kind": 0.995}}, "text2image": entry}).splitlines()
+    table = training_table(
+        {"attribute_classifier": {**entry, "figures": {"kind": 0.995}}, "text2image": entry}
+    ).splitlines()
     assert table[2:] == [
-        "| judge | 1,200 | 8 | 60 min | M | kind 0.995 |",
+        "| attribute_classifier | 1,200 | 8 | 60 min | M | kind 0.995 |",
         "| text2image | 1,200 | 8 | 60 min | M | – |",
     ]
 
 
 def test_what_is_odd_about_a_training_stands_under_the_table():
     entry = {"recipe": {"steps": 2, "batch_size": 8}, "wall_seconds": 60, "machine": "M", "figures": {}}
-    table = training_table({"judge": {**entry, "notes": ["It was stopped twice."]}, "clip": entry})
-    assert table.endswith("| – |\n\njudge: It was stopped twice.\n")
+    table = training_table({"attribute_classifier": {**entry, "notes": ["It was stopped twice."]}, "clip": entry})
+    assert table.endswith("| – |\n\nattribute_classifier: It was stopped twice.\n")
 
 
 def config_of(folder: Path, measured: Path, *video: str) -> CardConfig:
@@ -85,7 +87,7 @@ def test_the_card_of_a_model(tmp_path):
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlicense: apache-2.0\n")
     assert "| the table |" in card
-    assert "| judge | 1 | 2 | 2 min | a machine | kind 0.995, shirt 0.5 |" in card
+    assert "| attribute_classifier | 1 | 2 | 2 min | a machine | kind 0.995, shirt 0.5 |" in card
     assert {f"{count:,}" for count in count_parameters(folder).values()} <= {c.strip() for c in card.split("|")}
     assert "\n63. " in card
     for name, size in (("samples.png", (1060, 1060)), ("stories.png", (1080, 1588))):
@@ -100,7 +102,10 @@ def test_the_card_of_a_model(tmp_path):
 def test_the_card_of_a_model_with_video(tmp_path):
     folder = build_world_video_model(tmp_path / "model")
     record = json.loads((folder / "training.json").read_text())
-    record["predictor"] = {**record["judge"], "recipe": {**record["judge"]["recipe"], "semantic_weight": 0.25}}
+    record["predictor"] = {
+        **record["attribute_classifier"],
+        "recipe": {**record["attribute_classifier"]["recipe"], "semantic_weight": 0.25},
+    }
     (folder / "training.json").write_text(json.dumps(record))
     parts = [f"model.video.{part}={folder}/{part}" for part in ("motion_adapter", "image_encoder", "predictor")]
     write_card(

@@ -14,7 +14,7 @@ from storydiffusion.output.files import sha256_of_file, write_picture
 from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest, write_manifest
 from storydiffusion.publish.vistorybench import ExportConfig, export
 
-CONFIG = {"steps": 4, "model": {"name": "m", "video": {"frames": 8}}, "consistency": {"rate": 0.5}}
+CONFIG = {"steps": 4, "model": {"name": "m", "video": {"frames": 8}}, "csa": {"rate": 0.5}}
 
 
 def told(folder: Path, panels: int, **config: object) -> Path:
@@ -84,8 +84,8 @@ def test_bad_input_is_named_and_nothing_written(tmp_path, overrides, sentence):
 
 
 def test_runs_of_two_configurations_are_no_mode(tmp_path):
-    runs = [told(tmp_path / "1", 1), told(tmp_path / "2", 1, consistency={"rate": 0.7})]
-    with pytest.raises(UserError, match="another consistency"):
+    runs = [told(tmp_path / "1", 1), told(tmp_path / "2", 1, csa={"rate": 0.7})]
+    with pytest.raises(UserError, match="another csa"):
         run(f"runs=[{runs[0]},{runs[1]}]", f"out={tmp_path}/out")
     told(tmp_path / "2", 1, model={"name": "m", "video": {"frames": 16}}, fps=12, seed=9)  # panels were told alike
     run(f"runs=[{runs[0]},{runs[1]}]", f"out={tmp_path}/out")

@@ -10,7 +10,7 @@ from storydiffusion.commands.train import _transition_module, _video_model
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.video import SENTENCES, word_tokens
-from storydiffusion.models.boundary_frames import with_end_frames
+from storydiffusion.models.boundary_frames import with_boundary_frames
 from storydiffusion.models.predictor_files import load_predictor, save_predictor
 from storydiffusion.training.clip_noise import draw_clip_noise
 from storydiffusion.training.diffusion_loss import semantic_loss
@@ -23,7 +23,7 @@ from tests.helpers.video_model import FRAMES, SIZE, composed, overrides
 def config(tiny_video_model, tmp_path_factory):
     return composed(
         *overrides(tiny_video_model, tmp_path_factory.mktemp("cache")),
-        "recipe.given_ends=0.5",
+        "recipe.boundary_frame_prob=0.5",
         "recipe.teacher_forcing=0",
         "recipe.semantic_weight=0",
     )
@@ -181,7 +181,7 @@ def test_given_ends_are_seen_clean_and_not_judged(make, batch):
     clips = module.encode(batch)
     noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
     noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
-    seen = with_end_frames(noised.latents, clips.latents[:, :, 0], clips.latents[:, :, -1])
+    seen = with_boundary_frames(noised.latents, clips.latents[:, :, 0], clips.latents[:, :, -1])
     predicted = [module.video_unet(x, noise.timesteps, clips.text, None) for x in (seen, noised.latents)]
     between = slice(1, -1)
     given = module.diffusion(predicted[0][:, :, between], noised.frames(between))

@@ -6,7 +6,7 @@ U-Net's self-attention. For panel i of a story,
     S_i = RandSample(I_j, j ≠ i)            tokens of the other panels, a share r of them      (equation 2)
     O_i = Attention(Q_i, K_[I_i, S_i], V_[I_i, S_i])      own tokens all, and the sample       (equation 3)
 
-Which tokens a panel reads is decided first, on the CPU, as row numbers (`story_reads`, then `batch_plan`); `attend`
+Which tokens a panel reads is decided first, on the CPU, as row numbers (`select_tokens`, then `batch_plan`); `attend`
 gathers these rows of the keys and values, each projected once, and calls scaled_dot_product_attention. So no
 (B·N)² mask exists, and a draw is the same on every device.
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from storydiffusion.errors import UserError
 
-Semantics = Literal["eq2", "shared_row", "algorithm1", "official", "off"]
+Variant = Literal["eq2", "shared_row", "algorithm1", "official", "off"]
 Sampler = Literal["uniform", "progressive"]
 Blocks = Literal["up", "all"]
 
@@ -40,7 +40,7 @@ CPU_GATHER = 2**22
 
 
 @dataclass(frozen=True)
-class ConsistentSelfAttention:
+class ConsistentSelfAttentionConfig:
     """What is shared, how much of it, and when. The defaults are the paper's.
 
     Attributes:
@@ -48,7 +48,7 @@ class ConsistentSelfAttention:
             A mapping gives a rate for each grid: its key is by how much the grid is coarser than the U-Net's input,
             a power of two, and grids that it leaves out share nothing. With a VAE of factor 8, the official code's
             sa64 (image size / 16) and sa32 (image size / 32) are {2: sa64, 4: sa32}.
-        semantics: `eq2`, every panel draws a sample of its own from each other panel; `shared_row`, one sample from
+        variant: `eq2`, every panel draws a sample of its own from each other panel; `shared_row`, one sample from
             each panel, read by all the others (the official code's one row of its mask, with exact counts instead of
             Bernoulli draws); `algorithm1`, the paper's pseudo-code: windows of `tile_size` panels, stride 1, the
             sample drawn from all tokens of the window, the reader's own included, and overlapping windows averaged;
@@ -59,10 +59,10 @@ class ConsistentSelfAttention:
             first panel reads nobody, so that it alone settles the look that the others follow.
         decay: of the progressive sampler, in (0, 1]; 1 weighs all earlier panels alike.
         tile_size: window of `algorithm1` in panels, at least 2; None, or more than there are, is the whole story.
-        window: only panels at most so many places before or after are read; None, all.
-        bank: only the story's first so many panels are read, which so read each other, as in the official code; None,
-            all. With a window too, a panel reads those of either. Both bound what is read and nothing else: all panels
-            of a story are still denoised in one batch, its memory is not bounded.
+        neighbor_window: a panel reads panels at most this many places before or after it; None, all.
+        anchor_panels: panels read only this many first panels of the story, which also read each other, as in the
+            official code; None, all. With a neighbor_window too, a panel reads those of either. Both bound what is read
+            and nothing else: all panels of a story are still denoised in one batch, its memory is not bounded.
         blocks: `up`, the self-attentions of the U-Net's up blocks, as the official code; `all`, every one.
         start, end: first step and the step after the last that share, as fractions of the schedule in [0, 1].
         seed: of all random draws, together with a story's key, the step, and the grid.
@@ -72,19 +72,19 @@ class ConsistentSelfAttention:
     """
 
     rate: float | Mapping[int, float] = 0.5
-    semantics: Semantics = "eq2"
+    variant: Variant = "eq2"
     sampler: Sampler = "uniform"
     decay: float = 0.5
     tile_size: int | None = None
-    window: int | None = None
-    bank: int | None = None
+    neighbor_window: int | None = None
+    anchor_panels: int | None = None
     blocks: Blocks = "up"
     start: float = 0.0
     end: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
-        _check_choice("semantics", self.semantics, get_args(Semantics))
+        _check_choice("variant", self.variant, get_args(Variant))
         _check_choice("sampler", self.sampler, get_args(Sampler))
         _check_choice("blocks", self.blocks, get_args(Blocks))
         if isinstance(self.rate, Mapping):
@@ -101,14 +101,14 @@ class ConsistentSelfAttention:
             raise UserError("decay is 0: choose a number above 0 and at most 1.")
         if self.start >= self.end:
             raise UserError(f"start is {self.start} and end is {self.end}: choose start below end, both in [0, 1].")
-        if self.sampler == "progressive" and self.semantics != "eq2":
-            raise UserError(f"sampler progressive does not go with semantics {self.semantics}: choose semantics eq2.")
+        if self.sampler == "progressive" and self.variant != "eq2":
+            raise UserError(f"sampler progressive does not go with variant {self.variant}: choose variant eq2.")
         if self.tile_size is not None:
-            if self.semantics != "algorithm1":
-                raise UserError(f"tile_size is {self.tile_size} but semantics is {self.semantics}: choose algorithm1.")
+            if self.variant != "algorithm1":
+                raise UserError(f"tile_size is {self.tile_size} but variant is {self.variant}: choose algorithm1.")
             if isinstance(self.tile_size, bool) or not isinstance(self.tile_size, int) or self.tile_size < 2:
                 raise UserError(f"tile_size is {self.tile_size!r}: choose a whole number of panels, 2 or more.")
-        for name in ("window", "bank"):
+        for name in ("neighbor_window", "anchor_panels"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise UserError(f"{name} is {value!r}: choose a whole number of panels, 0 (reads nobody) or more.")
@@ -118,33 +118,33 @@ class ConsistentSelfAttention:
     @property
     def needs_schedule(self) -> bool:
         """Whether it must be known how many steps there are."""
-        return self.semantics == "official" or self.start > 0 or self.end < 1
+        return self.variant == "official" or self.start > 0 or self.end < 1
 
     @property
     def shares(self) -> bool:
         """Whether any token is shared at all."""
         rates = self.rate.values() if isinstance(self.rate, Mapping) else [self.rate]
-        return self.semantics != "off" and any(rate > 0 for rate in rates)
+        return self.variant != "off" and any(rate > 0 for rate in rates)
 
     def rate_of(self, factor: int) -> float:
         """Rate of the grid that is `factor` times coarser than the U-Net's input."""
         return self.rate.get(factor, 0.0) if isinstance(self.rate, Mapping) else self.rate
 
     def within_reach(self, panels: int) -> Tensor:
-        """(P, P) booleans: row i is true at the panels that `window` and `bank` let panel i read."""
+        """(P, P) booleans: row i is true at the panels that `neighbor_window` and `anchor_panels` let panel i read."""
         place = torch.arange(panels)
-        if self.window is None and self.bank is None:
+        if self.neighbor_window is None and self.anchor_panels is None:
             return torch.ones(panels, panels, dtype=torch.bool)
-        near = (place[:, None] - place).abs() <= (-1 if self.window is None else self.window)
-        return near | (place < (self.bank or 0))
+        near = (place[:, None] - place).abs() <= (-1 if self.neighbor_window is None else self.neighbor_window)
+        return near | (place < (self.anchor_panels or 0))
 
     def is_active(self, step: int, steps: int | None) -> bool:
         """Whether step (0…steps-1) lies in [start, end); `steps` None is an unknown schedule, shared throughout."""
         return steps is None or round(self.start * steps) <= step < round(self.end * steps)
 
     def bypasses(self, step: int, steps: int | None, story: int, layer: str) -> bool:
-        """Whether a layer skips sharing at a step, by the official code's draw; never with other semantics."""
-        if self.semantics != "official" or steps is None:
+        """Whether a layer skips sharing at a step, by the official code's draw; never with other variant."""
+        if self.variant != "official" or steps is None:
             return False
         probability = next(p for begin, p in reversed(OFFICIAL_BYPASS) if step >= round(begin * steps))
         return bool(torch.rand((), generator=random_stream(self.seed, story, step, layer)) < probability)
@@ -273,17 +273,19 @@ class Read(NamedTuple):
     tile: int = 0
 
 
-def story_reads(config: ConsistentSelfAttention, story: PanelGroup, tokens: int, rate: float, step: int) -> list[Read]:
+def select_tokens(
+    config: ConsistentSelfAttentionConfig, story: PanelGroup, tokens: int, rate: float, step: int
+) -> list[Read]:
     """Draws what each panel of a story reads: a function of the arguments and of nothing else in the batch."""
     generator = random_stream(config.seed, story.key, step, tokens)
     sources = story.sources() & config.within_reach(story.panels)
-    if config.semantics == "algorithm1":
+    if config.variant == "algorithm1":
         return tile_reads(sources, tokens, rate, config.tile_size or story.panels, generator)
     if config.sampler == "progressive":
         counts = progressive_counts(sources, tokens, rate, config.decay)
     else:
         counts = uniform_counts(sources, tokens, rate)
-    drawn = draw_tokens(counts, tokens, config.semantics != "eq2", generator).flatten(1)
+    drawn = draw_tokens(counts, tokens, config.variant != "eq2", generator).flatten(1)
     return [Read(reader, drawn[reader].nonzero()[:, 0]) for reader in range(story.panels)]
 
 
@@ -319,19 +321,21 @@ class ReadGroup(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ReadPlan:
+class AttentionPlan:
     """What every panel of a batch reads. `times` (B,) is how often a panel is a reader, None where each is once."""
 
     groups: list[ReadGroup]
     times: Tensor | None
 
-    def to(self, device: torch.device) -> "ReadPlan":
+    def to(self, device: torch.device) -> "AttentionPlan":
         """The same plan on another device."""
         groups = [ReadGroup(group.readers.to(device), group.rows.to(device)) for group in self.groups]
-        return ReadPlan(groups, None if self.times is None else self.times.to(device))
+        return AttentionPlan(groups, None if self.times is None else self.times.to(device))
 
 
-def batch_plan(stories: Sequence[Sequence[Read]], sizes: Sequence[int], parts: int, tokens: int) -> ReadPlan | None:
+def batch_plan(
+    stories: Sequence[Sequence[Read]], sizes: Sequence[int], parts: int, tokens: int
+) -> AttentionPlan | None:
     """Puts stories side by side, and again for each guidance part, so that neither ever reads the other.
 
     Args:
@@ -357,10 +361,10 @@ def batch_plan(stories: Sequence[Sequence[Read]], sizes: Sequence[int], parts: i
         for members in lists.values()
     ]
     times = torch.cat([group.readers for group in groups]).bincount(minlength=batch)
-    return ReadPlan(groups, None if bool((times == 1).all()) else times)
+    return AttentionPlan(groups, None if bool((times == 1).all()) else times)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, plan: ReadPlan, heads: int) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads: int) -> Tensor:
     """Attention of every panel over the tokens that the plan lets it read (equation 3).
 
     Args:

@@ -1,6 +1,6 @@
 """Puts consistent self-attention into the U-Net of a diffusers pipeline, and takes it out again.
 
-    with consistent_self_attention(pipe, ConsistentSelfAttention(rate=0.5)) as story:
+    with consistent_self_attention(pipe, ConsistentSelfAttentionConfig(rate=0.5)) as story:
         images = pipe(prompts, callback_on_step_end=story.on_step_end).images
 
 Only self-attentions (`attn1` of the transformer blocks) get a processor of ours; cross-attention, and with it the
@@ -16,19 +16,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from storydiffusion.attention.consistent_self_attention import (
-    ConsistentSelfAttention,
+    AttentionPlan,
+    ConsistentSelfAttentionConfig,
     PanelGroup,
-    ReadPlan,
     attend,
     batch_plan,
-    story_reads,
+    select_tokens,
 )
 from storydiffusion.errors import UserError
 
 
 @contextmanager
 def consistent_self_attention(
-    pipe: Any, config: ConsistentSelfAttention | None = None, stories: Sequence[int | PanelGroup] | None = None
+    pipe: Any, config: ConsistentSelfAttentionConfig | None = None, stories: Sequence[int | PanelGroup] | None = None
 ) -> Iterator["StoryState"]:
     """Shares self-attention among the panels of a story in every call of `pipe` inside the context.
 
@@ -47,7 +47,7 @@ def consistent_self_attention(
         UserError: for a pipe without a U-Net, or one without self-attention in the chosen blocks; and from the
             pipeline's call, see `StoryState`.
     """
-    config = config or ConsistentSelfAttention()
+    config = config or ConsistentSelfAttentionConfig()
     unet = getattr(pipe, "unet", None)
     if not isinstance(unet, nn.Module):
         raise UserError(f"{type(pipe).__name__} has no U-Net: consistent self-attention needs a pipeline with .unet.")
@@ -90,11 +90,13 @@ class StoryState:
     (the scheduler has new timesteps) starts at step 0 again.
 
     Raises from the pipeline's call:
-        UserError: for a start above 0, an end below 1, or semantics `official` without the callback; a batch that
+        UserError: for a start above 0, an end below 1, or variant `official` without the callback; a batch that
             `stories` does not describe; a grid in `rate` that the U-Net does not have.
     """
 
-    def __init__(self, pipe: Any, config: ConsistentSelfAttention, stories: Sequence[int | PanelGroup] | None = None):
+    def __init__(
+        self, pipe: Any, config: ConsistentSelfAttentionConfig, stories: Sequence[int | PanelGroup] | None = None
+    ):
         self.config = config
         self.step = 0
         self._pipe = pipe
@@ -109,7 +111,7 @@ class StoryState:
         self._calls = 0  # U-Net calls since the last callback
         self._told = False  # whether the callback has come in this run
         self._factors: set[int] = set()
-        self._plans: dict[tuple, ReadPlan | None] = {}
+        self._plans: dict[tuple, AttentionPlan | None] = {}
 
     def on_step_end(self, pipe: Any, step: int, timestep: Any, callback_kwargs: dict) -> dict:
         """Is diffusers' `callback_on_step_end`; changes nothing in `callback_kwargs`."""
@@ -133,7 +135,7 @@ class StoryState:
         self._arrange(sample.shape[0])
         self._batch, self._area = sample.shape[0], math.prod(sample.shape[-2:])
 
-    def plan(self, layer: str, hidden_states: Tensor) -> ReadPlan | None:
+    def plan(self, layer: str, hidden_states: Tensor) -> AttentionPlan | None:
         """What the panels read in a layer; None is plain attention.
 
         Args:
@@ -152,7 +154,7 @@ class StoryState:
         key = (tokens, bypassed, hidden_states.device)
         if key not in self._plans:
             reads = [
-                [] if bypass else story_reads(self.config, story, tokens, rate, self.step)
+                [] if bypass else select_tokens(self.config, story, tokens, rate, self.step)
                 for story, bypass in zip(self._stories, bypassed, strict=True)
             ]
             plan = batch_plan(reads, [story.panels for story in self._stories], self._parts, tokens)
@@ -171,7 +173,7 @@ class StoryState:
             self._enter(self.step + 1)
         elif self._calls >= order:  # so many calls can belong to one step
             raise UserError(
-                "start, end and semantics 'official' need the schedule: call the pipeline with "
+                "start, end and variant 'official' need the schedule: call the pipeline with "
                 "callback_on_step_end=story.on_step_end."
             )
 
@@ -182,7 +184,7 @@ class StoryState:
         if length is None:
             raise UserError(
                 f"{type(self._pipe).__name__} does not tell its number of steps: leave start at 0, end at 1 and "
-                "semantics other than 'official'."
+                "variant other than 'official'."
             )
         return length
 

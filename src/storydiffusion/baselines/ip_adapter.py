@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.pipelines.conditioning import Conditions, Subject, text_conditions
+from storydiffusion.pipelines.conditioning import CharacterReference, Conditions, text_conditions
 
 
 class IPAdapter:
@@ -57,17 +57,17 @@ class IPAdapter:
         self,
         prompts: Sequence[str],
         negative_prompts: Sequence[str],
-        subjects: Sequence[Subject | None],
+        subjects: Sequence[CharacterReference | None],
         steps: int,
         guidance_scale: float,
     ) -> Conditions:
-        """Text and, of each panel, the first picture of its subject; see `conditions.Reference`."""
+        """Text and, of each panel, the first picture of its subject; see `conditions.Baseline`."""
         text = text_conditions(self.pipe, prompts, negative_prompts)
         embeddings = self._embeddings(subjects, is_guided=guidance_scale > 1)
         return Conditions({**text.arguments, "ip_adapter_image_embeds": [embeddings]})
 
     @torch.no_grad()
-    def _embeddings(self, subjects: Sequence[Subject | None], is_guided: bool) -> Tensor:
+    def _embeddings(self, subjects: Sequence[CharacterReference | None], is_guided: bool) -> Tensor:
         """(B, 1, …) of the image encoder; with guidance those of no picture before them, (2B, 1, …)."""
         nothing = Image.new("RGB", (64, 64))  # of a panel that shows nobody; its embedding is not used
         pictures = [nothing if subject is None else subject.pictures[0] for subject in subjects]

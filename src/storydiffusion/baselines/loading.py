@@ -1,4 +1,4 @@
-"""Loads what the reference methods (the paper's baselines for images) add to a pipeline: hub id or local folder.
+"""Loads what the baseline methods (the paper's baselines for images) add to a pipeline: hub id or local folder.
 
 As in `models.py`, nothing is loaded half: what is missing or does not fit is named in one sentence.
 """
@@ -13,24 +13,24 @@ from storydiffusion.loaders.text_to_image import HUB_ID, StoryModel, fetched, lo
 from storydiffusion.output.files import sha256_of_file
 
 if TYPE_CHECKING:
-    from storydiffusion.pipelines.conditioning import Reference
+    from storydiffusion.pipelines.conditioning import Baseline
 
-ReferenceConfig = IPAdapterConfig | PhotoMakerConfig
-KEY = "reference.weights"
+BaselineConfig = IPAdapterConfig | PhotoMakerConfig
+KEY = "baseline.weights"
 
 
-def checksums_of_reference(config: ReferenceConfig) -> dict[str, str]:
+def checksums_of_baseline(config: BaselineConfig) -> dict[str, str]:
     """The files of weights with their SHA-256; those on a hub by its id.
 
     Raises UserError for a file that is not there, as far as can be seen without fetching it.
     """
     folder = Path(config.weights).expanduser()
     if not folder.is_dir() and HUB_ID.fullmatch(config.weights):
-        return {f"reference/{config.file}": config.weights}
-    return {f"reference/{file.relative_to(folder)}": sha256_of_file(file) for file in fetch_reference(config)}
+        return {f"baseline/{config.file}": config.weights}
+    return {f"baseline/{file.relative_to(folder)}": sha256_of_file(file) for file in fetch_baseline(config)}
 
 
-def add_reference(model: StoryModel, model_config: ModelConfig, config: ReferenceConfig) -> "Reference":
+def add_baseline(model: StoryModel, model_config: ModelConfig, config: BaselineConfig) -> "Baseline":
     """The method of `config`, put into the model's pipeline for good.
 
     Raises:
@@ -41,22 +41,22 @@ def add_reference(model: StoryModel, model_config: ModelConfig, config: Referenc
     from storydiffusion.baselines.ip_adapter import IPAdapter
     from storydiffusion.baselines.photomaker import PhotoMaker
 
-    file, *encoders = fetch_reference(config)
+    file, *encoders = fetch_baseline(config)
     pipe: Any = model.pipe
     pipe.remove_all_hooks()  # of offloading, which do not know of new parts
     try:
         if isinstance(config, PhotoMakerConfig):
-            reference = PhotoMaker(pipe, _read(file, ("id_encoder", "lora_weights")), config.text_steps)
+            baseline = PhotoMaker(pipe, _read(file, ("id_encoder", "lora_weights")), config.text_steps)
         else:
             encoder = load_network(CLIPVisionModelWithProjection, encoders[0].parent, ".", model.dtype)
-            reference = IPAdapter(pipe, _read(file, ("image_proj", "ip_adapter")), encoder, config.scale)
+            baseline = IPAdapter(pipe, _read(file, ("image_proj", "ip_adapter")), encoder, config.scale)
     except UserError as error:
         raise UserError(f"{KEY}={config.weights}, {config.file}: {error}") from error
     place(pipe, model_config.offload, model.device)
-    return reference
+    return baseline
 
 
-def fetch_reference(config: ReferenceConfig) -> list[Path]:
+def fetch_baseline(config: BaselineConfig) -> list[Path]:
     """The files of weights, here: the method's own first.
 
     Raises:
@@ -68,14 +68,14 @@ def fetch_reference(config: ReferenceConfig) -> list[Path]:
     folder = fetched(config.weights, KEY, wanted)
     file = folder / config.file
     if not file.is_file():
-        raise UserError(f"{KEY}={config.weights} has no file {config.file}: fetch it, or set reference.file")
+        raise UserError(f"{KEY}={config.weights} has no file {config.file}: fetch it, or set baseline.file")
     if isinstance(config, PhotoMakerConfig):
         return [file]
     encoder = sorted((folder / config.image_encoder).glob("*.safetensors"))
     if not encoder:
         raise UserError(
             f"{KEY}={config.weights} has no *.safetensors file in {config.image_encoder}: fetch that image encoder, or "
-            "set reference.image_encoder"
+            "set baseline.image_encoder"
         )
     return [file, *encoder]
 

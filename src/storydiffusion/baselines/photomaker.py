@@ -26,7 +26,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.models.prompt_encoding import encode_prompts, encode_windows, padded_windows
-from storydiffusion.pipelines.conditioning import Conditions, Subject
+from storydiffusion.pipelines.conditioning import CharacterReference, Conditions
 
 HEAD_WIDTH = 64  # of every CLIP image encoder up to ViT-L, which this one is
 
@@ -125,11 +125,11 @@ class PhotoMaker:
         self,
         prompts: Sequence[str],
         negative_prompts: Sequence[str],
-        subjects: Sequence[Subject | None],
+        subjects: Sequence[CharacterReference | None],
         steps: int,
         guidance_scale: float,
     ) -> Conditions:
-        """Text, and later the subjects' stacked ID embeddings in it; see `conditions.Reference`.
+        """Text, and later the subjects' stacked ID embeddings in it; see `conditions.Baseline`.
 
         Raises:
             UserError: a prompt without the subject's word, or with no room for all of the subject's pictures.
@@ -143,7 +143,9 @@ class PhotoMaker:
         later = int(self.text_steps * steps) + 1, {"prompt_embeds": fused, "add_text_embeds": pooled}
         return Conditions({**text.as_arguments()}, later)
 
-    def _fused(self, prompts: Sequence[str], subjects: Sequence[Subject | None], tokens: int) -> tuple[Tensor, Tensor]:
+    def _fused(
+        self, prompts: Sequence[str], subjects: Sequence[CharacterReference | None], tokens: int
+    ) -> tuple[Tensor, Tensor]:
         """(B, N, C) and the pooled (B, D) of prompts in which each subject's word stands once for each picture."""
         pipe = self.pipe
         ids, places = [], []
@@ -162,7 +164,9 @@ class PhotoMaker:
         return embeddings, pooled
 
 
-def stack(tokenizer: Any, prompt: str, subject: Subject | None, windows: int) -> tuple[list[list[int]], slice]:
+def stack(
+    tokenizer: Any, prompt: str, subject: CharacterReference | None, windows: int
+) -> tuple[list[list[int]], slice]:
     """The prompt's tokens in windows, the last token of the subject's word once for each picture; and where these are.
 
     Raises:

@@ -1,4 +1,4 @@
-"""References: config and story → what the U-Net is told of each panel, where pictures keep the characters too.
+"""Baselines: config and story → what the U-Net is told of each panel, where pictures keep the characters too.
 
 Where the user brings no pictures, the model itself draws one of each character first, without the method: so all
 methods start from the same portraits. They are kept in portraits/ of the run, each with a digest of what made it.
@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storydiffusion.baselines.loading import add_reference, fetch_reference
+from storydiffusion.baselines.loading import add_baseline, fetch_baseline
 from storydiffusion.config import InferConfig, PhotoMakerConfig
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.text_to_image import StoryModel
@@ -24,7 +24,7 @@ from storydiffusion.storyworld.stories import FrozenStory
 if TYPE_CHECKING:
     from PIL import Image
 
-    from storydiffusion.pipelines.conditioning import Conditions, Reference, Subject
+    from storydiffusion.pipelines.conditioning import Baseline, CharacterReference, Conditions
 
 PORTRAITS_AT_ONCE = 4
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -42,30 +42,30 @@ def checksums_of_portraits(config: InferConfig, story: Story) -> dict[str, str]:
     """The user's own pictures with their SHA-256.
 
     Raises:
-        UserError: a character that the reference's settings do not name, or a picture that is not there.
+        UserError: a character that the baseline's settings do not name, or a picture that is not there.
     """
-    reference, names = config.reference, [character.name for character in story.characters]
-    if reference is None or not names:
+    baseline, names = config.baseline, [character.name for character in story.characters]
+    if baseline is None or not names:
         return {}
-    if isinstance(reference, PhotoMakerConfig):
-        words = _of_each(names, reference.words or {}, "words", "girl")
+    if isinstance(baseline, PhotoMakerConfig):
+        words = _of_each(names, baseline.words or {}, "words", "girl")
         for character in story.characters:
             word = words[character.name]
             if word not in re.findall(r"\w+", character.description):
                 raise UserError(
-                    f"reference.words says {word!r} for {character.name!r}, who is '{character.description}': choose "
+                    f"baseline.words says {word!r} for {character.name!r}, who is '{character.description}': choose "
                     "a word of that"
                 )
-    if reference.portraits is None:
+    if baseline.portraits is None:
         return {}
-    given = _of_each(names, reference.portraits, "portraits", "FILE")
+    given = _of_each(names, baseline.portraits, "portraits", "FILE")
     return {str(file): sha256_of_file(file) for name in names for file in _files(given[name])}
 
 
 def story_conditions(
     config: InferConfig, story: Story, model: StoryModel, folder: Path, weights: Mapping[str, str]
 ) -> "Conditions":
-    """Of the story's panels. With a reference the model's pipeline has it from then on.
+    """Of the story's panels. With a baseline the model's pipeline has it from then on.
 
     Args:
         folder: of the run.
@@ -75,31 +75,31 @@ def story_conditions(
 
     told = panel_prompts(story)
     prompts, negative_prompts = [one.prompt for one in told], [one.negative_prompt for one in told]
-    if config.reference is None:
+    if config.baseline is None:
         return text_conditions(model.pipe, prompts, negative_prompts)
-    fetch_reference(config.reference)  # before minutes of drawing, not after
+    fetch_baseline(config.baseline)  # before minutes of drawing, not after
     subjects = _subjects(config, story, model, folder, weights)
     shown = [subjects[panel.characters[0]] if panel.characters else None for panel in story.panels]
-    reference = add_reference(model, config.model, config.reference)
+    baseline = add_baseline(model, config.model, config.baseline)
     assert config.steps is not None
     assert config.guidance_scale is not None
-    return reference.conditions(prompts, negative_prompts, shown, config.steps, config.guidance_scale)
+    return baseline.conditions(prompts, negative_prompts, shown, config.steps, config.guidance_scale)
 
 
 def benchmark_conditions(
     config: InferConfig, model: StoryModel, folder: Path, stories: Sequence[FrozenStory], weights: Mapping[str, str]
 ) -> "Callable[[Sequence[FrozenStory]], Conditions | None]":
-    """Several of `stories` → those of all their panels, story by story; None without a reference.
+    """Several of `stories` → those of all their panels, story by story; None without a baseline.
 
-    With a reference the model's pipeline has it from the first call on: before, the model as it is has drawn all
+    With a baseline the model's pipeline has it from the first call on: before, the model as it is has drawn all
     characters, each as the first panel of its story shows it. The other arguments are those of `story_conditions`.
     """
-    from storydiffusion.pipelines.conditioning import Subject
+    from storydiffusion.pipelines.conditioning import CharacterReference
     from storydiffusion.pipelines.story import panel_seeds
 
     @cache  # once there is a story to tell
-    def reference() -> "tuple[Reference, dict[int, Subject]]":
-        fetch_reference(config.reference)  # before hours of drawing, not after
+    def baseline() -> "tuple[Baseline, dict[int, CharacterReference]]":
+        fetch_baseline(config.baseline)  # before hours of drawing, not after
         wanted = {
             story.number: Portrait(
                 PanelPrompt(story.panels[0].prompt, ""), panel_seeds(config.seed + story.number, [("hero",)])[0]
@@ -107,13 +107,13 @@ def benchmark_conditions(
             for story in stories
         }
         drawn = _portraits(folder, model, config, wanted, weights)
-        subjects = {one.number: Subject((drawn[one.number],), one.panels[0].told["kind"]) for one in stories}
-        return add_reference(model, config.model, config.reference), subjects
+        subjects = {one.number: CharacterReference((drawn[one.number],), one.panels[0].told["kind"]) for one in stories}
+        return add_baseline(model, config.model, config.baseline), subjects
 
     def conditions(told: Sequence[FrozenStory]) -> "Conditions | None":
-        if config.reference is None:
+        if config.baseline is None:
             return None
-        method, subjects = reference()
+        method, subjects = baseline()
         prompts = [panel.prompt for story in told for panel in story.panels]
         shown = [subjects[story.number] for story in told for _ in story.panels]
         assert config.steps is not None
@@ -147,29 +147,29 @@ def _portraits(
 
 def _subjects(
     config: InferConfig, story: Story, model: StoryModel, folder: Path, weights: Mapping[str, str]
-) -> "dict[str, Subject]":
+) -> "dict[str, CharacterReference]":
     """Character → the pictures that keep it."""
     import numpy as np
 
-    from storydiffusion.pipelines.conditioning import Subject
+    from storydiffusion.pipelines.conditioning import CharacterReference
     from storydiffusion.story.given_images import read_picture
 
-    reference, names = config.reference, [character.name for character in story.characters]
-    words = (reference.words or {}) if isinstance(reference, PhotoMakerConfig) else {}
-    if reference.portraits is not None:
-        given = {name: tuple(read_picture(file) for file in _files(reference.portraits[name])) for name in names}
+    baseline, names = config.baseline, [character.name for character in story.characters]
+    words = (baseline.words or {}) if isinstance(baseline, PhotoMakerConfig) else {}
+    if baseline.portraits is not None:
+        given = {name: tuple(read_picture(file) for file in _files(baseline.portraits[name])) for name in names}
     else:
         seeds = [np.random.SeedSequence(config.seed, spawn_key=(n, 2)).generate_state(1)[0] for n in range(len(names))]
         wanted = [Portrait(prompt, int(seed)) for prompt, seed in zip(character_prompts(story), seeds, strict=True)]
         drawn = _portraits(folder, model, config, dict(enumerate(wanted, 1)), weights)
         given = {name: (drawn[number],) for number, name in enumerate(names, 1)}
-    return {name: Subject(given[name], words.get(name, "")) for name in names}
+    return {name: CharacterReference(given[name], words.get(name, "")) for name in names}
 
 
 def _draw(model: StoryModel, config: InferConfig, wanted: Sequence[Portrait]) -> "list[Image.Image]":
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
     from storydiffusion.pipelines.conditioning import text_conditions
-    from storydiffusion.pipelines.story import tell_panels
+    from storydiffusion.pipelines.story import generate_panels
 
     prompts, negative_prompts = zip(*((one.prompt.prompt, one.prompt.negative_prompt) for one in wanted), strict=True)
     arguments = {
@@ -179,8 +179,8 @@ def _draw(model: StoryModel, config: InferConfig, wanted: Sequence[Portrait]) ->
         "height": config.height,
         "width": config.width,
     }
-    alone = ConsistentSelfAttention(semantics="off")
-    return tell_panels(model.pipe, arguments, [portrait.seed for portrait in wanted], alone)
+    alone = ConsistentSelfAttentionConfig(variant="off")
+    return generate_panels(model.pipe, arguments, [portrait.seed for portrait in wanted], alone)
 
 
 def _digest(config: InferConfig, portrait: Portrait, weights: Mapping[str, str]) -> str:
@@ -193,10 +193,10 @@ def _of_each(names: Sequence[str], given: Mapping[str, Any], key: str, example: 
     """`given`, which has an entry for every character and for nobody else."""
     for name in names:
         if name not in given:
-            raise UserError(f"reference.{key} has none for {name!r}: write reference.{key}='{{{name}: {example}}}'")
+            raise UserError(f"baseline.{key} has none for {name!r}: write baseline.{key}='{{{name}: {example}}}'")
     for name in given:
         if name not in names:
-            raise UserError(f"reference.{key} names {name!r}, who is not in the story: it has {', '.join(names)}")
+            raise UserError(f"baseline.{key} names {name!r}, who is not in the story: it has {', '.join(names)}")
     return given
 
 
@@ -205,5 +205,5 @@ def _files(source: str) -> list[Path]:
     path = Path(source).expanduser()
     files = [path] if not path.is_dir() else sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
     if not files or not files[0].is_file():
-        raise UserError(f"reference.portraits: {source} is no picture here, nor a folder of pictures: give one")
+        raise UserError(f"baseline.portraits: {source} is no picture here, nor a folder of pictures: give one")
     return files

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storydiffusion.baselines.loading import checksums_of_reference
+from storydiffusion.baselines.loading import checksums_of_baseline
 from storydiffusion.baselines.portraits import checksums_of_portraits, story_conditions
 from storydiffusion.commands.video import given_panels, planned_video, render, video_settings
 from storydiffusion.config import InferConfig
@@ -24,7 +24,7 @@ from storydiffusion.output.manifest import Manifest, PanelRecord, installed_vers
 from storydiffusion.story import Story, load_story, panel_prompts
 
 if TYPE_CHECKING:
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
     from storydiffusion.output.run_folder import RunFolder
 
 
@@ -45,8 +45,8 @@ def run_folder(config: InferConfig, story: Story) -> "RunFolder":
     script = asdict(story) | {"pictures": [sha256_of_file(file) for file in config.frames or ()]}
     script["portraits"] = list(checksums_of_portraits(config, story).values())
     weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}
-    if config.reference is not None and config.frames is None:
-        weights |= checksums_of_reference(config.reference)
+    if config.baseline is not None and config.frames is None:
+        weights |= checksums_of_baseline(config.baseline)
     planned = Manifest(
         title=story.title,
         model=config.model.name,
@@ -58,7 +58,7 @@ def run_folder(config: InferConfig, story: Story) -> "RunFolder":
     return RunFolder(str(config.run_dir), planned, config.overwrite)
 
 
-def tell(config: InferConfig, story: Story, attention: "ConsistentSelfAttention", run: "RunFolder") -> None:
+def tell(config: InferConfig, story: Story, attention: "ConsistentSelfAttentionConfig", run: "RunFolder") -> None:
     """Tells `story` into `run`, from where an earlier telling stopped: panels, then the video, then the report."""
     device = device_of(config.model)
     settings: dict[str, str | int | float | bool] = {"model": config.model.name, "seed": config.seed}
@@ -77,10 +77,10 @@ def tell(config: InferConfig, story: Story, attention: "ConsistentSelfAttention"
 
 
 def _tell_panels(
-    config: InferConfig, story: Story, attention: "ConsistentSelfAttention", run: "RunFolder"
+    config: InferConfig, story: Story, attention: "ConsistentSelfAttentionConfig", run: "RunFolder"
 ) -> dict[str, str]:
     """Makes the panels, unless they are there; returns what else the report should say. The model goes with it."""
-    from storydiffusion.pipelines.story import panel_seeds, tell_panels, who_shares
+    from storydiffusion.pipelines.story import generate_panels, panel_seeds, who_shares
 
     model = load_story_model(config.model)
     clock = time.perf_counter()
@@ -103,7 +103,7 @@ def _tell_panels(
         for prompt, panel, seed in zip(prompts, story.panels, seeds, strict=True)
     ]
     with run.keeping_progress() as keep:
-        pictures = tell_panels(
+        pictures = generate_panels(
             model.pipe,
             arguments,
             seeds,
@@ -120,13 +120,13 @@ def _tell_panels(
 
 def _settings(config: InferConfig) -> dict[str, str | int | float | bool]:
     """What a reader of the report looks for first."""
-    consistency = config.consistency
+    csa = config.csa
     return {
         "model": config.model.name,
-        "consistency": consistency.semantics,
-        "rate": str(consistency.rate),
-        "sampler": consistency.sampler,
-        **({"reference": config.reference.kind} if config.reference else {}),
+        "variant": csa.variant,
+        "rate": str(csa.rate),
+        "sampler": csa.sampler,
+        **({"baseline": config.baseline.kind} if config.baseline else {}),
         "seed": config.seed,
         "noise": config.noise,
         "steps": config.steps or 0,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import TrainConfig, TrainerConfig, TransitionTrainConfig
-from storydiffusion.config.miniature import AutoencoderRecipe, ClipRecipe, JudgeRecipe
+from storydiffusion.config.miniature import AttributeClassifierRecipe, AutoencoderRecipe, ClipRecipe
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.text_to_image import model_folder
 from storydiffusion.loaders.video import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from storydiffusion.models.video_model import VideoModel
     from storydiffusion.pipelines.transition import TransitionSampling
-    from storydiffusion.training.callbacks.ema import WeightAveraging
+    from storydiffusion.training.callbacks.ema import EMA
     from storydiffusion.training.data_module import ClipData
     from storydiffusion.training.miniature.recipe_module import RecipeModule
     from storydiffusion.training.training_run import Training
@@ -58,7 +58,7 @@ def _training(
     config: TrainConfig | TransitionTrainConfig,
     strategy: Any,
     module: Any,
-    average: "WeightAveraging",
+    average: "EMA",
     data: "L.LightningDataModule | None" = None,
     callbacks: "tuple[L.Callback, ...]" = (),
     loggers: tuple[Any, ...] = (),
@@ -116,11 +116,11 @@ def _training(
     return Training(module, trainer, average, stopwatch, checkpoints, data)
 
 
-def _average(config: TrainConfig | TransitionTrainConfig) -> "WeightAveraging":
-    from storydiffusion.training.callbacks.ema import WeightAveraging
-    from storydiffusion.training.callbacks.skip_non_finite_steps import FiniteLoss
+def _average(config: TrainConfig | TransitionTrainConfig) -> "EMA":
+    from storydiffusion.training.callbacks.ema import EMA
+    from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
 
-    return WeightAveraging(config.recipe.average_decay, FiniteLoss(config.trainer.max_bad_steps))
+    return EMA(config.recipe.ema_decay, SkipNonFiniteSteps(config.trainer.max_bad_steps))
 
 
 def _strategy(config: TrainerConfig, has_unused: bool = False) -> Any:
@@ -176,7 +176,7 @@ def _environment(config: TrainerConfig) -> list[Any]:
 
 def _recipe_module(config: TrainConfig) -> "RecipeModule":
     """The module of each part; those that build on others load them from the miniature folder."""
-    from storydiffusion.training.miniature.attribute_classifier import JudgeModule
+    from storydiffusion.training.miniature.attribute_classifier import AttributeClassifierModule
     from storydiffusion.training.miniature.autoencoder import AutoencoderModule
     from storydiffusion.training.miniature.contrastive import ClipModule
 
@@ -185,8 +185,8 @@ def _recipe_module(config: TrainConfig) -> "RecipeModule":
         return AutoencoderModule(recipe)
     if isinstance(recipe, ClipRecipe):
         return ClipModule(recipe)
-    if isinstance(recipe, JudgeRecipe):
-        return JudgeModule(recipe)
+    if isinstance(recipe, AttributeClassifierRecipe):
+        return AttributeClassifierModule(recipe)
     from storydiffusion.training.miniature.text_to_image import Text2ImageModule
 
     return Text2ImageModule(recipe, model_folder(config.miniature, None), Path(config.cache))

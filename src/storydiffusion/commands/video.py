@@ -59,7 +59,7 @@ def render(config: InferConfig, run: "RunFolder", cuts: list[bool]) -> None:
     made_by = {
         "weights": run.manifest.weights | record.weights,
         "schedulers": [config.model.scheduler, video.scheduler],
-        "end_attention": video.end_attention,
+        "boundary_attention": video.boundary_attention,
     }
     if video.sparse_control is not None:
         made_by["sparse_control_scale"] = video.sparse_control.scale
@@ -79,7 +79,7 @@ def video_settings(config: InferConfig) -> dict[str, str | int | float | bool]:
     video = video_of(config.model)
     return {
         "video": f"{video.frames} frames a transition, {config.fps} a second",
-        "end frames": video.end_frames,
+        "end frames": video.boundary_frames,
         "steps of the video": video.steps,
         "guidance scale of the video": video.guidance_scale,
         **({"SparseCtrl's scale": video.sparse_control.scale} if video.sparse_control else {}),

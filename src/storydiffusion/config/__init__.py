@@ -5,7 +5,7 @@ The values live in conf/, the types and the checks here. Kept free of heavy impo
 """
 
 from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig
-from storydiffusion.config.infer import ConsistencyConfig, InferConfig, StoriesBenchmark, TransitionsBenchmark
+from storydiffusion.config.infer import CSAConfig, InferConfig, StoriesBenchmark, TransitionsBenchmark
 from storydiffusion.config.loading import closest_key, flat, keys, load
 from storydiffusion.config.model import ModelConfig, SparseControlConfig, VideoConfig
 from storydiffusion.config.train import (
@@ -21,7 +21,7 @@ from storydiffusion.config.train import (
 )
 
 __all__ = [
-    "ConsistencyConfig",
+    "CSAConfig",
     "DataConfig",
     "IPAdapterConfig",
     "InferConfig",

@@ -1,4 +1,4 @@
-"""conf/reference/*.yaml: methods that keep a character by a picture of it, the paper's baselines for images."""
+"""conf/baseline/*.yaml: methods that keep a character by a picture of it, the paper's baselines for images."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ class IPAdapterConfig:
     portraits: dict[str, str] | None  # character → file; null: the model draws them by their descriptions
 
     def __post_init__(self) -> None:
-        check_range("reference.scale", self.scale, 0, 10)
+        check_range("baseline.scale", self.scale, 0, 10)
 
 
 @dataclasses.dataclass
@@ -35,14 +35,14 @@ class PhotoMakerConfig:
     portraits: dict[str, str] | None  # character → file, or folder of several; null: drawn by their descriptions
 
     def __post_init__(self) -> None:
-        check_range("reference.text_steps", self.text_steps, 0, 1)
+        check_range("baseline.text_steps", self.text_steps, 0, 1)
 
 
-REFERENCES: dict[str, type] = {"ip_adapter": IPAdapterConfig, "photomaker": PhotoMakerConfig}
+BASELINES: dict[str, type] = {"ip_adapter": IPAdapterConfig, "photomaker": PhotoMakerConfig}
 
 
-def load_reference_config(composed: Any) -> IPAdapterConfig | PhotoMakerConfig:
+def load_baseline_config(composed: Any) -> IPAdapterConfig | PhotoMakerConfig:
     """Of the class that its key `kind` names."""
     kind = str(dict(composed).get("kind"))
-    check_choice("reference.kind", kind, tuple(REFERENCES))
-    return load(REFERENCES[kind], OmegaConf.create(dict(composed)), "reference.")
+    check_choice("baseline.kind", kind, tuple(BASELINES))
+    return load(BASELINES[kind], OmegaConf.create(dict(composed)), "baseline.")

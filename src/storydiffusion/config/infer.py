@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from omegaconf import OmegaConf
 
-from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig, load_reference_config
+from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig, load_baseline_config
 from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_sampling, load
 from storydiffusion.config.model import ModelConfig
 from storydiffusion.errors import UserError
@@ -19,16 +19,16 @@ MOST_STORIES, MOST_PANELS = 128, 1000
 
 
 @dataclasses.dataclass
-class ConsistencyConfig:
-    """conf/consistency/*.yaml: the arguments of `storydiffusion.images.ConsistentSelfAttention`, which checks them."""
+class CSAConfig:
+    """conf/csa/*.yaml: the arguments of `storydiffusion.images.ConsistentSelfAttentionConfig`, which checks them."""
 
     rate: Any  # a number in [0, 1], or one for each grid: {2: 0.5, 4: 0.3}
-    semantics: str
+    variant: str
     sampler: str
     decay: float
     tile_size: int | None
-    window: int | None
-    bank: int | None
+    neighbor_window: int | None
+    anchor_panels: int | None
     blocks: str
     start: float
     end: float
@@ -87,8 +87,8 @@ class InferConfig:
     hold: float  # seconds that each panel stands in the video
     captions: bool  # under the video's pictures
     model: ModelConfig
-    consistency: ConsistencyConfig
-    reference: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or as its key `kind` says
+    csa: CSAConfig
+    baseline: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or as its key `kind` says
     benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark]  # likewise
 
     def __post_init__(self) -> None:
@@ -106,8 +106,8 @@ class InferConfig:
             check_range("fps", self.fps, 1, 120)
         if self.frames is not None and self.video == "off":
             raise UserError("frames asks for a video, video=off for none: leave one of them out")
-        if self.reference is not None:
-            self.reference = load_reference_config(self.reference)
+        if self.baseline is not None:
+            self.baseline = load_baseline_config(self.baseline)
         if self.benchmark is not None:
             self._load_benchmark()
         if self.run_dir is None:
@@ -116,8 +116,8 @@ class InferConfig:
     def _load_benchmark(self) -> None:
         if self.frames is not None:
             raise UserError("a benchmark makes pictures of its own: leave frames or benchmark out")
-        if self.reference is not None and self.reference.portraits is not None:
-            raise UserError("a benchmark draws portraits of its own: leave reference.portraits or benchmark out")
+        if self.baseline is not None and self.baseline.portraits is not None:
+            raise UserError("a benchmark draws portraits of its own: leave baseline.portraits or benchmark out")
         kind = str(dict(self.benchmark).get("kind"))
         check_choice("benchmark.kind", kind, tuple(BENCHMARKS))
         self.benchmark = load(BENCHMARKS[kind], OmegaConf.create(dict(self.benchmark)), "benchmark.")

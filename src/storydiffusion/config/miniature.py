@@ -18,9 +18,9 @@ class Recipe:
     batch_size: int
     learning_rate: float  # of matrices and convolutions, by Muon
     adam_learning_rate: float  # of everything else, by AdamW
-    warmup: int  # steps
+    warmup_steps: int  # steps
     decay: float
-    average_decay: float
+    ema_decay: float
     seed: int
 
     def __post_init__(self) -> None:
@@ -54,8 +54,8 @@ class ClipRecipe(Recipe):
 
 
 @dataclass
-class JudgeRecipe(Recipe):
-    """Attribute classifier; see `judge.py`."""
+class AttributeClassifierRecipe(Recipe):
+    """Attribute classifier; see `attribute_classifier.py`."""
 
     channels: tuple[int, ...]
 
@@ -87,7 +87,7 @@ class Text2ImageRecipe(Recipe):
 RECIPES: Mapping[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
     "clip": ClipRecipe,
-    "judge": JudgeRecipe,
+    "attribute_classifier": AttributeClassifierRecipe,
     "text2image": Text2ImageRecipe,
 }
 """The parts of the miniature, in the order in which they build on each other."""

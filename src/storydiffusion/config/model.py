@@ -10,7 +10,7 @@ DEVICES = ("auto", "cpu", "cuda")
 OFFLOADS = ("none", "model", "sequential")
 SCHEDULERS = ("model", "ddim")
 VIDEO_SCHEDULERS = ("model", "animatediff")
-END_FRAMES = ("exact", "semantic")
+BOUNDARY_FRAMES = ("clamped", "free")
 
 
 @dataclasses.dataclass
@@ -36,13 +36,13 @@ class VideoConfig:
     fps: int
     steps: int
     guidance_scale: float
-    end_frames: str  # exact: clean latents of the given images are imposed; semantic: as in the paper
-    end_attention: bool  # each frame's spatial self-attention reads the end frames too
+    boundary_frames: str  # clamped: clean latents of the given images are imposed; free: as in the paper
+    boundary_attention: bool  # each frame's spatial self-attention reads the end frames too
     sparse_control: SparseControlConfig | None = None  # null: none
 
     def __post_init__(self) -> None:
         check_choice("model.video.scheduler", self.scheduler, VIDEO_SCHEDULERS)
-        check_choice("model.video.end_frames", self.end_frames, END_FRAMES)
+        check_choice("model.video.boundary_frames", self.boundary_frames, BOUNDARY_FRAMES)
         check_range("model.video.frames", self.frames, 2, 1024)
         check_range("model.video.fps", self.fps, 1, 120)
         check_range("model.video.steps", self.steps, 1, 1000)

@@ -94,15 +94,15 @@ class TransitionRecipe:
     semantic_weight: float
     semantic_dropout: float
     teacher_forcing: float
-    given_ends: float  # probability that a clip's own clean end frames are given, and only the others judged
+    boundary_frame_prob: float  # probability that a clip's own clean end frames are given, and only the others judged
     optimizer: str
     learning_rate: float
     adam_learning_rate: float | None  # muon's, of everything but matrices
     weight_decay: float
-    warmup: int  # steps
+    warmup_steps: int  # steps
     decay: float
     gradient_clip: float | None
-    average_decay: float
+    ema_decay: float
     gradient_checkpointing: bool
     sample_every: int  # steps; 0: never
     sample_clips: int
@@ -117,9 +117,9 @@ class TransitionRecipe:
         check_range("recipe.seed", self.seed, 0, LARGEST_SEED)
         for name in ("steps", "batch_size", "accumulate", "sample_clips"):
             check_range(f"recipe.{name}", getattr(self, name), 1, LARGEST)
-        for name in ("warmup", "sample_every"):
+        for name in ("warmup_steps", "sample_every"):
             check_range(f"recipe.{name}", getattr(self, name), 0, LARGEST)
-        for name in ("semantic_dropout", "teacher_forcing", "given_ends", "decay", "average_decay"):
+        for name in ("semantic_dropout", "teacher_forcing", "boundary_frame_prob", "decay", "ema_decay"):
             check_range(f"recipe.{name}", getattr(self, name), 0, 1)
         numbers = ("weight_decay", "learning_rate", "adam_learning_rate", "gradient_clip")
         for name in ("diffusion_weight", "semantic_weight", *numbers):
@@ -242,7 +242,7 @@ class TransitionTrainConfig:
                 "model.video.motion_adapter=null makes new motion modules: name trained ones, or add motion_module to "
                 "recipe.trainable"
             )
-        if self.recipe.given_ends and self.data.frames < 3:
+        if self.recipe.boundary_frame_prob and self.data.frames < 3:
             raise UserError(f"data.frames={self.data.frames} leaves nothing between the given ends: take 3 or more")
         recipe = self.recipe
         is_untaught = recipe.teacher_forcing == 1 and not recipe.semantic_weight

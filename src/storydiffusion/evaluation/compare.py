@@ -1,7 +1,7 @@
 """Gathers what the jobs of a sweep measured into one table, with differences to one of them, and plots.
 
   python -m storydiffusion.collect sweep=runs/ablation_sampling_rate
-  python -m storydiffusion.collect sweep=runs/ablation_semantics baseline=consistency=eq2
+  python -m storydiffusion.collect sweep=runs/ablation_variant baseline=csa=eq2
   python -m storydiffusion.collect sweep=runs/ablation_video out=runs/tables
 
 OUT (by default the sweep's folder) gets table.md, collected.json and plot.png. The baseline is a job's folder, by name;

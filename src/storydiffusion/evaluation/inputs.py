@@ -207,7 +207,7 @@ def _transitions(run: Path, manifest: Manifest, story: str, script: Script, rema
 
 
 def _settings(manifest: Manifest) -> dict[str, Any]:
-    names = ("seed", "steps", "guidance_scale", "consistency", "noise")
+    names = ("seed", "steps", "guidance_scale", "csa", "noise")
     return {
         "model": manifest.model,
         "origin": manifest.origin,

@@ -12,14 +12,14 @@ from storydiffusion.output.files import write_atomically
 RECORDS = "records.json"
 """the file of a benchmark"""
 
-Subject = TypeVar("Subject")
+CharacterReference = TypeVar("CharacterReference")
 
 
 def measure_all(
     file: Path,
     settings: Mapping[str, Any],
-    subjects: Sequence[Subject],
-    measure: Callable[[Sequence[Subject]], Sequence[Mapping[str, Any]]],
+    subjects: Sequence[CharacterReference],
+    measure: Callable[[Sequence[CharacterReference]], Sequence[Mapping[str, Any]]],
     batch: int,
     label: str,
     unit: str,

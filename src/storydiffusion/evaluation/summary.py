@@ -60,7 +60,7 @@ class Measured:
         self.values.setdefault((kind, network), {})[subject] = value
 
     def of(self, kind: Kind) -> dict[str, float]:
-        """Subject → value, by whatever network; empty where it was not measured."""
+        """CharacterReference → value, by whatever network; empty where it was not measured."""
         return next((values for (other, _), values in self.values.items() if other == kind), {})
 
     def in_order(self) -> list[tuple[Kind, str, dict[str, float]]]:

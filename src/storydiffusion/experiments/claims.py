@@ -80,7 +80,7 @@ class Claim:
 
 def judge_sharing(collected: Collected) -> Verdict:
     """Table 1: attention shared at rate 0.5 makes characters alike, and pictures still show what was told."""
-    off, half = "consistency.rate=0", "consistency.rate=0.5"
+    off, half = "csa.rate=0", "csa.rate=0.5"
     gain = _difference(collected, "consistency", half, off)
     lost = {name: -_difference(collected, name, half, off).mean for name in TOLD}
     most = max(lost, key=lambda name: lost[name])
@@ -101,7 +101,7 @@ def judge_rate(collected: Collected) -> Verdict:
     """The ablation of the sampling rate: more is more consistent, and 0.5 holds what 0.3 does not."""
     means = {job: _mean(collected, "consistency", job) for job in collected.labels}
     falls = [collected.labels[job] for before, job in pairwise(means) if means[job] <= means[before]]
-    step = _difference(collected, "consistency", "consistency.rate=0.5", "consistency.rate=0.3")
+    step = _difference(collected, "consistency", "csa.rate=0.5", "csa.rate=0.3")
     rises = f"falls at {', '.join(falls)}" if falls else "rises from rate to rate"
     return Verdict(
         _status(not falls and step.mean > 0 and step.p_value < LEVEL),
@@ -112,8 +112,8 @@ def judge_rate(collected: Collected) -> Verdict:
 
 def judge_sampler(collected: Collected) -> Verdict:
     """The progressive sampler: nearer panels are read more, at the same number of tokens in all."""
-    uniform = "consistency.rate=0.25,consistency.sampler=uniform"
-    progressive = "consistency.rate=0.3333,consistency.sampler=progressive"
+    uniform = "csa.rate=0.25,csa.sampler=uniform"
+    progressive = "csa.rate=0.3333,csa.sampler=progressive"
     near, every = (_difference(collected, name, progressive, uniform) for name in ("neighbours", "consistency"))
     holds = near.mean > 0 and near.p_value < LEVEL and not (every.mean < 0 and every.p_value < LEVEL)
     return Verdict(
@@ -124,9 +124,9 @@ def judge_sampler(collected: Collected) -> Verdict:
     )
 
 
-def judge_semantics(collected: Collected) -> Verdict:
+def judge_variant(collected: Collected) -> Verdict:
     """Equations 2 and 3, Algorithm 1 and the official code: different forms of what is called one method."""
-    off = "consistency=off"
+    off = "csa=off"
     gains = {job: _difference(collected, "consistency", job, off) for job in collected.labels if job != off}
     fail = [collected.labels[job] for job, gain in gains.items() if gain.mean <= 0 or gain.p_value >= STRICT_LEVEL]
     ordered = sorted(gains, key=lambda job: -gains[job].mean)
@@ -139,14 +139,14 @@ def judge_semantics(collected: Collected) -> Verdict:
     )
 
 
-def judge_window(collected: Collected) -> Verdict:
+def judge_neighbor_window(collected: Collected) -> Verdict:
     """Long stories: panels that read a few near ones only, as Algorithm 1's window moves along the story."""
-    return _judge_reach(collected, "window", "consistency.window", "nearest panels before and after it")
+    return _judge_reach(collected, "neighbor_window", "csa.neighbor_window", "nearest panels before and after it")
 
 
-def judge_bank(collected: Collected) -> Verdict:
+def judge_anchor_panels(collected: Collected) -> Verdict:
     """Long stories in the official code: all panels read the first four."""
-    return _judge_reach(collected, "bank", "consistency.bank", "first panels of the story")
+    return _judge_reach(collected, "anchor_panels", "csa.anchor_panels", "first panels of the story")
 
 
 def judge_predictor(collected: Collected) -> Verdict:
@@ -186,31 +186,31 @@ def judge_tokens(collected: Collected) -> Verdict:
 
 RATES = Sweep("sampling_rate", "ablation_sampling_rate", "stories", 48)
 SAMPLERS = Sweep("sampler", "ablation_sampler", "stories", 48)
-SEMANTICS = Sweep("semantics", "ablation_semantics", "stories", 48)
-WINDOWS = Sweep("window", "ablation_window", "stories", 6, ("consistency.window=0,1,4,31",))
-BANKS = Sweep("bank", "ablation_bank", "stories", 6, ("consistency.bank=0,1,4,32",))
+VARIANT = Sweep("variant", "ablation_variant", "stories", 48)
+WINDOWS = Sweep("neighbor_window", "ablation_neighbor_window", "stories", 6, ("csa.neighbor_window=0,1,4,31",))
+BANKS = Sweep("anchor_panels", "ablation_anchor_panels", "stories", 6, ("csa.anchor_panels=0,1,4,32",))
 GIVEN_ENDS = Sweep("predictor", "ablation_video", "clips", 200)
 TOLD_ENDS = Sweep(
     "tokens",
     "ablation_video",
     "clips",
     100,
-    ("benchmark.way=predictor,interpolation,no_semantic_tokens", "model.video.end_frames=semantic"),
+    ("benchmark.way=predictor,interpolation,no_semantic_tokens", "model.video.boundary_frames=free"),
 )
 
 CLAIMS = (
     Claim(
         "sharing", RATES, judge_sharing, ("consistency", "character similarity"), OF_STORIES,
-        jobs=("consistency.rate=0", "consistency.rate=0.5"),
+        jobs=("csa.rate=0", "csa.rate=0.5"),
     ),
     Claim("sampling_rate", RATES, judge_rate, ("consistency",), OF_STORIES),
     Claim(
         "sampler", SAMPLERS, judge_sampler, ("neighbours", "consistency"), OF_STORIES,
-        baseline="consistency.rate=0.25,consistency.sampler=uniform",
+        baseline="csa.rate=0.25,csa.sampler=uniform",
     ),
-    Claim("semantics", SEMANTICS, judge_semantics, ("consistency",), OF_STORIES),
-    Claim("window", WINDOWS, judge_window, ("consistency", "neighbours"), OF_STORIES),
-    Claim("bank", BANKS, judge_bank, ("consistency", "neighbours"), OF_STORIES),
+    Claim("variant", VARIANT, judge_variant, ("consistency",), OF_STORIES),
+    Claim("neighbor_window", WINDOWS, judge_neighbor_window, ("consistency", "neighbours"), OF_STORIES),
+    Claim("anchor_panels", BANKS, judge_anchor_panels, ("consistency", "neighbours"), OF_STORIES),
     Claim("predictor", GIVEN_ENDS, judge_predictor, MIDDLE, OF_CLIPS),
     Claim("tokens", TOLD_ENDS, judge_tokens, MIDDLE, OF_CLIPS),
 )  # fmt: skip

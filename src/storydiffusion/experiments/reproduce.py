@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[3]
 INFER = ROOT / "infer.py"
 DOCUMENT, FOLDER, SUMMARY = "RESULTS.md", "results", "summary"
 KEYS = re.compile(r"(^|,)[\w.]+=")
-"""what stands before values, as in consistency.rate=0.5,consistency.sampler=uniform"""
+"""what stands before values, as in csa.rate=0.5,csa.sampler=uniform"""
 
 
 @dataclass

@@ -57,7 +57,7 @@ def load_story_model(config: ModelConfig) -> StoryModel:
     if config.scheduler == "ddim":
         pipe.scheduler = ddim_of(pipe.scheduler)
     pipe.vae.enable_slicing()  # panels are decoded one by one: the memory of one picture, the same pixels
-    pipe.set_progress_bar_config(disable=True)  # `tell_panels` shows its own
+    pipe.set_progress_bar_config(disable=True)  # `generate_panels` shows its own
     place(pipe, config.offload, device)
     return StoryModel(pipe, device, dtype, time.perf_counter() - clock)
 

@@ -81,7 +81,7 @@ def load_drawing_parts(config: ModelConfig, dtype: "torch.dtype") -> "VideoModel
     pipe: Any = pipeline_of(folder, networks, dtype)
     model_scheduler = ddim_of(pipe.scheduler) if config.scheduler == "ddim" else pipe.scheduler
     return VideoModel(
-        SemanticVideoUNet.from_parts(pipe.unet, adapter, end_attention=video.end_attention),
+        SemanticVideoUNet.from_parts(pipe.unet, adapter, boundary_attention=video.boundary_attention),
         pipe.vae.requires_grad_(False).eval(),
         TextEncoder(pipe.tokenizer, pipe.text_encoder),
         animatediff_scheduler(pipe.scheduler) if video.scheduler == "animatediff" else model_scheduler,

@@ -1,7 +1,7 @@
 """Clips whose first and last frame are given exactly, which the paper leaves open.
 
-The U-Net stays as it is; only its input changes. `with_end_frames` puts the two given latents in place of the first and
-the last frame, where the motion modules read them from every other frame:
+The U-Net stays as it is; only its input changes. `with_boundary_frames` puts the two given latents in place of the
+first and the last frame, where the motion modules read them from every other frame:
 
 - training: in the noised latents of a clip, its own clean ends; the loss is then taken over the middle frames only,
   `noised.frames(slice(1, -1))`;
@@ -16,7 +16,7 @@ from torch import Tensor
 from storydiffusion.errors import UserError
 
 
-def with_end_frames(latents: Tensor, start: Tensor, end: Tensor) -> Tensor:
+def with_boundary_frames(latents: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Latents (B, C, F, H, W) with `start` and `end`, each (B, C, H, W), as first and last frame; a new tensor.
 
     Raises:

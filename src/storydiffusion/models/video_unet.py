@@ -45,12 +45,12 @@ class SemanticVideoUNet(nn.Module):
 
     @classmethod
     def from_parts(
-        cls, unet: UNet2DConditionModel, adapter: MotionAdapter, end_attention: bool = False
+        cls, unet: UNet2DConditionModel, adapter: MotionAdapter, boundary_attention: bool = False
     ) -> "SemanticVideoUNet":
         """An image model's U-Net and motion modules that fit it; the weights are copied, in the U-Net's dtype.
 
         Args:
-            end_attention: let every frame's self-attention read the end frames too, see `end_frame_attention`; the
+            boundary_attention: let every frame's self-attention read the end frames too, see `end_frame_attention`; the
                 paper's model does not.
 
         Raises:
@@ -61,7 +61,7 @@ class SemanticVideoUNet(nn.Module):
         check_fits(adapter, unet.config)
         with _without_empty_warning():
             video_unet: Any = UNetMotionModel.from_unet2d(unet, adapter)
-        if end_attention:
+        if boundary_attention:
             read_end_frames(video_unet)
         return cls(video_unet)
 

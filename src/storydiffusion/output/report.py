@@ -31,7 +31,7 @@ MEDIA_TYPES = {".png": "image/png", ".mp4": "video/mp4", ".otf": "font/otf"}
 def write_report(run_dir: str | Path, manifest: Manifest, settings: Mapping[str, str | int | float | bool]) -> None:
     """Write `run_dir`/report.html from the manifest and the pictures and the video that it names in `run_dir`.
 
-    `settings` are the few facts a reader looks for first (name → value: rate, semantics, seed, model, steps …); the
+    `settings` are the few facts a reader looks for first (name → value: rate, variant, seed, model, steps …); the
     whole configuration can be unfolded below them. Raises UserError for a missing file or an unwritable folder.
     """
     run_dir = Path(run_dir)

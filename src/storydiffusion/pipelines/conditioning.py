@@ -14,7 +14,7 @@ from storydiffusion.models.prompt_encoding import encode_prompts
 
 
 @dataclass(frozen=True)
-class Subject:
+class CharacterReference:
     """Whom a panel shows: one picture or more, and the word of its prompt that stands for them ("girl").
 
     IP-Adapter reads the first picture and no word.
@@ -44,14 +44,14 @@ class Conditions:
         return {**tensors, **self.later[1]}
 
 
-class Reference(Protocol):
+class Baseline(Protocol):
     """A method that keeps a character by pictures of it, inside a diffusers pipeline."""
 
     def conditions(
         self,
         prompts: Sequence[str],
         negative_prompts: Sequence[str],
-        subjects: Sequence[Subject | None],
+        subjects: Sequence[CharacterReference | None],
         steps: int,
         guidance_scale: float,
     ) -> Conditions:

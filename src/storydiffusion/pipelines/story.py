@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention, PanelGroup
+from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig, PanelGroup
 from storydiffusion.attention.plugin import consistent_self_attention
-from storydiffusion.config import ConsistencyConfig
+from storydiffusion.config import CSAConfig
 from storydiffusion.errors import UserError
 
 # Schedulers whose step reads its arguments and its own step number only: denoising can go on from stored latents.
@@ -54,11 +54,11 @@ def who_shares(characters: Sequence[Sequence[str]]) -> Tensor:
     return torch.tensor([[bool(set(a) & set(b)) for b in characters] for a in characters])
 
 
-def tell_panels(
+def generate_panels(
     pipe: Any,
     arguments: dict[str, Any],
     seeds: Sequence[int],
-    consistency: ConsistentSelfAttention,
+    consistency: ConsistentSelfAttentionConfig,
     may_share: Tensor | None = None,
     start: tuple[int, Tensor] | None = None,
     on_step: Callable[[int, Tensor], None] = lambda step, latents: None,
@@ -145,9 +145,9 @@ def _skipping_to(
         restore()
 
 
-def consistent_attention(config: ConsistencyConfig, seed: int) -> ConsistentSelfAttention:
+def consistent_attention(config: CSAConfig, seed: int) -> ConsistentSelfAttentionConfig:
     """Raises UserError, with the key's name, for values that are out of range or do not go together."""
     try:
-        return ConsistentSelfAttention(**asdict(config), seed=seed)  # type: ignore[arg-type]  # it checks its strings
+        return ConsistentSelfAttentionConfig(**asdict(config), seed=seed)  # type: ignore[arg-type]  # it checks its strings
     except UserError as error:
-        raise UserError(f"consistency.{error}") from error
+        raise UserError(f"csa.{error}") from error

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from storydiffusion.config import VideoConfig
 from storydiffusion.errors import UserError
-from storydiffusion.models.boundary_frames import with_end_frames
+from storydiffusion.models.boundary_frames import with_boundary_frames
 from storydiffusion.models.video_model import VideoModel
 
-EndFrames = Literal["exact", "semantic"]
+BoundaryFrames = Literal["clamped", "free"]
 
 PICTURES_AT_ONCE = 4  # that the VAE decodes, so that its memory does not grow with the number of frames
 
@@ -33,8 +33,8 @@ class TransitionSampling:
         frames: F, the two ends included.
         steps: of denoising.
         guidance_scale: of classifier-free guidance, away from no text and no semantic tokens; 1 or less is none.
-        end_frames: `exact`, the given images are the first and the last frame, pixel for pixel, and the clean latents
-            of them stand there at every step, where all frames read them; `semantic`, the paper's form: nothing is
+        boundary_frames: `clamped`, the given images are the first and the last frame, pixel for pixel: their clean
+            latents stand there at every step, where all frames read them; `free`, the paper's form: nothing is
             imposed, the images are known by their semantic tokens only, or to a model's sparse control.
 
     Raises:
@@ -44,7 +44,7 @@ class TransitionSampling:
     frames: int = 16
     steps: int = 50
     guidance_scale: float = 7.5
-    end_frames: EndFrames = "exact"
+    boundary_frames: BoundaryFrames = "clamped"
 
     def __post_init__(self) -> None:
         if self.frames < 2:
@@ -53,8 +53,10 @@ class TransitionSampling:
             raise UserError(f"steps is {self.steps}: take 1 or more")
         if not 0 <= self.guidance_scale < float("inf"):
             raise UserError(f"guidance_scale is {self.guidance_scale}: take a number, 0 or more")
-        if self.end_frames not in get_args(EndFrames):
-            raise UserError(f"end_frames is {self.end_frames!r}: choose one of {', '.join(get_args(EndFrames))}")
+        if self.boundary_frames not in get_args(BoundaryFrames):
+            raise UserError(
+                f"boundary_frames is {self.boundary_frames!r}: choose one of {', '.join(get_args(BoundaryFrames))}"
+            )
 
 
 def sample_clips(
@@ -94,7 +96,7 @@ def sample_clips(
             f"the GPU has too little memory for {sampling.frames} frames of {start.shape[3]} × {start.shape[2]}: "
             "take fewer frames or a smaller size"
         ) from error
-    if sampling.end_frames == "exact":
+    if sampling.boundary_frames == "clamped":
         frames[:, 0], frames[:, -1] = start, end
     return frames
 
@@ -121,8 +123,8 @@ def sample_latents(
     control = model.sparse_control and model.sparse_control.reading(ends[0], ends[1], sampling.frames, text)
     latents = torch.stack(noise).to(weight) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
-        if sampling.end_frames == "exact":
-            latents = with_end_frames(latents, *ends)
+        if sampling.boundary_frames == "clamped":
+            latents = with_boundary_frames(latents, *ends)
         given = torch.cat([latents, latents]) if is_guided else latents
         given = scheduler.scale_model_input(given, timestep)
         extra = {"residuals": control(given, timestep)} if control else {}
@@ -132,7 +134,7 @@ def sample_latents(
             predicted = without + sampling.guidance_scale * (predicted - without)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
         on_step()
-    return with_end_frames(latents, *ends) if sampling.end_frames == "exact" else latents
+    return with_boundary_frames(latents, *ends) if sampling.boundary_frames == "clamped" else latents
 
 
 def _conditions(
@@ -187,5 +189,5 @@ def _check_images(model: VideoModel, start: Tensor, end: Tensor) -> None:
 
 def sampling_of(video: VideoConfig) -> TransitionSampling:
     """How the configuration samples transitions."""
-    end_frames: Any = video.end_frames  # one of config.model.END_FRAMES
-    return TransitionSampling(video.frames, video.steps, video.guidance_scale, end_frames)
+    boundary_frames: Any = video.boundary_frames  # one of config.model.BOUNDARY_FRAMES
+    return TransitionSampling(video.frames, video.steps, video.guidance_scale, boundary_frames)

@@ -59,11 +59,11 @@ reads the predictor is the paper's: its cross-attention is over concat(T, P_i), 
 for this frame, in one softmax. Added to the paper, since a small model does not keep who somebody is without it:
 
 - End-frame attention: every frame's spatial self-attention reads the tokens of the first and the last frame too
-  (`model.video.end_attention`). It adds no weights.
+  (`model.video.boundary_attention`). It adds no weights.
 - Given ends: the clean latents of both end frames stand in the clip at every step, in sampling
-  (`model.video.end_frames=exact`) and in a share of the training clips (`given_ends` in the recipes), where the loss is
-  over the frames between. `model.video.end_frames=semantic` samples as the paper does, without them; that was learnt in
-  the last of the trainings alone, from half of its clips, and resembles the pictures only roughly.
+  (`model.video.boundary_frames=clamped`) and in a share of the training clips (`boundary_frame_prob` in the recipes),
+  where the loss is over the frames between. `model.video.boundary_frames=free` samples as the paper does, without them;
+  that was learnt in the last of the trainings alone, from half of its clips, and resembles the pictures only roughly.
 - Teacher forcing: predictor and motion modules learnt together from tokens of the true frames (`teacher_forcing`),
   which tell what lies between. Predicted tokens, which the paper trains with, take their place in sampling alone.
 - The model predicts v and is trained on it, by Muon; the paper's is trained on the noise.
@@ -108,7 +108,7 @@ class CardConfig:
 
 def write_card(config: CardConfig) -> None:
     """Draws both sheets and writes README.md beside them, into the model's folder."""
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
     from storydiffusion.storyworld.stories import load_stories
     from storydiffusion.training.record import RECORD
 
@@ -122,7 +122,7 @@ def write_card(config: CardConfig) -> None:
     model = load_story_model(config.model)
     captions, samples = draw_samples(model, config.model)
     stories = load_stories()[:STORIES]
-    attentions = [ConsistentSelfAttention(rate=rate) for rate in (0.0, RATE)]
+    attentions = [ConsistentSelfAttentionConfig(rate=rate) for rate in (0.0, RATE)]
     halves = [[tell(model, config.model, [story], attention, seed=0) for story in stories] for attention in attentions]
     story_rows = [without + shared for without, shared in zip(*halves, strict=True)]
     sample_rows = [samples[i : i + SAMPLE_COLUMNS] for i in range(0, len(samples), SAMPLE_COLUMNS)]
@@ -141,13 +141,13 @@ def measured_table(folder: str, command: str) -> str:
 
 def draw_samples(model: StoryModel, config: ModelConfig) -> tuple[list[str], list["Image.Image"]]:
     """The captions of the held-out world, told with seeds 0, 1, …, and their pictures."""
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
     from storydiffusion.storyworld.captions import caption
     from storydiffusion.storyworld.images import HELD_OUT_SEED
     from storydiffusion.storyworld.truth import sample_truth
 
     captions = [caption(sample_truth(HELD_OUT_SEED, index), index) for index in range(SAMPLES)]
-    off, pictures = ConsistentSelfAttention(semantics="off"), []
+    off, pictures = ConsistentSelfAttentionConfig(variant="off"), []
     for first in range(0, SAMPLES, BATCH):
         seeds = list(range(first, min(SAMPLES, first + BATCH)))
         pictures += paint(model, config, [captions[seed] for seed in seeds], seeds, off, None)

@@ -188,7 +188,7 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path, dtype: str) -> dict
     from storydiffusion.models.predictor_files import save_predictor
     from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
 
-    average: dict[str, Tensor] = checkpoint["callbacks"]["WeightAveraging"]["average"]
+    average: dict[str, Tensor] = checkpoint["callbacks"]["EMA"]["average"]
     counts = {}
     for part, arguments in checkpoint["parts"].items():
         network = SemanticMotionPredictor(**arguments) if part == "predictor" else MotionAdapter(**arguments)
@@ -225,10 +225,10 @@ def card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: Releas
         ["precision and strategy", f"{settings['trainer']['precision']}, {settings['trainer']['strategy']}"],
         *([name, f"{loss:.4f}"] for name, loss in logged_losses(Path(config.run)).items()),
     ]
-    if settings["model"]["video"]["end_attention"]:
+    if settings["model"]["video"]["boundary_attention"]:
         rows.append(["beside the paper", "each frame's self-attention reads the end frames too"])
-    if recipe["given_ends"]:
-        rows.append(["beside the paper", f"clean end frames in {100 * recipe['given_ends']:g} % of the clips"])
+    if recipe["boundary_frame_prob"]:
+        rows.append(["beside the paper", f"clean end frames in {100 * recipe['boundary_frame_prob']:g} % of the clips"])
     if recipe["teacher_forcing"]:
         forced = f"told by the true frames' tokens in {100 * recipe['teacher_forcing']:g} % of the clips"
         rows.append(["beside the paper", forced])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from storydiffusion.storyworld.truth import ATTRIBUTES
 
 
-class Judge(nn.Module):
+class AttributeClassifier(nn.Module):
     """(B, 3, 128, 128) in [−1, 1] → for every attribute the logits of its values, (B, values)."""
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -54,7 +54,7 @@ class Judge(nn.Module):
         (folder / "config.json").write_text(json.dumps({"channels": self.channels}) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> "Judge":
+    def load(cls, folder: Path) -> "AttributeClassifier":
         judge = cls(json.loads((folder / "config.json").read_text())["channels"])
         judge.load_state_dict(load_file(folder / "model.safetensors"))
         return judge.float().eval()

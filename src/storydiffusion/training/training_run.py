@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from storydiffusion.errors import UserError
-from storydiffusion.training.callbacks.ema import WeightAveraging
+from storydiffusion.training.callbacks.ema import EMA
 from storydiffusion.training.callbacks.stopwatch import Stopwatch
 from storydiffusion.training.checkpoint_io import (
     Found,
@@ -48,7 +48,7 @@ class Training:
 
     module: Any  # a LightningModule that is `Exporting`
     trainer: L.Trainer
-    average: WeightAveraging
+    average: EMA
     stopwatch: Stopwatch
     checkpoints: "RunCheckpoints"
     data: L.LightningDataModule | None = None  # None: the module has its own

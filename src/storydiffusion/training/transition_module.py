@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from storydiffusion.config import TransitionRecipe
 from storydiffusion.data.loader import ClipBatch
-from storydiffusion.models.boundary_frames import with_end_frames
+from storydiffusion.models.boundary_frames import with_boundary_frames
 from storydiffusion.models.motion_adapters import adapter_arguments
 from storydiffusion.models.predictor_files import save_predictor
 from storydiffusion.models.video_model import VideoModel
@@ -36,7 +36,7 @@ PICTURES_AT_ONCE = 16  # that the VAE encodes, so that its memory does not grow 
 FREE = (
     "run_dir", "export", "cache", "trainer", "logger", "recipe.steps", "recipe.sample_every", "recipe.sample_clips",
     "data.shards", "data.workers", "model.device", "model.offload", "model.steps", "model.guidance_scale",
-    "model.video.fps", "model.video.steps", "model.video.guidance_scale", "model.video.end_frames",
+    "model.video.fps", "model.video.steps", "model.video.guidance_scale", "model.video.boundary_frames",
 )  # fmt: skip
 """Keys of the configuration that may change when a run goes on; shards are told apart by what is in them."""
 
@@ -149,7 +149,7 @@ class TransitionModule(L.LightningModule):
         """The `errors` of the noised clips and their `timesteps`, each (B,)."""
         noise = self.noise(clips)
         noised = self.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
-        is_given = noise.given < self.recipe.given_ends
+        is_given = noise.given < self.recipe.boundary_frame_prob
         errors = self.errors(noised, is_given, clips.text, self.semantic_context(tokens, noise))
         return {"errors": errors, "timesteps": noise.timesteps}
 
@@ -190,11 +190,11 @@ class TransitionModule(L.LightningModule):
 
     def errors(self, noised: NoisedLatents, is_given: Tensor, text: Tensor, semantic: Tensor | None) -> Tensor:
         """(B,): each clip's error over all frames, or over those between the ends where these are given."""
-        ends = with_end_frames(noised.latents, noised.clean[:, :, 0], noised.clean[:, :, -1])
+        ends = with_boundary_frames(noised.latents, noised.clean[:, :, 0], noised.clean[:, :, -1])
         latents = torch.where(is_given.view(-1, 1, 1, 1, 1), ends, noised.latents)
         predicted = self.video_unet(latents, noised.timesteps, text, semantic)
         errors = self.diffusion(predicted, noised)
-        if not self.recipe.given_ends:
+        if not self.recipe.boundary_frame_prob:
             return errors
         between = slice(1, -1)
         return torch.where(is_given, self.diffusion(predicted[:, :, between], noised.frames(between)), errors)

@@ -25,7 +25,7 @@ from tests.conftest import ROOT, Outcome, outcome_of
 from tests.helpers.video_model import FRAMES
 from tests.helpers.world_model import build_world_video_model
 
-SWEEP = ("experiment=ablation_sampling_rate", "consistency.rate=0,1", "-m")
+SWEEP = ("experiment=ablation_sampling_rate", "csa.rate=0,1", "-m")
 MINIATURE = ("benchmark=stories", "benchmark.stories=2", "benchmark.batch=1", "steps=2", "model.device=cpu")
 FOLDER = Path("runs/ablation_sampling_rate")
 
@@ -33,8 +33,8 @@ FOLDER = Path("runs/ablation_sampling_rate")
 @pytest.fixture(scope="module")
 def world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = build_world_video_model(tmp_path_factory.mktemp("world") / "model")
-    shutil.rmtree(folder / "judge")
-    shutil.copytree(model_folder("package://miniature", None) / "judge", folder / "judge")
+    shutil.rmtree(folder / "attribute_classifier")
+    shutil.copytree(model_folder("package://miniature", None) / "attribute_classifier", folder / "attribute_classifier")
     return folder
 
 
@@ -98,7 +98,7 @@ def test_a_benchmark_tells_and_reads_stories_and_is_not_made_again(stories, step
     parts = [found.values(name)["story 0"] for name in ("kind", "action", "place")]
     assert found.values("alignment")["story 0"] == pytest.approx(sum(parts) / 3)
     assert {figure.better for figure in found.figures.values()} == {"higher"}
-    assert found.settings["consistency.rate"] == 0.5
+    assert found.settings["csa.rate"] == 0.5
     assert found.settings["benchmark.checksum"] == stories_of(4)[1]
     assert "draws StoryWorld alone" in found.remarks[0]
     again = stories("run_dir=run")
@@ -114,10 +114,10 @@ def test_a_benchmark_tells_and_reads_stories_and_is_not_made_again(stories, step
 
 
 def test_stories_of_another_length_are_other_subjects(stories):
-    assert stories("run_dir=run", "benchmark.panels=6", "consistency.window=1", "consistency.rate={2: 0.5}").code == 0
+    assert stories("run_dir=run", "benchmark.panels=6", "csa.neighbor_window=1", "csa.rate={2: 0.5}").code == 0
     assert result("run").subjects == ["story 0 of 6 panels", "story 1 of 6 panels"]
     assert [len(one["readings"]) for one in json.loads(Path("run/records.json").read_text())["records"]] == [6, 6]
-    assert stories("run_dir=run", "benchmark.panels=6", "consistency.window=1", "consistency.rate={2: 0.5}").code == 0
+    assert stories("run_dir=run", "benchmark.panels=6", "csa.neighbor_window=1", "csa.rate={2: 0.5}").code == 0
 
 
 def test_every_way_of_transitions_is_measured(infer, small):
@@ -136,7 +136,7 @@ def test_every_way_of_transitions_is_measured(infer, small):
     assert errors["predictor"] != errors["no_semantic_tokens"]
     assert found.figures["motion"].better == "truth"
     weights = {name for name in found.settings if name.startswith("model.weights.")}
-    assert {"model.weights.judge", "model.weights.predictor/model.safetensors"} < weights
+    assert {"model.weights.attribute_classifier", "model.weights.predictor/model.safetensors"} < weights
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_every_way_of_transitions_is_measured(infer, small):
         (["benchmark=stories", "benchmark.panels=1"], "benchmark.panels=1"),
         (["benchmark=stories", "benchmark.batch=0"], "benchmark.batch=0"),
         (["benchmark=stories", "height=64"], "128"),
-        (["benchmark=stories", "consistency.window=-1"], "consistency.window"),
+        (["benchmark=stories", "csa.neighbor_window=-1"], "csa.neighbor_window"),
         (["benchmark=stories", "frames=[a.png]"], "benchmark"),
         (["benchmark=stories", "+benchmark.way=truth"], "did you mean 'benchmark.batch'"),
         (["benchmark=transitions", "benchmark.way=morph"], "cross-fade"),
         (["benchmark=transitions", "benchmark.interpolation=/no/such"], "/no/such"),
         (["benchmark=clips"], "stories, transitions"),
-        (["experiment=ablation_window"], "consistency.window: add -m"),
+        (["experiment=ablation_neighbor_window"], "csa.neighbor_window: add -m"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -180,17 +180,17 @@ def test_a_stopped_sweep_goes_on_and_its_table_is_that_of_a_straight_one(stories
     table = (FOLDER / "table.md").read_text()
     assert "| 0 |" in table
     assert "| 1 |" in table
-    one, other = result(FOLDER / "consistency.rate=1").figures["consistency"].values
+    one, other = result(FOLDER / "csa.rate=1").figures["consistency"].values
     assert one != other, "stories make no difference, so the tables could not tell"
 
     monkeypatch.chdir(tmp_path / "stopped")
     steps(interrupted=7)
     assert stories(*SWEEP).code == 130
-    assert gathered(FOLDER).missing == {"consistency.rate=1": "is missing: it began and did not finish"}
-    made, kept = steps(), (FOLDER / "consistency.rate=0/result.json").stat().st_mtime_ns
+    assert gathered(FOLDER).missing == {"csa.rate=1": "is missing: it began and did not finish"}
+    made, kept = steps(), (FOLDER / "csa.rate=0/result.json").stat().st_mtime_ns
     assert stories(*SWEEP).code == 0
     assert len(made) == 2, "more than one story is told again"
-    assert (FOLDER / "consistency.rate=0/result.json").stat().st_mtime_ns == kept
+    assert (FOLDER / "csa.rate=0/result.json").stat().st_mtime_ns == kept
     assert gather(f"sweep={FOLDER}").code == 0
     assert (FOLDER / "table.md").read_text() == table
 
@@ -205,7 +205,7 @@ def test_a_killed_sweep_goes_on_and_its_table_is_that_of_a_straight_one(infer, g
     assert gather(f"sweep={FOLDER}").code == 0
     table = (FOLDER / "table.md").read_text()
     monkeypatch.chdir(tmp_path / "killed")
-    records = FOLDER / "consistency.rate=1/records.json"
+    records = FOLDER / "csa.rate=1/records.json"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 300

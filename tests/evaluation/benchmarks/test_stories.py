@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
 from storydiffusion.config import load, module_command
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.stories import (
@@ -169,7 +169,7 @@ def test_stories_told_together_are_as_told_alone(world_model):
     model = load_story_model(config)
 
     def told(stories: list[FrozenStory], rate: float) -> np.ndarray:
-        pictures = tell(model, config, stories, ConsistentSelfAttention(rate=rate), seed=0)
+        pictures = tell(model, config, stories, ConsistentSelfAttentionConfig(rate=rate), seed=0)
         return np.stack([np.asarray(picture, float) for picture in pictures])
 
     together = told(STORIES[:2], 0.5)
@@ -215,7 +215,7 @@ def test_bad_input_ends_in_one_sentence(command, world_model, tmp_path, override
 def test_a_model_without_a_judge_or_markers_is_refused_before_telling(command, world_model, tmp_path):
     bare = tmp_path / "model"
     shutil.copytree(world_model, bare)
-    (bare / "judge" / "model.safetensors").unlink()
+    (bare / "attribute_classifier" / "model.safetensors").unlink()
     assert "has no model.safetensors" in command(f"model.path={bare}", f"out={tmp_path / 'out'}", *SMALL).err
     (bare / "training.json").unlink()
     assert "accuracy of a judge" in command(f"model.path={bare}", f"out={tmp_path / 'out'}", *SMALL).err

@@ -30,7 +30,7 @@ from storydiffusion.evaluation.benchmarks.transitions import (
 from storydiffusion.evaluation.metrics.clips import cross_fade
 from storydiffusion.loaders.video import load_image_encoder, load_video_model, package_path, video_of
 from storydiffusion.pipelines.transition import sample_clips, sampling_of
-from storydiffusion.storyworld.attribute_classifier import Judge
+from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 from storydiffusion.storyworld.clips import ClipTruth, caption_of, render_clip, sample_clip
 from storydiffusion.storyworld.images import HELD_OUT_SEED
 from tests.conftest import Outcome, outcome_of
@@ -50,7 +50,10 @@ def world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def readers(world_model: Path) -> Readers:
     from storydiffusion.models.image_encoders import TransformersImageEncoder
 
-    return Readers(Judge.load(world_model / "judge"), TransformersImageEncoder.load(world_model / "image_encoder"))
+    return Readers(
+        AttributeClassifier.load(world_model / "attribute_classifier"),
+        TransformersImageEncoder.load(world_model / "image_encoder"),
+    )
 
 
 @pytest.fixture
@@ -127,7 +130,7 @@ def test_differences_are_paired_and_say_who_is_better():
     assert motions["jumping"]["clips"] == 10
     assert "place error" not in motions["travelling"][OURS]
     settings = {"model": "m", "frames": 8, "steps": 2, "guidance_scale": 3.0, "machine": "M", "dtype": "float32"}
-    results = {"settings": settings, "judge": {"shirt": 0.99}, "clips": 20, "ways": summarize(measured)}
+    results = {"settings": settings, "attribute_classifier": {"shirt": 0.99}, "clips": 20, "ways": summarize(measured)}
     results |= {"interpolation is trained apart": False, "motions": motions}
     text = report(results)
     assert "| jumping | 10 | " in text
@@ -201,7 +204,10 @@ def test_the_shipped_video_model_comes_nearer_to_the_truth_than_a_cross_fade():
     video = video_of(config)
     model = load_video_model(config, torch.float32, torch.device("cpu"))
     shipped = package_path(config.path)
-    readers = Readers(Judge.load(shipped / "judge"), load_image_encoder(video.image_encoder, torch.float32))
+    readers = Readers(
+        AttributeClassifier.load(shipped / "attribute_classifier"),
+        load_image_encoder(video.image_encoder, torch.float32),
+    )
     sampling = replace(sampling_of(video), steps=4)
     errors = []
     for number in range(4):

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from storydiffusion.training.callbacks.ema import WeightAveraging
-from storydiffusion.training.callbacks.skip_non_finite_steps import FiniteLoss
+from storydiffusion.training.callbacks.ema import EMA
+from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
 from storydiffusion.training.callbacks.stopwatch import Stopwatch
 
 
@@ -41,7 +41,7 @@ def fit(callbacks: list[L.Callback], steps: int = 4, accumulate: int = 1, checkp
 
 
 def test_frozen_parts_are_left_out():
-    average = WeightAveraging(0.999, FiniteLoss(1))
+    average = EMA(0.999, SkipNonFiniteSteps(1))
     fit([average])
     assert set(average.average) == {"learnt.weight", "learnt.bias"}
 
@@ -58,7 +58,7 @@ def test_the_average_is_the_running_mean_of_the_weights_after_each_step(accumula
         def on_fit_start(self, trainer, pl_module):
             seen.append(pl_module.learnt.weight.detach().clone())
 
-    average = WeightAveraging(0.2, FiniteLoss(1))
+    average = EMA(0.2, SkipNonFiniteSteps(1))
     fit([average, Watch()], accumulate=accumulate)
     wanted = seen[0]
     for step, weight in enumerate(seen[1:], start=1):
@@ -68,11 +68,11 @@ def test_the_average_is_the_running_mean_of_the_weights_after_each_step(accumula
 
 
 def test_its_state_makes_the_round_trip(tmp_path):
-    average, stopwatch = WeightAveraging(0.999, FiniteLoss(1)), Stopwatch()
+    average, stopwatch = EMA(0.999, SkipNonFiniteSteps(1)), Stopwatch()
     fit([average, stopwatch], checkpoint=tmp_path / "last.ckpt")
     stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
-    again, resumed = WeightAveraging(0.999, FiniteLoss(1)), Stopwatch()
-    again.load_state_dict(stored["WeightAveraging"])
+    again, resumed = EMA(0.999, SkipNonFiniteSteps(1)), Stopwatch()
+    again.load_state_dict(stored["EMA"])
     resumed.load_state_dict(stored["Stopwatch"])
     assert again.average.keys() == average.average.keys()
     assert all(torch.equal(again.average[name], average.average[name]) for name in average.average)
@@ -80,7 +80,7 @@ def test_its_state_makes_the_round_trip(tmp_path):
 
 
 def test_applied_lends_the_average_and_gives_the_own_weights_back():
-    average = WeightAveraging(0.9, FiniteLoss(1))
+    average = EMA(0.9, SkipNonFiniteSteps(1))
     module = fit([average])
     own = module.learnt.weight.detach().clone()
     with average.applied(module):

@@ -179,10 +179,10 @@ def test_handlers_that_were_there_before_get_the_signal_once_all_is_saved_and_ar
 
 def test_a_part_of_the_miniature_that_is_told_has_every_row_of_its_log_once(tmp_path):
     with pytest.raises(Preempted):
-        add(part_training("judge", tmp_path, steps=4), Told(signal.SIGTERM, batch=1)).fit()
-    run = tmp_path / "run" / "judge"
+        add(part_training("attribute_classifier", tmp_path, steps=4), Told(signal.SIGTERM, batch=1)).fit()
+    run = tmp_path / "run" / "attribute_classifier"
     assert logged_steps(run) == [0, 1]
-    part_training("judge", tmp_path, steps=4).fit()
+    part_training("attribute_classifier", tmp_path, steps=4).fit()
     assert logged_steps(run) == [0, 1, 2, 3]
 
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from storydiffusion.errors import UserError
 from storydiffusion.training import process_group as agreement
-from storydiffusion.training.callbacks.ema import WeightAveraging
-from storydiffusion.training.callbacks.skip_non_finite_steps import FiniteLoss
+from storydiffusion.training.callbacks.ema import EMA
+from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
 from storydiffusion.training.optim.muon import Muon, split_parameters
 from tests.helpers.processes import run_processes
 
@@ -50,7 +50,7 @@ class Module(L.LightningModule):
 class Watch(L.Callback):
     """Keeps all that is learnt after each step."""
 
-    def __init__(self, average: WeightAveraging) -> None:
+    def __init__(self, average: EMA) -> None:
         self.average = average
         self.seen: list[list[torch.Tensor]] = []
 
@@ -63,9 +63,9 @@ class Watch(L.Callback):
         self.seen.append([tensor.detach().clone() for tensor in tensors])
 
 
-def fit(module: Module, steps: int = 5, limit: int = 3, **options: Any) -> tuple[FiniteLoss, Watch]:
-    guard = FiniteLoss(limit)
-    average = WeightAveraging(0.9, guard)
+def fit(module: Module, steps: int = 5, limit: int = 3, **options: Any) -> tuple[SkipNonFiniteSteps, Watch]:
+    guard = SkipNonFiniteSteps(limit)
+    average = EMA(0.9, guard)
     watch = Watch(average)
     trainer = L.Trainer(
         accelerator="cpu", max_steps=steps, callbacks=[guard, average, watch], logger=False,

@@ -13,8 +13,8 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from storydiffusion.commands import train as train_command
 from storydiffusion.config import TrainConfig, load
-from storydiffusion.config.miniature import JudgeRecipe
-from storydiffusion.storyworld.attribute_classifier import Judge
+from storydiffusion.config.miniature import AttributeClassifierRecipe
+from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 from storydiffusion.storyworld.captions import caption, vocabulary
 from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
 from storydiffusion.training.miniature.stream import Stream
@@ -29,7 +29,7 @@ SHIPPED = ROOT / "src" / "storydiffusion" / "miniature"
 TINY = {
     "autoencoder": ("block_out_channels=[8,8,8,8]", "latent_channels=4", "crop=32"),
     "clip": ("width=32", "text_layers=1", "image_layers=1", "patch_size=32", "projection=8"),
-    "judge": ("channels=[4,4,4,4,4]",),
+    "attribute_classifier": ("channels=[4,4,4,4,4]",),
     "text2image": ("block_out_channels=[16,16]", "head_width=8", "pictures=6"),
 }
 
@@ -40,7 +40,7 @@ def training(part: str, folder: Path, steps: int, run: str = "run") -> Training:
         f"run_dir={folder}/{run}/{part}", f"cache={folder}/cache",
         f"export={folder}/model", f"miniature={folder}/model",
         "trainer.checkpoint_minutes=0", "trainer.log_every=1", "trainer=cpu",
-        f"recipe.steps={steps}", "recipe.batch_size=4", "recipe.warmup=2",
+        f"recipe.steps={steps}", "recipe.batch_size=4", "recipe.warmup_steps=2",
     )  # fmt: skip
     tiny = [f"recipe.{override}" for override in TINY[part]]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -69,7 +69,7 @@ def test_diffusers_and_transformers_load_what_was_exported(miniature):
     clip, info = CLIPModel.from_pretrained(miniature / "image_encoder", output_loading_info=True)
     assert not info["missing_keys"]
     assert clip.get_image_features(torch.zeros(1, 3, 128, 128)) is not None
-    read = Judge.load(miniature / "judge").read(torch.zeros(2, 3, 128, 128))
+    read = AttributeClassifier.load(miniature / "attribute_classifier").read(torch.zeros(2, 3, 128, 128))
     assert all(value in ATTRIBUTES[name] for name, values in read.items() for value in values)
 
 
@@ -163,7 +163,9 @@ def test_a_stream_goes_on_where_it_was(taken):
     assert len(stream) == 5
 
 
-RECIPE = JudgeRecipe("judge", 100, 1, 0.02, 0.001, warmup=5, decay=0.5, average_decay=0.9, seed=1, channels=(4,))
+RECIPE = AttributeClassifierRecipe(
+    "attribute_classifier", 100, 1, 0.02, 0.001, warmup_steps=5, decay=0.5, ema_decay=0.9, seed=1, channels=(4,)
+)
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero():

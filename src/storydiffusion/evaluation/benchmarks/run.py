@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storydiffusion.baselines.loading import checksums_of_reference
+from storydiffusion.baselines.loading import checksums_of_baseline
 from storydiffusion.baselines.portraits import benchmark_conditions
 from storydiffusion.config import InferConfig, ModelConfig, StoriesBenchmark, TransitionsBenchmark, flat
 from storydiffusion.evaluation.benchmarks.stories import (
@@ -80,22 +80,22 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
     import torch
 
     from storydiffusion.evaluation.result import Figure, Result
-    from storydiffusion.storyworld.attribute_classifier import Judge
+    from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
     from storydiffusion.training.record import machine
 
     planned, model_config = config.benchmark, _model(config)
     stories, checksum = stories_of(planned.panels)
-    attention = consistent_attention(config.consistency, config.seed)
+    attention = consistent_attention(config.csa, config.seed)
     folder = model_folder(model_config.path, model_config.revision)
     accuracy = judge_figures(folder)
-    model, judge = load_story_model(model_config), Judge.load(folder / "judge")
+    model, classifier = load_story_model(model_config), AttributeClassifier.load(folder / "attribute_classifier")
     encoder = load_image_text_encoder(MINIATURE, torch.device("cpu"))
     chosen = stories[: planned.stories]
     conditions = benchmark_conditions(config, model, records.parent, chosen, judged_weights(folder))
 
     def measure(told: Sequence[FrozenStory]) -> list[dict[str, Any]]:
         pictures = tell(model, model_config, told, attention, config.seed, config.noise, conditions(told))
-        parts = zip(told, read_by(judge, told, pictures), by_story(told, pictures), strict=True)
+        parts = zip(told, read_by(classifier, told, pictures), by_story(told, pictures), strict=True)
         return [
             {"number": story.number, "readings": readings, "similarities": similarities(story, shown, encoder)}
             for story, readings, shown in parts
@@ -187,14 +187,14 @@ def _settings(config: InferConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {"seed": config.seed, "model": known}
     if isinstance(config.benchmark, StoriesBenchmark):
         settings |= {name: getattr(config, name) for name in ("noise", "steps", "guidance_scale")}
-        settings["consistency"] = asdict(config.consistency)
+        settings["csa"] = asdict(config.csa)
         weights |= checksums_of_part("encoder", MINIATURE)
-        settings["reference"] = {"kind": None}
-        if config.reference is not None:
-            weights |= checksums_of_reference(config.reference)
+        settings["baseline"] = {"kind": None}
+        if config.baseline is not None:
+            weights |= checksums_of_baseline(config.baseline)
             by_weights = ("weights", "file", "image_encoder", "portraits", "words")
-            known_of_it = asdict(config.reference).items()
-            settings["reference"] = {name: value for name, value in known_of_it if name not in by_weights}
+            known_of_it = asdict(config.baseline).items()
+            settings["baseline"] = {name: value for name, value in known_of_it if name not in by_weights}
         told = {"panels": config.benchmark.panels, "checksum": stories_of(config.benchmark.panels)[1]}
     else:
         video = asdict(video_of(model))
@@ -203,7 +203,7 @@ def _settings(config: InferConfig) -> dict[str, Any]:
         control = video.pop("sparse_control")
         if config.benchmark.way == file_name(SPARSE) and control is not None:
             parts["sparse_control"] = control["weights"]
-            video |= {"sparse_control_scale": control["scale"], "end_frames": "semantic"}
+            video |= {"sparse_control_scale": control["scale"], "boundary_frames": "free"}
         for part, source in parts.items():
             weights |= checksums_of_part(part, source) if source else {}
         known["video"] = {name: value for name, value in video.items() if name != "fps"}

@@ -35,9 +35,9 @@ from storydiffusion.storyworld.stories import FILE, FrozenStory, existing, load_
 if TYPE_CHECKING:
     from PIL import Image
 
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
     from storydiffusion.pipelines.conditioning import Conditions
-    from storydiffusion.storyworld.attribute_classifier import Judge
+    from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 
 SECTION = "consistency"
 TOLD = ("kind", "action", "place")
@@ -84,10 +84,10 @@ class MeasureConfig:
 
 def measure(config: MeasureConfig) -> None:
     """Tells, reads and writes everything; see the head of this file."""
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttention
+    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
     from storydiffusion.evaluation.records import json_bytes
     from storydiffusion.evaluation.tables import replace_section
-    from storydiffusion.storyworld.attribute_classifier import Judge
+    from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 
     readme = Path(config.readme) if config.readme else None
     if readme:
@@ -99,19 +99,24 @@ def measure(config: MeasureConfig) -> None:
     figures = judge_figures(folder)
     model = load_story_model(config.model)
     settings = settings_of(config, folder)
-    judge = Judge.load(folder / "judge")
+    classifier = AttributeClassifier.load(folder / "attribute_classifier")
 
     readings = {}
     for rate in sorted(config.rates):
-        attention = ConsistentSelfAttention(rate=rate, seed=config.seed)
+        attention = ConsistentSelfAttentionConfig(rate=rate, seed=config.seed)
 
-        def read(told: Sequence[FrozenStory], attention: "ConsistentSelfAttention" = attention) -> list[Readings]:
-            return read_by(judge, told, tell(model, config.model, told, attention, config.seed))
+        def read(told: Sequence[FrozenStory], attention: "ConsistentSelfAttentionConfig" = attention) -> list[Readings]:
+            return read_by(classifier, told, tell(model, config.model, told, attention, config.seed))
 
         file, label = Path(config.out) / f"rate-{rate:g}.json", f"rate {rate:g}"
         known = {**settings, "rate": rate}
         readings[rate] = read_stories(file, known, stories[: config.stories], read, config.batch, label)
-    results = {"settings": settings, "judge": figures, "stories": config.stories, "rates": summarize(readings, stories)}
+    results = {
+        "settings": settings,
+        "attribute_classifier": figures,
+        "stories": config.stories,
+        "rates": summarize(readings, stories),
+    }
     write_atomically(Path(config.out) / "results.json", json_bytes(results))
     table = report(results)
     write_atomically(Path(config.out) / "table.md", table.encode())
@@ -124,7 +129,7 @@ def tell(
     model: StoryModel,
     config: ModelConfig,
     stories: Sequence[FrozenStory],
-    attention: "ConsistentSelfAttention",
+    attention: "ConsistentSelfAttentionConfig",
     seed: int,
     noise: str = "own",
     conditions: "Conditions | None" = None,
@@ -257,7 +262,7 @@ def report(results: Mapping[str, Any]) -> str:
 
     header = ["rate", "consistency, %", "above off, points", "p", *(f"{name}, %" for name in FIGURES[1:]), "s / story"]
     settings = results["settings"]
-    accuracy = ", ".join(f"{name} {100 * share:.1f}" for name, share in results["judge"].items())
+    accuracy = ", ".join(f"{name} {100 * share:.1f}" for name, share in results["attribute_classifier"].items())
     return (
         markdown_table(header, [list(cells(rate, measured)) for rate, measured in results["rates"].items()])
         + f"\nThese are figures of the model {settings['model']}, which draws StoryWorld alone: {results['stories']} "
@@ -287,7 +292,7 @@ def settings_of(config: MeasureConfig, folder: Path) -> dict[str, Any]:
 
 def judged_weights(folder: Path) -> dict[str, str]:
     """The SHA-256 of a model's files of weights and of its judge's."""
-    weights = weights_of(folder) | {"judge": folder / "judge" / "model.safetensors"}
+    weights = weights_of(folder) | {"attribute_classifier": folder / "attribute_classifier" / "model.safetensors"}
     return {name: sha256_of_file(file) for name, file in weights.items()}
 
 
@@ -296,20 +301,22 @@ def judge_figures(folder: Path) -> dict[str, float]:
     from storydiffusion.training.record import RECORD
 
     try:
-        figures = json.loads((folder / RECORD).read_text(encoding="utf-8"))["judge"]["figures"]
+        figures = json.loads((folder / RECORD).read_text(encoding="utf-8"))["attribute_classifier"]["figures"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / RECORD} does not tell the accuracy of a judge: train and export one there"
         ) from error
     for name in ("config.json", "model.safetensors"):
-        if not (folder / "judge" / name).exists():
+        if not (folder / "attribute_classifier" / name).exists():
             raise UserError(f"{folder / 'judge'} has no {name}: train and export a judge there")
     return figures
 
 
-def read_by(judge: "Judge", stories: Sequence[FrozenStory], pictures: Sequence["Image.Image"]) -> list[Readings]:
+def read_by(
+    classifier: "AttributeClassifier", stories: Sequence[FrozenStory], pictures: Sequence["Image.Image"]
+) -> list[Readings]:
     """What the judge reads off the pictures of several stories, which `tell` has told."""
-    return by_story(stories, rows(judge.read(pixels(pictures))))
+    return by_story(stories, rows(classifier.read(pixels(pictures))))
 
 
 def pixels(pictures: Sequence["Image.Image"]) -> Any:

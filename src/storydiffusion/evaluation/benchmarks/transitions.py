@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from storydiffusion.models.image_encoders import ImageEncoder
     from storydiffusion.models.video_model import VideoModel
-    from storydiffusion.storyworld.attribute_classifier import Judge
+    from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
     from storydiffusion.storyworld.clips import ClipTruth
 
 SECTION = "transitions"
@@ -62,7 +62,7 @@ OURS, INTERPOLATION, ALONE, SPARSE, FADE, TRUTH = WAYS = (
     "predictor", "interpolation", "no semantic tokens", "sparse control", "cross-fade", "truth",
 )  # fmt: skip
 
-OPTIONS = ("frames", "steps", "guidance_scale", "end_frames")
+OPTIONS = ("frames", "steps", "guidance_scale", "boundary_frames")
 
 Measured = dict[str, float | None]
 """The FIGURES of one clip; None where it has no such thing"""
@@ -90,7 +90,7 @@ class MeasureVideoConfig:
 class Readers:
     """What looks at the frames."""
 
-    judge: "Judge"
+    classifier: "AttributeClassifier"
     encoder: "ImageEncoder"
 
 
@@ -114,7 +114,7 @@ def measure_video(config: MeasureVideoConfig) -> None:
         measured[way] = measure_clips(file, settings_of(config, folder, way), make, readers, config, way)
     results = {
         "settings": settings_of(config, folder, OURS),
-        "judge": accuracy,
+        "attribute_classifier": accuracy,
         "clips": config.clips,
         "interpolation is trained apart": config.interpolation is not None,
         "ways": summarize(measured),
@@ -141,10 +141,10 @@ def readers_of(config: ModelConfig) -> Readers:
     """The model's judge and image encoder."""
     import torch
 
-    from storydiffusion.storyworld.attribute_classifier import Judge
+    from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 
-    judge = Judge.load(model_folder(config.path, config.revision) / "judge")
-    return Readers(judge, load_image_encoder(video_of(config).image_encoder, torch.float32))
+    classifier = AttributeClassifier.load(model_folder(config.path, config.revision) / "attribute_classifier")
+    return Readers(classifier, load_image_encoder(video_of(config).image_encoder, torch.float32))
 
 
 def measure_clips(
@@ -180,7 +180,7 @@ def video_for(config: MeasureVideoConfig, way: str) -> VideoConfig:
     if way == SPARSE:
         if video.sparse_control is None:
             raise UserError("model.video.sparse_control=null: name the SparseCtrl that is to be measured")
-        return replace(video, predictor=None, end_frames="semantic")
+        return replace(video, predictor=None, boundary_frames="free")
     video = replace(video, sparse_control=None)
     if way in (OURS, INTERPOLATION) and video.predictor is None:
         raise UserError("model.video.predictor=null: name the predictor that is to be measured")
@@ -291,7 +291,7 @@ def figures_of(clip: "ClipTruth", frames: "np.ndarray", readers: Readers) -> Mea
     if not clip.travels:
         plates, truth = render_plates(clip, count, size), follow(clip, count, size)
         place = float(np.mean([1 - overlap(figure_box(frames[i], plates[i]), truth[i].box) for i in between]))
-    read = readers.judge.read(to_tensor(frames[1:-1]))
+    read = readers.classifier.read(to_tensor(frames[1:-1]))
     figures: Measured = {
         "perceptual error": float(np.mean([token_distance(tokens[i], true_tokens[i]) for i in between])),
         "place error": place,
@@ -352,7 +352,7 @@ def report(results: Mapping[str, Any]) -> str:
         [motion, str(found["clips"]), *(_by_motion(found, way) for way in ways)]
         for motion, found in results["motions"].items()
     ]
-    accuracy = ", ".join(f"{name} {100 * share:.1f}" for name, share in results["judge"].items())
+    accuracy = ", ".join(f"{name} {100 * share:.1f}" for name, share in results["attribute_classifier"].items())
     trained_apart = results["interpolation is trained apart"]
     interpolation = "was trained by itself" if trained_apart else "is the predictor without its transformer"
     return (
@@ -408,7 +408,7 @@ def settings_of(config: MeasureVideoConfig, folder: Path, way: str) -> dict[str,
 
     model, video = config.model, video_for(config, way)
     weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}
-    weights["judge"] = sha256_of_file(folder / "judge" / "model.safetensors")
+    weights["attribute_classifier"] = sha256_of_file(folder / "attribute_classifier" / "model.safetensors")
     control = video.sparse_control
     parts = {"motion_adapter": video.motion_adapter, "predictor": video.predictor}
     parts["sparse_control"] = control and control.weights
@@ -423,7 +423,7 @@ def settings_of(config: MeasureVideoConfig, folder: Path, way: str) -> dict[str,
         "dtype": model.dtype,
         "device": model.device,
         **options,
-        "end_attention": video.end_attention,
+        "boundary_attention": video.boundary_attention,
         "seed": config.seed,
         "machine": machine(),
         "weights": weights,

@@ -8,17 +8,17 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from storydiffusion.training.callbacks.skip_non_finite_steps import FiniteLoss
+from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
 
 
-class WeightAveraging(L.Callback):
+class EMA(L.Callback):
     """Keeps an average of the trainable parameters only, so that frozen parts are never copied or saved; in float32.
 
     The average after step t moves by 1 − min(decay, (1 + t) / (10 + t)): short memory at the start.
     Steps that `guard` has left out do not move it. It travels in the checkpoint as the callback's state.
     """
 
-    def __init__(self, decay: float, guard: FiniteLoss) -> None:
+    def __init__(self, decay: float, guard: SkipNonFiniteSteps) -> None:
         self.decay = decay
         self.guard = guard
         self.average: dict[str, Tensor] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.output.files import write_picture
 from storydiffusion.pipelines.transition import TransitionSampling, sample_clips
-from storydiffusion.training.callbacks.ema import WeightAveraging
+from storydiffusion.training.callbacks.ema import EMA
 
 GAP = 4  # pixels between clips
 
@@ -33,7 +33,7 @@ class SampleGrid(L.Callback):
         folder: str | Path,
         example: Callable[[], ClipBatch],
         sampling: TransitionSampling,
-        average: WeightAveraging,
+        average: EMA,
     ) -> None:
         self.every = every
         self.folder = Path(folder) / "samples"

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from storydiffusion.training.process_group import stop_together
 
 
-class FiniteLoss(L.Callback):
+class SkipNonFiniteSteps(L.Callback):
     """Leaves weights, optimizer state and average as they were where any process met NaN or infinity in a step.
 
     The step counts as one: the learning rate, the order of the clips and their noise go on. Under float16 the gradient

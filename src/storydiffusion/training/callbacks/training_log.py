@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from storydiffusion.training.callbacks.skip_non_finite_steps import FiniteLoss
+from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
 
 BUCKETS = 4
 LOSS, SEMANTIC, CLIPS, ERROR, NOISED = range(5)  # rows of the sums; the last two count by bucket
@@ -28,7 +28,7 @@ class TrainingLog(L.Callback):
         guard: of the same training.
     """
 
-    def __init__(self, every: int, timesteps: int, guard: FiniteLoss) -> None:
+    def __init__(self, every: int, timesteps: int, guard: SkipNonFiniteSteps) -> None:
         self.every = every
         self.timesteps = timesteps
         self.guard = guard

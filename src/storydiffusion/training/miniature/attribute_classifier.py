@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from storydiffusion.config.miniature import JudgeRecipe
-from storydiffusion.storyworld.attribute_classifier import Judge
+from storydiffusion.config.miniature import AttributeClassifierRecipe
+from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 from storydiffusion.storyworld.images import HELD_OUT_SEED, draw
 from storydiffusion.storyworld.truth import ATTRIBUTES, Truth
 from storydiffusion.training.miniature.recipe_module import RecipeModule
@@ -36,15 +36,15 @@ class LabelledPictures:
     labels: dict[str, Tensor]
 
 
-class JudgeModule(RecipeModule):
-    """Trains `self.judge`."""
+class AttributeClassifierModule(RecipeModule):
+    """Trains `self.classifier`."""
 
     EDGES = ("features.0.", "heads")
 
-    def __init__(self, recipe: JudgeRecipe) -> None:
+    def __init__(self, recipe: AttributeClassifierRecipe) -> None:
         super().__init__(recipe)
-        self.recipe: JudgeRecipe = recipe
-        self.judge = Judge(recipe.channels)
+        self.recipe: AttributeClassifierRecipe = recipe
+        self.classifier = AttributeClassifier(recipe.channels)
 
     def train_dataloader(self) -> Stream:
         return Stream(self.labelled, self.recipe.steps)
@@ -56,7 +56,7 @@ class JudgeModule(RecipeModule):
 
     def loss(self, batch: LabelledPictures) -> dict[str, Tensor]:
         losses = []
-        for name, logits in self.judge(batch.images).items():
+        for name, logits in self.classifier(batch.images).items():
             wanted = batch.labels[name]
             total = nn.functional.cross_entropy(logits, wanted, ignore_index=ABSENT, reduction="sum")
             losses.append(total / (wanted != ABSENT).sum().clamp(min=1))  # a batch may hold nobody with hair
@@ -65,12 +65,12 @@ class JudgeModule(RecipeModule):
     @torch.no_grad()
     def export(self, folder: Path) -> dict[str, float]:
         """Writes the judge and returns its accuracy of each attribute on 2,000 held-out renders."""
-        self.judge.save(folder / "judge")
-        judge = Judge.load(folder / "judge")  # what is measured is what is shipped
+        self.classifier.save(folder / "attribute_classifier")
+        classifier = AttributeClassifier.load(folder / "attribute_classifier")  # what is measured is what is shipped
         right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
         for first in range(0, 2000, 100):
             batch = draw(HELD_OUT_SEED, range(first, first + 100))
-            read = judge.read(batch.images)
+            read = classifier.read(batch.images)
             for name, values in read.items():
                 told = [(value, getattr(truth, name)) for value, truth in zip(values, batch.truths, strict=True)]
                 right[name] += [value == true for value, true in told if true is not None]
