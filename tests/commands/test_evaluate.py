@@ -14,7 +14,7 @@ from storydiffusion.commands.evaluate import EvaluateConfig, evaluate
 from storydiffusion.config import module_command
 from storydiffusion.evaluation.networks import MINIATURE, load_image_text_encoder
 from storydiffusion.evaluation.result import Result, load_result
-from storydiffusion.output.files import write_picture
+from storydiffusion.output.files import write_image
 from storydiffusion.output.video_file import write_video
 from storydiffusion.storyworld.clips import render_clip, sample_clip
 from storydiffusion.storyworld.renderer import render
@@ -45,7 +45,7 @@ def pictures(tmp_path: Path) -> Path:
     """Three pictures of StoryWorld: the same twice, and another."""
     folder = tmp_path / "pictures"
     for name, index in (("1", 0), ("2", 0), ("3", 7)):
-        write_picture(folder / f"{name}.png", Image.fromarray(render(sample_truth(3, index), 128)))
+        write_image(folder / f"{name}.png", Image.fromarray(render(sample_truth(3, index), 128)))
     return folder
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storydiffusion.output.files import sha256_of_file
+from storydiffusion.output.files import compute_sha256
 from storydiffusion.output.manifest import read_manifest
 from tests.conftest import Outcome
 from tests.helpers.video_model import build_tiny_video_model
@@ -50,7 +50,7 @@ def frames_of(file: Path) -> list[np.ndarray]:
 
 
 def files_of(run: Path, folder: str) -> dict[str, str]:
-    return {file.name: sha256_of_file(file) for file in sorted((run / folder).iterdir())}
+    return {file.name: compute_sha256(file) for file in sorted((run / folder).iterdir())}
 
 
 def test_a_story_becomes_a_video_too(film, tmp_path, story_file):
@@ -67,7 +67,7 @@ def test_a_story_becomes_a_video_too(film, tmp_path, story_file):
     assert frames[0].shape[1] == 512 < frames[0].shape[0]  # enlarged, with captions
     manifest = read_manifest(run / "manifest.json")
     assert manifest.video is not None
-    assert manifest.video.sha256 == sha256_of_file(run / "video.mp4")
+    assert manifest.video.sha256 == compute_sha256(run / "video.mp4")
     assert {name.partition("/")[0] for name in manifest.video.weights} == {
         "motion_adapter", "image_encoder", "predictor",
     }  # fmt: skip

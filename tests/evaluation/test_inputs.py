@@ -10,7 +10,7 @@ from PIL import Image
 
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.inputs import ALL, inputs_of_pictures, inputs_of_runs, inputs_of_videos
-from storydiffusion.output.files import write_picture
+from storydiffusion.output.files import write_image
 from storydiffusion.output.film_strip import write_strip
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, write_manifest
 from storydiffusion.output.video_file import write_video
@@ -23,7 +23,7 @@ def write_run(folder: Path, seed: int = 0, **changes: object) -> Manifest:
     """A run of three panels, Pip, Bo and both, with a transition to the second and a cut to the third."""
     panels = [PanelRecord(f"panels/00{i}.png", f"prompt {i}", "", "", i, "") for i in (1, 2, 3)]
     for panel, frame in zip(panels, FRAMES, strict=True):
-        write_picture(folder / panel.file, Image.fromarray(frame))
+        write_image(folder / panel.file, Image.fromarray(frame))
     write_strip(folder / "transitions" / "001-002.png", FRAMES[[0, 2, 1]], "key")
     script = [
         {"characters": who, "cut": cut} for who, cut in ((["Pip"], False), (["Bo"], False), (["Pip", "Bo"], True))
@@ -106,7 +106,7 @@ def test_runs_that_are_not_whole_are_refused(tmp_path):
 
 def pictures_in(folder: Path, *names: str) -> None:
     for name, frame in zip(names, FRAMES, strict=False):
-        write_picture(folder / name, Image.fromarray(frame))
+        write_image(folder / name, Image.fromarray(frame))
 
 
 def test_pictures_are_a_story_with_lines_or_files_of_text(tmp_path):

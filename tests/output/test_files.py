@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import sha256_of_file, sha256_of_folder, write_atomically, write_picture
+from storydiffusion.output.files import compute_folder_sha256, compute_sha256, write_atomically, write_image
 
 
 def test_writes_and_replaces(tmp_path: Path):
@@ -65,7 +65,7 @@ def test_folder_without_permission_is_refused(tmp_path: Path):
 
 def test_picture_survives_bit_for_bit(tmp_path: Path):
     picture = Image.effect_noise((31, 17), 80).convert("RGB")
-    write_picture(tmp_path / "p" / "a.png", picture)
+    write_image(tmp_path / "p" / "a.png", picture)
     with Image.open(tmp_path / "p" / "a.png") as read:
         assert read.format == "PNG"
         assert read.tobytes() == picture.tobytes()
@@ -74,8 +74,8 @@ def test_picture_survives_bit_for_bit(tmp_path: Path):
 def test_checksums(tmp_path: Path):
     for name, data in (("b.safetensors", b"1"), ("a/c.safetensors", b"2"), ("config.json", b"3")):
         write_atomically(tmp_path / name, data)
-    digests = sha256_of_folder(tmp_path)
+    digests = compute_folder_sha256(tmp_path)
     assert list(digests) == ["a/c.safetensors", "b.safetensors"]
     assert (
-        digests["a/c.safetensors"] == hashlib.sha256(b"2").hexdigest() == sha256_of_file(tmp_path / "a/c.safetensors")
+        digests["a/c.safetensors"] == hashlib.sha256(b"2").hexdigest() == compute_sha256(tmp_path / "a/c.safetensors")
     )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import sha256_of_file, write_picture
+from storydiffusion.output.files import compute_sha256, write_image
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord
 from storydiffusion.output.report import NOTES, write_report
 
@@ -50,8 +50,8 @@ def made(folder: Path, captions: list[str], origin: str = "miniature", **changes
     records = []
     for index, caption in enumerate(captions):
         file = f"panels/{index + 1:03d}.png"
-        write_picture(folder / file, Image.new("RGB", (16, 16), (40 * index, 90, 20)))
-        records.append(PanelRecord(file, f"prompt {index}", "", caption, index, sha256_of_file(folder / file)))
+        write_image(folder / file, Image.new("RGB", (16, 16), (40 * index, 90, 20)))
+        records.append(PanelRecord(file, f"prompt {index}", "", caption, index, compute_sha256(folder / file)))
     manifest = Manifest(
         "A tale", "the model", origin, {"steps": 25, "note": EVIL}, tuple(records), seconds={"panels": 2}
     )

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import sha256_of_file
+from storydiffusion.output.files import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, read_manifest
 from storydiffusion.output.run_folder import PROGRESS, RunFolder
 
@@ -53,7 +53,7 @@ def test_a_finished_folder_holds_everything_and_no_progress(tmp_path):
 def test_the_video_is_part_of_it(tmp_path):
     told(tmp_path, FILM)
     manifest = read_manifest(tmp_path / "manifest.json")
-    assert manifest.video == replace(VIDEO, sha256=sha256_of_file(tmp_path / "video.mp4"))
+    assert manifest.video == replace(VIDEO, sha256=compute_sha256(tmp_path / "video.mp4"))
     assert manifest.seconds == {"telling": 1.0, "video": 2.0}
     assert "<video" in (tmp_path / "report.html").read_text()
     assert RunFolder(tmp_path, FILM).is_complete

@@ -146,7 +146,7 @@ def test_an_interrupt_keeps_what_is_done_and_leaves_no_half_video(render, sample
 def test_no_more_than_two_pictures_are_held_however_long_the_story(render, scenes, monkeypatch):
     alive: list[weakref.ref] = []
     most = 0
-    original = story_video.read_picture
+    original = story_video.read_image
 
     def counting(file):
         nonlocal most
@@ -155,7 +155,7 @@ def test_no_more_than_two_pictures_are_held_however_long_the_story(render, scene
         most = max(most, sum(ref() is not None for ref in alive))
         return picture
 
-    monkeypatch.setattr(story_video, "read_picture", counting)
+    monkeypatch.setattr(story_video, "read_image", counting)
     render(scenes * 4, sampling=dataclasses.replace(SAMPLING, frames=2, steps=1))
     assert len(alive) == 12
     assert most <= 3

@@ -10,7 +10,7 @@ from PIL import Image
 
 from storydiffusion.config import load, module_command
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import sha256_of_file, write_picture
+from storydiffusion.output.files import compute_sha256, write_image
 from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest, write_manifest
 from storydiffusion.publish.vistorybench import ExportConfig, export
 
@@ -22,8 +22,8 @@ def told(folder: Path, panels: int, **config: object) -> Path:
     records = []
     for number in range(1, panels + 1):
         file = f"panels/{number:03d}.png"
-        write_picture(folder / file, Image.new("RGB", (8, 8), (20 * number, panels, 0)))
-        records.append(PanelRecord(file, "a cat", "", "", number, sha256_of_file(folder / file)))
+        write_image(folder / file, Image.new("RGB", (8, 8), (20 * number, panels, 0)))
+        records.append(PanelRecord(file, "a cat", "", "", number, compute_sha256(folder / file)))
     manifest = Manifest(f"Story of {panels}", "m", "miniature", {**CONFIG, **config}, tuple(records), complete=True)
     write_manifest(folder / "manifest.json", manifest)
     return folder
@@ -93,7 +93,7 @@ def test_runs_of_two_configurations_are_no_mode(tmp_path):
 
 def test_panels_that_are_not_those_told_are_refused(tmp_path):
     folder = told(tmp_path / "1", 2)
-    write_picture(folder / "panels/002.png", Image.new("RGB", (8, 8)))
+    write_image(folder / "panels/002.png", Image.new("RGB", (8, 8)))
     with pytest.raises(UserError, match=r"002\.png is missing or has changed"):
         run(f"runs=[{folder}]", f"out={tmp_path}/out")
     write_manifest(folder / "manifest.json", replace(read_manifest(folder / "manifest.json"), panels=()))

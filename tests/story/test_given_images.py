@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.story.given_images import read_picture, story_of_pictures
+from storydiffusion.story.given_images import build_story_from_images, read_image
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def files(tmp_path):
 
 
 def test_they_are_a_story_without_words(files):
-    story = story_of_pictures(files)
+    story = build_story_from_images(files)
     assert story.title == "a, b, c"
     assert [(panel.prompt, panel.caption, panel.cut) for panel in story.panels] == [("", "", False)] * 3
 
@@ -26,8 +26,8 @@ def test_a_picture_is_read_as_it_is_or_scaled_and_cropped_at_its_centre(tmp_path
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:, :10] = pixels[:, -10:] = 255  # what a square crop leaves out
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert np.array_equal(np.asarray(read_picture(tmp_path / "a.png")), pixels)
-    square = np.asarray(read_picture(tmp_path / "a.png", (20, 20)))
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), pixels)
+    square = np.asarray(read_image(tmp_path / "a.png", (20, 20)))
     assert square.shape == (20, 20, 3)
     assert square.max() < 30
 
@@ -36,20 +36,20 @@ def test_photographs_stand_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90°
     Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg").size == (40, 60)
+    assert read_image(tmp_path / "a.jpg").size == (40, 60)
 
 
 def test_bad_ones_are_named_in_one_sentence(files, tmp_path):
     with pytest.raises(UserError, match="2 pictures or more, not 1"):
-        story_of_pictures(files[:1])
+        build_story_from_images(files[:1])
     Image.new("RGB", (32, 16)).save(files[1])
     with pytest.raises(UserError, match=r"b\.png is 32 × 16 pixels, but .*a\.png is 60 × 40"):
-        story_of_pictures(files)
+        build_story_from_images(files)
     for data in (b"no picture", b"", (tmp_path / "c.png").read_bytes()[:-40]):
         files[1].write_bytes(data)
         with pytest.raises(UserError, match=r"b\.png: it is no picture, or damaged"):
-            story_of_pictures(files)
+            build_story_from_images(files)
     with pytest.raises(UserError, match=r"none\.png: no such file"):
-        read_picture(tmp_path / "none.png")
+        read_image(tmp_path / "none.png")
     with pytest.raises(UserError, match="is a directory"):
-        read_picture(tmp_path)
+        read_image(tmp_path)

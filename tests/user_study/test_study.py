@@ -11,7 +11,7 @@ from PIL import Image
 
 from storydiffusion.config import load, module_command
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import write_picture
+from storydiffusion.output.files import write_image
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, write_manifest
 from storydiffusion.output.video_file import write_video
 from storydiffusion.user_study.files import load_key
@@ -21,7 +21,7 @@ from tests.user_study.test_page import content
 
 
 def picture(file: Path, shade: int = 0) -> Path:
-    write_picture(file, Image.new("RGB", (8, 8), (shade, 0, 0)))
+    write_image(file, Image.new("RGB", (8, 8), (shade, 0, 0)))
     return file
 
 
@@ -159,7 +159,7 @@ def test_bad_input_is_named_and_nothing_written(tmp_path, monkeypatch, overrides
 def test_a_page_that_grows_too_large_says_so(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
     for method in "ab":
-        write_picture(tmp_path / method / "x.png", Image.fromarray(noise))
+        write_image(tmp_path / method / "x.png", Image.fromarray(noise))
     with pytest.raises(UserError, match=r"the page would be \d MB, more than limit_mb=1: .*largest_side"):
         run(*two(tmp_path), "limit_mb=1", "largest_side=700")
     assert not (tmp_path / "out").exists()

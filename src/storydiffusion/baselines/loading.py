@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from storydiffusion.config import IPAdapterConfig, ModelConfig, PhotoMakerConfig
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.loaders.text_to_image import HUB_ID, StoryModel, fetched, load_network, place
-from storydiffusion.output.files import sha256_of_file
+from storydiffusion.output.files import compute_sha256
 
 if TYPE_CHECKING:
     from storydiffusion.pipelines.conditioning import Baseline
@@ -27,7 +27,7 @@ def checksums_of_baseline(config: BaselineConfig) -> dict[str, str]:
     folder = Path(config.weights).expanduser()
     if not folder.is_dir() and HUB_ID.fullmatch(config.weights):
         return {f"baseline/{config.file}": config.weights}
-    return {f"baseline/{file.relative_to(folder)}": sha256_of_file(file) for file in fetch_baseline(config)}
+    return {f"baseline/{file.relative_to(folder)}": compute_sha256(file) for file in fetch_baseline(config)}
 
 
 def add_baseline(model: StoryModel, model_config: ModelConfig, config: BaselineConfig) -> "Baseline":

@@ -17,7 +17,7 @@ from storydiffusion.baselines.loading import add_baseline, fetch_baseline
 from storydiffusion.config import InferConfig, PhotoMakerConfig
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.text_to_image import StoryModel
-from storydiffusion.output.files import sha256_of_file
+from storydiffusion.output.files import compute_sha256
 from storydiffusion.story import PanelPrompt, Story, character_prompts, panel_prompts
 from storydiffusion.storyworld.stories import FrozenStory
 
@@ -59,7 +59,7 @@ def checksums_of_portraits(config: InferConfig, story: Story) -> dict[str, str]:
     if baseline.portraits is None:
         return {}
     given = _of_each(names, baseline.portraits, "portraits", "FILE")
-    return {str(file): sha256_of_file(file) for name in names for file in _files(given[name])}
+    return {str(file): compute_sha256(file) for name in names for file in _files(given[name])}
 
 
 def story_conditions(
@@ -152,12 +152,12 @@ def _subjects(
     import numpy as np
 
     from storydiffusion.pipelines.conditioning import CharacterReference
-    from storydiffusion.story.given_images import read_picture
+    from storydiffusion.story.given_images import read_image
 
     baseline, names = config.baseline, [character.name for character in story.characters]
     words = (baseline.words or {}) if isinstance(baseline, PhotoMakerConfig) else {}
     if baseline.portraits is not None:
-        given = {name: tuple(read_picture(file) for file in _files(baseline.portraits[name])) for name in names}
+        given = {name: tuple(read_image(file) for file in _files(baseline.portraits[name])) for name in names}
     else:
         seeds = [np.random.SeedSequence(config.seed, spawn_key=(n, 2)).generate_state(1)[0] for n in range(len(names))]
         wanted = [Portrait(prompt, int(seed)) for prompt, seed in zip(character_prompts(story), seeds, strict=True)]

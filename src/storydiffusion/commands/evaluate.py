@@ -49,7 +49,7 @@ from storydiffusion.evaluation.networks import (
 )
 from storydiffusion.loaders.text_to_image import device_named
 from storydiffusion.loaders.video import OPEN_CLIP_SCHEME, package_path
-from storydiffusion.output.files import sha256_of_file, sha256_of_folder, write_atomically
+from storydiffusion.output.files import compute_folder_sha256, compute_sha256, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -406,9 +406,9 @@ def settings_of(config: EvaluateConfig, networks: Networks, inputs: "Inputs") ->
 
     source = networks.encoder.source
     files = {name: value for name in ("emotion_probe", "i3d") if (value := getattr(config, name)) is not None}
-    weights = {name: sha256_of_file(file) for name, file in files.items()}
+    weights = {name: compute_sha256(file) for name, file in files.items()}
     if not source.startswith(OPEN_CLIP_SCHEME):
-        folder = sha256_of_folder(package_path(source))
+        folder = compute_folder_sha256(package_path(source))
         weights |= {f"encoder/{name}": checksum for name, checksum in folder.items()}
     return {
         "encoder": source,

@@ -19,7 +19,7 @@ from storydiffusion.loaders.text_to_image import (
     origin_of,
     weights_of,
 )
-from storydiffusion.output.files import sha256_of_file
+from storydiffusion.output.files import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, installed_versions
 from storydiffusion.story import Story, load_story, panel_prompts
 
@@ -32,9 +32,9 @@ def story(config: InferConfig) -> Story:
     """The script, or, for pictures of the user's own, one without words."""
     if config.frames is None:
         return load_story(config.story)
-    from storydiffusion.story.given_images import story_of_pictures
+    from storydiffusion.story.given_images import build_story_from_images
 
-    return story_of_pictures([Path(file) for file in config.frames])
+    return build_story_from_images([Path(file) for file in config.frames])
 
 
 def run_folder(config: InferConfig, story: Story) -> "RunFolder":
@@ -42,9 +42,9 @@ def run_folder(config: InferConfig, story: Story) -> "RunFolder":
     from storydiffusion.output.run_folder import RunFolder
 
     folder = model_folder(config.model.path, config.model.revision)
-    script = asdict(story) | {"pictures": [sha256_of_file(file) for file in config.frames or ()]}
+    script = asdict(story) | {"pictures": [compute_sha256(file) for file in config.frames or ()]}
     script["portraits"] = list(checksums_of_portraits(config, story).values())
-    weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}
+    weights = {name: compute_sha256(file) for name, file in weights_of(folder).items()}
     if config.baseline is not None and config.frames is None:
         weights |= checksums_of_baseline(config.baseline)
     planned = Manifest(

@@ -139,11 +139,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def given_panels(config: InferConfig, run: "RunFolder") -> None:
     """Puts the user's own pictures into the run folder as its panels."""
-    from storydiffusion.story.given_images import read_picture
+    from storydiffusion.story.given_images import read_image
 
     assert config.frames is not None
     assert config.width is not None
     assert config.height is not None
     size = (config.width, config.height)
-    pictures = [read_picture(Path(file), size) for file in config.frames]
+    pictures = [read_image(Path(file), size) for file in config.frames]
     run.keep_panels(pictures, [PanelRecord("", "", "", "", config.seed, "") for _ in pictures], {})

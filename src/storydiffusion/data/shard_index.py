@@ -31,7 +31,7 @@ from storydiffusion.data.shards import (
     summary_text,
 )
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import sha256_of_file, write_atomically
+from storydiffusion.output.files import compute_sha256, write_atomically
 
 BLOCK = tarfile.BLOCKSIZE
 LARGEST_SAMPLE = 2**32 - 1  # bytes
@@ -228,7 +228,7 @@ def _verify(index: ShardIndex, shard: int) -> None:
         size = path.stat().st_size
         if size != record.bytes:
             raise UnreadableShardError(f"it has {size:,} bytes, not {record.bytes:,}")
-        if sha256_of_file(path) != record.sha256:
+        if compute_sha256(path) != record.sha256:
             raise UnreadableShardError("its SHA-256 is not that of its index")
     except OSError as error:
         raise UnreadableShardError(f"it cannot be read: {(error.strerror or str(error)).lower()}") from error

@@ -19,7 +19,7 @@ from storydiffusion.evaluation.metrics.clips import Box
 from storydiffusion.evaluation.result import FILE
 from storydiffusion.output.film_strip import open_strip
 from storydiffusion.output.manifest import Manifest, read_manifest
-from storydiffusion.story.given_images import read_picture
+from storydiffusion.story.given_images import read_image
 
 Script = list[tuple[tuple[str, ...], bool]]
 """of each panel the characters, and whether the video cuts to it"""
@@ -49,7 +49,7 @@ class Picture:
 
     def pixels(self) -> np.ndarray:
         """uint8 (H, W, 3)."""
-        return np.asarray(read_picture(self.file))
+        return np.asarray(read_image(self.file))
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _transitions(run: Path, manifest: Manifest, story: str, script: Script, rema
         return Clip(
             f"{story} {file.stem}",
             lambda: open_strip(file, count),
-            ends=lambda: np.stack([np.asarray(read_picture(panel)) for panel in (start, end)]),
+            ends=lambda: np.stack([np.asarray(read_image(panel)) for panel in (start, end)]),
         )
 
     yield from (strip(file) for file in strips)

@@ -22,7 +22,7 @@ from storydiffusion.loaders.text_to_image import (
     quiet,
     weights_of,
 )
-from storydiffusion.output.files import CHECKSUMS, check_checksums, sha256_of_file, sha256_of_folder
+from storydiffusion.output.files import CHECKSUMS, check_checksums, compute_folder_sha256, compute_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -253,11 +253,11 @@ def checksums_of_part(part: str, source: str) -> dict[str, str]:
     if source.startswith(OPEN_CLIP_SCHEME):
         return {part: source}
     if part == "motion_adapter" and path.is_file():
-        return {part: sha256_of_file(path)}
+        return {part: compute_sha256(path)}
     if part in ON_HUB and HUB_ID.fullmatch(source) and not path.exists():
         return {part: source}
     folder = part_folder(source, key_of_part(part))
-    found = sha256_of_folder(folder)
+    found = compute_folder_sha256(folder)
     if not found:
         raise UserError(f"{key_of_part(part)}={folder} holds no *.safetensors file: name a complete folder")
     return {f"{part}/{name}": checksum for name, checksum in found.items()}

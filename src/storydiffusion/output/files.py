@@ -43,30 +43,30 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_picture(path: str | Path, picture: Image.Image) -> None:
+def write_image(path: str | Path, picture: Image.Image) -> None:
     """Write a picture as PNG, atomically."""
     buffer = BytesIO()
     picture.save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
 
 
-def sha256_of_file(path: str | Path) -> str:
+def compute_sha256(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of_folder(folder: str | Path, pattern: str = "*.safetensors") -> dict[str, str]:
+def compute_folder_sha256(folder: str | Path, pattern: str = "*.safetensors") -> dict[str, str]:
     """The SHA-256 of every file under `folder` that matches, by path relative to it (with `/`), sorted."""
     folder = Path(folder)
     files = sorted(path for path in folder.rglob(pattern) if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
+    return {path.relative_to(folder).as_posix(): compute_sha256(path) for path in files}
 
 
 def write_checksums(folder: str | Path) -> None:
     """Writes `folder`/SHA256SUMS of all files under it, as `sha256sum --check` reads it."""
     folder = Path(folder)
-    lines = [f"{digest}  {name}\n" for name, digest in sha256_of_folder(folder, "*").items() if name != CHECKSUMS]
+    lines = [f"{digest}  {name}\n" for name, digest in compute_folder_sha256(folder, "*").items() if name != CHECKSUMS]
     write_atomically(folder / CHECKSUMS, "".join(lines).encode())
 
 
@@ -83,7 +83,7 @@ def check_checksums(folder: str | Path, part: str = "") -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no release, it has no readable {CHECKSUMS}: name a released folder") from error
     stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name.startswith(prefix)}
-    found = {prefix + name: digest for name, digest in sha256_of_folder(folder / part, "*").items()}
+    found = {prefix + name: digest for name, digest in compute_folder_sha256(folder / part, "*").items()}
     found.pop(CHECKSUMS, None)
     for name in sorted(stated.keys() | found.keys()):
         if stated.get(name) != found.get(name):

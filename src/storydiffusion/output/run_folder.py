@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import sha256_of_file, write_atomically, write_picture
+from storydiffusion.output.files import compute_sha256, write_atomically, write_image
 from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest, write_manifest
 from storydiffusion.output.page import comic_page
 from storydiffusion.output.report import write_report
@@ -125,10 +125,10 @@ class RunFolder:
         records = []
         for number, (picture, panel) in enumerate(zip(tqdm(pictures, "writing", unit="panel"), panels, strict=True), 1):
             file = f"panels/{number:03d}.png"
-            write_picture(self.path / file, picture)
-            records.append(replace(panel, file=file, sha256=sha256_of_file(self.path / file)))
+            write_image(self.path / file, picture)
+            records.append(replace(panel, file=file, sha256=compute_sha256(self.path / file)))
         page = comic_page(pictures, [panel.caption for panel in panels], self.manifest.title)
-        write_picture(self.path / "page.png", page)
+        write_image(self.path / "page.png", page)
         self.manifest = replace(self.manifest, panels=tuple(records), seconds=dict(seconds))
         write_manifest(self.path / "manifest.json", self.manifest)
         (self.path / PROGRESS).unlink(missing_ok=True)
@@ -142,7 +142,7 @@ class RunFolder:
         """Writes the report, and last the manifest, which says complete. Panels and video are there."""
         video = self.manifest.video
         if video is not None:
-            video = replace(video, sha256=sha256_of_file(self.path / video.file))
+            video = replace(video, sha256=compute_sha256(self.path / video.file))
         self.manifest = replace(
             self.manifest, video=video, versions=versions, seconds={**self.manifest.seconds, **seconds}, complete=True
         )

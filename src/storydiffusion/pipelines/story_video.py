@@ -22,7 +22,7 @@ from storydiffusion.output.film_strip import read_strip, write_strip
 from storydiffusion.output.story_frames import story_frames, with_captions
 from storydiffusion.output.video_file import write_video
 from storydiffusion.pipelines.transition import TransitionSampling, sample_clips
-from storydiffusion.story.given_images import read_picture
+from storydiffusion.story.given_images import read_image
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def transition_seed(seed: int, number: int) -> int:
 
 def _pictures(scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
     for scene in scenes:
-        yield np.asarray(read_picture(scene.picture))
+        yield np.asarray(read_image(scene.picture))
 
 
 def _tensor(picture: np.ndarray) -> Tensor:

@@ -28,7 +28,7 @@ from typing import Any
 from storydiffusion.config.loading import check_choice
 from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import sha256_of_file, write_atomically
+from storydiffusion.output.files import compute_sha256, write_atomically
 from storydiffusion.output.manifest import Manifest, read_manifest
 
 LANGUAGES = ("en", "ch")
@@ -85,7 +85,7 @@ def told(folder: Path) -> Manifest:
         raise UserError(f"{folder} has no panels yet: tell the story to its end first")
     for panel in manifest.panels:
         file = folder / panel.file
-        if not file.is_file() or sha256_of_file(file) != panel.sha256:
+        if not file.is_file() or compute_sha256(file) != panel.sha256:
             raise UserError(f"{file} is missing or has changed since it was told: tell the story again")
     return manifest
 

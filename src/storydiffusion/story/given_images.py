@@ -9,14 +9,14 @@ from storydiffusion.errors import UserError
 from storydiffusion.story.script import Panel, Story
 
 
-def story_of_pictures(files: Sequence[Path]) -> Story:
+def build_story_from_images(files: Sequence[Path]) -> Story:
     """A story without words, one panel a picture.
 
     Raises UserError unless there are two pictures or more, all readable and of one size.
     """
     if len(files) < 2:
         raise UserError(f"a video needs 2 pictures or more, not {len(files)}: give frames='[a.png,b.png]'")
-    sizes = [read_picture(file).size for file in files]
+    sizes = [read_image(file).size for file in files]
     for file, (width, height) in zip(files, sizes, strict=True):
         if (width, height) != sizes[0]:
             raise UserError(
@@ -26,7 +26,7 @@ def story_of_pictures(files: Sequence[Path]) -> Story:
     return Story(", ".join(file.stem for file in files), (), tuple(Panel("", "", ()) for _ in files))
 
 
-def read_picture(file: Path, size: tuple[int, int] | None = None) -> Image.Image:
+def read_image(file: Path, size: tuple[int, int] | None = None) -> Image.Image:
     """The RGB picture in a file, upright; scaled and cropped at the centre to `size`, (width, height).
 
     Raises UserError.

@@ -24,7 +24,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.output.files import sha256_of_file, sync_folder
+from storydiffusion.output.files import compute_sha256, sync_folder
 
 SUFFIX = ".ckpt"
 NAME = re.compile(r"step-(\d{8,})")
@@ -264,7 +264,7 @@ def _files(path: Path) -> dict[str, Path]:
 
 
 def _stored(path: Path) -> dict[str, StoredFile]:
-    return {name: StoredFile(file.stat().st_size, sha256_of_file(file)) for name, file in _files(path).items()}
+    return {name: StoredFile(file.stat().st_size, compute_sha256(file)) for name, file in _files(path).items()}
 
 
 def _write_manifest(file: Path, path: Path, files: dict[str, StoredFile]) -> None:
@@ -297,7 +297,7 @@ def _write(content: dict[str, Any], file: Path) -> StoredFile:
         os.fsync(raw.fileno())
         if hasattr(os, "posix_fadvise"):  # not what the memory still holds of it
             os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    stored = StoredFile(file.stat().st_size, sha256_of_file(file))
+    stored = StoredFile(file.stat().st_size, compute_sha256(file))
     if stored != StoredFile(stream.size, stream.hash.hexdigest()):
         raise OSError(None, "the disk gives back other bytes than were written")
     return stored

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.story.given_images import read_picture
+from storydiffusion.story.given_images import read_image
 from storydiffusion.user_study.files import Comparison, Key
 
 Kind = Literal["images", "video"]
@@ -124,7 +124,7 @@ def _embed(file: Path, kind: Kind, largest_side: int) -> str:
 
 
 def _picture(file: Path, largest_side: int) -> str:
-    picture = read_picture(file)
+    picture = read_image(file)
     picture.thumbnail((largest_side, largest_side), Image.Resampling.LANCZOS)
     buffer = BytesIO()
     picture.save(buffer, "WEBP", lossless=True)

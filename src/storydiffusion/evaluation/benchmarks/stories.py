@@ -29,7 +29,7 @@ from storydiffusion.config import ModelConfig
 from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model, model_folder, weights_of
-from storydiffusion.output.files import sha256_of_file, write_atomically
+from storydiffusion.output.files import compute_sha256, write_atomically
 from storydiffusion.storyworld.stories import FILE, FrozenStory, existing, load_stories
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def settings_of(config: MeasureConfig, folder: Path) -> dict[str, Any]:
 def judged_weights(folder: Path) -> dict[str, str]:
     """The SHA-256 of a model's files of weights and of its judge's."""
     weights = weights_of(folder) | {"attribute_classifier": folder / "attribute_classifier" / "model.safetensors"}
-    return {name: sha256_of_file(file) for name, file in weights.items()}
+    return {name: compute_sha256(file) for name, file in weights.items()}
 
 
 def judge_figures(folder: Path) -> dict[str, float]:

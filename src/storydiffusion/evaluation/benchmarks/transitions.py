@@ -41,7 +41,7 @@ from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.stories import JUDGED_SIZE, check_judged, judge_figures, read_text
 from storydiffusion.loaders.text_to_image import device_of, dtype_of, model_folder, weights_of
 from storydiffusion.loaders.video import load_drawing_parts, load_image_encoder, package_path, video_of
-from storydiffusion.output.files import sha256_of_file, sha256_of_folder, write_atomically
+from storydiffusion.output.files import compute_folder_sha256, compute_sha256, write_atomically
 from storydiffusion.pipelines.transition import sampling_of
 
 if TYPE_CHECKING:
@@ -407,14 +407,14 @@ def settings_of(config: MeasureVideoConfig, folder: Path, way: str) -> dict[str,
     from storydiffusion.training.record import machine
 
     model, video = config.model, video_for(config, way)
-    weights = {name: sha256_of_file(file) for name, file in weights_of(folder).items()}
-    weights["attribute_classifier"] = sha256_of_file(folder / "attribute_classifier" / "model.safetensors")
+    weights = {name: compute_sha256(file) for name, file in weights_of(folder).items()}
+    weights["attribute_classifier"] = compute_sha256(folder / "attribute_classifier" / "model.safetensors")
     control = video.sparse_control
     parts = {"motion_adapter": video.motion_adapter, "predictor": video.predictor}
     parts["sparse_control"] = control and control.weights
     for part, source in parts.items():
         if source is not None and (path := package_path(source)).is_dir():
-            weights |= {f"{part}/{name}": checksum for name, checksum in sha256_of_folder(path).items()}
+            weights |= {f"{part}/{name}": checksum for name, checksum in compute_folder_sha256(path).items()}
     options: dict[str, Any] = {name: getattr(video, name) for name in OPTIONS}
     if control is not None:
         options["sparse control's scale"] = control.scale

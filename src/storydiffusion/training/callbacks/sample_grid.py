@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from storydiffusion.data.loader import ClipBatch
-from storydiffusion.output.files import write_picture
+from storydiffusion.output.files import write_image
 from storydiffusion.pipelines.transition import TransitionSampling, sample_clips
 from storydiffusion.training.callbacks.ema import EMA
 
@@ -61,7 +61,7 @@ class SampleGrid(L.Callback):
             sampled = sample_clips(module.model, start, end, clips.captions, range(count), self.sampling)
         module.train()
         file = self.folder / f"{trainer.global_step:06d}.png"
-        write_picture(file, Image.fromarray(grid(clips.frames, sampled)))
+        write_image(file, Image.fromarray(grid(clips.frames, sampled)))
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [str(file)], step=trainer.global_step)  # type: ignore[attr-defined]
