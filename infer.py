@@ -12,13 +12,12 @@ def main(config: InferConfig) -> None:
     from storydiffusion.commands.infer import run_folder, story, tell
     from storydiffusion.commands.video import why_no_video
     from storydiffusion.evaluation.benchmarks.run import benchmark
-    from storydiffusion.pipelines.story import consistent_attention
 
     if config.benchmark is not None:
         print(*benchmark(config), sep="\n  ")
         return
     script = story(config)
-    attention = consistent_attention(config.csa, config.seed)
+    attention = config.csa.build(config.seed)
     run = run_folder(config, script)
     if run.is_complete:
         print(f"{run.path / 'page.png'} tells this story already; overwrite=true makes it again")

@@ -13,6 +13,7 @@ from storydiffusion.attention.consistent_self_attention import (
     apportion,
     attend,
     batch_plan,
+    bypasses,
     draw_tokens,
     multi_head_attention,
     progressive_counts,
@@ -274,13 +275,13 @@ def test_official_bypass_follows_the_schedule():
     config = ConsistentSelfAttentionConfig(variant="official")
 
     def bypassed(step):
-        return sum(config.bypasses(step, 50, 0, f"layer {layer}") for layer in range(1000)) / 1000
+        return sum(bypasses(config, step, 50, 0, f"layer {layer}") for layer in range(1000)) / 1000
 
     assert [bypassed(step) for step in range(5)] == [1.0] * 5
     assert 0.25 < bypassed(5) < 0.35
     assert 0.25 < bypassed(19) < 0.35
     assert 0.07 < bypassed(20) < 0.13
-    assert not ConsistentSelfAttentionConfig(variant="shared_row").bypasses(0, 50, 0, "layer")
+    assert not bypasses(ConsistentSelfAttentionConfig(variant="shared_row"), 0, 50, 0, "layer")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from storydiffusion.attention.consistent_self_attention import (
     PanelGroup,
     attend,
     batch_plan,
+    bypasses,
     select_tokens,
 )
 from storydiffusion.errors import UserError
@@ -150,7 +151,7 @@ class StoryState:
         rate = self.config.rate_of(factor)
         if rate == 0 or not self.config.is_active(self.step, self._steps):
             return None
-        bypassed = tuple(self.config.bypasses(self.step, self._steps, s.key, layer) for s in self._stories)
+        bypassed = tuple(bypasses(self.config, self.step, self._steps, s.key, layer) for s in self._stories)
         key = (tokens, bypassed, hidden_states.device)
         if key not in self._plans:
             reads = [

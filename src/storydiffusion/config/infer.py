@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from omegaconf import OmegaConf
 
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig, load_baseline_config
 from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_sampling, load
 from storydiffusion.config.model import ModelConfig
@@ -20,7 +21,7 @@ MOST_STORIES, MOST_PANELS = 128, 1000
 
 @dataclasses.dataclass
 class CSAConfig:
-    """conf/csa/*.yaml: the arguments of `storydiffusion.images.ConsistentSelfAttentionConfig`, which checks them."""
+    """conf/csa/*.yaml: the arguments of `ConsistentSelfAttentionConfig`, which checks them."""
 
     rate: Any  # a number in [0, 1], or one for each grid: {2: 0.5, 4: 0.3}
     variant: str
@@ -32,6 +33,20 @@ class CSAConfig:
     blocks: str
     start: float
     end: float
+
+    def __post_init__(self) -> None:
+        self.build(seed=0)
+
+    def build(self, seed: int) -> ConsistentSelfAttentionConfig:
+        """Return the settings of consistent self-attention with the seed of its random draws.
+
+        Raises:
+            UserError: for values that are out of range or exclude each other; the message names the key.
+        """
+        try:
+            return ConsistentSelfAttentionConfig(**dataclasses.asdict(self), seed=seed)
+        except UserError as error:
+            raise UserError(f"csa.{error}") from error
 
 
 @dataclasses.dataclass

@@ -8,7 +8,6 @@ Shapes: P panels, C latent channels, h × w latents (image size / the VAE's fact
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from tqdm import tqdm
 
 from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig, PanelGroup
 from storydiffusion.attention.plugin import consistent_self_attention
-from storydiffusion.config import CSAConfig
 from storydiffusion.errors import UserError
 
 # Schedulers whose step reads its arguments and its own step number only: denoising can go on from stored latents.
@@ -143,11 +141,3 @@ def _skipping_to(
         yield at_step_end
     finally:
         restore()
-
-
-def consistent_attention(config: CSAConfig, seed: int) -> ConsistentSelfAttentionConfig:
-    """Raises UserError, with the key's name, for values that are out of range or do not go together."""
-    try:
-        return ConsistentSelfAttentionConfig(**asdict(config), seed=seed)  # type: ignore[arg-type]  # it checks its strings
-    except UserError as error:
-        raise UserError(f"csa.{error}") from error

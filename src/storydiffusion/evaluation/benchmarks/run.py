@@ -39,7 +39,6 @@ from storydiffusion.evaluation.networks import MINIATURE, load_image_text_encode
 from storydiffusion.evaluation.records import RECORDS, are_of, measure_all
 from storydiffusion.loaders.text_to_image import load_story_model, model_folder
 from storydiffusion.loaders.video import checksums_of_part, video_of
-from storydiffusion.pipelines.story import consistent_attention
 from storydiffusion.storyworld.stories import PANELS, FrozenStory, stories_of
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
 
     planned, model_config = config.benchmark, _model(config)
     stories, checksum = stories_of(planned.panels)
-    attention = consistent_attention(config.csa, config.seed)
+    attention = config.csa.build(config.seed)
     folder = model_folder(model_config.path, model_config.revision)
     accuracy = judge_figures(folder)
     model, classifier = load_story_model(model_config), AttributeClassifier.load(folder / "attribute_classifier")
