@@ -1,13 +1,13 @@
-"""The one error that a user can cause and mend."""
+"""The error that a user can cause and fix."""
 
 
-class UserError(Exception):
-    """Bad input from the user: the message is one sentence that names the value and what to do about it.
+class UserError(ValueError):
+    """Report bad input: the message names the wrong value and says what to do.
 
-    The commands print it on stderr and end with exit code 1; library callers may catch it.
+    Commands print it on stderr and exit with code 1; library callers catch it, or any ValueError.
     """
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first, or its kind where it says nothing: to be quoted in a sentence of ours."""
+    """Return the first line of an error's message, or its class name if the message is empty."""
     return next((line.strip(" .") for line in str(error).splitlines() if line.strip(" .")), type(error).__name__)

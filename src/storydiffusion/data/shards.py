@@ -121,9 +121,10 @@ def find_shards(patterns: str | Sequence[str]) -> list[Path]:
     for pattern in patterns:
         check_local(pattern)
         try:
-            paths += [found for path in braceexpand.braceexpand(pattern) for found in _expand(Path(path))]
+            expanded = list(braceexpand.braceexpand(pattern))
         except ValueError as error:  # braces that do not match
             raise UserError(f"shards={pattern} cannot be expanded: {error}") from error
+        paths += [found for path in expanded for found in _expand(Path(path))]
     if not paths:
         raise UserError(
             f"no shards match {', '.join(patterns) or 'an empty list'}: name a folder of .tar files or files"

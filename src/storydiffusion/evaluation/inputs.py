@@ -241,8 +241,9 @@ def _texts(files: Sequence[Path], captions: Path | None) -> list[str | None]:
 def _boxes(file: Path | None, names: Sequence[str]) -> dict[str, Box]:
     if file is None:
         return {}
+    text = _read(file, "boxes")
     try:
-        boxes = json.loads(_read(file, "boxes"))
+        boxes = json.loads(text)
         found = {name: (int(a), int(b), int(c), int(d)) for name, (a, b, c, d) in boxes.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f'boxes={file} cannot be read: write {{"NAME.png": [x0, y0, x1, y1], …}} there') from error

@@ -96,6 +96,8 @@ def load_key(file: Path) -> Key:
             raise ValueError("another format")
         comparisons = {name: Comparison(**one) for name, one in content["comparisons"].items()}
         return Key(**{**content, "comparisons": comparisons})
+    except UserError:  # a file that cannot be opened
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is no key of a study: give the key.json that storydiffusion.user_study wrote"
@@ -119,6 +121,8 @@ def load_answers(file: Path, key: Key) -> Answers:
         asked = [answer.comparison for answer in answers]
         if len(set(asked)) < len(asked):
             raise ValueError("a comparison is answered twice")
+    except UserError:  # a file that cannot be opened
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged, or no file of answers: {mend}") from error
     if study != key.study:
