@@ -1,4 +1,4 @@
-"""Releases: of a tiny training through train.py's own code, loaded again, changed, and refused."""
+"""Releases of a tiny training run: loading, verification, refusal."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from tests.helpers.video_model import composed, overrides
 
 @pytest.fixture(scope="module")
 def run(tiny_video_model, tmp_path_factory) -> tuple[Path, Training]:
-    """A run of both parts, and what was trained in it."""
+    """A run folder and its training, of both parts."""
     folder = tmp_path_factory.mktemp("training")
     both = ("recipe.trainable=[predictor,motion_module]", "trainer.max_steps=2", f"run_dir={folder}/run")
     trained = train_command.training(composed(*overrides(tiny_video_model, folder / "cache"), *both))
@@ -32,7 +32,7 @@ def run(tiny_video_model, tmp_path_factory) -> tuple[Path, Training]:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Outcome]:
-    """Calls `python -m storydiffusion.release OVERRIDES` in this process."""
+    """Runs `storydiffusion release OVERRIDES` in this process."""
 
     def call(*overrides: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["release.py", *overrides])
@@ -47,7 +47,7 @@ def released(run, tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def test_what_is_released_is_the_average_bit_for_bit(run, released):
+def test_the_release_holds_the_ema_weights_bit_for_bit(run, released):
     average = run[1].average.average
     parts = from_pretrained(released)
     assert parts.predictor is not None
@@ -62,7 +62,7 @@ def test_what_is_released_is_the_average_bit_for_bit(run, released):
         assert torch.equal(own(*features, 4).context, parts.predictor(*features, 4).context)
 
 
-def test_the_folder_holds_what_it_promises_and_nothing_that_is_executed(run, released):
+def test_the_folder_holds_the_documented_files_and_no_code(run, released):
     files = {path.relative_to(released).as_posix() for path in released.rglob("*") if path.is_file()}
     assert files == {
         "README.md", "SHA256SUMS", "config.json", "predictor/config.json", "predictor/model.safetensors",
@@ -78,13 +78,13 @@ def test_the_folder_holds_what_it_promises_and_nothing_that_is_executed(run, rel
     assert settings["training"]["recipe"]["trainable"] == ["predictor", "motion_module"]
     card = (released / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
-    assert "| steps | 2 of 2, each of 2 clips |" in card
-    assert "Nothing was measured" in card
+    assert "| steps | 2 of 2, 2 clips per step |" in card
+    assert "No metrics were measured" in card
     assert "Apache-2.0" in card
     assert "WebVid" not in card
 
 
-def test_half_precision_halves_the_bytes_and_is_the_rounded_average(run, released, tmp_path):
+def test_half_precision_halves_the_bytes_and_rounds_the_ema(run, released, tmp_path):
     release(ReleaseConfig(str(run[0]), str(tmp_path / "half"), dtype="float16"))
     file = "predictor/model.safetensors"
     assert (tmp_path / "half" / file).stat().st_size < 0.7 * (released / file).stat().st_size
@@ -99,7 +99,7 @@ def test_half_precision_halves_the_bytes_and_is_the_rounded_average(run, release
 
 @pytest.mark.parametrize("part", ["predictor", "motion_adapter", "README.md"])
 @pytest.mark.parametrize("change", ["changed", "missing", "added"])
-def test_a_changed_byte_is_refused(released, part, change):
+def test_a_changed_missing_or_added_file_is_refused(released, part, change):
     file = released / part if part.endswith(".md") else next((released / part).glob("*.safetensors"))
     if change == "missing":
         file.unlink()
@@ -114,7 +114,7 @@ def test_a_changed_byte_is_refused(released, part, change):
         from_pretrained(released)
 
 
-def test_telling_refuses_a_changed_predictor_too(released, tiny_video_model, tmp_path):
+def test_inference_refuses_a_changed_release_too(released, tiny_video_model, tmp_path):
     from storydiffusion.loaders.video import load_drawing_parts, video_of, with_trained_predictor
 
     config = composed(
@@ -132,8 +132,8 @@ def test_telling_refuses_a_changed_predictor_too(released, tiny_video_model, tmp
         load_drawing_parts(config, torch.float32)
 
 
-def test_deepspeeds_folder_is_released_as_a_file_is(run, released, tmp_path):
-    """ZeRO-2 leaves the weights whole; the layout is DeepSpeed's, the content that of Lightning's own file."""
+def test_a_deepspeed_checkpoint_gives_the_same_release(run, released, tmp_path):
+    """ZeRO-2 keeps weights whole, so DeepSpeed's folder with the content of Lightning's file stands in for one."""
     folder = tmp_path / "deepspeed"
     states = checkpoint_path(folder / "checkpoints", 2) / DEEPSPEED_STATES
     states.parent.mkdir(parents=True)
@@ -144,7 +144,7 @@ def test_deepspeeds_folder_is_released_as_a_file_is(run, released, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (released / name).read_bytes()
 
 
-def test_a_run_on_filmed_clips_says_whose_rights_are_unclear(run, tmp_path):
+def test_the_card_of_a_run_on_filmed_clips_names_unclear_rights(run, tmp_path):
     stored = torch.load(checkpoint_path(run[0] / "checkpoints", 2), weights_only=True)
     stored["config"]["data"]["storyworld"] = None
     VerifiedCheckpointIO().save_checkpoint(stored, checkpoint_path(tmp_path / "run" / "checkpoints", 2))
@@ -157,7 +157,7 @@ def test_a_run_on_filmed_clips_says_whose_rights_are_unclear(run, tmp_path):
         assert word in card
 
 
-def test_bad_input_ends_in_one_sentence_and_leaves_nothing(command, run, tmp_path):
+def test_bad_input_gives_one_sentence_and_writes_nothing(command, run, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     broken = checkpoint_path(tmp_path / "broken" / "checkpoints", 2)
@@ -168,7 +168,7 @@ def test_bad_input_ends_in_one_sentence_and_leaves_nothing(command, run, tmp_pat
     for arguments, said in (
         ((f"run={tmp_path}/nowhere", "out=out"), "run_dir"),
         ((f"run={tmp_path}/broken", "out=out"), "no manifest"),
-        ((f"run={tmp_path}/other", "out=out"), "trains these"),
+        ((f"run={tmp_path}/other", "out=out"), "trains them"),
         ((f"run={run[0]}", f"out={tmp_path}/full"), "not empty"),
         ((f"run={run[0]}", f"out={tmp_path}/out", "dtype=int8"), "dtype=int8"),
         ((f"run={run[0]}", f"out={tmp_path}/out", f"measured={tmp_path}"), "table.md"),
@@ -184,7 +184,7 @@ def test_bad_input_ends_in_one_sentence_and_leaves_nothing(command, run, tmp_pat
     assert (tmp_path / "full" / "file").read_text() == "mine"
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+def test_a_pickle_with_code_is_refused(tmp_path):
     class Harm:
         def __reduce__(self):
             return (Path(tmp_path / "harm").touch, ())
@@ -199,7 +199,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def test_a_hub_out_of_reach_is_one_sentence_and_the_release_stays(monkeypatch, command, run, tmp_path):
+def test_an_unreachable_hub_gives_one_sentence_and_keeps_the_release(monkeypatch, command, run, tmp_path):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""Pictures of the user's own."""
+"""User-supplied images."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ def files(tmp_path):
     return made
 
 
-def test_they_are_a_story_without_words(files):
+def test_images_form_a_story_without_text(files):
     story = build_story_from_images(files)
     assert story.title == "a, b, c"
     assert [(panel.prompt, panel.caption, panel.cut) for panel in story.panels] == [("", "", False)] * 3
 
 
-def test_a_picture_is_read_as_it_is_or_scaled_and_cropped_at_its_centre(tmp_path):
+def test_an_image_is_read_unchanged_or_scaled_and_centre_cropped(tmp_path):
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:, :10] = pixels[:, -10:] = 255  # what a square crop leaves out
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -32,22 +32,22 @@ def test_a_picture_is_read_as_it_is_or_scaled_and_cropped_at_its_centre(tmp_path
     assert square.max() < 30
 
 
-def test_photographs_stand_upright(tmp_path):
+def test_the_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90°
     Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").size == (40, 60)
 
 
-def test_bad_ones_are_named_in_one_sentence(files, tmp_path):
-    with pytest.raises(UserError, match="2 pictures or more, not 1"):
+def test_bad_images_are_named_in_one_sentence(files, tmp_path):
+    with pytest.raises(UserError, match="at least 2 images, not 1"):
         build_story_from_images(files[:1])
     Image.new("RGB", (32, 16)).save(files[1])
     with pytest.raises(UserError, match=r"b\.png is 32 × 16 pixels, but .*a\.png is 60 × 40"):
         build_story_from_images(files)
-    for data in (b"no picture", b"", (tmp_path / "c.png").read_bytes()[:-40]):
+    for data in (b"no image", b"", (tmp_path / "c.png").read_bytes()[:-40]):
         files[1].write_bytes(data)
-        with pytest.raises(UserError, match=r"b\.png: it is no picture, or damaged"):
+        with pytest.raises(UserError, match=r"b\.png: not an image, or damaged"):
             build_story_from_images(files)
     with pytest.raises(UserError, match=r"none\.png: no such file"):
         read_image(tmp_path / "none.png")

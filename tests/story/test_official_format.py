@@ -42,8 +42,8 @@ def test_every_part_is_read(tmp_path: Path, newline: str):
 
 
 def test_same_story_in_both_syntaxes(tmp_path: Path):
-    told = read(tmp_path, STORY)
-    assert told == story_from_dict({"title": "A story", **parse_official(STORY, "here")}, "here")
+    story = read(tmp_path, STORY)
+    assert story == story_from_dict({"title": "A story", **parse_official(STORY, "here")}, "here")
 
 
 def test_panel_of_a_story_without_characters(tmp_path: Path):

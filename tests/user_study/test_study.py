@@ -1,4 +1,4 @@
-"""From folders of what methods made to study.html and key.json."""
+"""From folders of generated items to study.html and key.json."""
 
 import json
 import re
@@ -20,14 +20,14 @@ from tests.conftest import outcome_of
 from tests.user_study.test_page import content
 
 
-def picture(file: Path, shade: int = 0) -> Path:
+def write_shade(file: Path, shade: int = 0) -> Path:
     write_image(file, Image.new("RGB", (8, 8), (shade, 0, 0)))
     return file
 
 
-def told(folder: Path, prompts: list[str], video: bool = False, complete: bool = True) -> Path:
-    """A run folder of infer.py."""
-    files = [picture(folder / f"panels/{n:03d}.png", n).relative_to(folder).as_posix() for n in range(len(prompts))]
+def make_run(folder: Path, prompts: list[str], video: bool = False, complete: bool = True) -> Path:
+    """Write a run folder as infer.py does."""
+    files = [write_shade(folder / f"panels/{n:03d}.png", n).relative_to(folder).as_posix() for n in range(len(prompts))]
     panels = tuple(PanelRecord(file, prompt, "", "", 0, "") for file, prompt in zip(files, prompts, strict=True))
     record = VideoRecord("video.mp4", {}, {}) if video else None
     if video:
@@ -43,14 +43,14 @@ def run(*overrides: str) -> None:
 
 
 def two(tmp_path: Path) -> tuple[str, str, str]:
-    """Overrides that compare the folders a and b."""
+    """Return overrides that compare the folders a and b."""
     return (f"methods.one={tmp_path}/a", f"methods.two={tmp_path}/b", f"out={tmp_path}/out")
 
 
 def test_run_folders_make_a_page_and_its_key(tmp_path, monkeypatch, capsys):
     for method in "ab":
-        told(tmp_path / method / "mia", ["a girl", "a girl runs"])
-        told(tmp_path / method / "bolt", ["a robot"])
+        make_run(tmp_path / method / "mia", ["a girl", "a girl runs"])
+        make_run(tmp_path / method / "bolt", ["a robot"])
     arguments = ["user_study.py", *two(tmp_path), "questions=[overall,text,'Really?']", "per_person=3", "title=T"]
     monkeypatch.setattr(sys, "argv", arguments)
     outcome = outcome_of(lambda: module_command.run(UserStudyConfig, user_study, ""), capsys)
@@ -66,14 +66,14 @@ def test_run_folders_make_a_page_and_its_key(tmp_path, monkeypatch, capsys):
     assert sorted(shown["texts"].values()) == [["a girl", "a girl runs"], ["a robot"]]
     assert sorted(len(sources) for sources in shown["media"].values()) == [1, 1, 2, 2]
     before = (tmp_path / "out/key.json").read_bytes()
-    run(*arguments[1:])  # again is the same
+    run(*arguments[1:])  # idempotent
     assert (tmp_path / "out/key.json").read_bytes() == before
     assert (tmp_path / "out/study.html").read_text(encoding="utf-8") == html
 
 
-def test_the_key_of_another_study_is_not_lost(tmp_path):
+def test_the_key_of_another_study_is_not_overwritten(tmp_path):
     for method in "ab":
-        picture(tmp_path / method / "x.png")
+        write_shade(tmp_path / method / "x.png")
     run(*two(tmp_path))
     before = (tmp_path / "out/key.json").read_bytes()
     with pytest.raises(UserError, match="holds the key of another study"):
@@ -81,12 +81,12 @@ def test_the_key_of_another_study_is_not_lost(tmp_path):
     assert (tmp_path / "out/key.json").read_bytes() == before
 
 
-def test_items_are_run_folders_pictures_or_folders_of_them(tmp_path):
-    told(tmp_path / "a/tale", ["1", "2"])
+def test_items_are_run_folders_images_or_folders_of_images(tmp_path):
+    make_run(tmp_path / "a/tale", ["1", "2"])
     for number in (9, 10):  # in the order of the numbers
-        picture(tmp_path / f"b/tale/shot{number}.png")
-    picture(tmp_path / "a/single.png")
-    picture(tmp_path / "b/single.jpg")
+        write_shade(tmp_path / f"b/tale/shot{number}.png")
+    write_shade(tmp_path / "a/single.png")
+    write_shade(tmp_path / "b/single.jpg")
     (tmp_path / "b/single.txt").write_text("what it shows\n")
     (tmp_path / "b/notes.md").write_text("no item\n")
     tale, single = sorted(
@@ -99,14 +99,14 @@ def test_items_are_run_folders_pictures_or_folders_of_them(tmp_path):
     assert [file.name for file in single.media["two"]] == ["single.jpg"]
 
 
-def test_videos_are_those_of_run_folders_or_files(tmp_path):
-    told(tmp_path / "a/tale", ["1", "2"], video=True)
+def test_videos_come_from_run_folders_or_files(tmp_path):
+    make_run(tmp_path / "a/tale", ["1", "2"], video=True)
     write_video(tmp_path / "b/tale.mp4", [np.full((16, 16, 3), 9, np.uint8)] * 3, 8)
     (item,) = find_items({"one": tmp_path / "a", "two": tmp_path / "b"}, "video")
     assert item.media == {"one": (tmp_path / "a/tale/video.mp4",), "two": (tmp_path / "b/tale.mp4",)}
     assert item.text == ("1", "2")
     run(*two(tmp_path), "media=video", "questions=[smooth,natural]")
-    told(tmp_path / "a/tale", ["1", "2"], video=True, complete=False)
+    make_run(tmp_path / "a/tale", ["1", "2"], video=True, complete=False)
     with pytest.raises(UserError, match="tale has no video"):
         find_items({"one": tmp_path / "a", "two": tmp_path / "b"}, "video")
 
@@ -116,25 +116,25 @@ def test_videos_are_those_of_run_folders_or_files(tmp_path):
     [
         (("methods={one: a}",), "1 methods cannot be compared"),
         (("media=sound",), "media=sound is not one of images, video"),
-        (("questions=[]",), "give one or more, each once"),
-        (("questions=[overal]",), "'overal' is none of overall, character"),
-        (("questions=[smooth]",), "'smooth' is asked of videos alone"),
-        (("questions=[text]",), "put it into x.txt"),
+        (("questions=[]",), "must hold one or more, each once"),
+        (("questions=[overal]",), "'overal' is unknown: choose from overall, character"),
+        (("questions=[smooth]",), "'smooth' applies to videos only"),
+        (("questions=[text]",), "write it to x.txt"),
         (("per_person=0",), "per_person=0 is outside"),
-        (("methods.two=nowhere",), "nowhere is no folder"),
-        (("methods.two=empty",), "empty holds no run folders, pictures or videos"),
-        (("methods.two=less",), "less has no 'y', as a has"),
-        (("methods.two=longer",), "a/x.png and longer/x have 1 and 2 pictures"),
-        (("methods.two=twice",), "twice/x.jpg and twice/x.png have one name"),
-        (("methods.one=told", "methods.two=otherwise"), "were told different texts"),
+        (("methods.two=nowhere",), "nowhere is not a folder"),
+        (("methods.two=empty",), "empty contains no run folders, images or videos"),
+        (("methods.two=less",), "less has no 'y', but a has"),
+        (("methods.two=longer",), "a/x.png and longer/x have 1 and 2 images"),
+        (("methods.two=twice",), "twice/x.jpg and twice/x.png have the same name"),
+        (("methods.one=cat", "methods.two=dog"), "have different prompts"),
         (("media=video",), "a/x.png has no video"),
-        (("methods.one=damaged", "methods.two=damaged"), "cannot read the picture damaged/x.png"),
+        (("methods.one=damaged", "methods.two=damaged"), "cannot read the image damaged/x.png"),
     ],
 )
-def test_bad_input_is_named_and_nothing_written(tmp_path, monkeypatch, overrides, sentence):
+def test_bad_input_is_named_and_writes_nothing(tmp_path, monkeypatch, overrides, sentence):
     monkeypatch.chdir(tmp_path)
     for folder in ("a", "b", "less", "twice"):
-        picture(Path(folder, "x.png"))
+        write_shade(Path(folder, "x.png"))
     for file in (
         "a/y.png",
         "b/y.png",
@@ -144,9 +144,9 @@ def test_bad_input_is_named_and_nothing_written(tmp_path, monkeypatch, overrides
         "longer/x/1.png",
         "longer/x/2.png",
     ):
-        picture(Path(file))
-    told(Path("told/t"), ["a cat"])
-    told(Path("otherwise/t"), ["a dog"])
+        write_shade(Path(file))
+    make_run(Path("cat/t"), ["a cat"])
+    make_run(Path("dog/t"), ["a dog"])
     Path("empty").mkdir()
     Path("damaged").mkdir()
     Path("damaged/x.png").write_bytes(b"\x89PNG")
@@ -156,7 +156,7 @@ def test_bad_input_is_named_and_nothing_written(tmp_path, monkeypatch, overrides
     assert not Path("out").exists()
 
 
-def test_a_page_that_grows_too_large_says_so(tmp_path):
+def test_a_page_beyond_the_size_limit_is_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
     for method in "ab":
         write_image(tmp_path / method / "x.png", Image.fromarray(noise))

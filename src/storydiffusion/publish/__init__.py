@@ -1,1 +1,1 @@
-"""What leaves this repository: releases, model cards, exports."""
+"""Releases, model cards and exports."""

@@ -1,14 +1,14 @@
-"""Releases what a run has trained: a folder that others can load, check and publish.
+"""Release the trained parts of a run as a folder that can be loaded, verified and published.
 
   python -m storydiffusion.release run=runs/transition out=releases/predictor
   python -m storydiffusion.release run=… out=… dtype=float16                     half the bytes
   python -m storydiffusion.release run=… out=… measured=runs/measure_video       with the table measured there
   python -m storydiffusion.release run=… out=… upload=NAME/REPOSITORY            and puts it on the hub
 
-OUT gets predictor/ and motion_adapter/, those that were trained, of averaged weights as safetensors; config.json, the
-run's whole configuration; README.md, the model card; SHA256SUMS. The newest checkpoint is read, also of a run that goes
-on, and DeepSpeed's folders as well as files. `storydiffusion.release.from_pretrained(OUT)` loads the parts, and
-`python infer.py model.video.predictor=OUT/predictor` tells with them.
+OUT gets the trained parts, predictor/ and motion_adapter/, with EMA weights as safetensors; config.json, the run's
+configuration; README.md, the model card; and SHA256SUMS. The newest checkpoint is used, a file or a DeepSpeed folder;
+the run may still be training. `storydiffusion.publish.release.from_pretrained(OUT)` loads the parts, and
+`python infer.py model.video.predictor=OUT/predictor` generates with them.
 """
 
 import json
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16")
 CONFIG = "config.json"
 DEEPSPEED_STATES = "checkpoint/mp_rank_00_model_states.pt"
-"""where DeepSpeed keeps, in its folder, what Lightning keeps in a file: ZeRO-2 splits optimizer states alone"""
+"""The file of a DeepSpeed checkpoint that holds what Lightning saves; ZeRO-2 shards optimizer states only."""
 
 PREFIXES = {"predictor": "predictor.", "motion_adapter": "video_unet.unet."}
-"""of the names of each part's weights in the training module"""
+"""Part → prefix of its weights' names in the training module."""
 
 TITLES = {"predictor": "Semantic motion predictor", "motion_adapter": "Motion modules"}
 
@@ -49,14 +49,14 @@ tags: [storydiffusion, text-to-video]
 # {title}
 
 Trained with StoryDiffusion's open training code (an independent implementation of arXiv 2405.01434) around the model
-{model}, whose own weights are not in this folder.
+{model}, whose own weights are not included.
 """
 
 LOADING = """
 ## Loading
 
 ```python
-from storydiffusion.release import from_pretrained
+from storydiffusion.publish.release import from_pretrained
 
 released = from_pretrained("{folder}")  # checks SHA256SUMS; {attributes}
 ```
@@ -67,28 +67,28 @@ released = from_pretrained("{folder}")  # checks SHA256SUMS; {attributes}
 """
 
 DRAWN_RIGHTS = """
-The clips were drawn by a program; no picture and no text of anybody's went into them. These weights are licensed under
-Apache-2.0. They know StoryWorld, a drawn world, and nothing else: what is measured on it says how methods compare
-there, not how well real videos come out.
+The training clips are procedurally drawn and contain no third-party images or text. These weights are licensed under
+Apache-2.0. They cover StoryWorld, a drawn world, and nothing else: measurements on it compare methods within that
+world and do not predict quality on real video.
 """
 
 FILMED_RIGHTS = """
-- Stable Diffusion 1.5, around which these weights were trained and without which they are of no use, is under the
-  CreativeML Open RAIL-M licence; its restrictions of use hold for what is made with it.
-- The rights of the training videos decide on those of these weights, and nobody has cleared them here. WebVid-10M in
-  particular consists of a stock agency's previews and is no longer given out by its makers: take weights trained on it
-  for research only, and ask before anything else.
+- These weights require Stable Diffusion 1.5, which is under the CreativeML Open RAIL-M licence; its use restrictions
+  apply to the outputs.
+- The rights in these weights depend on the rights in the training videos, which have not been cleared. WebVid-10M in
+  particular consists of a stock agency's previews and is no longer distributed: use weights trained on it for research
+  only, and seek permission for any other use.
 """
 
 
 @dataclass
 class ReleaseConfig:
-    """The command's settings."""
+    """The settings of the command."""
 
     run: str
     out: str
     dtype: str = "float32"
-    measured: str | None = None  # folder of `storydiffusion.measure_video`
+    measured: str | None = None  # folder with a table.md, of compare or evaluate
     upload: str | None = None  # NAME/REPOSITORY on the hub
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class ReleaseConfig:
 
 @dataclass(frozen=True)
 class Release:
-    """The parts in a released folder, on the CPU in eval mode, and its config.json; None: it was not trained."""
+    """The parts of a released folder, on the CPU in eval mode (None: not trained), and its config.json."""
 
     predictor: "SemanticMotionPredictor | None"
     motion_adapter: "MotionAdapter | None"
@@ -106,13 +106,13 @@ class Release:
 
 
 def from_pretrained(folder: str | Path, dtype: "torch.dtype | None" = None) -> Release:
-    """Loads a released folder, once all its files are found to be as they were released.
+    """Load a released folder after verifying all its files against SHA256SUMS.
 
     Args:
-        dtype: of the weights; None: as they are stored.
+        dtype: of the weights; None: as stored.
 
     Raises:
-        UserError: no release there, or a file that is missing, has changed or was added.
+        UserError: not a release, or a file that is missing, has changed or was added.
     """
     import torch
 
@@ -132,22 +132,22 @@ def from_pretrained(folder: str | Path, dtype: "torch.dtype | None" = None) -> R
 
 
 def release(config: ReleaseConfig) -> None:
-    """Writes the folder beside its place and moves it there whole; see the head of this file."""
+    """Write the release in a temporary folder, verify it and move it to OUT; see the head of this file."""
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out={out} is not empty: a release is never written over another, choose a new folder")
+        raise UserError(f"out={out} is not empty: choose a new folder, since releases are never overwritten")
     checkpoint = read_checkpoint(Path(config.run))
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         draft.mkdir(parents=True)
         parts = write_parts(checkpoint, draft, config.dtype)
-        text = card(checkpoint, parts, config, out.name)
+        text = build_card(checkpoint, parts, config, out.name)
         settings = {"parts": parts, "dtype": config.dtype, "steps": checkpoint["global_step"]}
         written = {**settings, "training": dict(checkpoint["config"])}
         (draft / CONFIG).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
         (draft / "README.md").write_text(text, encoding="utf-8")
         for file in draft.rglob("*.safetensors"):
-            file.chmod(0o644)  # safetensors keeps them to their owner; these are to be given away
+            file.chmod(0o644)  # safetensors files are owner-only by default; a release is shared
         write_checksums(draft)
         from_pretrained(draft)
         if out.exists():
@@ -163,25 +163,25 @@ def release(config: ReleaseConfig) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint of a run; tensors and plain data only, so nothing in it is executed.
+    """Read the newest checkpoint of a run: tensors and plain data only, no code is executed.
 
     Raises:
-        UserError: no run there, or a checkpoint that cannot be read or is of another kind of training.
+        UserError: no run, or a checkpoint that is unreadable or of another recipe.
     """
     from storydiffusion.training.checkpoint_io import load_plain, newest_checkpoint
 
     found = newest_checkpoint(folder / "checkpoints")
     if found is None:
-        raise UserError(f"run={folder} has no checkpoints: name the run_dir of a training")
+        raise UserError(f"run={folder} has no checkpoints: give the run_dir of a training")
     file = found.path / DEEPSPEED_STATES if found.path.is_dir() else found.path
     checkpoint = load_plain(file, mmap=True)
     if "parts" not in checkpoint:
-        raise UserError(f"{file} is no checkpoint of predictor or motion modules: name a run that trains these")
+        raise UserError(f"{file} contains neither predictor nor motion modules: choose a run that trains them")
     return checkpoint
 
 
 def write_parts(checkpoint: Mapping[str, Any], folder: Path, dtype: str) -> dict[str, int]:
-    """Writes the averaged weights of every trained part; returns their numbers of parameters."""
+    """Write the EMA weights of every trained part and return their parameter counts."""
     import torch
     from diffusers.models.unets.unet_motion_model import MotionAdapter
 
@@ -196,7 +196,7 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path, dtype: str) -> dict
         own = {name.removeprefix(prefix): weight for name, weight in average.items() if name.startswith(prefix)}
         buffers = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
         if lacking := buffers.keys() & dict(network.named_parameters()).keys():
-            raise UserError(f"the checkpoint's average lacks {min(lacking)} of the {part}: name another run")
+            raise UserError(f"the checkpoint's EMA lacks {min(lacking)} of the {part}: choose another run")
         network.load_state_dict(own | buffers)
         network.to(getattr(torch, dtype))
         if isinstance(network, SemanticMotionPredictor):
@@ -207,8 +207,8 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path, dtype: str) -> dict
     return counts
 
 
-def card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: ReleaseConfig, name: str) -> str:
-    """The model card in Markdown."""
+def build_card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: ReleaseConfig, name: str) -> str:
+    """Build the model card in Markdown."""
     from storydiffusion.evaluation.tables import markdown_table
     from storydiffusion.training.csv_log import logged_losses
 
@@ -217,21 +217,23 @@ def card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: Releas
     title = " and ".join(TITLES[part] for part in parts)
     rows = [
         *([part, f"{count:,} parameters, {config.dtype}"] for part, count in parts.items()),
-        ["model around them", f"{settings['model']['name']} ({settings['model']['path']})"],
-        ["clips", clips_of(settings["data"])],
-        ["steps", f"{checkpoint['global_step']:,} of {recipe['steps']:,}, each of {recipe['batch_size']} clips"],
+        ["base model", f"{settings['model']['name']} ({settings['model']['path']})"],
+        ["clips", describe_clips(settings["data"])],
+        ["steps", f"{checkpoint['global_step']:,} of {recipe['steps']:,}, {recipe['batch_size']} clips per step"],
         ["wall time", f"{checkpoint['callbacks']['Stopwatch']['seconds'] / 60:.0f} min"],
         ["machine", checkpoint["machine"]],
         ["precision and strategy", f"{settings['trainer']['precision']}, {settings['trainer']['strategy']}"],
         *([name, f"{loss:.4f}"] for name, loss in logged_losses(Path(config.run)).items()),
     ]
     if settings["model"]["video"]["boundary_attention"]:
-        rows.append(["beside the paper", "each frame's self-attention reads the end frames too"])
+        rows.append(["beyond the paper", "boundary-frame attention in every spatial self-attention"])
     if recipe["boundary_frame_prob"]:
-        rows.append(["beside the paper", f"clean end frames in {100 * recipe['boundary_frame_prob']:g} % of the clips"])
+        rows.append(
+            ["beyond the paper", f"clean boundary frames in {100 * recipe['boundary_frame_prob']:g} % of the clips"]
+        )
     if recipe["teacher_forcing"]:
-        forced = f"told by the true frames' tokens in {100 * recipe['teacher_forcing']:g} % of the clips"
-        rows.append(["beside the paper", forced])
+        forced = f"conditioned on the true frames' tokens in {100 * recipe['teacher_forcing']:g} % of the clips"
+        rows.append(["beyond the paper", forced])
     commands = [f"model.video.{part}={name}/{part}" for part in parts]
     loading = LOADING.format(
         folder=name,
@@ -246,26 +248,28 @@ def card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: Releas
     )
 
 
-def clips_of(data: Mapping[str, Any]) -> str:
-    """What was learnt from, in words."""
+def describe_clips(data: Mapping[str, Any]) -> str:
+    """Describe the training clips in words."""
     shape = f"{data['frames']} frames of {data['width']} × {data['height']}, stride {data['stride']}"
     if data["storyworld"] is None:
-        return f"shards of videos of its user's, {shape}"
+        return f"the user's video shards, {shape}"
     return f"{data['storyworld']['clips']:,} drawn clips of StoryWorld (seed {data['storyworld']['seed']}), {shape}"
 
 
 def measured_table(folder: str | None) -> str:
-    """Raises UserError where the folder that is named holds no table."""
+    """Return table.md of a folder. Raises UserError where the folder has none."""
     if folder is None:
-        return "Nothing was measured for this release.\n"
+        return "No metrics were measured for this release.\n"
     try:
         return (Path(folder) / "table.md").read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"measured={folder} has no table.md: name a folder of storydiffusion.measure_video") from error
+        raise UserError(
+            f"measured={folder} has no table.md: give an output folder of `storydiffusion compare` or `evaluate`"
+        ) from error
 
 
 def upload(folder: Path, repository: str) -> str:
-    """Puts the folder on the hub, into a repository that is made where missing; returns its address."""
+    """Upload the folder to a hub repository, created if missing, and return its address."""
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError

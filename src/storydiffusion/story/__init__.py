@@ -1,4 +1,4 @@
-"""What is told: characters, panels, captions and styles."""
+"""Story scripts: characters, panels, captions and styles."""
 
 from storydiffusion.story.script import (
     Character,

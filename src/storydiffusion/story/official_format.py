@@ -1,7 +1,7 @@
-"""The text syntax of the official StoryDiffusion code, read into the same plain dictionary that a YAML story is.
+"""Parser of the official StoryDiffusion text syntax, into the same plain dictionary as a YAML story.
 
 [Mia] a girl with brown hair            describes a character: a new name at the start of a line
-[Mia] is running in the park # Morning  a panel, one line each; what follows `#` is its caption
+[Mia] is running in the park # Morning  a panel, one per line; the text after `#` is its caption
 [NC] an empty beach at night            a panel with no character
 """
 
@@ -15,7 +15,7 @@ NO_CHARACTER = "NC"
 
 
 def parse_official(text: str, where: str) -> dict[str, Any]:
-    """The keys `characters` and `panels` of a story; `where` names the file in messages. Raises UserError."""
+    """Return the keys `characters` and `panels` of a story; `where` names the file in errors. Raises UserError."""
     characters: dict[str, str] = {}
     panels: list[dict[str, str]] = []
     for number, raw in enumerate(text.splitlines(), start=1):
@@ -31,8 +31,8 @@ def parse_official(text: str, where: str) -> dict[str, Any]:
 
 
 def _described(line: str, known: dict[str, str]) -> str | None:
-    """The name that this line describes, or None where it is a panel: a description has one new name, at its start, and
-    no caption."""
+    """Return the name that a line describes, None for a panel: a description starts with its only name, which is new,
+    and has no caption."""
     names = [name.strip() for name in NAME.findall(line)]
     if not line.startswith("[") or len(names) != 1 or "#" in line or names[0] in known or names[0] == NO_CHARACTER:
         return None
@@ -42,7 +42,7 @@ def _described(line: str, known: dict[str, str]) -> str | None:
 def _panel(line: str, where: str) -> dict[str, str]:
     prompt, mark, caption = line.partition("#")
     if not prompt.strip():
-        raise UserError(f"{where} has a caption but no prompt: write the panel in front of the # of '{line}'")
+        raise UserError(f"{where} has a caption but no prompt: write the prompt before the # in '{line}'")
     panel = {"prompt": prompt.strip()}
     if mark:
         panel["caption"] = caption.strip()

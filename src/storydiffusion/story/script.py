@@ -1,4 +1,4 @@
-"""A story as it is told: characters, panels and a style, read strictly from YAML or from the official text syntax."""
+"""Story scripts: characters, panels and a style, read strictly from YAML or the official text syntax."""
 
 import textwrap
 from collections.abc import Hashable
@@ -15,7 +15,7 @@ from storydiffusion.story.styles import NO_STYLE, find_style
 
 @dataclass(frozen=True)
 class Character:
-    """Somebody who comes back from panel to panel, with the words that stand for the name in every prompt."""
+    """A recurring character; `description` replaces the name in every prompt."""
 
     name: str
     description: str
@@ -23,10 +23,10 @@ class Character:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture to make: `prompt` with `[Name]` where a character acts, and the `caption` under it ('' for none).
+    """One image: `prompt` with `[Name]` for characters, and the `caption` below it ('' for none).
 
-    `characters` are the names in the prompt, in order and once each; empty for a panel marked `[NC]`. `cut` asks that
-    the video cut to this panel rather than lead over from the one before.
+    `characters` are the distinct names in the prompt, in order; empty for a panel marked `[NC]`. With `cut` the video
+    cuts to this panel instead of generating a transition.
     """
 
     prompt: str
@@ -37,7 +37,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Story:
-    """A whole script. Every name in a panel is one of `characters`, and every character appears in a panel."""
+    """A complete script. Panels name only `characters`, and every character appears in a panel."""
 
     title: str
     characters: tuple[Character, ...]
@@ -47,14 +47,14 @@ class Story:
 
 @dataclass(frozen=True)
 class PanelPrompt:
-    """What the image model is given for one panel."""
+    """The image model's prompts for one panel."""
 
     prompt: str
     negative_prompt: str
 
 
 def panel_prompts(story: Story) -> list[PanelPrompt]:
-    """One prompt a panel: each `[Name]` gives way to the character's description, then the story's style is applied.
+    """Build one prompt per panel: replace each `[Name]` by the character's description, then apply the story's style.
 
     '[Mia] is running' with Mia 'a girl with brown hair' becomes 'a girl with brown hair is running'.
     """
@@ -62,13 +62,13 @@ def panel_prompts(story: Story) -> list[PanelPrompt]:
     descriptions = {character.name: character.description for character in story.characters} | {NO_CHARACTER: ""}
     prompts = []
     for panel in story.panels:
-        told = NAME.sub(lambda found: descriptions[found[1].strip()], panel.prompt)
-        prompts.append(PanelPrompt(style.apply(_sentence(told)), style.negative_prompt))
+        prompt = NAME.sub(lambda found: descriptions[found[1].strip()], panel.prompt)
+        prompts.append(PanelPrompt(style.apply(_sentence(prompt)), style.negative_prompt))
     return prompts
 
 
 def character_prompts(story: Story) -> list[PanelPrompt]:
-    """One prompt a character, of its description alone, in the story's style: what a portrait shows."""
+    """Build one portrait prompt per character: its description in the story's style."""
     style = find_style(story.style)
     return [PanelPrompt(style.apply(each.description), style.negative_prompt) for each in story.characters]
 
@@ -76,15 +76,15 @@ def character_prompts(story: Story) -> list[PanelPrompt]:
 def load_story(path: str | Path) -> Story:
     """Read a story from a YAML file (.yaml, .yml) or one in the official text syntax (.txt).
 
-    Raises UserError for a file that is missing or malformed and for a story that cannot be told.
+    Raises UserError for a file that is missing or malformed and for an invalid story.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".yaml", ".yml", ".txt"):
-        raise UserError(f"{path} is no story script: give a .yaml file, or a .txt file in the official text syntax")
+        raise UserError(f"{path} is not a story script: give a .yaml file, or a .txt file in the official text syntax")
     text = _read(path)
     if not text.strip():
-        raise UserError(f"{path} is empty: write its characters and at least one panel")
+        raise UserError(f"{path} is empty: add its characters and at least one panel")
     data = parse_official(text, str(path)) if suffix == ".txt" else _parse_yaml(text, str(path))
     if isinstance(data, dict):
         data = {"title": path.stem.replace("_", " ").replace("-", " ").capitalize(), **data}
@@ -92,7 +92,7 @@ def load_story(path: str | Path) -> Story:
 
 
 def story_from_dict(data: Any, where: str) -> Story:
-    """Check a plain dictionary with the keys of a YAML story; `where` names its source in messages.
+    """Validate a plain dictionary with the keys of a YAML story; `where` names its source in errors.
 
     Raises UserError.
     """
@@ -106,7 +106,7 @@ def story_from_dict(data: Any, where: str) -> Story:
     shown = {name for panel in panels for name in panel.characters}
     for name in names:
         if name not in shown:
-            raise UserError(f"{where}: character '{name}' is in no panel: write [{name}] in a prompt or leave it out")
+            raise UserError(f"{where}: character '{name}' appears in no panel: write [{name}] in a prompt or remove it")
     title = _text(story["title"], f"{where}: title")
     style_name = _text(story.get("style", NO_STYLE.name), f"{where}: style")
     try:
@@ -117,16 +117,16 @@ def story_from_dict(data: Any, where: str) -> Story:
 
 
 def _characters(data: Any, where: str) -> dict[str, str]:
-    """Names and descriptions, checked."""
+    """Return validated names and descriptions."""
     if not isinstance(data, dict):
         raise UserError(f"{where}: characters must map names to descriptions (or be {{}}), not '{_brief(data)}'")
     descriptions = {}
     for name, description in data.items():
         if not isinstance(name, str) or not name.strip() or "[" in name or "]" in name or name.strip() == NO_CHARACTER:
-            raise UserError(f"{where}: '{name}' cannot be a character's name: use plain words, in quotes, not NC")
+            raise UserError(f"{where}: '{name}' is not a valid character name: use quoted words, no brackets, not NC")
         text = _text(description, f"{where}: the description of '{name}'")
         if "[" in text or "]" in text:
-            raise UserError(f"{where}: the description of '{name}' must not hold brackets, but is '{text}'")
+            raise UserError(f"{where}: the description of '{name}' must not contain brackets: '{text}'")
         descriptions[name.strip()] = text.rstrip(" .。")
     return descriptions
 
@@ -138,16 +138,16 @@ def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     if not named:
         raise UserError(f"{where} names no character: write [Name], or [NC] for a panel without one, in '{prompt}'")
     if NO_CHARACTER in named and len(named) > 1:
-        raise UserError(f"{where} says [NC], no character, but also names [{named[1]}]: drop one in '{prompt}'")
+        raise UserError(f"{where} has [NC] (no character) and [{named[1]}]: remove one in '{prompt}'")
     rest = NAME.sub("", prompt)
     if NO_CHARACTER in named and not _sentence(rest):
-        raise UserError(f"{where} says nothing but [NC]: write what it shows")
+        raise UserError(f"{where} has nothing but [NC]: describe the image")
     if "[" in rest or "]" in rest:
-        raise UserError(f"{where} has a bracket without its partner: '{prompt}'")
+        raise UserError(f"{where} has an unmatched bracket: '{prompt}'")
     for name in named:
         if name != NO_CHARACTER and name not in descriptions:
             known = ", ".join(descriptions) or "none"
-            raise UserError(f"{where} names [{name}], which is no character: describe it or use one of: {known}")
+            raise UserError(f"{where} names the undefined character [{name}]: describe it or use one of: {known}")
     caption = panel.get("caption", _sentence(NAME.sub(lambda n: n[1] if n[1].strip() != NO_CHARACTER else "", prompt)))
     if not isinstance(caption, str):
         raise UserError(f"{where}: caption must be text, not '{_brief(caption)}': put it in quotes")
@@ -158,7 +158,7 @@ def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
 
 
 def _sentence(text: str) -> str:
-    """White space tidied, a full stop and stray leading punctuation dropped, as image captions are written."""
+    """Normalize white space; drop the final full stop and stray leading punctuation, as in image captions."""
     return " ".join(text.split()).replace(" ,", ",").strip(" ,.。")
 
 
@@ -173,13 +173,13 @@ def _brief(value: Any) -> str:
 
 
 def _mapping(data: Any, where: str, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:
-    """`data` as a dictionary that has all required keys and no unknown one."""
+    """Return `data` if it is a dictionary with all required and no unknown keys."""
     keys = ", ".join(required + optional)
     if not isinstance(data, dict):
         raise UserError(f"{where} must be a mapping with the keys {keys}, not '{_brief(data)}'")
     for key in data:
         if key not in required + optional:
-            raise UserError(f"{where}: '{key}' is not a key here: use {keys}")
+            raise UserError(f"{where}: '{key}' is not a valid key: use {keys}")
     for key in required:
         if key not in data:
             raise UserError(f"{where} has no '{key}': add it")
@@ -197,13 +197,13 @@ def _read(path: Path) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key may stand only once; PyYAML itself would keep the last in silence."""
+    """A YAML loader that refuses duplicate keys; PyYAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for i, key in enumerate(keys):
             if key.value in (earlier.value for earlier in keys[:i]):
-                raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -215,4 +215,4 @@ def _parse_yaml(text: str, where: str) -> Any:
         problem = f"{error.problem}{line}"
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())
-    raise UserError(f"{where} is not valid YAML ({problem}): mend it; text that has [ ], # or : in it needs quotes")
+    raise UserError(f"{where} is not valid YAML ({problem}): correct it; text with [ ], # or : needs quotes")

@@ -1,4 +1,4 @@
-"""The nine prompt styles for full-scale models (paper's demonstration; the wording of the templates is our own)."""
+"""The nine prompt styles for full-scale models, named as in the paper's demo; the templates are our own wording."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from storydiffusion.errors import UserError
 
 @dataclass(frozen=True)
 class Style:
-    """A look: `template` holds the panel's prompt at `{prompt}`, `negative_prompt` says what the look avoids."""
+    """A style: `template` contains `{prompt}`; `negative_prompt` lists what to avoid."""
 
     name: str
     template: str
@@ -65,7 +65,7 @@ STYLES = (
 
 
 def find_style(name: str) -> Style:
-    """The style of that name; capitals do not matter. Raises UserError with the list of names."""
+    """Return the style of that name (case-insensitive). Raises UserError with the known names."""
     for style in STYLES:
         if style.name.casefold() == name.strip().casefold():
             return style

@@ -1,1 +1,1 @@
-"""A blind pairwise study with people: its page, its answers, its figures."""
+"""Blind pairwise preference studies: page, answers, statistics."""

@@ -1,6 +1,6 @@
-"""The files of a blind pairwise study: key.json, which stays with whoever runs it, and the answers people send back.
+"""Files of a blind pairwise study: key.json, which stays with the experimenter, and the participants' answers.
 
-The page that asks people knows opaque names only. The key tells which comparison of the page is of which methods.
+The study page contains opaque names only. The key maps each comparison on the page to its methods.
 """
 
 import json
@@ -21,7 +21,7 @@ ORDERS = ("first", "second")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing asked: of `item`, which of two methods does better in `question`."""
+    """One comparison of the methods `first` and `second` on `item`, under `question`."""
 
     item: str
     question: str
@@ -31,14 +31,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Key:
-    """What the comparisons of a study are.
+    """The methods behind the opaque names of a study page.
 
     Attributes:
-        study: a checksum of all that its page shows.
-        per_person: how many comparisons each person is asked.
-        methods: their names, in the order they were given.
+        study: checksum of the page's content.
+        per_person: comparisons per participant.
+        methods: method names in the order given.
         questions: name → wording.
-        comparisons: the page's name of each → what it is.
+        comparisons: opaque name on the page → comparison.
     """
 
     study: str
@@ -50,7 +50,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Answer:
-    """`left` tells which of a comparison's two was shown on the left, 'first' or 'second'; `chosen` the side taken."""
+    """One answer: `left` is the method shown on the left ('first' or 'second'), `chosen` the chosen side."""
 
     comparison: str
     left: str
@@ -59,17 +59,17 @@ class Answer:
 
     def __post_init__(self) -> None:
         if self.left not in ORDERS or self.chosen not in SIDES or not self.seconds >= 0:
-            raise ValueError(f"an answer to {self.comparison!r} is none")
+            raise ValueError(f"the answer to {self.comparison!r} is invalid")
 
     @property
     def order(self) -> str:
-        """Which of the comparison's two was chosen, 'first' or 'second'."""
+        """Return the chosen method, 'first' or 'second'."""
         return self.left if self.chosen == "left" else ORDERS[self.left == "first"]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """All answers of one person, in the order they were given, from `file`; `finished` is the time in ISO 8601."""
+    """All answers of one participant in the order given, read from `file`; `finished` is a time in ISO 8601."""
 
     file: Path
     participant: str
@@ -78,18 +78,18 @@ class Answers:
 
     @property
     def left_share(self) -> float:
-        """The share of answers that took the left side."""
+        """Return the share of answers that chose the left side."""
         return sum(answer.chosen == "left" for answer in self.answers) / len(self.answers)
 
 
 def save_key(key: Key, file: Path) -> None:
-    """Writes the key, whole or not at all."""
+    """Write the key atomically."""
     text = json.dumps({"format": FORMAT, **asdict(key)}, indent=1, ensure_ascii=False)
     write_atomically(file, (text + "\n").encode())
 
 
 def load_key(file: Path) -> Key:
-    """Raises UserError for a file that is missing or is no key."""
+    """Read a key. Raises UserError for a file that is missing or not a key."""
     try:
         content = _json(file)
         if content.pop("format") != FORMAT:
@@ -100,16 +100,16 @@ def load_key(file: Path) -> Key:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file} is no key of a study: give the key.json that storydiffusion.user_study wrote"
+            f"{file} is not the key of a study: give the key.json that `storydiffusion user-study` wrote"
         ) from error
 
 
 def load_answers(file: Path, key: Key) -> Answers:
-    """The answers in `file`, to every comparison that its person was to be asked in the study of `key`.
+    """Read a participant's answers and check them against the key of the study.
 
-    Raises UserError for a file that is damaged, of another study, or not complete.
+    Raises UserError for a file that is damaged, of another study, or incomplete.
     """
-    mend = "take it out of the folder, or ask for it again"
+    remedy = "remove it from the folder, or ask the participant to send it again"
     try:
         content = _json(file)
         study = content["study"]
@@ -124,19 +124,19 @@ def load_answers(file: Path, key: Key) -> Answers:
     except UserError:  # a file that cannot be opened
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged, or no file of answers: {mend}") from error
+        raise UserError(f"{file} is damaged or not an answers file: {remedy}") from error
     if study != key.study:
-        raise UserError(f"{file} holds answers to another study ({str(study)[:LONGEST_NAME]!r}): {mend}")
+        raise UserError(f"{file} holds answers to another study ({str(study)[:LONGEST_NAME]!r}): {remedy}")
     if unknown := set(asked) - key.comparisons.keys():
-        raise UserError(f"{file} answers {sorted(unknown)[0]!r}, which the study does not ask: {mend}")
+        raise UserError(f"{file} answers {sorted(unknown)[0]!r}, which is not in the study: {remedy}")
     planned = min(key.per_person, len(key.comparisons))
     if len(answers) != planned:
-        raise UserError(f"{file} holds {len(answers)} answers where {planned} were asked: {mend}")
+        raise UserError(f"{file} holds {len(answers)} answers instead of {planned}: {remedy}")
     return found
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Raises UserError for a file that cannot be read, ValueError for one that holds no JSON object."""
+    """Read a JSON object. Raises UserError for an unreadable file, ValueError for other content."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -149,7 +149,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _name(text: Any) -> str:
-    """Text that may stand in a table, so no line breaks or control signs; raises ValueError."""
+    """Return a participant name that is safe in a table (no control characters). Raises ValueError."""
     if not isinstance(text, str) or not text.strip() or not text.isprintable() or len(text) > LONGEST_NAME:
         raise ValueError("not a name")
     return text.strip()

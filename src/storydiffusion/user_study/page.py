@@ -1,6 +1,6 @@
-"""study.html: a blind pairwise study in one file that needs no network, and names no method.
+"""study.html: a blind pairwise study in one self-contained file that names no method.
 
-The page has opaque names for what it shows; what they stand for is returned beside it, and kept elsewhere.
+The page uses opaque names; `study_page` returns the key to them separately.
 """
 
 import base64
@@ -24,22 +24,22 @@ from storydiffusion.user_study.files import Comparison, Key
 
 Kind = Literal["images", "video"]
 
-PLAYED = {"h264": "mp4", "av1": "mp4", "vp9": "webm", "vp8": "webm"}  # codecs that browsers play, and where they lie
-TITLES = {"images": "Comparing pictures", "video": "Comparing videos"}
+PLAYED = {"h264": "mp4", "av1": "mp4", "vp9": "webm", "vp8": "webm"}  # codecs that browsers play → container
+TITLES = {"images": "Comparing images", "video": "Comparing videos"}
 
 
 @dataclass(frozen=True)
 class StudyItem:
-    """What every method made of one thing: `text` is what was to be shown, a line a picture, and may be empty."""
+    """The outputs of every method for one item; `text` is the prompt of each image, () where unknown."""
 
     name: str
     text: tuple[str, ...]
-    media: Mapping[str, tuple[Path, ...]]  # method → its pictures, or its one video
+    media: Mapping[str, tuple[Path, ...]]  # method → its images, or its one video
 
 
 @dataclass(frozen=True)
 class StudyPage:
-    """The page as HTML, and the key of what it asks."""
+    """The page as HTML, and its key."""
 
     html: str
     key: Key
@@ -54,13 +54,13 @@ def study_page(
     largest_side: int = 512,
     seed: int = 0,
 ) -> StudyPage:
-    """Asks every question of every item and every two methods; the same arguments make the same page.
+    """Build a study that asks every question about every item and pair of methods; deterministic in its arguments.
 
-    Pictures are embedded without loss, scaled down to `largest_side` pixels, videos as they are encoded; of what else
-    their files say (names, prompts, settings) nothing but a picture's colour profile is kept. `questions` maps names to
+    Images are scaled down to `largest_side` pixels and embedded losslessly; videos keep their encoding. Other metadata
+    of the files (names, prompts, settings) is dropped, except an image's colour profile. `questions` maps names to
     wordings.
 
-    Raises UserError for a picture or a video that cannot be read, or that no browser plays.
+    Raises UserError for an image or video that cannot be read, or a video that no browser plays.
     """
     draw = random.Random(seed)
     names, comparisons = {}, {}
@@ -120,36 +120,36 @@ def _render(study: Mapping[str, Any], title: str) -> str:
 
 
 def _embed(file: Path, kind: Kind, largest_side: int) -> str:
-    return _picture(file, largest_side) if kind == "images" else _video(file)
+    return _embed_image(file, largest_side) if kind == "images" else _embed_video(file)
 
 
-def _picture(file: Path, largest_side: int) -> str:
-    picture = read_image(file)
-    picture.thumbnail((largest_side, largest_side), Image.Resampling.LANCZOS)
+def _embed_image(file: Path, largest_side: int) -> str:
+    image = read_image(file)
+    image.thumbnail((largest_side, largest_side), Image.Resampling.LANCZOS)
     buffer = BytesIO()
-    picture.save(buffer, "WEBP", lossless=True)
+    image.save(buffer, "WEBP", lossless=True)
     return _data_uri("image/webp", buffer.getvalue())
 
 
-def _video(file: Path) -> str:
-    """The packets of the file's video, in a container of their own: no names, comments or sound."""
+def _embed_video(file: Path) -> str:
+    """Remux the video packets of a file into a fresh container, without names, comments or sound."""
     import av
     from av.error import FFmpegError
 
     try:
         with av.open(str(file.absolute()), metadata_errors="replace") as source:
             if not source.streams.video:
-                raise UserError(f"{file} holds no video: give a video file")
+                raise UserError(f"{file} contains no video: give a video file")
             stream = source.streams.video[0]
             codec = stream.codec_context.name
             if codec not in PLAYED:
-                raise UserError(f"no browser plays {file}, which is {codec}: convert it to H.264 in an .mp4 file")
+                raise UserError(f"browsers cannot play {file} ({codec}): convert it to H.264 in an .mp4 file")
             form = PLAYED[codec]
             buffer = BytesIO()
             with av.open(buffer, "w", format=form) as target:
                 copy = target.add_stream_from_template(stream)
                 for packet in source.demux(stream):
-                    if packet.dts is not None:  # the last one, which is empty, has none
+                    if packet.dts is not None:  # the last packet is empty and has none
                         packet.stream = copy
                         target.mux(packet)
     except (OSError, FFmpegError) as error:

@@ -1,4 +1,4 @@
-"""How often people chose one of two things, and what that says about the choices of all people."""
+"""Statistics of a pairwise preference: share, Wilson interval and exact binomial test."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Preference:
-    """`votes` of `count` for the first of two.
+    """`votes` of `count` for the first of two methods.
 
     Attributes:
         share: votes / count.
@@ -23,8 +23,8 @@ class Preference:
     p_value: float
 
 
-def preference(votes: int, count: int) -> Preference:
-    """Raises ValueError unless 0 ≤ votes ≤ count and count ≥ 1."""
+def compute_preference(votes: int, count: int) -> Preference:
+    """Compute share, interval and p value. Raises ValueError unless 0 ≤ votes ≤ count and count ≥ 1."""
     from scipy.stats import binomtest
 
     test = binomtest(votes, count, 0.5)

@@ -1,14 +1,14 @@
-"""Counts the answers to a study that `storydiffusion.user_study` made.
+"""Count the answers to a preference study that `storydiffusion user-study` made.
 
   python -m storydiffusion.user_study_results key=runs/study/key.json answers=FOLDER
   python -m storydiffusion.user_study_results key=… answers=FOLDER out=runs/study_results
 
-FOLDER holds the .json files that people sent back, and no others. OUT gets table.md and results.json: for each two
-methods and each question the votes for the first of them, their share with Wilson's 95% interval, p of the exact
-two-sided binomial test against even choice, and how many people and items it was asked of.
+FOLDER contains the participants' .json files and no others. OUT gets table.md and results.json: for each pair of
+methods and each question the votes for the first method, their share with Wilson's 95% interval, p of the exact
+two-sided binomial test against even choice, and the numbers of participants and items.
 
-A file that is damaged, or of another study, ends the count. Of several files by one person's code the one finished last
-counts. Both these and people who always took the same side are named, and the latter are counted all the same.
+A damaged file, or one of another study, ends the count with an error. Of several files with one participant code the
+one finished last counts. These files, and participants who always chose the same side, are named; the latter count.
 """
 
 import statistics
@@ -36,38 +36,38 @@ class UserStudyResultsConfig:
 
 
 def user_study_results(config: UserStudyResultsConfig) -> None:
-    """Reads, counts and writes everything; see the head of this file."""
+    """Read and count the answers, and write the results; see the head of this file."""
     from storydiffusion.evaluation.records import json_bytes
     from storydiffusion.user_study.files import load_key
 
     key = load_key(Path(config.key))
     received = read_answers(Path(config.answers), key)
-    people, superseded = once_each(received)
+    people, superseded = keep_latest(received)
     results = {
         "study": key.study,
         "questions": key.questions,
-        "preferences": preferences(key, people),
-        "people": [person_record(person) for person in people],
+        "preferences": count_preferences(key, people),
+        "people": [participant_record(person) for person in people],
         "not_counted": [{"participant": one.participant, "file": one.file.name} for one in superseded],
     }
     write_atomically(Path(config.out) / "results.json", json_bytes(results))
-    table = report(results)
+    table = format_results(results)
     write_atomically(Path(config.out) / "table.md", table.encode())
     print(table)
 
 
 def read_answers(folder: Path, key: "Key") -> list["Answers"]:
-    """One for each .json file of the folder. Raises UserError for none, or one that is not answers to this study."""
+    """Read every .json file of the folder. Raises UserError for none, or a file that does not answer this study."""
     from storydiffusion.user_study.files import load_answers
 
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise UserError(f"answers={folder} holds no .json files: put those there that people sent back")
+        raise UserError(f"answers={folder} contains no .json files: put the participants' files there")
     return [load_answers(file, key) for file in files]
 
 
-def once_each(received: Sequence["Answers"]) -> tuple[list["Answers"], list["Answers"]]:
-    """Those that count, of each person the one finished last, and the others."""
+def keep_latest(received: Sequence["Answers"]) -> tuple[list["Answers"], list["Answers"]]:
+    """Split the answers into those that count, each participant's latest, and the superseded ones."""
     counted: dict[str, Answers] = {}
     for one in sorted(received, key=lambda one: (one.finished, one.file.name)):
         counted[one.participant] = one
@@ -75,9 +75,9 @@ def once_each(received: Sequence["Answers"]) -> tuple[list["Answers"], list["Ans
     return kept, [one for one in received if counted[one.participant] is not one]
 
 
-def preferences(key: "Key", people: Sequence["Answers"]) -> list[dict[str, Any]]:
-    """A record for each question and each two methods that were compared, in the order of the key."""
-    from storydiffusion.user_study.preference import preference
+def count_preferences(key: "Key", people: Sequence["Answers"]) -> list[dict[str, Any]]:
+    """Return one record per question and compared pair of methods, in the order of the key."""
+    from storydiffusion.user_study.preference import compute_preference
 
     votes: dict[tuple[str, frozenset[str]], list[tuple[str, str, str]]] = {}
     for person in people:
@@ -91,14 +91,14 @@ def preferences(key: "Key", people: Sequence["Answers"]) -> list[dict[str, Any]]
         for method, other in combinations(key.methods, 2):
             given = votes.get((question, frozenset((method, other))))
             if given:
-                found = preference(sum(chosen == method for _, _, chosen in given), len(given))
-                who, what = {person for person, _, _ in given}, {item for _, item, _ in given}
-                counts = {"people": len(who), "items": len(what)}
+                found = compute_preference(sum(chosen == method for _, _, chosen in given), len(given))
+                voters, items = {person for person, _, _ in given}, {item for _, item, _ in given}
+                counts = {"people": len(voters), "items": len(items)}
                 records.append({"question": question, "method": method, "other": other, **asdict(found), **counts})
     return records
 
 
-def person_record(person: "Answers") -> dict[str, Any]:
+def participant_record(person: "Answers") -> dict[str, Any]:
     return {
         "participant": person.participant,
         "file": person.file.name,
@@ -108,8 +108,8 @@ def person_record(person: "Answers") -> dict[str, Any]:
     }
 
 
-def report(results: Mapping[str, Any]) -> str:
-    """The table in Markdown, and under it what a reader must know of the people and of the test."""
+def format_results(results: Mapping[str, Any]) -> str:
+    """Format the results as a Markdown table, with notes on the participants and the test below it."""
     from storydiffusion.evaluation.tables import markdown_table
 
     header = ["question", "methods", "votes", "share, %", "95% interval, %", "p", "people", "items"]
@@ -131,16 +131,16 @@ def report(results: Mapping[str, Any]) -> str:
     seconds = statistics.median(person["median_seconds"] for person in people)
     sentences = [
         f"{len(people)} {'people' if len(people) != 1 else 'person'}, {sum(p['answers'] for p in people)} answers, "
-        f"{seconds:.1f} s each in the median; study {results['study']}.",
+        f"median {seconds:.1f} s per answer; study {results['study']}.",
         *([f"Questions: {questions}"] if questions else []),
-        "Interval: Wilson's; p: exact two-sided binomial test against even choice. Both take the votes for "
-        "independent, which those of one person, or of one item, need not be; p is of each row alone.",
+        "Interval: Wilson; p: exact two-sided binomial test against even choice, per row, uncorrected. Both assume "
+        "independent votes; votes of one participant or on one item may be correlated.",
     ]
     if results["not_counted"]:
         again = ", ".join(f"{one['file']} ({one['participant']})" for one in results["not_counted"])
-        sentences.append(f"Not counted, as the same person finished another one later: {again}.")
+        sentences.append(f"Not counted, since the same participant finished a later file: {again}.")
     if one_sided := [person["participant"] for person in people if person["left_share"] in (0, 1)]:
-        sentences.append(f"Took the same side each time, and are counted: {', '.join(one_sided)}.")
+        sentences.append(f"Always chose the same side (counted): {', '.join(one_sided)}.")
     return markdown_table(header, rows) + "\n" + "\n\n".join(sentences) + "\n"
 
 

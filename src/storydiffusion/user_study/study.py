@@ -1,24 +1,23 @@
-"""Makes a blind study: which of two methods do people prefer, asked by one HTML file that opens offline.
+"""Make a blind pairwise preference study: one HTML file that opens offline and asks which of two methods is better.
 
   python -m storydiffusion.user_study methods.ours=runs/ours methods.ip_adapter=runs/ip_adapter out=runs/study
   python -m storydiffusion.user_study methods.ours=A methods.seine=B methods.sparsectrl=C media=video
   python -m storydiffusion.user_study … 'questions=[character,text,"Which one has the better colours?"]'
 
-Each method is a folder, whose items have the same names in all of them: run folders of infer.py, pictures, folders of
-pictures, or videos (.mp4, .webm). media=video takes the videos of run folders instead of their panels. The text shown
-with an item is what its run folder was told with, or NAME.txt beside it, one line a picture.
+Each method is a folder of items; all methods have items of the same names. An item is a run folder of infer.py, an
+image, a folder of images, or a video (.mp4, .webm). media=video compares the videos of run folders instead of their
+panels. The text shown with an item is the run folder's prompts, or NAME.txt beside the item, one line per image.
 
-OUT gets study.html, to be sent to everybody, and key.json, to be kept: the page has opaque names only. Every person is
-asked per_person=50 comparisons (all, where there are fewer), drawn so that the pairs of methods, the questions and the
-sides A and B come equally often; the person's code, which the page draws, decides which, and in which order. Answers
-stay in the person's browser until the end, when they are downloaded as JSON; `storydiffusion.user_study_results` counts
-them.
+OUT gets study.html, for the participants, and key.json, which stays with you: the page contains opaque names only.
+Each participant answers per_person=50 comparisons (all, where there are fewer). Pairs of methods, questions and the
+sides A and B are balanced; the participant's code, drawn by the page, determines the selection and its order. Answers
+stay in the browser until the end and are then downloaded as JSON. `storydiffusion user-study-results` counts them.
 
-Questions: overall (the default, as the paper asked 30 people 50 questions), character and text for pictures or videos,
-smooth and natural for videos, or any of your own that ends with a question mark.
+Questions: overall (default; the paper asked 30 people 50 questions), character and text for images or videos, smooth
+and natural for videos, or your own, ending with a question mark.
 
-Further settings: title, largest_side=512 (pixels; larger pictures are scaled down, and lose nothing else),
-limit_mb=100 (the page's greatest size in megabytes), and seed, of the opaque names.
+Further settings: title, largest_side=512 (pixels; larger images are scaled down losslessly), limit_mb=100 (maximum
+size of the page in megabytes), and seed (of the opaque names).
 """
 
 import re
@@ -44,8 +43,8 @@ QUESTIONS = {
     "smooth": "Which one moves more smoothly?",
     "natural": "Which one looks more natural?",
 }
-OF_VIDEO = ("smooth", "natural")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEO_QUESTIONS = ("smooth", "natural")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEOS = (".mp4", ".webm")
 
 
@@ -69,28 +68,30 @@ class UserStudyConfig:
         check_range("largest_side", self.largest_side, 16, 16_384)
         check_range("limit_mb", self.limit_mb, 1, 2_000)
         if len(self.methods) < 2:
-            raise UserError(f"{len(self.methods)} methods cannot be compared: give two or more, methods.NAME=FOLDER")
+            raise UserError(f"{len(self.methods)} methods cannot be compared: give at least two, methods.NAME=FOLDER")
         if not self.questions or len(set(self.questions)) < len(self.questions):
-            raise UserError(f"questions={self.questions}: give one or more, each once")
+            raise UserError(f"questions={self.questions} must hold one or more, each once")
         for question in self.questions:
             if question not in QUESTIONS and not question.endswith("?"):
                 raise UserError(
-                    f"questions: {question!r} is none of {', '.join(QUESTIONS)}, and no question of your own, which "
-                    "would end with a question mark"
+                    f"questions: {question!r} is unknown: choose from {', '.join(QUESTIONS)}, or write your own, "
+                    "ending with a question mark"
                 )
-            if question in OF_VIDEO and self.media != "video":
-                raise UserError(f"questions: {question!r} is asked of videos alone: add media=video")
+            if question in VIDEO_QUESTIONS and self.media != "video":
+                raise UserError(f"questions: {question!r} applies to videos only: add media=video")
 
 
 def user_study(config: UserStudyConfig) -> None:
-    """Finds what the methods made, and writes the page and its key; see the head of this file."""
+    """Collect the methods' outputs and write the page and its key; see the head of this file."""
     from storydiffusion.user_study.files import load_key, save_key
     from storydiffusion.user_study.page import study_page
 
     folders = {method: Path(folder) for method, folder in config.methods.items()}
     items = find_items(folders, cast("Kind", config.media))
-    if "text" in config.questions and (mute := [item.name for item in items if not item.text]):
-        raise UserError(f"the question 'text' needs a text, which {mute[0]!r} has not: put it into {mute[0]}.txt")
+    if "text" in config.questions and (textless := [item.name for item in items if not item.text]):
+        raise UserError(
+            f"the question 'text' needs a text, but {textless[0]!r} has none: write it to {textless[0]}.txt"
+        )
     questions = {question: QUESTIONS.get(question, question) for question in config.questions}
     page = study_page(
         items, cast("Kind", config.media), questions, config.per_person, config.title, config.largest_side, config.seed
@@ -104,16 +105,16 @@ def user_study(config: UserStudyConfig) -> None:
         )
     out = Path(config.out)
     if (out / "key.json").exists() and load_key(out / "key.json").study != page.key.study:
-        raise UserError(f"{out} holds the key of another study, without which its answers are lost: choose another out")
+        raise UserError(f"{out} holds the key of another study, which its answers need: choose another out")
     save_key(page.key, out / "key.json")
     write_atomically(out / "study.html", html)
     asked, total = min(config.per_person, len(page.key.comparisons)), len(page.key.comparisons)
-    print(f"{out / 'study.html'}: {len(html) / 1e6:.1f} MB, {asked} of {total} comparisons for each person")
-    print(f"{out / 'key.json'}: keep it, and show it to nobody who takes part")
+    print(f"{out / 'study.html'}: {len(html) / 1e6:.1f} MB, {asked} of {total} comparisons per participant")
+    print(f"{out / 'key.json'}: keep it, and do not show it to participants")
 
 
 def find_items(folders: Mapping[str, Path], kind: "Kind") -> list["StudyItem"]:
-    """What the methods made, by name. Raises UserError where they did not make the same things."""
+    """Return the items of all methods by name. Raises UserError where the methods have different items."""
     from storydiffusion.user_study.page import StudyItem
 
     found = {method: named_items(folder) for method, folder in folders.items()}
@@ -121,44 +122,44 @@ def find_items(folders: Mapping[str, Path], kind: "Kind") -> list["StudyItem"]:
     names = set().union(*found.values())
     for method, (name, others) in ((m, (n, found)) for m in methods for n in sorted(names) if n not in found[m]):
         owner = next(other for other in methods if name in others[other])
-        raise UserError(f"{folders[method]} has no {name!r}, as {folders[owner]} has: give all methods the same items")
+        raise UserError(f"{folders[method]} has no {name!r}, but {folders[owner]} has: give all methods the same items")
     items = []
     for name in sorted(names):
-        media = {method: media_of(found[method][name], kind) for method in methods}
+        media = {method: find_media(found[method][name], kind) for method in methods}
         counts = {method: len(files) for method, files in media.items()}
         if other := [method for method in methods if counts[method] != counts[methods[0]]]:
             first, second = methods[0], other[0]
             raise UserError(
-                f"{found[first][name]} and {found[second][name]} have {counts[first]} and {counts[second]} pictures: "
+                f"{found[first][name]} and {found[second][name]} have {counts[first]} and {counts[second]} images: "
                 "compare equal numbers"
             )
-        items.append(StudyItem(name, text_of([found[method][name] for method in methods]), media))
+        items.append(StudyItem(name, read_prompts([found[method][name] for method in methods]), media))
     return items
 
 
 def named_items(folder: Path) -> dict[str, Path]:
-    """Name → run folder, folder of pictures, picture or video. Raises UserError for none, or two of one name."""
+    """Map names to run folders, image folders, images or videos. Raises UserError for none or a duplicate name."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give each method the folder of what it made")
+        raise UserError(f"{folder} is not a folder: give each method the folder of its outputs")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        is_item = path.is_dir() or path.suffix.lower() in PICTURES + VIDEOS
+        is_item = path.is_dir() or path.suffix.lower() in IMAGES + VIDEOS
         if path.name.startswith(".") or not is_item:
             continue
         name = path.name if path.is_dir() else path.stem
         if name in found:
-            raise UserError(f"{found[name]} and {path} have one name: leave one of them")
+            raise UserError(f"{found[name]} and {path} have the same name: keep one of them")
         found[name] = path
     if not found:
         raise UserError(
-            f"{folder} holds no run folders, pictures or videos: give each method the folder of what it made"
+            f"{folder} contains no run folders, images or videos: give each method the folder of its outputs"
         )
     return found
 
 
-def media_of(path: Path, kind: "Kind") -> tuple[Path, ...]:
-    """The pictures, in order, or the one video of an item. Raises UserError where it has none."""
-    suffixes = PICTURES if kind == "images" else VIDEOS
+def find_media(path: Path, kind: "Kind") -> tuple[Path, ...]:
+    """Return an item's images in order, or its one video. Raises UserError where it has none."""
+    suffixes = IMAGES if kind == "images" else VIDEOS
     if path.is_file() and path.suffix.lower() in suffixes:
         return (path,)
     if (path / "manifest.json").is_file():
@@ -170,18 +171,18 @@ def media_of(path: Path, kind: "Kind") -> tuple[Path, ...]:
     elif path.is_dir() and kind == "images":
         files = [file for file in path.iterdir() if file.suffix.lower() in suffixes and not file.name.startswith(".")]
         if files:
-            return tuple(sorted(files, key=lambda file: (numbers_in(file.stem), file.name)))
-    raise UserError(f"{path} has no {'pictures' if kind == 'images' else 'video'}: make them, or take it out")
+            return tuple(sorted(files, key=lambda file: (number_key(file.stem), file.name)))
+    raise UserError(f"{path} has no {kind}: generate it, or remove the item")
 
 
-def numbers_in(name: str) -> list[int]:
-    """So that 10 comes after 9."""
+def number_key(name: str) -> list[int]:
+    """Return the numbers in a name as a sort key, so that 10 comes after 9."""
     return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
-def text_of(paths: Sequence[Path]) -> tuple[str, ...]:
-    """What the methods were told; empty where none of them says. Raises UserError where they say different things."""
-    told: dict[tuple[str, ...], Path] = {}
+def read_prompts(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return the prompts that all methods share, () where none is recorded. Raises UserError where they differ."""
+    found: dict[tuple[str, ...], Path] = {}
     for path in paths:
         beside = path.with_name(f"{path.stem if path.is_file() else path.name}.txt")
         if (path / "manifest.json").is_file():
@@ -191,11 +192,11 @@ def text_of(paths: Sequence[Path]) -> tuple[str, ...]:
         else:
             continue
         if any(lines):
-            told.setdefault(lines, path)
-    if len(told) > 1:
-        first, second, *_ = told.values()
-        raise UserError(f"{first} and {second} were told different texts: compare what was made for the same one")
-    return next(iter(told), ())
+            found.setdefault(lines, path)
+    if len(found) > 1:
+        first, second, *_ = found.values()
+        raise UserError(f"{first} and {second} have different prompts: compare outputs of the same prompts")
+    return next(iter(found), ())
 
 
 if __name__ == "__main__":

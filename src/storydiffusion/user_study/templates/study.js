@@ -1,6 +1,6 @@
-// Asks one question after another and keeps the answers, in this browser alone, until they are downloaded.
+// Asks the questions one by one; answers stay in this browser until they are downloaded.
 
-const WAIT = 250; // milliseconds in which nothing is taken for an answer to what has only just been shown
+const WAIT = 250; // milliseconds after a question appears during which input is ignored
 const study = JSON.parse(document.getElementById("study").textContent);
 const storage = "study-" + study.study;
 const at = (id) => document.getElementById(id);
@@ -27,7 +27,7 @@ function keep() {
 }
 
 function drawnCode() {
-  const letters = "abcdefghjkmnpqrstuvwxyz23456789"; // without those that look alike
+  const letters = "abcdefghjkmnpqrstuvwxyz23456789"; // without look-alikes
   return [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => letters[byte % letters.length]).join("");
 }
 
@@ -67,13 +67,13 @@ function ask({ comparison, left }, answered) {
 }
 
 function medium(name, source, n) {
-  if (study.kind === "images") return element("img", { src: source, alt: `${name}, picture ${n + 1}` });
+  if (study.kind === "images") return element("img", { src: source, alt: `${name}, image ${n + 1}` });
   const video = element("video", { src: source, loop: true, muted: true, autoplay: true, playsInline: true });
   video.setAttribute("aria-label", `${name}, video`);
   return video;
 }
 
-// Rows and columns, for the style to fit a story into the window.
+// Sets rows and columns, from which the style sheet fits a story into the window.
 function lay(side) {
   const count = side.children.length;
   const columns = count === 1 ? 1 : count <= 4 ? 2 : count <= 9 ? 3 : 4;
@@ -122,7 +122,7 @@ function download() {
 }
 
 function next() {
-  if (!confirm("Have the answers been downloaded? The next person starts without them.")) return;
+  if (!confirm("Have the answers been downloaded? They are deleted before the next person starts.")) return;
   localStorage.removeItem(storage);
   person = null;
   asked = [];

@@ -1,6 +1,6 @@
-// What a person is asked, in which order and on which sides: a function of the study and of the person's code alone.
+// Which comparisons a participant gets, in which order and on which sides: a function of study and participant code.
 
-// Numbers in [0, 1), always the same ones for the same text: FNV-1a makes a seed of it, mulberry32 draws.
+// A generator of numbers in [0, 1), seeded by a text: FNV-1a hashes it, mulberry32 draws.
 function generator(text) {
   let state = 0x811c9dc5;
   for (const byte of new TextEncoder().encode(text)) state = Math.imul(state ^ byte, 0x01000193);
@@ -21,9 +21,9 @@ function shuffled(list, random) {
   return order;
 }
 
-// A list of {comparison, left}, where left tells whether 'first' or 'second' of the comparison stands on the left.
-// Every group (two methods and a question) gets the same number of places, give or take one, and in each of them
-// either method stands on the left equally often, give or take one.
+// Returns a list of {comparison, left}; `left` says whether the comparison's 'first' or 'second' is on the left.
+// Every group (two methods and a question) gets the same number of comparisons, ± 1, and within a group each method
+// is on the left equally often, ± 1.
 function plan(study, code) {
   const random = generator(study.study + " " + code);
   const groups = new Map();
