@@ -120,7 +120,7 @@ def refusal(outcome: Outcome) -> str:
 def test_pictures_that_make_no_video_are_refused(film, tmp_path, pictures):
     Image.new("RGB", (32, 64)).save(pictures[1])
     assert "32 × 64 pixels" in refusal(film(f"frames=[{pictures[0]},{pictures[1]}]"))
-    assert "2 pictures or more" in refusal(film(f"frames=[{pictures[0]}]"))
+    assert "at least 2 images" in refusal(film(f"frames=[{pictures[0]}]"))
     assert "no such file" in refusal(film(f"frames=[{pictures[0]},nowhere.png]"))
     assert "video=off" in refusal(film(f"frames=[{pictures[0]},{pictures[2]}]", "video=off"))
     assert not (tmp_path / "run").exists()

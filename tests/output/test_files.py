@@ -1,4 +1,4 @@
-"""Files are whole or not there."""
+"""Atomic writes and checksums."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ def test_new_files_have_ordinary_permissions(tmp_path: Path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_full_disk_leaves_the_old_file(tmp_path: Path):
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path):
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
     file = tmp_path / "a.bin"
@@ -63,12 +63,12 @@ def test_folder_without_permission_is_refused(tmp_path: Path):
         write_atomically(tmp_path / "a", b"x")
 
 
-def test_picture_survives_bit_for_bit(tmp_path: Path):
-    picture = Image.effect_noise((31, 17), 80).convert("RGB")
-    write_image(tmp_path / "p" / "a.png", picture)
+def test_an_image_is_written_bit_for_bit(tmp_path: Path):
+    image = Image.effect_noise((31, 17), 80).convert("RGB")
+    write_image(tmp_path / "p" / "a.png", image)
     with Image.open(tmp_path / "p" / "a.png") as read:
         assert read.format == "PNG"
-        assert read.tobytes() == picture.tobytes()
+        assert read.tobytes() == image.tobytes()
 
 
 def test_checksums(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Film strips: written, looked at, read again."""
+"""Film strips: writing and reading."""
 
 import numpy as np
 import pytest
@@ -15,19 +15,19 @@ def file(tmp_path):
     return tmp_path / "transitions" / "001-002.png"
 
 
-def test_frames_come_back_without_loss(file):
+def test_frames_are_lossless(file):
     found = read_strip(file, 3, "key")
     assert found is not None
     assert np.array_equal(found, FRAMES)
 
 
 def test_it_shows_the_frames_from_left_to_right(file):
-    picture = np.asarray(Image.open(file))
-    assert picture.shape == (4, 18, 3)
-    assert np.array_equal(picture[:, 6:12], FRAMES[1])
+    strip = np.asarray(Image.open(file))
+    assert strip.shape == (4, 18, 3)
+    assert np.array_equal(strip[:, 6:12], FRAMES[1])
 
 
-def test_a_strip_of_something_else_is_none(file, tmp_path):
+def test_a_strip_with_another_key_is_none(file, tmp_path):
     assert read_strip(file, 3, "other key") is None
     assert read_strip(file, 4, "key") is None
     assert read_strip(tmp_path / "none.png", 3, "key") is None

@@ -14,7 +14,7 @@ TEXTS = st.text("ab é,.!“”()日本語っー。、「」《》한국 \n…�
 
 
 def cells(text: str) -> float:
-    """A typewriter: one unit a character."""
+    """Return the width in a monospaced font: one unit per character."""
     return len(text)
 
 
@@ -43,7 +43,7 @@ def drawn(text: str) -> bytes:
         ("日本語 and English", 6, ["日本語", "and", "Englis", "h"]),
     ],
 )
-def test_lines_break_where_they_may(text: str, limit: int, lines: list[str]):
+def test_lines_break_at_allowed_places(text: str, limit: int, lines: list[str]):
     assert break_lines(text, cells, limit) == lines
 
 
@@ -64,18 +64,18 @@ def test_kinsoku_holds_where_there_is_room(text: str, limit: int):
 
 
 @given(TEXTS, st.integers(4, 30))
-def test_balanced_lines_are_as_many_and_no_wider(text: str, limit: int):
+def test_balanced_lines_are_equal_in_number_and_no_wider(text: str, limit: int):
     plain, balanced = break_lines(text, cells, limit), balance_lines(text, cells, limit)
     assert len(balanced) <= len(plain)
     assert max(map(len, balanced), default=0) <= max(map(len, plain), default=0)
     assert "".join("".join(balanced).split()) == "".join(text.split())
 
 
-def test_balance_evens_out():
+def test_balanced_lines_have_similar_lengths():
     assert balance_lines("aaa bbb ccc ddd", cells, 12) == ["aaa bbb", "ccc ddd"]
 
 
-def test_fonts_cover_what_they_promise():
+def test_fonts_cover_their_documented_scripts():
     latin, eastern = (coverage(family) for family in FONTS)
     assert all(ord(char) in latin for char in "Zażółć gęślą jaźń — “naïve” façade, Größe!")
     assert all(
@@ -90,7 +90,7 @@ def test_each_character_comes_from_a_font_that_has_it():
         assert drawn(char) not in (box, drawn(""))
 
 
-def test_width_is_what_drawing_takes():
+def test_width_matches_the_drawn_extent():
     text = "Wide 雪の日 text"
     image = Image.new("L", (600, 80), 0)
     lettering = Lettering(32)
@@ -100,7 +100,7 @@ def test_width_is_what_drawing_takes():
     assert abs(right - 10 - lettering.width(text)) < 6
 
 
-def test_invisible_characters_are_not_boxes():
+def test_invisible_characters_draw_no_boxes():
     assert printable("a\u200b\ufeffb\x07 \t c\r\n\n d\ufe0f") == "ab c\nd"
     assert printable("e\u0301") == "é"
 

@@ -71,18 +71,18 @@ BAD = {
 }
 
 
-def test_there_may_be_no_video(tmp_path: Path):
+def test_the_video_is_optional(tmp_path: Path):
     (tmp_path / "m.json").write_text(changed(video=None))
     assert read_manifest(tmp_path / "m.json").video is None
 
 
-def test_the_valid_one_is_read(tmp_path: Path):
+def test_a_valid_manifest_is_read(tmp_path: Path):
     (tmp_path / "m.json").write_text(VALID)
     assert read_manifest(tmp_path / "m.json") == replace(MANIFEST, panels=(PANEL,))
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_damaged_ones_are_refused_in_one_sentence(tmp_path: Path, case: str):
+def test_damaged_manifests_are_refused_in_one_sentence(tmp_path: Path, case: str):
     file = tmp_path / "m.json"
     file.write_text(BAD[case])
     with pytest.raises(UserError) as refusal:
@@ -91,17 +91,17 @@ def test_damaged_ones_are_refused_in_one_sentence(tmp_path: Path, case: str):
     assert "\n" not in str(refusal.value)
 
 
-def test_missing_one_is_refused(tmp_path: Path):
+def test_a_missing_manifest_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no such file"):
         read_manifest(tmp_path / "m.json")
 
 
-def test_unknown_origin_is_a_mistake():
+def test_an_unknown_origin_is_refused():
     with pytest.raises(ValueError, match="elsewhere"):
         replace(MANIFEST, origin="elsewhere")
 
 
-def test_versions_are_those_installed_and_import_nothing():
+def test_versions_are_read_without_imports():
     found = installed_versions(("torch", "no-such-package"))
     assert found == {"python": sys.version.split()[0], "torch": version("torch")}
     code = (

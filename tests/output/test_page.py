@@ -13,12 +13,12 @@ from storydiffusion.output.page import comic_page, page_columns, page_rows
 RED = (200, 30, 30)
 
 
-def pictures(number: int, size: tuple[int, int] = (128, 128)) -> list[Image.Image]:
+def make_images(number: int, size: tuple[int, int] = (128, 128)) -> list[Image.Image]:
     return [Image.new("RGB", size, RED)] * number
 
 
 def red_boxes(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """The red rectangles, which are the panels' pictures: (left, top, right, bottom), from the top left on."""
+    """Find the panels' red images: (left, top, right, bottom), in reading order."""
     labels = np.asarray(label((np.asarray(image) == RED).all(-1))[0])  # pyright: ignore
     return [(x.start, y.start, x.stop, y.stop) for y, x in find_objects(labels)]
 
@@ -33,48 +33,48 @@ def test_rows_hold_all_panels_evenly(panels: int):
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7, 32])
 def test_every_panel_is_on_the_page(number: int):
-    page = comic_page(pictures(number), [f"Caption {i}" for i in range(number)], "Title")
+    page = comic_page(make_images(number), [f"Caption {i}" for i in range(number)], "Title")
     boxes = red_boxes(page)
     assert len(boxes) == number
     assert all(left > 0 and right < page.width and bottom < page.height for left, _, right, bottom in boxes)
     assert len({top for _, top, _, _ in boxes}) == len(page_rows(number))
 
 
-def test_four_small_pictures_make_a_page_1200_wide():
-    assert comic_page(pictures(4), [""] * 4, "T").width == 1200
+def test_four_small_images_make_a_page_1200_wide():
+    assert comic_page(make_images(4), [""] * 4, "T").width == 1200
 
 
-def test_large_pictures_are_not_made_small():
-    boxes = red_boxes(comic_page(pictures(4, (768, 768)), [""] * 4))
+def test_large_images_are_not_shrunk_to_a_small_page():
+    boxes = red_boxes(comic_page(make_images(4, (768, 768)), [""] * 4))
     assert all(750 <= right - left <= 768 for left, _, right, _ in boxes)
 
 
 @pytest.mark.parametrize("size", [(128, 64), (64, 128), (9, 7), (2000, 1000)])
 def test_aspect_ratio_is_kept(size: tuple[int, int]):
-    left, top, right, bottom = red_boxes(comic_page(pictures(1, size), [""]))[0]
+    left, top, right, bottom = red_boxes(comic_page(make_images(1, size), [""]))[0]
     assert (right - left) / (bottom - top) == pytest.approx(size[0] / size[1], rel=0.03)
 
 
 @pytest.mark.parametrize("size", [(4096, 8), (8, 4096), (1, 1)])
-def test_extreme_pictures_do_not_make_extreme_pages(size: tuple[int, int]):
-    page = comic_page(pictures(4, size), ["Caption"] * 4, "T")
+def test_extreme_images_do_not_make_extreme_pages(size: tuple[int, int]):
+    page = comic_page(make_images(4, size), ["Caption"] * 4, "T")
     assert len(red_boxes(page)) == 4
     assert page.height < 6 * page.width
 
 
-def test_odd_picture_is_shown_whole():
+def test_an_image_of_another_aspect_ratio_is_shown_whole():
     odd = Image.new("RGB", (40, 120), RED)
-    left, top, right, bottom = red_boxes(comic_page([*pictures(1), odd], ["", ""]))[1]
+    left, top, right, bottom = red_boxes(comic_page([*make_images(1), odd], ["", ""]))[1]
     assert (bottom - top) / (right - left) == pytest.approx(3, rel=0.03)
 
 
 @pytest.mark.parametrize(("number", "index"), [(1, 0), (4, 0), (4, 3), (5, 1), (5, 2), (13, 12)])
 def test_every_caption_is_drawn_below_its_own_panel(number: int, index: int):
-    """With another caption in one place, the page differs in the strip below that panel and nowhere else."""
+    """Changing one caption changes only the strip below its panel."""
     captions = ["MMM"] * number
-    page = comic_page(pictures(number), captions, "T")
+    page = comic_page(make_images(number), captions, "T")
     captions[index] = "ooo"
-    changed = ImageChops.difference(page, comic_page(pictures(number), captions, "T")).getbbox()
+    changed = ImageChops.difference(page, comic_page(make_images(number), captions, "T")).getbbox()
     left, _, right, bottom = red_boxes(page)[index]
     assert changed is not None
     assert left <= changed[0]
@@ -83,42 +83,42 @@ def test_every_caption_is_drawn_below_its_own_panel(number: int, index: int):
 
 
 def test_panel_without_caption_has_no_strip():
-    both = comic_page(pictures(2), ["Words", ""])
-    none = comic_page(pictures(2), ["", ""])
+    both = comic_page(make_images(2), ["Words", ""])
+    none = comic_page(make_images(2), ["", ""])
     assert none.height < both.height
     right_half = (both.width // 2 + 20, none.height, both.width, both.height)
     assert len(both.crop(right_half).getcolors() or []) == 1  # paper alone
 
 
-def test_long_captions_make_room():
-    short = comic_page(pictures(2), ["a", "b"])
-    long = comic_page(pictures(2), ["word " * 200, "b"])
+def test_long_captions_enlarge_the_page():
+    short = comic_page(make_images(2), ["a", "b"])
+    long = comic_page(make_images(2), ["word " * 200, "b"])
     assert long.height > short.height + 300
     assert long.width == short.width
 
 
-def test_odd_text_is_drawn_or_dropped_but_never_fatal():
+def test_unusual_text_is_drawn_or_dropped_without_error():
     odd = ["🎉👩‍👩‍👧", "\x00\u200b", "عربى ไทย", "<b>&amp;", "字" * 300, "x" * 500, "\n\n", " "]
-    assert len(red_boxes(comic_page(pictures(8), odd, "🎉\n" * 3))) == 8
+    assert len(red_boxes(comic_page(make_images(8), odd, "🎉\n" * 3))) == 8
 
 
 def test_title_adds_height():
-    assert comic_page(pictures(1), [""], "T").height > comic_page(pictures(1), [""], " ").height
+    assert comic_page(make_images(1), [""], "T").height > comic_page(make_images(1), [""], " ").height
 
 
 @pytest.mark.parametrize(("number", "captions"), [(0, []), (2, ["one"])])
-def test_wrong_numbers_are_refused(number: int, captions: list[str]):
+def test_differing_numbers_of_images_and_captions_are_refused(number: int, captions: list[str]):
     with pytest.raises(ValueError, match="captions"):
-        comic_page(pictures(number), captions)
+        comic_page(make_images(number), captions)
 
 
 def test_page_is_deterministic():
-    first, second = (comic_page(pictures(3), ["a", "雪", "c"], "T") for _ in range(2))
+    first, second = (comic_page(make_images(3), ["a", "雪", "c"], "T") for _ in range(2))
     assert first.tobytes() == second.tobytes()
 
 
 def test_enlarging_sharpens_without_halos():
-    """An edge between two greys: steeper than Lanczos alone, and no value beyond the two."""
+    """An edge between two greys becomes steeper than by Lanczos alone, without over- or undershoot."""
     edge = Image.new("RGB", (32, 32), (60, 60, 60))
     edge.paste((180, 180, 180), (16, 0, 32, 32))
     large, plain = resize(edge, (160, 160)), edge.resize((160, 160), Image.Resampling.LANCZOS)
@@ -130,6 +130,6 @@ def test_enlarging_sharpens_without_halos():
     assert between(large) < between(plain)
 
 
-def test_pictures_that_do_not_grow_are_left_to_lanczos():
+def test_images_that_do_not_grow_use_plain_lanczos():
     noise = Image.effect_noise((64, 64), 80).convert("RGB")
     assert resize(noise, (64, 64)).tobytes() == noise.tobytes()

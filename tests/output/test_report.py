@@ -19,7 +19,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Checks that tags nest, and gathers tags, attributes and text."""
+    """Checks that tags nest, and collects tags, attributes and text."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -46,7 +46,7 @@ class Page(HTMLParser):
 
 
 def made(folder: Path, captions: list[str], origin: str = "miniature", **changes: object) -> Manifest:
-    """A run folder with that many pictures."""
+    """Write a run folder with that many images."""
     records = []
     for index, caption in enumerate(captions):
         file = f"panels/{index + 1:03d}.png"
@@ -64,7 +64,7 @@ def report(folder: Path, manifest: Manifest) -> tuple[str, Page]:
     return html, Page(html)
 
 
-def test_says_everything(tmp_path: Path):
+def test_the_report_contains_story_and_settings(tmp_path: Path):
     manifest = made(
         tmp_path, ["First.", "", "雪の日"], weights={"unet.safetensors": "ab" * 32}, versions={"torch": "2.11"}
     )
@@ -76,7 +76,7 @@ def test_says_everything(tmp_path: Path):
     assert page.attributes("p", "class").count("caption") == 2
 
 
-def test_pictures_are_inside(tmp_path: Path):
+def test_images_are_embedded(tmp_path: Path):
     _, page = report(tmp_path, made(tmp_path, ["a", "b"]))
     sources = page.attributes("img", "src")
     assert len(sources) == 2
@@ -87,7 +87,7 @@ def test_pictures_are_inside(tmp_path: Path):
         assert base64.b64decode(data) == (tmp_path / f"panels/{number:03d}.png").read_bytes()
 
 
-def test_words_are_escaped(tmp_path: Path):
+def test_texts_are_escaped(tmp_path: Path):
     manifest = made(tmp_path, [EVIL], title=EVIL)
     manifest = replace(manifest, panels=(replace(manifest.panels[0], prompt=EVIL),))
     html, page = report(tmp_path, manifest)
@@ -132,7 +132,7 @@ def test_video_is_embedded(tmp_path: Path):
     assert "ef" * 32 in page.text
 
 
-def test_a_large_video_stays_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_video_stays_a_separate_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("storydiffusion.output.report.LARGEST_EMBEDDED_VIDEO", 3)
     (tmp_path / "video.mp4").write_bytes(b"film")
     _, page = report(tmp_path, made(tmp_path, ["a"], video=VIDEO))
@@ -144,13 +144,13 @@ def test_a_missing_video_is_named(tmp_path: Path):
         report(tmp_path, made(tmp_path, ["a"], video=VIDEO))
 
 
-def test_pictures_that_nobody_prompted_show_no_seed(tmp_path: Path):
+def test_user_supplied_images_show_no_seed(tmp_path: Path):
     manifest = made(tmp_path, [""])
     manifest = replace(manifest, panels=(replace(manifest.panels[0], prompt=""),))
     assert "seed" not in report(tmp_path, manifest)[1].text
 
 
-def test_missing_picture_leaves_the_old_report(tmp_path: Path):
+def test_a_missing_image_keeps_the_old_report(tmp_path: Path):
     manifest = made(tmp_path, ["a"])
     html, _ = report(tmp_path, manifest)
     (tmp_path / "panels/001.png").unlink()

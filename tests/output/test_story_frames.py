@@ -1,4 +1,4 @@
-"""What a story's video shows when, and captions under it."""
+"""Order of a story's frames, and captions below them."""
 
 import itertools
 
@@ -16,7 +16,7 @@ PANELS = [panel(0), panel(100), panel(200)]
 
 
 def between(number: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Five frames in equal steps; the ends are wrong, for nobody is to see them."""
+    """Return five frames in equal steps; the boundary frames are wrong, since they must not be shown."""
     steps = [start + (end.astype(int) - start) * i // 4 for i in range(5)]
     return np.stack([panel(255), *steps[1:-1], panel(255)]).astype(np.uint8)
 
@@ -25,7 +25,7 @@ def shown(cuts: tuple[bool, ...] = (False,) * 3, hold: int = 2) -> list[tuple[in
     return [(number, int(frame.max())) for number, frame in story_frames(PANELS, between, cuts, hold)]
 
 
-def test_panels_stand_and_transitions_lead_on_without_doubled_frames():
+def test_panels_are_held_and_transitions_repeat_no_frame():
     assert shown() == [
         (0, 0), (0, 0), (0, 25), (0, 50), (1, 75),
         (1, 100), (1, 100), (1, 125), (1, 150), (2, 175),
@@ -33,12 +33,12 @@ def test_panels_stand_and_transitions_lead_on_without_doubled_frames():
     ]  # fmt: skip
 
 
-def test_a_cut_leads_straight_to_its_panel():
+def test_a_cut_has_no_transition():
     assert shown((True, True, False), hold=1) == [(0, 0), (1, 100), (1, 125), (1, 150), (2, 175), (2, 200)]
 
 
-def test_panels_are_taken_one_by_one():
-    """An endless story begins at once."""
+def test_panels_are_consumed_one_by_one():
+    """An infinite story starts immediately."""
     taken = []
 
     def endless():
@@ -57,12 +57,12 @@ def captioned(captions: list[str], height: int = 8, width: int = 16) -> list[np.
     return list(with_captions(frames, captions))
 
 
-def test_without_captions_frames_stay_as_they_are():
+def test_without_captions_frames_are_unchanged():
     assert [frame.shape for frame in captioned(["", " "])] == [(8, 16, 3)] * 2
 
 
-def test_captions_stand_under_pictures_large_enough_to_read():
-    frames = captioned(["One.", "", "A second sentence that takes more than a single line to be told in full."])
+def test_captions_are_below_readably_large_images():
+    frames = captioned(["One.", "", "A second sentence that takes more than a single line to show in full."])
     assert len({frame.shape for frame in frames}) == 1
     height, width, _ = frames[0].shape
     assert width == 512
@@ -74,12 +74,12 @@ def test_captions_stand_under_pictures_large_enough_to_read():
     assert ink[1] == 0 < ink[0] < ink[2]
 
 
-def test_large_pictures_are_not_enlarged():
+def test_large_images_are_not_enlarged():
     assert captioned(["One."], 300, 600)[0][:300].shape == (300, 600, 3)
 
 
 @pytest.mark.parametrize("caption", ["雪の日に、猫が公園を走っていました。とても楽しそうでした。", "word " * 60])
-def test_nothing_of_a_long_caption_is_cut_off(caption):
+def test_long_captions_are_not_cut(caption):
     band = captioned([caption])[0][256:]
     ink = band.min(-1) < 90
     assert not ink[:2].any()

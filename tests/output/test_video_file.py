@@ -1,4 +1,4 @@
-"""Videos: what goes in comes out again, in a form that browsers play, whole or not at all."""
+"""Videos: round trip, browser format, atomic writes."""
 
 import os
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from storydiffusion.errors import UserError
 from storydiffusion.output.video_file import write_video
 
 
-def pictures(frames: int = 6, height: int = 48, width: int = 64) -> Iterator[np.ndarray]:
-    """A bright square that moves over a smooth ground."""
+def make_frames(frames: int = 6, height: int = 48, width: int = 64) -> Iterator[np.ndarray]:
+    """Return frames of a bright square moving over a smooth background."""
     y, x = np.mgrid[:height, :width]
     for number in range(frames):
-        picture = np.stack([x * 2, y * 3, np.full_like(x, 20 * number)], -1).astype(np.uint8)
-        picture[10:30, 4 * number : 4 * number + 16] = (250, 40, 30)
-        yield picture
+        frame = np.stack([x * 2, y * 3, np.full_like(x, 20 * number)], -1).astype(np.uint8)
+        frame[10:30, 4 * number : 4 * number + 16] = (250, 40, 30)
+        yield frame
 
 
 def read(path: Path) -> tuple[np.ndarray, VideoStream]:
@@ -29,10 +29,10 @@ def read(path: Path) -> tuple[np.ndarray, VideoStream]:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]), stream
 
 
-def test_what_goes_in_comes_out(tmp_path):
-    write_video(tmp_path / "new" / "a.mp4", pictures(), 8)
+def test_frames_survive_encoding(tmp_path):
+    write_video(tmp_path / "new" / "a.mp4", make_frames(), 8)
     frames, _ = read(tmp_path / "new" / "a.mp4")
-    truth = np.stack(list(pictures()))
+    truth = np.stack(list(make_frames()))
     assert frames.shape == truth.shape
     assert np.abs(frames.astype(int) - truth).mean() < 4
     for number in range(6):  # colours are right, not only near: red stays red
@@ -40,8 +40,8 @@ def test_what_goes_in_comes_out(tmp_path):
     assert os.listdir(tmp_path / "new") == ["a.mp4"]
 
 
-def test_browsers_can_play_it(tmp_path):
-    write_video(tmp_path / "a.mp4", pictures(), 12.5)
+def test_the_format_suits_browsers(tmp_path):
+    write_video(tmp_path / "a.mp4", make_frames(), 12.5)
     _, stream = read(tmp_path / "a.mp4")
     context = stream.codec_context
     assert (context.name, context.pix_fmt, float(stream.average_rate or 0)) == ("h264", "yuv420p", 12.5)
@@ -49,14 +49,14 @@ def test_browsers_can_play_it(tmp_path):
     assert 0 < blob.index(b"moov") < blob.index(b"mdat")  # starts before all of it has come
 
 
-def test_pictures_are_frames_too_and_the_same_input_gives_the_same_bytes(tmp_path):
-    write_video(tmp_path / "a.mp4", pictures(), 8)
-    write_video(tmp_path / "b.mp4", [Image.fromarray(picture) for picture in pictures()], 8)
+def test_images_are_accepted_and_encoding_is_deterministic(tmp_path):
+    write_video(tmp_path / "a.mp4", make_frames(), 8)
+    write_video(tmp_path / "b.mp4", [Image.fromarray(frame) for frame in make_frames()], 8)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
-def test_frames_are_taken_one_by_one(tmp_path):
-    """No more frames are alive than the encoder looks ahead, however long the video."""
+def test_frames_are_consumed_one_by_one(tmp_path):
+    """Only as many frames are alive as the encoder looks ahead, whatever the length."""
     alive = most = 0
 
     class Counted(np.ndarray):
@@ -86,7 +86,7 @@ def test_frames_are_taken_one_by_one(tmp_path):
         ([np.zeros((16, 16), np.uint8)], "uint8"),
     ],
 )
-def test_frames_that_make_no_video_are_refused_and_the_old_file_stays(tmp_path, frames, needs):
+def test_invalid_frames_are_refused_and_the_old_file_is_kept(tmp_path, frames, needs):
     (tmp_path / "a.mp4").write_text("old")
     with pytest.raises(ValueError, match=needs):
         write_video(tmp_path / "a.mp4", frames, 8)
@@ -94,22 +94,22 @@ def test_frames_that_make_no_video_are_refused_and_the_old_file_stays(tmp_path, 
     assert (tmp_path / "a.mp4").read_text() == "old"
 
 
-def test_a_full_disk_leaves_nothing(tmp_path):
+def test_a_full_disk_leaves_no_partial_file(tmp_path):
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # a write beyond fails as on a full disk
     try:
         with pytest.raises(UserError, match=r"cannot write .*a\.mp4"):
-            write_video(tmp_path / "a.mp4", pictures(60), 8)
+            write_video(tmp_path / "a.mp4", make_frames(60), 8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert not os.listdir(tmp_path)
 
 
-def test_a_folder_in_the_way_is_refused(tmp_path):
+def test_an_existing_folder_is_refused(tmp_path):
     (tmp_path / "a.mp4").mkdir()
     with pytest.raises(UserError, match="directory"):
-        write_video(tmp_path / "a.mp4", pictures(), 8)
+        write_video(tmp_path / "a.mp4", make_frames(), 8)
     assert os.listdir(tmp_path) == ["a.mp4"]

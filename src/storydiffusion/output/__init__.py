@@ -1,1 +1,1 @@
-"""What a run leaves behind: comic page, HTML report, manifest, and files that are either whole or not there."""
+"""Outputs of a run: comic page, video, HTML report, manifest, and atomic file writes."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their place, then moved into it."""
+"""Atomic file writes (temporary file, then rename) and checksums."""
 
 import hashlib
 import os
@@ -13,9 +13,9 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, whose folder is made where missing; whatever stood there stays until the new is whole.
+    """Write `data` to `path` and create its folder if missing; an existing file is replaced only by a complete one.
 
-    Raises UserError where it cannot be written (permissions, disk full, …); nothing half-written is left then.
+    Raises UserError where writing fails (permissions, disk full, …) and leaves no partial file.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder, so that the move is atomic
@@ -35,7 +35,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Puts a folder's entries on the disk: after it, a power cut cannot undo a move into the folder."""
+    """Flush a folder's entries to disk, so that a rename into it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -43,45 +43,45 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_image(path: str | Path, picture: Image.Image) -> None:
-    """Write a picture as PNG, atomically."""
+def write_image(path: str | Path, image: Image.Image) -> None:
+    """Write an image as PNG, atomically."""
     buffer = BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
 
 
 def compute_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def compute_folder_sha256(folder: str | Path, pattern: str = "*.safetensors") -> dict[str, str]:
-    """The SHA-256 of every file under `folder` that matches, by path relative to it (with `/`), sorted."""
+    """Map the path (relative, with `/`) of every matching file under `folder` to its SHA-256, sorted."""
     folder = Path(folder)
     files = sorted(path for path in folder.rglob(pattern) if path.is_file())
     return {path.relative_to(folder).as_posix(): compute_sha256(path) for path in files}
 
 
 def write_checksums(folder: str | Path) -> None:
-    """Writes `folder`/SHA256SUMS of all files under it, as `sha256sum --check` reads it."""
+    """Write `folder`/SHA256SUMS for all files under it, in the format of `sha256sum --check`."""
     folder = Path(folder)
     lines = [f"{digest}  {name}\n" for name, digest in compute_folder_sha256(folder, "*").items() if name != CHECKSUMS]
     write_atomically(folder / CHECKSUMS, "".join(lines).encode())
 
 
 def check_checksums(folder: str | Path, part: str = "") -> None:
-    """Compares `folder`, or the folder `part` in it, with its SHA256SUMS.
+    """Verify `folder`, or its subfolder `part`, against its SHA256SUMS.
 
     Raises:
-        UserError: no such file, or a file that is missing, has changed, or is not in it.
+        UserError: no SHA256SUMS, or a file that is missing, has changed, or is not listed.
     """
     folder = Path(folder)
     prefix = f"{part}/" if part else ""
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is no release, it has no readable {CHECKSUMS}: name a released folder") from error
+        raise UserError(f"{folder} is not a release (no readable {CHECKSUMS}): give a released folder") from error
     stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name.startswith(prefix)}
     found = {prefix + name: digest for name, digest in compute_folder_sha256(folder / part, "*").items()}
     found.pop(CHECKSUMS, None)
@@ -89,5 +89,5 @@ def check_checksums(folder: str | Path, part: str = "") -> None:
         if stated.get(name) != found.get(name):
             problem = "is missing" if name not in found else "was added" if name not in stated else "has changed"
             raise UserError(
-                f"{folder / name} {problem} since {folder / CHECKSUMS} was written: fetch the release again"
+                f"{folder / name} {problem} since {folder / CHECKSUMS} was written: download the release again"
             )

@@ -1,4 +1,4 @@
-"""Film strips: the frames of a transition side by side in one PNG, without loss; they are looked at, and read again."""
+"""Film strips: the frames of a transition side by side in one lossless PNG, for viewing and for resuming."""
 
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +13,7 @@ KEY = "made-from"
 
 
 def write_strip(path: str | Path, frames: np.ndarray, key: str) -> None:
-    """Write frames, uint8 (F, H, W, 3), from left to right; `key` tells what they were made from.
+    """Write frames, uint8 (F, H, W, 3), from left to right; `key` identifies their inputs and settings.
 
     Raises UserError where the file cannot be written.
     """
@@ -27,31 +27,31 @@ def write_strip(path: str | Path, frames: np.ndarray, key: str) -> None:
 
 
 def read_strip(path: str | Path, count: int, key: str) -> np.ndarray | None:
-    """The `count` frames, uint8 (F, H, W, 3), of a strip that was made from just this; None where there is none.
+    """Read the `count` frames, uint8 (F, H, W, 3), of a strip with this `key`; return None where there is none.
 
-    So a strip of other settings, or a damaged one, is as good as none: it is made again.
+    A damaged strip, or one of other settings, counts as missing and is regenerated.
     """
     try:
         with Image.open(path) as strip:
             if not isinstance(strip, PngImagePlugin.PngImageFile) or strip.text.get(KEY) != key:
                 return None
             return _frames(strip, count)
-    except (OSError, SyntaxError, ValueError):  # how PIL names a file that is missing or damaged
+    except (OSError, SyntaxError, ValueError):  # PIL's errors for missing or damaged files
         return None
 
 
 def open_strip(path: str | Path, count: int) -> np.ndarray:
-    """The `count` frames, uint8 (F, H, W, 3), of a strip, whatever it was made from.
+    """Read the `count` frames, uint8 (F, H, W, 3), of a strip, whatever its key.
 
-    Raises UserError for a file that is missing, damaged, or no strip of so many frames.
+    Raises UserError for a file that is missing, damaged, or not a strip of `count` frames.
     """
     try:
         with Image.open(path) as strip:
             frames = _frames(strip, count)
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"cannot read the film strip {path} ({first_line(error)}): make the video again") from error
+        raise UserError(f"cannot read the film strip {path} ({first_line(error)}): generate the video again") from error
     if frames is None:
-        raise UserError(f"{path} is no strip of {count} frames: make the video again")
+        raise UserError(f"{path} is not a strip of {count} frames: generate the video again")
     return frames
 
 

@@ -1,4 +1,4 @@
-"""Lettering: text broken into lines as comics and East Asian typography want it, and drawn in the shipped fonts."""
+"""Line breaking, by the rules of comics and East Asian typography, and drawing in the bundled fonts."""
 
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -12,14 +12,14 @@ from storydiffusion.output.typefaces import FONTS, coverage, font_bytes
 NOT_AT_START = frozenset(
     "!%),.:;?]}¢°’”‰′″℃、。々〉》」』】〕〗〙〛〜ぁぃぅぇぉっゃゅょゎゕゖ゛゜ゝゞァィゥェォッャュョヮヵヶ・ーヽヾ！％），．：；？］｝～…‥—·"
 )
-"""Kinsoku: what must not begin a line (JIS X 4051: closing marks, small kana, sound and repetition marks)."""
+"""Kinsoku: must not begin a line (JIS X 4051: closing marks, small kana, sound and iteration marks)."""
 
 NOT_AT_END = frozenset("([{‘“〈《「『【〔〖〘〚（［｛＄￥£¥$")
-"""Kinsoku: what must not end a line (opening marks, currency signs)."""
+"""Kinsoku: must not end a line (opening marks, currency signs)."""
 
 
 class Lettering:
-    """The shipped fonts at one size (pixels of the em): measures text and draws it."""
+    """The bundled fonts at one size (pixels per em): measures and draws text."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -30,37 +30,37 @@ class Lettering:
         return round(self.size * 1.25)
 
     def width(self, line: str) -> float:
-        """Pixels that one line takes."""
+        """Return the width of a line in pixels."""
         return sum(font.getlength(run) for font, run in self._runs(line))
 
     def draw(self, canvas: ImageDraw.ImageDraw, line: str, x: float, baseline: float, ink: str) -> None:
-        """Draw one line from `x` on; a character that no font has becomes the empty box of the first font."""
+        """Draw a line starting at `x`; a character missing from all fonts becomes the first font's empty box."""
         for font, run in self._runs(line):
             canvas.text((x, baseline), run, font=font, fill=ink, anchor="ls")
             x += font.getlength(run)
 
     def _runs(self, line: str) -> list[tuple[ImageFont.FreeTypeFont, str]]:
-        """The line as stretches of one font each; marks that combine stay with the letter before them."""
+        """Split a line into runs of one font each; combining marks stay with their letter."""
         chosen: list[str] = []
         eastern = any(map(_ideographic, line))
         for char in line:
             joins = chosen and (unicodedata.combining(char) or char == " ")
-            # “quotes” and dots … are wide and centred in Chinese and Japanese: such a line takes them from its own font
+            # quotes “” and dots … are wide in Chinese and Japanese, so such a line takes them from the East Asian font
             order = reversed(FONTS) if eastern and unicodedata.east_asian_width(char) == "A" else FONTS
-            chosen.append(chosen[-1] if joins else _family_of(char, order))
+            chosen.append(chosen[-1] if joins else _find_family(char, order))
         return [
             (self._fonts[family], "".join(char for _, char in run))
             for family, run in groupby(zip(chosen, line, strict=True), key=lambda pair: pair[0])
         ]
 
 
-def _family_of(char: str, order: Iterable[str]) -> str:
-    """The first family in `order` that has the character; the preferred one, which draws a box, where none has."""
+def _find_family(char: str, order: Iterable[str]) -> str:
+    """Return the first family in `order` with the character, or the preferred one, which draws a box."""
     return next((family for family in order if ord(char) in coverage(family)), next(iter(FONTS)))
 
 
 def printable(text: str) -> str:
-    """The text as it can be set: composed characters, line breaks kept, control and invisible characters dropped."""
+    """Normalize text for drawing: compose characters, keep line breaks, drop control and invisible characters."""
     lines = unicodedata.normalize("NFC", text).splitlines()
     visible = ("".join(c for c in " ".join(line.split()) if not _invisible(c)) for line in lines)
     return "\n".join(line for line in visible if line)
@@ -73,8 +73,8 @@ def _invisible(char: str) -> bool:
 def break_lines(text: str, width: Callable[[str], float], limit: float) -> list[str]:
     """Break `text` into lines of at most `limit`, measured by `width`.
 
-    Breaks fall at spaces and between Chinese or Japanese characters, observing kinsoku; a word that is longer than a
-    line is broken anywhere, and a single character wider than `limit` stands alone. Line breaks in the text are kept.
+    Breaks fall at spaces and between Chinese or Japanese characters, observing kinsoku; a word longer than a line is
+    broken anywhere, and a character wider than `limit` gets its own line. Line breaks in the text are kept.
     """
     lines = []
     for paragraph in text.split("\n"):
@@ -89,7 +89,7 @@ def break_lines(text: str, width: Callable[[str], float], limit: float) -> list[
 
 
 def balance_lines(text: str, width: Callable[[str], float], limit: float) -> list[str]:
-    """As `break_lines`, in the same number of lines but about equally long ones, as centred lettering wants."""
+    """Break `text` into as many lines as `break_lines`, of about equal length, for centred lettering."""
     lines = break_lines(text, width, limit)
     low, high = limit / 2, limit
     while high - low > 1:
@@ -103,7 +103,7 @@ def balance_lines(text: str, width: Callable[[str], float], limit: float) -> lis
 
 
 def _units(paragraph: str) -> list[str]:
-    """What must stay together: words with the space behind them, single ideographs, kana, with their punctuation."""
+    """Split into unbreakable units: words with their trailing space, ideographs and kana, with their punctuation."""
     units: list[str] = []
     for char in paragraph:
         before = units[-1][-1] if units else " "
@@ -117,12 +117,12 @@ def _units(paragraph: str) -> list[str]:
 
 
 def _ideographic(char: str) -> bool:
-    """Whether lines may break on both sides of it: wide characters but Hangul, which breaks at spaces as Latin does."""
+    """Return whether lines may break around a character: wide ones, except Hangul, which breaks at spaces."""
     return unicodedata.east_asian_width(char) in "WF" and not unicodedata.name(char, "").startswith("HANGUL")
 
 
 def _fitting(unit: str, width: Callable[[str], float], limit: float) -> list[str]:
-    """The unit itself where it fits on a line, else in pieces that do."""
+    """Return the unit if it fits on a line, else pieces that do."""
     pieces = [""]
     for char in unit:
         if pieces[-1] and width((pieces[-1] + char).rstrip()) > limit and not unicodedata.combining(char):

@@ -1,4 +1,4 @@
-"""manifest.json: everything needed to know how a run folder was made, and to make it again."""
+"""manifest.json: everything needed to reproduce a run folder."""
 
 import json
 import platform
@@ -19,7 +19,7 @@ ORIGINS = ("pretrained", "miniature", "random")
 
 @dataclass(frozen=True)
 class PanelRecord:
-    """One picture of the story: `file` relative to the run folder, what it was made from, and its checksum."""
+    """One generated panel: `file` relative to the run folder, its inputs and its checksum."""
 
     file: str
     prompt: str
@@ -31,9 +31,9 @@ class PanelRecord:
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """The story's video: `file` relative to the run folder, what it was made with, and its checksum.
+    """The story's video: `file` relative to the run folder, its settings and its checksum.
 
-    `settings` are plain data, `weights` map the files of weights that panels do without to SHA-256.
+    `settings` are plain data; `weights` map the weight files that only the video uses to SHA-256.
     """
 
     file: str
@@ -44,12 +44,12 @@ class VideoRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """How a story was told.
+    """How a story was generated.
 
-    `config` is the whole configuration as plain data, `versions` maps packages to versions, `weights` files of weights
-    to SHA-256, `seconds` stages to wall time. `origin` says what the weights are: 'pretrained', 'miniature' (trained on
-    drawn pictures only) or 'random' (untrained). `panels` are there once they are made, `video` where there is one to
-    make; `complete` tells that nothing is left to do.
+    `config` is the full configuration as plain data; `versions` maps packages to versions, `weights` weight files to
+    SHA-256, `seconds` stages to wall time. `origin` is the kind of weights: 'pretrained', 'miniature' (trained on drawn
+    images only) or 'random' (untrained). `panels` is empty until they are generated, `video` is None for runs without
+    video, and `complete` means that the run is finished.
     """
 
     title: str
@@ -69,7 +69,7 @@ class Manifest:
 
 
 def installed_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Versions of Python and of those packages that are installed, without importing them."""
+    """Return the versions of Python and of the installed packages, without importing them."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -86,26 +86,26 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read what `write_manifest` wrote. Raises UserError for a file that is missing, damaged or of another format."""
-    mend = "remove it or choose another run folder"
+    """Read a manifest. Raises UserError for a file that is missing, damaged or of another format."""
+    remedy = "remove it or choose another run folder"
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
     except ValueError:
-        raise UserError(f"{path} is damaged, it is not JSON: {mend}") from None
+        raise UserError(f"{path} is damaged, it is not JSON: {remedy}") from None
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is not a manifest of format {FORMAT}: {mend}")
+        raise UserError(f"{path} is not a manifest of format {FORMAT}: {remedy}")
     try:
         panels = tuple(PanelRecord(**_exact(PanelRecord, panel)) for panel in data["panels"])
         video = data.get("video") and VideoRecord(**_exact(VideoRecord, data["video"]))
         return Manifest(**{**_exact(Manifest, data), "panels": panels, "video": video})
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): {mend}") from None
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from None
 
 
 def _exact(schema: type, data: dict[str, Any]) -> dict[str, Any]:
-    """`data` where each field of `schema` is there with a value of its basic type, and nothing else is."""
+    """Return `data` if it has exactly the fields of `schema`, with values of their basic types."""
     hints = get_type_hints(schema)
     for name, hint in hints.items():
         if name not in data or not isinstance(data[name], _json_types(hint)):
@@ -116,7 +116,7 @@ def _exact(schema: type, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json_types(hint: Any) -> tuple[type, ...]:
-    """What JSON makes of a field: tuples are lists there, records dictionaries."""
+    """Return a field's types after JSON decoding: tuples become lists, records dictionaries."""
     if hint == VideoRecord | None:
         return (dict, NoneType)
     kind = get_origin(hint) or hint

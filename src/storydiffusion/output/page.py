@@ -1,4 +1,4 @@
-"""The story as one comic page: inked panels, each with its caption below the picture, under a title."""
+"""The comic page: a title and inked panels with their captions."""
 
 import math
 from collections.abc import Sequence
@@ -12,29 +12,30 @@ from storydiffusion.output.lettering import Lettering, balance_lines, break_line
 PAPER, STRIP, INK, SHADOW = "#fbf4e4", "#fffdf6", "#2b2230", "#e6d6b4"
 
 PAGE_WIDTHS = {1: 840, 2: 1200, 3: 1560, 4: 2000}
-"""Pixels, by the number of columns; a page of larger pictures is wider, up to a panel of LARGEST_PANEL."""
+"""Page width in pixels by number of columns; larger images widen the page, up to LARGEST_PANEL per panel."""
 LARGEST_PANEL = 768
 MOST_ELONGATED = 4
-"""Panels are at most so many times as high as wide or as wide as high; paper fills the rest."""
+"""Upper bound of a panel's aspect ratio, either way; paper fills the rest."""
 
 
 @dataclass(frozen=True)
 class PageLayout:
-    """Measures of a page in pixels, all of them in proportion to its width."""
+    """Dimensions of a page in pixels, all proportional to its width."""
 
     width: int
     columns: int
 
     @classmethod
-    def of(cls, panels: int, picture_width: int) -> "PageLayout":
+    def fit(cls, panels: int, image_width: int) -> "PageLayout":
+        """Choose columns and width for a number of panels of the given image width."""
         columns = page_columns(panels)
         width = PAGE_WIDTHS[columns]
         panel = cls(width, columns).panel_width(columns)
-        return cls(width * max(panel, min(picture_width, LARGEST_PANEL)) // panel, columns)
+        return cls(width * max(panel, min(image_width, LARGEST_PANEL)) // panel, columns)
 
     @property
     def unit(self) -> int:
-        """The width of an ink line: everything else is a multiple of it."""
+        """Return the width of an ink line; all other dimensions are multiples of it."""
         return max(2, round(self.width / self.columns / 140))
 
     @property
@@ -54,31 +55,31 @@ class PageLayout:
 
 
 def page_columns(panels: int) -> int:
-    """Columns of the grid: pages stay near the format of a comic book, and type stays readable."""
+    """Return the number of columns that keeps a comic book's format and readable type."""
     return panels if panels <= 3 else 2 if panels == 4 else 3 if panels <= 12 else 4
 
 
 def page_rows(panels: int) -> list[int]:
-    """Panels in each row, as even as can be, the shorter (hence larger) rows first."""
+    """Distribute panels over rows as evenly as possible, shorter rows (larger panels) first."""
     rows = math.ceil(panels / page_columns(panels))
     few, extra = divmod(panels, rows)
     return [few] * (rows - extra) + [few + 1] * extra
 
 
-def comic_page(pictures: Sequence[Image.Image], captions: Sequence[str], title: str = "") -> Image.Image:
-    """Set pictures (any size; the first one's aspect ratio holds for all) and captions ('' for none) as one RGB page.
+def comic_page(images: Sequence[Image.Image], captions: Sequence[str], title: str = "") -> Image.Image:
+    """Draw images (any size; all get the first one's aspect ratio) and captions ('' for none) as one RGB page.
 
-    Rows fill the width, so the panels of a shorter row are larger. Small pictures are enlarged and kept crisp.
+    Rows fill the width, so panels of a shorter row are larger. Small images are enlarged and stay crisp.
     Text is never cut: long captions are set smaller, then on more lines.
 
     Raises:
-        ValueError: no picture, or another number of captions than of pictures.
+        ValueError: no image, or numbers of images and captions that differ.
     """
-    if not pictures or len(pictures) != len(captions):
-        raise ValueError(f"a page needs pictures and as many captions, not {len(pictures)} and {len(captions)}")
-    layout = PageLayout.of(len(pictures), pictures[0].width)
-    aspect = min(max(pictures[0].height / pictures[0].width, 1 / MOST_ELONGATED), MOST_ELONGATED)
-    panels = list(zip(pictures, captions, strict=True))
+    if not images or len(images) != len(captions):
+        raise ValueError(f"a page needs one caption per image, not {len(images)} images and {len(captions)} captions")
+    layout = PageLayout.fit(len(images), images[0].width)
+    aspect = min(max(images[0].height / images[0].width, 1 / MOST_ELONGATED), MOST_ELONGATED)
+    panels = list(zip(images, captions, strict=True))
     parts = [_title(title, layout)] if printable(title) else []
     for in_row in page_rows(len(panels)):
         row, panels = panels[:in_row], panels[in_row:]
@@ -93,7 +94,7 @@ def comic_page(pictures: Sequence[Image.Image], captions: Sequence[str], title: 
 
 
 def _title(title: str, layout: PageLayout) -> Image.Image:
-    """The title, centred over a rule."""
+    """Draw the title, centred over a rule."""
     width = layout.panel_width(1)
     lettering = Lettering(round(layout.type_size * 1.8))
     lines = balance_lines(printable(title), lettering.width, width)
@@ -108,7 +109,7 @@ def _title(title: str, layout: PageLayout) -> Image.Image:
 
 
 def _row(row: list[tuple[Image.Image, str]], aspect: float, layout: PageLayout) -> Image.Image:
-    """Panels side by side, their captions' strips equally high."""
+    """Draw panels side by side, with caption strips of equal height."""
     width = layout.panel_width(len(row))
     height = round(width * aspect)
     texts = [_fit(printable(caption), layout, width) for _, caption in row]
@@ -116,28 +117,28 @@ def _row(row: list[tuple[Image.Image, str]], aspect: float, layout: PageLayout) 
     strip = max(strips, default=0)
     shadow = 2 * layout.unit
     image = Image.new("RGB", (layout.panel_width(1) + shadow, height + strip + shadow), PAPER)
-    for column, ((picture, _), (lines, lettering)) in enumerate(zip(row, texts, strict=True)):
+    for column, ((panel, _), (lines, lettering)) in enumerate(zip(row, texts, strict=True)):
         x = column * (width + layout.gutter)
         if lines:
             _frame(image, (x, 0, x + width, height + strip), layout.unit)
             _centre(image, lines, lettering, (x, height, x + width, height + strip - layout.unit))
         _frame(image, (x, 0, x + width, height), layout.unit, shadow=not lines)
-        image.paste(_inside(picture, width - 2 * layout.unit, height - 2 * layout.unit), (x + layout.unit, layout.unit))
+        image.paste(_inside(panel, width - 2 * layout.unit, height - 2 * layout.unit), (x + layout.unit, layout.unit))
     return image
 
 
-def _inside(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """The picture as large as fits, in the middle of paper where its aspect ratio is not the panel's."""
-    picture = picture.convert("RGB")
-    scale = min(width / picture.width, height / picture.height)
-    size = (min(width, math.ceil(scale * picture.width)), min(height, math.ceil(scale * picture.height)))
+def _inside(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Scale an image to fit and centre it on paper."""
+    image = image.convert("RGB")
+    scale = min(width / image.width, height / image.height)
+    size = (min(width, math.ceil(scale * image.width)), min(height, math.ceil(scale * image.height)))
     inside = Image.new("RGB", (width, height), STRIP)
-    inside.paste(resize(picture, size), ((width - size[0]) // 2, (height - size[1]) // 2))
+    inside.paste(resize(image, size), ((width - size[0]) // 2, (height - size[1]) // 2))
     return inside
 
 
 def _frame(image: Image.Image, box: tuple[int, int, int, int], unit: int, shadow: bool = True) -> None:
-    """A box with an inked edge and a flat shadow; the corners of `box` are exclusive at the right and bottom."""
+    """Draw a box with an inked edge and a flat shadow; right and bottom of `box` are exclusive."""
     left, top, right, bottom = box
     canvas = ImageDraw.Draw(image)
     if shadow:
@@ -147,7 +148,7 @@ def _frame(image: Image.Image, box: tuple[int, int, int, int], unit: int, shadow
 
 
 def _fit(caption: str, layout: PageLayout, width: int) -> tuple[list[str], Lettering]:
-    """The caption's lines and their size: up to four lines at the page's size, else smaller to 70%, else more lines."""
+    """Break a caption into up to four lines; then shrink the type down to 70 %, then use more lines."""
     room = width - 2 * layout.unit - layout.type_size
     lettering = Lettering(layout.type_size)
     while len(break_lines(caption, lettering.width, room)) > 4 and lettering.size > 0.7 * layout.type_size:
@@ -156,7 +157,7 @@ def _fit(caption: str, layout: PageLayout, width: int) -> tuple[list[str], Lette
 
 
 def _centre(image: Image.Image, lines: list[str], lettering: Lettering, box: tuple[int, int, int, int]) -> None:
-    """Draw lines in the middle of a box."""
+    """Draw lines centred in a box."""
     left, top, right, bottom = box
     canvas = ImageDraw.Draw(image)
     first = (top + bottom - len(lines) * lettering.line_height) / 2

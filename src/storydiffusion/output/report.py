@@ -1,6 +1,6 @@
-"""report.html: the story with its prompts and settings in one file that needs no network.
+"""report.html: the story with prompts and settings in one self-contained file that opens offline.
 
-Nor does it need anything beside it, but for a video that is too large to be embedded.
+Only a video too large to embed stays a separate file.
 """
 
 import base64
@@ -19,20 +19,20 @@ from storydiffusion.output.typefaces import FONTS, coverage, subset
 
 NOTES = {
     "pretrained": "",
-    "miniature": "These pictures come from the miniature: a model of a few million parameters that has seen nothing but"
-    " StoryWorld, a small drawn world. It shows the method at work, not what a full-scale model can draw.",
-    "random": "The weights of this model are random: it has learned nothing, and its pictures are noise. This run only"
-    " shows that every part works together.",
+    "miniature": "These images come from the miniature, a model of a few million parameters trained only on StoryWorld,"
+    " a small drawn world. They show how the method works, not the image quality of a full-scale model.",
+    "random": "The weights of this model are random and untrained, so its images are noise. This run only checks that"
+    " all parts work together.",
 }
-LARGEST_EMBEDDED_VIDEO = 8 * 2**20  # bytes; a larger one stays beside the report
+LARGEST_EMBEDDED_VIDEO = 8 * 2**20  # bytes; a larger one stays a separate file
 MEDIA_TYPES = {".png": "image/png", ".mp4": "video/mp4", ".otf": "font/otf"}
 
 
 def write_report(run_dir: str | Path, manifest: Manifest, settings: Mapping[str, str | int | float | bool]) -> None:
-    """Write `run_dir`/report.html from the manifest and the pictures and the video that it names in `run_dir`.
+    """Write `run_dir`/report.html from the manifest and the images and video that it names.
 
-    `settings` are the few facts a reader looks for first (name → value: rate, variant, seed, model, steps …); the
-    whole configuration can be unfolded below them. Raises UserError for a missing file or an unwritable folder.
+    `settings` are the key settings shown first (name → value: rate, variant, seed, model, steps …); the full
+    configuration is collapsed below them. Raises UserError for a missing file or an unwritable folder.
     """
     run_dir = Path(run_dir)
     environment = Environment(
@@ -53,7 +53,7 @@ def write_report(run_dir: str | Path, manifest: Manifest, settings: Mapping[str,
 
 
 def _fonts(text: str) -> dict[str, str]:
-    """The lettering of the page, cut down to what `text` needs: family → data URI, for the families it needs."""
+    """Subset the fonts to the characters of `text`: family → data URI, for the families in use."""
     embedded, left = {}, set(text)
     for family in FONTS:
         had = {char for char in left if ord(char) in coverage(family)}
@@ -64,7 +64,7 @@ def _fonts(text: str) -> dict[str, str]:
 
 
 def _video(run_dir: Path, file: str) -> str:
-    """What the page's <video> is to play: the data itself, or the file's name."""
+    """Return the source of the <video> element: a data URI or the file name."""
     path = run_dir / file
     too_large = path.exists() and path.stat().st_size > LARGEST_EMBEDDED_VIDEO
     return quote(file) if too_large else _embed(path)
@@ -75,7 +75,7 @@ def _embed(path: Path) -> str:
         return _data_uri(path.suffix, path.read_bytes())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot put {path} into the report: {reason}; make it again") from error
+        raise UserError(f"cannot embed {path} in the report: {reason}; generate it again") from error
 
 
 def _data_uri(suffix: str, data: bytes) -> str:

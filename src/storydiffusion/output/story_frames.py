@@ -1,6 +1,6 @@
-"""The frames of a story's video, one by one: every panel stands for a while, then the transition leads to the next.
+"""Frames of a story's video: each panel is held, then the transition leads to the next.
 
-Nothing is kept but the panel before, so memory does not grow with the story.
+Only the previous panel is kept, so memory does not grow with the story.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,8 +12,8 @@ from storydiffusion.output.enlarge import resize
 from storydiffusion.output.lettering import Lettering, balance_lines, printable
 from storydiffusion.output.page import INK, STRIP
 
-WIDTH_TO_READ = 512  # pixels, at least: captions need them
-CHARACTERS_A_LINE = 34  # about so many, as in subtitles
+READABLE_WIDTH = 512  # pixels, minimum width for readable captions
+CHARACTERS_PER_LINE = 34  # approximately, as in subtitles
 
 
 def story_frames(
@@ -22,14 +22,14 @@ def story_frames(
     cuts: Sequence[bool],
     hold: int,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields each frame with the number of the panel that it belongs to, from 0; transitions half to either side.
+    """Yield each frame with its panel's number, from 0; a transition is split in half between its two panels.
 
     Args:
         panels: uint8 (H, W, 3).
-        transition: of (n, start, end) makes the frames (F, H, W, 3) from panel n to n + 1. Its ends are the panels
-            themselves, which stand in the video already: only the frames between are shown.
-        cuts: for each panel whether the video cuts to it; the first one's does not matter.
-        hold: frames that each panel stands, 1 or more.
+        transition: (n, start, end) → frames (F, H, W, 3) from panel n to n + 1. Its boundary frames are the panels,
+            which are in the video already, so only the frames between are yielded.
+        cuts: per panel, whether the video cuts to it; the first entry is ignored.
+        hold: number of frames to hold each panel, at least 1.
     """
     before = None
     for number, panel in enumerate(panels):
@@ -43,36 +43,36 @@ def story_frames(
 
 
 def with_captions(frames: Iterable[tuple[int, np.ndarray]], captions: Sequence[str]) -> Iterator[np.ndarray]:
-    """Sets each panel's caption under its frames, in a band that is equally high throughout: no pixel is covered.
+    """Add each panel's caption in a band of constant height below its frames, covering no pixel.
 
-    Small frames are enlarged, so that the captions can be read. Without any caption the frames stay as they are.
+    Small frames are enlarged for readable captions. Without captions, frames are unchanged.
     """
     bands = None
     for number, frame in frames:
         if not any(map(printable, captions)):
             yield frame
             continue
-        factor = -(-WIDTH_TO_READ // frame.shape[1])
+        factor = -(-READABLE_WIDTH // frame.shape[1])
         height, width = factor * frame.shape[0], factor * frame.shape[1]
         bands = bands or CaptionBands(captions, width)
-        picture = Image.fromarray(frame)
-        enlarged = resize(picture, (width, height)) if factor > 1 else picture
+        image = Image.fromarray(frame)
+        enlarged = resize(image, (width, height)) if factor > 1 else image
         yield np.concatenate([np.asarray(enlarged), bands[number]])
 
 
 class CaptionBands:
-    """Captions on paper, `width` pixels wide and all of one height: that of the longest."""
+    """Caption bands, `width` pixels wide and as high as the longest caption needs."""
 
     def __init__(self, captions: Sequence[str], width: int) -> None:
         self.width = width
-        self.lettering = Lettering(round(2 * width / CHARACTERS_A_LINE))
+        self.lettering = Lettering(round(2 * width / CHARACTERS_PER_LINE))
         room = width - 2 * self.lettering.size
         self.lines = [balance_lines(printable(text), self.lettering.width, room) for text in captions]
         height = max(map(len, self.lines)) * self.lettering.line_height + self.lettering.size
-        self.height = height + height % 2  # H.264 wants even sides
+        self.height = height + height % 2  # H.264 needs even sides
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """uint8 (height, width, 3)."""
+        """Return the band of a panel, uint8 (height, width, 3)."""
         lettering, lines = self.lettering, self.lines[number]
         band = Image.new("RGB", (self.width, self.height), STRIP)
         canvas = ImageDraw.Draw(band)

@@ -1,22 +1,22 @@
-"""The shipped fonts: which characters each has, and small copies of them to embed in a page."""
+"""The bundled fonts: their character coverage and subsets to embed in a page."""
 
 from functools import cache
 from importlib.resources import files
 from io import BytesIO
 
 FONTS = {"Comic Neue": "ComicNeue-Bold.otf", "Story Kai": "StoryKai-Bold.otf"}
-"""File by family, in order of preference: each character is set in the first font that has it."""
+"""Family → file, in order of preference: each character uses the first font that has it."""
 
 
 @cache
 def font_bytes(family: str) -> bytes:
-    """The font file (OpenType)."""
+    """Return the font file (OpenType)."""
     return (files("storydiffusion.output") / "fonts" / FONTS[family]).read_bytes()
 
 
 @cache
 def coverage(family: str) -> frozenset[int]:
-    """The code points that the font has a glyph for."""
+    """Return the code points for which the font has a glyph."""
     from fontTools.ttLib import TTFont
 
     with TTFont(BytesIO(font_bytes(family)), lazy=True) as font:
@@ -24,7 +24,7 @@ def coverage(family: str) -> frozenset[int]:
 
 
 def subset(family: str, text: str) -> bytes:
-    """The font with the characters of `text` only (OpenType), a few kilobytes for a story's captions."""
+    """Return the font (OpenType) reduced to the characters of `text`; a few kilobytes for a story's captions."""
     from fontTools.subset import Subsetter
     from fontTools.ttLib import TTFont
 

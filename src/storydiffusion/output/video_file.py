@@ -1,4 +1,4 @@
-"""Video files that browsers play: H.264 in MP4, 4:2:0, its index in front. PyAV carries its own libx264."""
+"""Video files for browsers: H.264 in MP4, 4:2:0, index first. PyAV bundles libx264."""
 
 import os
 import platform
@@ -12,22 +12,22 @@ from PIL import Image
 
 from storydiffusion.errors import UserError
 
-BT709 = 1  # the code of this colour space in H.264 and in FFmpeg
+BT709 = 1  # code of the colour space in H.264 and FFmpeg
 LIMITED_RANGE = 1
-FINEST_FPS = 1001  # greatest denominator of a frame rate: 30000/1001 is television's 29.97
+LARGEST_FPS_DENOMINATOR = 1001  # largest denominator of a frame rate, as in 30000/1001 = 29.97
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray | Image.Image], fps: float, crf: int = 18) -> None:
-    """Write frames, uint8 RGB (H, W, 3) or pictures, all of one size with even sides, as `path`, an MP4.
+    """Write frames (uint8 RGB (H, W, 3) or images of one size with even sides) to the MP4 file `path`, atomically.
 
-    Frames are taken one by one, so memory does not grow with their number. `crf` is x264's constant rate factor:
-    0 loses least, 51 most, 18 looks like the original. Whatever stood at `path` stays until the new file is whole.
+    Frames are consumed one by one, so memory does not grow with their number. `crf` is x264's constant rate factor:
+    0 is the best quality, 51 the worst, 18 visually lossless.
 
     Raises:
-        ValueError: for no frames, odd or differing sizes, or frames that are not uint8 RGB.
-        UserError: where the file cannot be written; nothing half-written is left then.
+        ValueError: no frames, odd or differing sizes, or frames that are not uint8 RGB.
+        UserError: where the file cannot be written; no partial file is left.
     """
-    path = Path(path).absolute()  # FFmpeg reads `a:b.mp4` as a protocol, an absolute path never
+    path = Path(path).absolute()  # FFmpeg reads a relative `a:b.mp4` as a protocol
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder, so that the move is atomic
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray | Image.Image], fp
 
 
 def encode_video(path: Path, frames: Iterable[np.ndarray | Image.Image], fps: float, crf: int = 18) -> None:
-    """As `write_video`, but straight into `path`, neither whole nor on the disk for certain: to be read at once."""
+    """Write like `write_video`, but directly and without fsync, for a file that is read at once."""
     with _writing(path):
         _encode(path, frames, fps, crf)
 
@@ -61,33 +61,33 @@ def _encode(path: Path, frames: Iterable[np.ndarray | Image.Image], fps: float, 
     import av
     from av.video.reformatter import VideoReformatter
 
-    rate = Fraction(fps).limit_denominator(FINEST_FPS)
+    rate = Fraction(fps).limit_denominator(LARGEST_FPS_DENOMINATOR)
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), **_exact()})
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.thread_count = 1  # so that the bytes do not depend on the machine's number of cores
+        context.thread_count = 1  # so that the bytes do not depend on the number of cores
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED_RANGE
-        reformatter = VideoReformatter()  # one for all frames: each new one costs more than a small frame does
+        reformatter = VideoReformatter()  # shared: creating one costs more than a small frame
         size = None
-        for number, picture in enumerate(frames):
-            array = _checked(np.asarray(picture), number, size)
+        for number, frame in enumerate(frames):
+            array = _checked(np.asarray(frame), number, size)
             if size is None:
                 size = stream.height, stream.width = array.shape[:2]
             rgb = av.VideoFrame.from_ndarray(array, format="rgb24")
-            frame = reformatter.reformat(
+            encoded = reformatter.reformat(
                 rgb, format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE, threads=1
             )
-            frame.pts, frame.time_base = number, 1 / rate
-            container.mux(stream.encode(frame))
+            encoded.pts, encoded.time_base = number, 1 / rate
+            container.mux(stream.encode(encoded))
         if size is None:
             raise ValueError("a video needs at least one frame")
         container.mux(stream.encode())
 
 
 def _exact() -> dict[str, str]:
-    """x264's AVX-512 code, unlike its other code, gives other bytes from run to run: it is left out."""
+    """Return x264 options for reproducible bytes: its AVX-512 code varies from run to run."""
     return {"x264-params": "asm=sse4.2"} if platform.machine() in ("x86_64", "AMD64") else {}
 
 
