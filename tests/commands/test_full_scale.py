@@ -118,7 +118,7 @@ def test_one_training_step_of_the_exact_video_model(sd15_folder, tmp_path, train
         "recipe.sample_every=0", "trainer=cpu", "trainer.precision=bf16-mixed", "trainer.max_steps=1",
         "trainer.log_every=1",
     )  # fmt: skip
-    training = train_command.training(config)
+    training = train_command.build_training(config)
     training.trainer.callbacks.remove(training.checkpoints)  # type: ignore[attr-defined]  # 9 GB that nobody reads
     learning = Learning()
     training.trainer.callbacks.append(learning)  # type: ignore[attr-defined]

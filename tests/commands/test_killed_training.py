@@ -84,7 +84,7 @@ def attempt(rank: int, config: TransitionTrainConfig, kills: list[Kill | None]) 
     os.dup2(log, 2)
     if config.trainer.devices == 1:
         del os.environ["LOCAL_RANK"]
-    trained = train_command.training(config)
+    trained = train_command.build_training(config)
     watchers: list[L.Callback] = [Keys(folder / f"keys-{rank}.txt")]
     if kill := kills[rank]:
         watchers.append(Killer(kill))
@@ -130,7 +130,7 @@ def configure(tiny_video_model, cache, tmp_path_factory) -> Configure:
         *overrides(tiny_video_model, cache), f"trainer.max_steps={STEPS}", "recipe.sample_every=0",
         "data.backend=pyav",
     )  # fmt: skip
-    train_command.training(replace(base, run_dir=str(folder / "drawn"))).data.prepare_data()  # type: ignore[union-attr]
+    train_command.build_training(replace(base, run_dir=str(folder / "drawn"))).data.prepare_data()  # type: ignore[union-attr]
 
     def make(
         name: str, world_size: int = 1, workers: int = 0, steps: int = STEPS, **recipe: Any

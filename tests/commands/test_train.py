@@ -23,7 +23,7 @@ from storydiffusion.data.shards import find_shards
 from storydiffusion.errors import UserError
 from storydiffusion.models.motion_adapters import load_motion_adapter
 from storydiffusion.models.predictor_files import load_predictor
-from storydiffusion.training.training_run import Training
+from storydiffusion.training.training_run import TrainingRun
 from tests.conftest import ROOT, Outcome, outcome_of, script
 from tests.helpers.damage import DAMAGES
 from tests.helpers.training_state import state
@@ -32,12 +32,12 @@ from tests.helpers.videos import video, write_shard
 
 
 @pytest.fixture
-def training(tiny_video_model, cache, tmp_path) -> Callable[..., Training]:
+def training(tiny_video_model, cache, tmp_path) -> Callable[..., TrainingRun]:
     """The training of `python train.py run_dir=NAME …`."""
 
-    def make(name: str, *changes: str) -> Training:
+    def make(name: str, *changes: str) -> TrainingRun:
         config = composed(*overrides(tiny_video_model, cache), f"run_dir={tmp_path}/{name}", *changes)
-        return train_command.training(config)
+        return train_command.build_training(config)
 
     return make
 
@@ -104,9 +104,9 @@ def check_files(run: Path) -> None:
     assert all(name.startswith("predictor.") or ".motion_modules." in name for name in stored["state_dict"])
 
 
-def check_export(folder: Path, trained: Training) -> None:
+def check_export(folder: Path, trained: TrainingRun) -> None:
     """What is exported are the averaged weights."""
-    average = trained.average.average
+    average = trained.ema.average
     for name, weight in load_predictor(folder / "predictor").named_parameters():
         assert torch.equal(weight, average[f"predictor.{name}"]), name
     adapter = load_motion_adapter(folder / "motion_adapter")
@@ -127,7 +127,7 @@ def rank(number: int, port: int, config: TransitionTrainConfig, file: Path) -> N
     """One of two processes, as a launcher starts them; leaves its weights in `file`."""
     torch.set_num_threads(1)  # the threads of the parent were not copied
     os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    trained = train_command.training(config)
+    trained = train_command.build_training(config)
     assert trained.trainer.world_size == 2
     trained.fit()
     torch.save(trained.module.state_dict(), file)
@@ -215,7 +215,7 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
         (["recipe.trainable=[]"], ["recipe.trainable"]),
         (["recipe.trainable=[unet]"], ["unet", "motion_module"]),
         (["data.storyworld=null", "data.shards=/nowhere"], ["no shards match", "/nowhere"]),
-        (["data.frames=9"], ["data.frames=9", "8 at most"]),
+        (["data.frames=9"], ["data.frames=9", "at most 8"]),
         (["recipe.semantic_weight=0", "recipe.teacher_forcing=1"], ["recipe.teacher_forcing=1", "transformer"]),
         (["recipe.diffusion_weight=0", *BOTH], ["recipe.diffusion_weight=0", "recipe.trainable=[predictor]"]),
         (["data.backend=ffmpeg"], ["data.", "ffmpeg", "pyav"]),

@@ -48,7 +48,7 @@ def trace(folder: Path, cache: Path) -> list[float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train_command.training(composed(*SETTINGS, f"cache={cache}", f"run_dir={folder}/run")).fit()
+        train_command.build_training(composed(*SETTINGS, f"cache={cache}", f"run_dir={folder}/run")).fit()
     finally:
         torch.set_num_threads(threads)
     return [float(row["train/loss"]) for row in metrics(folder / "run")]

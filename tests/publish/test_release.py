@@ -15,17 +15,17 @@ from storydiffusion.config import module_command
 from storydiffusion.errors import UserError
 from storydiffusion.publish.release import DEEPSPEED_STATES, ReleaseConfig, from_pretrained, release
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, certify_folder, checkpoint_path
-from storydiffusion.training.training_run import Training
+from storydiffusion.training.training_run import TrainingRun
 from tests.conftest import Outcome, outcome_of
 from tests.helpers.video_model import composed, overrides
 
 
 @pytest.fixture(scope="module")
-def run(tiny_video_model, tmp_path_factory) -> tuple[Path, Training]:
+def run(tiny_video_model, tmp_path_factory) -> tuple[Path, TrainingRun]:
     """A run folder and its training, of both parts."""
     folder = tmp_path_factory.mktemp("training")
     both = ("recipe.trainable=[predictor,motion_module]", "trainer.max_steps=2", f"run_dir={folder}/run")
-    trained = train_command.training(composed(*overrides(tiny_video_model, folder / "cache"), *both))
+    trained = train_command.build_training(composed(*overrides(tiny_video_model, folder / "cache"), *both))
     trained.fit()
     return folder / "run", trained
 
@@ -48,7 +48,7 @@ def released(run, tmp_path) -> Path:
 
 
 def test_the_release_holds_the_ema_weights_bit_for_bit(run, released):
-    average = run[1].average.average
+    average = run[1].ema.average
     parts = from_pretrained(released)
     assert parts.predictor is not None
     assert parts.motion_adapter is not None
@@ -56,7 +56,7 @@ def test_the_release_holds_the_ema_weights_bit_for_bit(run, released):
         assert not network.training
         for name, weight in network.named_parameters():
             assert torch.equal(weight, average[f"{prefix}.{name}"]), name
-    with run[1].average.applied(run[1].module):
+    with run[1].ema.applied(run[1].module):
         own = run[1].module.predictor.eval()
         features = torch.randn(2, 1, 5, own.image_width)
         assert torch.equal(own(*features, 4).context, parts.predictor(*features, 4).context)
@@ -91,7 +91,7 @@ def test_half_precision_halves_the_bytes_and_rounds_the_ema(run, released, tmp_p
     parts = from_pretrained(tmp_path / "half")
     assert parts.predictor is not None
     for name, weight in parts.predictor.named_parameters():
-        assert torch.equal(weight, run[1].average.average[f"predictor.{name}"].half()), name
+        assert torch.equal(weight, run[1].ema.average[f"predictor.{name}"].half()), name
     wide = from_pretrained(tmp_path / "half", torch.float32)
     assert wide.predictor is not None
     assert {weight.dtype for weight in wide.predictor.parameters()} == {torch.float32}

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from storydiffusion.commands.train import _transition_module, _video_model
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.video import SENTENCES, word_tokens
 from storydiffusion.models.boundary_frames import with_boundary_frames
 from storydiffusion.models.predictor_files import load_predictor, save_predictor
+from storydiffusion.training.build_transition import build_transition_module, build_video_model
 from storydiffusion.training.clip_noise import draw_clip_noise
 from storydiffusion.training.diffusion_loss import semantic_loss
 from storydiffusion.training.run_config import check_same_config
@@ -33,7 +33,7 @@ def config(tiny_video_model, tmp_path_factory):
 def untouched(config):
     """The parts, loaded once; tests get copies."""
     torch.manual_seed(0)
-    model, settings = _video_model(config, torch.float32)
+    model, settings = build_video_model(config, torch.float32)
     with torch.no_grad():  # an untrained predictor's transformer is the identity, and most of its gradients are zero
         for weight in model.predictor.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -77,7 +77,7 @@ def trained(module: TransitionModule) -> set[str]:
 
 
 def test_a_new_predictor_starts_among_the_words(config, tmp_path):
-    model, settings = _video_model(config, torch.float32)
+    model, settings = build_video_model(config, torch.float32)
     words = word_tokens(model)
     assert words.shape == (len(SENTENCES) * 6, settings["context_width"])
     torch.testing.assert_close(model.predictor.context_norm.weight, words.std(0), check_stride=False)
@@ -85,26 +85,28 @@ def test_a_new_predictor_starts_among_the_words(config, tmp_path):
     torch.nn.init.ones_(model.predictor.context_norm.weight)
     save_predictor(model.predictor, settings, tmp_path)
     started = replace(config, predictor=replace(config.predictor, start=str(tmp_path)))
-    assert (_video_model(started, torch.float32)[0].predictor.context_norm.weight == 1).all()
+    assert (build_video_model(started, torch.float32)[0].predictor.context_norm.weight == 1).all()
 
 
 def test_a_predictor_goes_on_from_one_without_layers(config, tmp_path):
     still = replace(config, predictor=replace(config.predictor, layers=0))
-    model, settings = _video_model(still, torch.float32)
+    model, settings = build_video_model(still, torch.float32)
     for weight in model.predictor.parameters():
         torch.nn.init.normal_(weight)
     save_predictor(model.predictor, settings, tmp_path)
-    started = _video_model(replace(config, predictor=replace(config.predictor, start=str(tmp_path))), torch.float32)[0]
+    started = build_video_model(
+        replace(config, predictor=replace(config.predictor, start=str(tmp_path))), torch.float32
+    )[0]
     assert len(started.predictor.layers) == 1
     for name, weight in model.predictor.state_dict().items():
         assert torch.equal(weight, started.predictor.state_dict()[name]), name
 
 
 def test_an_interpolation_goes_on_from_a_predictor(config, tmp_path):
-    model, settings = _video_model(config, torch.float32)
+    model, settings = build_video_model(config, torch.float32)
     save_predictor(model.predictor, settings, tmp_path)
     started = replace(config, predictor=replace(config.predictor, layers=0, start=str(tmp_path)))
-    interpolation = _video_model(started, torch.float32)[0].predictor
+    interpolation = build_video_model(started, torch.float32)[0].predictor
     assert len(interpolation.layers) == 0
     for name, weight in interpolation.state_dict().items():
         assert torch.equal(weight, model.predictor.state_dict()[name]), name
@@ -306,9 +308,9 @@ def test_timesteps_of_neighbours_are_spread_and_all_occur():
 
 def test_new_weights_are_those_of_the_seed(config):
     torch.manual_seed(1)
-    first = _transition_module(config).state_dict()
+    first = build_transition_module(config).state_dict()
     torch.manual_seed(2)
-    second = _transition_module(config).state_dict()
+    second = build_transition_module(config).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

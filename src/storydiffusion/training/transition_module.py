@@ -103,7 +103,7 @@ class TransitionModule(L.LightningModule):
         return weights
 
     def trained_networks(self) -> list[nn.Module]:
-        """Those that gradients pass through, for torch.compile."""
+        """Return the networks that gradients pass through, for torch.compile."""
         return [network for network in (self.predictor, self.video_unet.unet) if network is not None]
 
     def train(self, mode: bool = True) -> "TransitionModule":

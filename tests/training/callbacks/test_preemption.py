@@ -19,7 +19,7 @@ from storydiffusion.config import TransitionTrainConfig
 from storydiffusion.errors import UserError
 from storydiffusion.training.callbacks.preemption import EXIT_CODE, SIGNALS, Preempted
 from storydiffusion.training.checkpoint_io import newest_checkpoint
-from storydiffusion.training.training_run import Training
+from storydiffusion.training.training_run import TrainingRun
 from tests.helpers.training_state import state
 from tests.helpers.video_model import composed, overrides
 from tests.training.miniature.test_recipes import training as part_training
@@ -55,7 +55,7 @@ class Told(L.Callback):
             os.kill(os.getpid(), self.number)
 
 
-def add(training: Training, callback: L.Callback) -> Training:
+def add(training: TrainingRun, callback: L.Callback) -> TrainingRun:
     training.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
     return training
 
@@ -86,7 +86,7 @@ def train(number: int, port: int, config: TransitionTrainConfig) -> None:
     os.setpgrp()
     torch.set_num_threads(1)  # the threads of the parent were not copied
     os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    train_command.training(config).fit()
+    train_command.build_training(config).fit()
 
 
 def start(config: TransitionTrainConfig) -> list[BaseProcess]:
@@ -145,12 +145,14 @@ def is_alive(group: int) -> bool:
 
 def test_a_training_told_in_the_midst_of_a_step_ends_it_and_then_equals_an_untold_one(config, tmp_path):
     changes = ("recipe.accumulate=2", "trainer.max_steps=4")
-    whole = train_command.training(config(*changes, f"run_dir={tmp_path}/whole"))
+    whole = train_command.build_training(config(*changes, f"run_dir={tmp_path}/whole"))
     whole.fit()
     with pytest.raises(Preempted):
-        add(train_command.training(config(*changes)), Told(signal.SIGUSR1, batch=2)).fit()  # the first of two batches
+        add(
+            train_command.build_training(config(*changes)), Told(signal.SIGUSR1, batch=2)
+        ).fit()  # the first of two batches
     assert saved_step(tmp_path / "run") == 2
-    resumed = train_command.training(config(*changes))
+    resumed = train_command.build_training(config(*changes))
     resumed.fit()
     assert state(resumed).keys() == state(whole).keys()
     for name, tensor in state(whole).items():
@@ -167,10 +169,10 @@ def test_handlers_that_were_there_before_get_the_signal_once_all_is_saved_and_ar
     signal.signal(signal.SIGUSR2, submitits)
     try:
         with pytest.raises(Preempted) as end:
-            add(train_command.training(config(ENDLESS)), Told(signal.SIGUSR2, batch=1)).fit()
+            add(train_command.build_training(config(ENDLESS)), Told(signal.SIGUSR2, batch=1)).fit()
         assert end.value.code == EXIT_CODE == 75
         assert found == [(signal.SIGUSR2, 2)]
-        train_command.training(config("trainer.max_steps=3")).fit()
+        train_command.build_training(config("trainer.max_steps=3")).fit()
         assert signal.getsignal(signal.SIGUSR2) is submitits
         assert {number: signal.getsignal(number) for number in SIGNALS} == before | {signal.SIGUSR2: submitits}
     finally:
@@ -219,7 +221,7 @@ ARRAY = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID"
 def test_a_job_is_queued_again_when_its_time_is_up_and_only_then(config, slurm, capsys, number, variables, calls):
     noted = slurm(**variables)
     with pytest.raises(Preempted):
-        add(train_command.training(config(ENDLESS, "trainer.requeue=true")), Told(number, batch=0)).fit()
+        add(train_command.build_training(config(ENDLESS, "trainer.requeue=true")), Told(number, batch=0)).fit()
     assert (noted.read_text().splitlines() if noted.exists() else []) == calls
     assert ("is queued again" in capsys.readouterr().err) == bool(calls)
 
@@ -227,15 +229,15 @@ def test_a_job_is_queued_again_when_its_time_is_up_and_only_then(config, slurm, 
 def test_a_job_that_slurm_does_not_queue_again_is_named_and_saved(config, slurm, tmp_path):
     slurm(code=1, SLURM_JOB_ID="17")
     with pytest.raises(UserError, match="job 17 is not queued again, submit it anew: no such job"):
-        add(train_command.training(config(ENDLESS, "trainer.requeue=true")), Told(signal.SIGUSR1, batch=0)).fit()
+        add(train_command.build_training(config(ENDLESS, "trainer.requeue=true")), Told(signal.SIGUSR1, batch=0)).fit()
     assert saved_step(tmp_path / "run") == 1
 
 
 def test_only_one_may_own_the_queueing(config, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with pytest.raises(UserError, match=r"trainer\.requeue=true, but this is no job of Slurm"):
-        train_command.training(config("trainer.requeue=true"))
+    with pytest.raises(UserError, match=r"trainer\.requeue=true, but this is no Slurm job"):
+        train_command.build_training(config("trainer.requeue=true"))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    with pytest.raises(UserError, match="submitit queues its jobs again itself"):
-        train_command.training(config("trainer.requeue=true"))
+    with pytest.raises(UserError, match="submitit requeues its jobs itself"):
+        train_command.build_training(config("trainer.requeue=true"))

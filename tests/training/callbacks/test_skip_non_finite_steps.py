@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from storydiffusion.errors import UserError
-from storydiffusion.training import process_group as agreement
+from storydiffusion.training import process_group
 from storydiffusion.training.callbacks.ema import EMA
 from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
 from storydiffusion.training.optim.muon import Muon, split_parameters
@@ -165,6 +165,6 @@ def rank_in_bad_world(rank: int, folder: Path) -> None:
 
 
 def test_all_processes_end_and_one_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(agreement, "PATIENCE", 0.5)
+    monkeypatch.setattr(process_group, "PATIENCE", 0.5)
     assert run_processes(rank_in_bad_world, 2, tmp_path) == [1, 1]
     assert [file.name for file in tmp_path.iterdir()] == ["0.txt"]

@@ -20,7 +20,7 @@ from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
 from storydiffusion.training.optim.learning_rate import rate_at
-from storydiffusion.training.training_run import Training
+from storydiffusion.training.training_run import TrainingRun
 from tests.helpers.training_state import state
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,7 +34,7 @@ TINY = {
 }
 
 
-def training(part: str, folder: Path, steps: int, run: str = "run") -> Training:
+def training(part: str, folder: Path, steps: int, run: str = "run") -> TrainingRun:
     """The training of `part`, tiny; all parts are exported to one folder."""
     overrides = (
         f"run_dir={folder}/{run}/{part}", f"cache={folder}/cache",
@@ -46,7 +46,7 @@ def training(part: str, folder: Path, steps: int, run: str = "run") -> Training:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", [f"experiment=storyworld_{part}", *overrides, *tiny])
     torch.manual_seed(0)
-    return train_command.training(load(TrainConfig, composed))
+    return train_command.build_training(load(TrainConfig, composed))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ class Steps(L.Callback):
         self.seen.append(trainer.global_step)
 
 
-def add(trained: Training, callback):
+def add(trained: TrainingRun, callback):
     """Returns the callback, which the trainer of `trained` calls from now on."""
     trained.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
     return callback

@@ -52,7 +52,7 @@ def text2image(tmp_path: Path, *overrides: str):
             "train",
             ["experiment=storyworld_text2image", "trainer=cpu", f"cache={tmp_path}", "recipe.batch_size=4", *overrides],
         )
-    return train_command.training(load(TrainConfig, composed)).module
+    return train_command.build_training(load(TrainConfig, composed)).module
 
 
 @pytest.fixture

@@ -33,13 +33,13 @@ class SampleGrid(L.Callback):
         folder: str | Path,
         example: Callable[[], ClipBatch],
         sampling: TransitionSampling,
-        average: EMA,
+        ema: EMA,
     ) -> None:
         self.every = every
         self.folder = Path(folder) / "samples"
         self.example = example
         self.sampling = sampling
-        self.average = average
+        self.ema = ema
         self._last_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -57,7 +57,7 @@ class SampleGrid(L.Callback):
         clips = self.example()
         start, end, count = clips.frames[:, 0], clips.frames[:, -1], len(clips.frames)
         module.eval()
-        with self.average.applied(module), trainer.precision_plugin.forward_context():
+        with self.ema.applied(module), trainer.precision_plugin.forward_context():
             sampled = sample_clips(module.model, start, end, clips.captions, range(count), self.sampling)
         module.train()
         file = self.folder / f"{trainer.global_step:06d}.png"

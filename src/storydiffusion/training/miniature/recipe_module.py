@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
+from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Recipe
 from storydiffusion.training.optim.learning_rate import rate_at
 from storydiffusion.training.optim.muon import Muon, split_parameters
@@ -24,10 +25,19 @@ class RecipeModule(L.LightningModule):
         super().__init__()
         self.recipe = recipe
 
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Self:
+        """Return the module of `config.recipe`."""
+        return cls(config.recipe)
+
     @property
     def parts(self) -> tuple[str, ...]:
-        """What is exported, by the names in the record of trainings."""
+        """Names of the exported parts in training.json."""
         return (self.recipe.part,)
+
+    def trained_networks(self) -> list[nn.Module]:
+        """Return the networks that gradients pass through, for torch.compile."""
+        return list(self.children())
 
     def loss(self, batch: Any) -> dict[str, Tensor]:
         """The terms to log; the one named "loss" is minimised."""

@@ -8,7 +8,7 @@ one character twice in one picture.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTextModel
 
+from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Text2ImageRecipe
+from storydiffusion.loaders.text_to_image import model_folder
 from storydiffusion.storyworld.captions import caption, pair_caption
 from storydiffusion.storyworld.images import to_tensor
 from storydiffusion.storyworld.renderer import render
@@ -99,6 +101,10 @@ class Text2ImageModule(RecipeModule):
         self.text_encoder.train()
         unet: Any = self.unet.train()
         unet.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Self:
+        return cls(config.recipe, model_folder(config.miniature, None), Path(config.cache))
 
     def prepare_data(self) -> None:
         if not self.cache.exists():

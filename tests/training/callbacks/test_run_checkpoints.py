@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from storydiffusion.commands.train import _strategy
 from storydiffusion.errors import UserError
-from storydiffusion.training import process_group as agreement
+from storydiffusion.training import process_group
+from storydiffusion.training.callbacks.run_checkpoints import RunCheckpoints
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, newest_checkpoint
-from storydiffusion.training.training_run import RunCheckpoints
+from storydiffusion.training.distributed import build_strategy
 from tests.helpers.processes import run_processes
 from tests.helpers.video_model import composed
 
@@ -119,7 +119,7 @@ def rank(number: int, folder: Path) -> None:
 
 
 def test_processes_end_together_where_the_first_cannot_write(tmp_path, monkeypatch):
-    monkeypatch.setattr(agreement, "PATIENCE", 0.5)
+    monkeypatch.setattr(process_group, "PATIENCE", 0.5)
     (tmp_path / "checkpoints").write_text("no folder")
     assert run_processes(rank, 2, tmp_path / "checkpoints") == [1, 1]
     assert sorted(file.name for file in tmp_path.glob("*.txt")) == ["0.txt"]
@@ -127,7 +127,7 @@ def test_processes_end_together_where_the_first_cannot_write(tmp_path, monkeypat
 
 
 def test_processes_that_find_different_checkpoints_do_not_begin(tmp_path, monkeypatch):
-    monkeypatch.setattr(agreement, "PATIENCE", 0.5)
+    monkeypatch.setattr(process_group, "PATIENCE", 0.5)
     for run in ("0", "1"):
         fit(RunCheckpoints(tmp_path / run, 0))
     (tmp_path / "1" / "step-00000003.ckpt").unlink()
@@ -149,7 +149,7 @@ class Hang(L.Callback):
 
 def rank_beside_one_that_hangs(number: int, folder: Path) -> None:
     (folder / f"{number}.txt").write_text(str(os.getpid()))
-    strategy = _strategy(composed("trainer=cpu", "trainer.devices=2", "trainer.timeout_minutes=0.05").trainer)
+    strategy = build_strategy(composed("trainer=cpu", "trainer.devices=2", "trainer.timeout_minutes=0.05").trainer)
     try:
         fit(RunCheckpoints(folder / "checkpoints", 60), callbacks=(Hang(),), strategy=strategy, devices=2)
     except RuntimeError as error:

@@ -1,0 +1,85 @@
+"""Build the parts of a transition training from its configuration: the module, and the callbacks of its own."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import lightning as L
+import torch
+
+from storydiffusion.config import TransitionTrainConfig
+from storydiffusion.errors import UserError
+from storydiffusion.loaders.video import (
+    features_of,
+    load_drawing_parts,
+    load_image_encoder,
+    new_predictor,
+    with_trained_predictor,
+    word_tokens,
+)
+from storydiffusion.models.video_model import VideoModel
+from storydiffusion.pipelines.transition import sampling_of
+from storydiffusion.training.callbacks.ema import EMA
+from storydiffusion.training.callbacks.sample_grid import SampleGrid
+from storydiffusion.training.callbacks.training_log import TrainingLog
+from storydiffusion.training.data_module import ClipData
+from storydiffusion.training.transition_module import TransitionModule
+
+FROZEN_DTYPES = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "float16"}
+"""Precision of the trainer → dtype of the frozen weights where model.dtype is auto."""
+
+
+def build_transition_module(config: TransitionTrainConfig) -> TransitionModule:
+    """Return the LightningModule; its new weights depend on the recipe's seed alone.
+
+    Raises:
+        UserError: a part is missing or does not fit, or the clips have more frames than the model takes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.recipe.seed)
+        model, settings = build_video_model(config, _get_frozen_dtype(config))
+    if config.data.frames > model.max_frames:
+        raise UserError(
+            f"data.frames={config.data.frames}, but this video model takes at most {model.max_frames}: use fewer"
+        )
+    return TransitionModule(model, config.recipe, settings, asdict(config))
+
+
+def build_video_model(config: TransitionTrainConfig, dtype: torch.dtype) -> tuple[VideoModel, dict[str, Any] | None]:
+    """Return all parts of the video model, and the predictor's arguments if the predictor is trained."""
+    assert config.model.video is not None  # checked by TransitionTrainConfig
+    model = load_drawing_parts(config.model, dtype)
+    if "predictor" not in config.recipe.trainable:
+        return with_trained_predictor(model, config.model.video, dtype), None
+    encoder = load_image_encoder(config.model.video.image_encoder, dtype)
+    width = model.video_unet.unet.config.cross_attention_dim
+    predictor, settings = new_predictor(config.predictor, encoder, width)
+    if config.predictor.start is None:
+        predictor.start_among(word_tokens(model))
+    features = features_of(config.predictor.tokens)
+    return replace(model, predictor=predictor, image_encoder=encoder, features=features), settings
+
+
+def build_transition_callbacks(
+    config: TransitionTrainConfig, module: TransitionModule, data: ClipData, ema: EMA
+) -> list[L.Callback]:
+    """Return the training log and, unless recipe.sample_every is 0, the grid of samples."""
+    recipe = config.recipe
+    timesteps = len(module.diffusion.alphas_cumprod)
+    callbacks: list[L.Callback] = [TrainingLog(config.trainer.log_every, timesteps, ema.guard)]
+    if recipe.sample_every:
+        assert config.model.video is not None
+        sampling = replace(sampling_of(config.model.video), frames=config.data.frames)
+        example = lambda: data.example(recipe.sample_clips)  # noqa: E731
+        callbacks.append(SampleGrid(recipe.sample_every, config.run_dir, example, sampling, ema))
+    return callbacks
+
+
+def _get_frozen_dtype(config: TransitionTrainConfig) -> torch.dtype:
+    name, precision = config.model.dtype, config.trainer.precision
+    if name == "auto":
+        name = FROZEN_DTYPES[precision]
+    if precision == "32-true" and name != "float32":
+        raise UserError(
+            f"model.dtype={name} needs a mixed precision: use trainer.precision=bf16-mixed, or model.dtype=float32"
+        )
+    return getattr(torch, name)

@@ -1,0 +1,110 @@
+"""When a run saves a checkpoint, which one it resumes from, and how all processes end where saving fails."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from storydiffusion.errors import UserError
+from storydiffusion.training.checkpoint_io import (
+    Found,
+    certify_folder,
+    check_folder,
+    checkpoint_path,
+    newest_checkpoint,
+    remove_older,
+)
+from storydiffusion.training.process_group import stop_together
+
+
+class RunCheckpoints(Checkpoint):
+    """Saves every `minutes`, and when the training ends, into `folder`; see `checkpoint_io.py`.
+
+    Only between optimizer steps: gradients that are still being accumulated are in no checkpoint.
+    """
+
+    def __init__(self, folder: str | Path, minutes: float) -> None:
+        self.folder = Path(folder)
+        self.seconds = 60 * minutes
+        self.resumed: Found | None = None  # what this process has found to go on from
+        self._step_begun = self._step_saved = -1
+        self._saved = 0.0  # when
+
+    def find(self) -> Path | None:
+        """The checkpoint that the run goes on from.
+
+        Raises:
+            UserError: there are some but none that counts, or it is a folder in which more than data lies.
+        """
+        self.resumed = newest_checkpoint(self.folder)
+        if self.resumed and self.resumed.path.is_dir():
+            check_folder(self.resumed.path)
+        return self.resumed.path if self.resumed else None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        found = self.resumed
+        if not trainer.strategy.reduce_boolean_decision(found == trainer.strategy.broadcast(found)):
+            stop_together(trainer, f"the processes find different checkpoints in {self.folder}: let all see one folder")
+        if found and found.passed_over and trainer.is_global_zero:
+            print(f"going on from step {found.step}, since {'; '.join(found.passed_over)}", file=sys.stderr)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step_begun = self._step_saved = trainer.global_step
+        self._saved = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._step_begun = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        is_due = time.monotonic() - self._saved >= self.seconds
+        if self.is_between_steps(trainer) and trainer.strategy.broadcast(is_due):
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.is_between_steps(trainer):
+            self.save(trainer)
+
+    def is_between_steps(self, trainer: L.Trainer) -> bool:
+        """Whether the batch at hand has ended an optimizer step; with accumulation not every one does."""
+        return trainer.global_step != self._step_begun
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Saves the present step as the newest checkpoint and removes all older ones but one; called by all processes
+        together, at the end of a batch that has ended a step.
+
+        Raises:
+            UserError: on the first process, where it cannot be written; the others end.
+        """
+        step = trainer.global_step
+        if step == self._step_saved:
+            return
+        if not self.is_between_steps(trainer):
+            raise RuntimeError("a checkpoint between the batches of one step would lose their gradients")
+        path = checkpoint_path(self.folder, step)
+        if failure := trainer.strategy.broadcast(_write(trainer, path)):
+            stop_together(trainer, failure)
+        self._step_saved, self._saved = step, time.monotonic()
+
+
+def _write(trainer: L.Trainer, path: Path) -> str | None:
+    """Called by all processes; what the first one failed with, as a sentence."""
+    try:
+        trainer.save_checkpoint(path, weights_only=False)
+    except UserError as error:  # of the first process, which writes: the others are in the barrier that follows
+        trainer.strategy.barrier()
+        return str(error)
+    if trainer.is_global_zero:
+        try:
+            if path.is_dir():
+                certify_folder(path)
+            remove_older(path.parent, trainer.global_step)
+        except OSError as error:
+            return f"cannot keep {path.parent} in order: {(error.strerror or str(error)).lower()}; mend that"
+    return None

@@ -1,0 +1,56 @@
+"""How the processes of a training work together: Lightning's strategy and cluster environment."""
+
+import os
+from datetime import timedelta
+from importlib.util import find_spec
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+
+from storydiffusion.config import TrainerConfig
+from storydiffusion.errors import UserError
+
+
+def build_strategy(config: TrainerConfig, has_unused: bool = False) -> Strategy | str:
+    """Return the trainer's strategy. DeepSpeed is imported only if it is chosen.
+
+    Args:
+        has_unused: some trained weights receive no gradient.
+
+    Raises:
+        UserError: the GPUs or DeepSpeed are not available.
+    """
+    gpus = torch.cuda.device_count()
+    if config.strategy == "deepspeed":
+        if not gpus:
+            raise UserError("trainer.strategy=deepspeed needs CUDA, which torch does not find here: use trainer=ddp")
+        if find_spec("deepspeed") is None:
+            raise UserError("trainer.strategy=deepspeed: install storydiffusion[deepspeed], or use trainer=ddp")
+    if config.accelerator == "gpu" and not gpus and not torch.backends.mps.is_available():
+        raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: use trainer=cpu")
+    if gpus and config.accelerator != "cpu" and config.devices > gpus:
+        raise UserError(f"trainer.devices={config.devices}, but this machine has {gpus} GPUs: use at most {gpus}")
+    timeout = timedelta(minutes=config.timeout_minutes)
+    if config.strategy == "deepspeed":
+        return DeepSpeedStrategy(stage=2, exclude_frozen_parameters=True, timeout=timeout)
+    devices = max(1, gpus) if config.devices == -1 else config.devices
+    if config.strategy == "auto" and devices * config.nodes == 1:
+        return "auto"
+    return DDPStrategy(timeout=timeout, find_unused_parameters=has_unused)
+
+
+def build_environment(config: TrainerConfig) -> list[SLURMEnvironment]:
+    """Return Slurm's environment if Slurm started this process, without Lightning's signal handling: the `Preemption`
+    callback replaces it.
+
+    Raises:
+        UserError: `trainer.requeue` is set, but this run may not requeue the job.
+    """
+    if config.requeue and "SLURM_JOB_ID" not in os.environ:
+        raise UserError("trainer.requeue=true, but this is no Slurm job: submit slurm/train.sbatch, which sets it")
+    if config.requeue and "SUBMITIT_EXECUTOR" in os.environ:
+        raise UserError("trainer.requeue=true, but submitit requeues its jobs itself: set trainer.requeue=false")
+    is_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun may run in a job
+    return [SLURMEnvironment(auto_requeue=False)] if is_slurm else []
