@@ -20,16 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import (
+    AttendedTokens,
     AttentionPlan,
-    ConsistentSelfAttentionConfig,
     PanelGroup,
-    Read,
     attend,
     batch_plan,
     multi_head_attention,
-    select_tokens,
 )
+from storydiffusion.attention.variants import select_tokens
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ GRIDS = [
 ]
 
 
-def dense_mask(reads: list[Read], tokens: int, device: torch.device) -> Tensor:
-    """(B·N, B·N) booleans: which tokens each token reads."""
-    mask = torch.zeros(len(reads), tokens, len(reads) * tokens, dtype=torch.bool)
-    for reader, rows, _ in reads:
-        mask[reader, :, rows] = True
+def dense_mask(attended: list[AttendedTokens], tokens: int, device: torch.device) -> Tensor:
+    """Return (B·N, B·N) booleans: the tokens that each token attends to."""
+    mask = torch.zeros(len(attended), tokens, len(attended) * tokens, dtype=torch.bool)
+    for panel, rows, _ in attended:
+        mask[panel, :, rows] = True
     return mask.flatten(0, 1).to(device)
 
 
@@ -81,8 +81,8 @@ def milliseconds(functions: Sequence[Callable[[], object]], device: torch.device
 
 
 def story_plan(panels: int, tokens: int, rate: float, device: torch.device) -> AttentionPlan:
-    reads = select_tokens(ConsistentSelfAttentionConfig(rate=rate), PanelGroup(panels), tokens, rate, step=0)
-    plan = batch_plan([reads], [panels], parts=1, tokens=tokens)
+    attended = select_tokens(ConsistentSelfAttentionConfig(rate=rate), PanelGroup(panels), tokens, rate, step=0)
+    plan = batch_plan([attended], [panels], parts=1, tokens=tokens)
     if plan is None:
         raise SystemExit("nothing is shared: choose 2 panels or more and a rate above 0")
     return plan.to(device)
@@ -93,8 +93,8 @@ def measure(grid: Grid, panels: int, args: argparse.Namespace) -> str:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     query, key, value = torch.randn(3, panels, grid.tokens, grid.channels, device=device, dtype=dtype)
     plan = story_plan(panels, grid.tokens, args.rate, device)
-    reads = [Read(reader, rows) for reader, rows in enumerate(plan.groups[0].rows.cpu())]
-    mask = dense_mask(reads, grid.tokens, device)
+    attended = [AttendedTokens(panel, rows) for panel, rows in enumerate(plan.groups[0].rows.cpu())]
+    mask = dense_mask(attended, grid.tokens, device)
     functions = [
         partial(multi_head_attention, query, key, value, grid.heads),
         partial(attend, query, key, value, plan, grid.heads),

@@ -1,4 +1,4 @@
-"""Tiny pipelines of the real diffusers classes at random weights: 32 × 32 pictures, 16 × 16 latents, grids 16 and 8."""
+"""Tiny pipelines of the real diffusers classes at random weights: 32 × 32 images, 16 × 16 latents, grids 16 and 8."""
 
 import pytest
 import torch
@@ -17,6 +17,10 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
 )
+
+from storydiffusion.attention.backbones import BACKBONES
+from storydiffusion.attention.token_samplers import TOKEN_SAMPLERS
+from storydiffusion.attention.variants import VARIANTS
 
 TEXT_WIDTH = 16
 ATTENTION_SIZES = {
@@ -135,6 +139,17 @@ PIPELINES = {
     "controlnet": controlnet,
     "ip_adapter": ip_adapter,
 }
+
+
+@pytest.fixture
+def registries():
+    """Forget what a test registers."""
+    every = (VARIANTS, TOKEN_SAMPLERS, BACKBONES)
+    before = [dict(registry) for registry in every]
+    yield
+    for registry, entries in zip(every, before, strict=True):
+        registry.clear()
+        registry.update(entries)
 
 
 @pytest.fixture

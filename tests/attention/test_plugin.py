@@ -5,8 +5,11 @@ import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler, LCMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig, PanelGroup
+from storydiffusion.attention.backbones import get_backbone
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.attention.consistent_self_attention import PanelGroup
 from storydiffusion.attention.plugin import consistent_self_attention
+from storydiffusion.attention.token_samplers import SamplingContext, register_token_sampler
 from storydiffusion.errors import UserError
 
 WORDS = ["fox", "cat", "red fox", "a cat", "fox reads", "cat runs", "big fox", "no cat"]
@@ -25,7 +28,7 @@ def arguments(panels=range(4), guidance=5.0, steps=3, **more) -> dict:
     }
 
 
-def tell(pipe, config=None, stories=None, callback=True, **changes):
+def generate(pipe, config=None, stories=None, callback=True, **changes):
     with consistent_self_attention(pipe, config, stories) as story:
         more = {"callback_on_step_end": story.on_step_end} if callback else {}
         return pipe(**arguments(**changes), **more).images
@@ -44,17 +47,19 @@ def test_the_public_use(sd_pipe):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_every_pipeline_shares_and_tells_two_stories_at_once_as_alone(any_pipe, guidance):
+def test_every_pipeline_generates_two_stories_at_once_as_alone(any_pipe, guidance):
     pipe, extra = any_pipe
     config = ConsistentSelfAttentionConfig(blocks="all")
 
-    def told(panels, stories):
-        return tell(pipe, config, stories, panels=panels, guidance=guidance, **extra(panels, guidance > 1))
+    def generate_stories(panels, stories):
+        return generate(pipe, config, stories, panels=panels, guidance=guidance, **extra(panels, guidance > 1))
 
     before = processors(pipe)
-    together = told(range(8), [PanelGroup(4, key=1), PanelGroup(4, key=2)])
-    torch.testing.assert_close(together[:4], told(range(4), [PanelGroup(4, key=1)]), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(together[4:], told(range(4, 8), [PanelGroup(4, key=2)]), rtol=1e-4, atol=1e-4)
+    together = generate_stories(range(8), [PanelGroup(4, key=1), PanelGroup(4, key=2)])
+    torch.testing.assert_close(together[:4], generate_stories(range(4), [PanelGroup(4, key=1)]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        together[4:], generate_stories(range(4, 8), [PanelGroup(4, key=2)]), rtol=1e-4, atol=1e-4
+    )
     plain = pipe(**arguments(range(8), guidance), **extra(range(8), guidance > 1)).images
     assert (together - plain).abs().amax((1, 2, 3)).min() > 1e-3
     assert processors(pipe) == before
@@ -63,7 +68,7 @@ def test_every_pipeline_shares_and_tells_two_stories_at_once_as_alone(any_pipe, 
 @pytest.mark.parametrize("any_pipe", ["controlnet", "ip_adapter"], indirect=True)
 def test_the_control_and_the_image_prompt_still_act(any_pipe):
     pipe, extra = any_pipe
-    ours, other = (tell(pipe, **extra(range(4), True, variant)) for variant in (0, 1))
+    ours, other = (generate(pipe, **extra(range(4), True, variant)) for variant in (0, 1))
     assert (ours - other).abs().amax((1, 2, 3)).min() > 1e-3
 
 
@@ -82,12 +87,12 @@ def test_the_control_and_the_image_prompt_still_act(any_pipe):
 )
 def test_without_sharing_equals_the_plain_pipeline_bit_for_bit(sd_pipe, config, panels, guidance):
     plain = sd_pipe(**arguments(panels, guidance)).images
-    assert torch.equal(tell(sd_pipe, config, panels=panels, guidance=guidance), plain)
+    assert torch.equal(generate(sd_pipe, config, panels=panels, guidance=guidance), plain)
 
 
 def test_stories_of_one_panel_each_equal_plain(sd_pipe):
     plain = sd_pipe(**arguments()).images
-    assert torch.equal(tell(sd_pipe, stories=[1, 1, 1, 1]), plain)
+    assert torch.equal(generate(sd_pipe, stories=[1, 1, 1, 1]), plain)
 
 
 def test_guidance_parts_never_mix(sd_pipe):
@@ -108,7 +113,7 @@ def test_a_panel_outside_the_mask_equals_plain(sd_pipe):
     may_share = torch.ones(4, 4, dtype=torch.bool)
     may_share[1, :] = may_share[:, 1] = False
     plain = sd_pipe(**arguments()).images
-    shared = tell(sd_pipe, stories=[PanelGroup(4, may_share=may_share)])
+    shared = generate(sd_pipe, stories=[PanelGroup(4, may_share=may_share)])
     torch.testing.assert_close(shared[1], plain[1], rtol=1e-4, atol=1e-4)
     assert (shared - plain)[[0, 2, 3]].abs().amax((1, 2, 3)).min() > 1e-3
 
@@ -128,10 +133,10 @@ def test_a_panel_outside_the_mask_equals_plain(sd_pipe):
     ids=lambda config: f"{config.variant} {config.sampler} {config.rate} {config.blocks} {config.start} {config.seed}",
 )
 def test_every_setting_shares_and_repeats(sd_pipe, config):
-    once = tell(sd_pipe, config)
-    assert torch.equal(once, tell(sd_pipe, config))
+    once = generate(sd_pipe, config)
+    assert torch.equal(once, generate(sd_pipe, config))
     assert torch.isfinite(once).all()
-    assert not torch.allclose(once, tell(sd_pipe), atol=1e-4)
+    assert not torch.allclose(once, generate(sd_pipe), atol=1e-4)
     assert not torch.allclose(once, sd_pipe(**arguments()).images, atol=1e-4)
 
 
@@ -167,11 +172,11 @@ def test_a_step_may_call_the_unet_more_than_once(sd_pipe):
 
 
 def test_without_the_callback_every_call_is_a_step(sd_pipe):
-    assert torch.equal(tell(sd_pipe, callback=False), tell(sd_pipe))
+    assert torch.equal(generate(sd_pipe, callback=False), generate(sd_pipe))
 
 
 def test_a_new_run_starts_again_even_after_an_interruption(sd_pipe):
-    first = tell(sd_pipe)
+    first = generate(sd_pipe)
     for callback in (True, False):
         with consistent_self_attention(sd_pipe) as story:
             more = {"callback_on_step_end": story.on_step_end} if callback else {}
@@ -189,7 +194,7 @@ def test_a_new_run_starts_again_even_after_an_interruption(sd_pipe):
 def test_a_schedule_without_the_callback_is_refused(sd_pipe, config):
     before = processors(sd_pipe)
     with pytest.raises(UserError, match="callback_on_step_end"):
-        tell(sd_pipe, ConsistentSelfAttentionConfig(**config), callback=False)
+        generate(sd_pipe, ConsistentSelfAttentionConfig(**config), callback=False)
     assert processors(sd_pipe) == before
 
 
@@ -223,22 +228,22 @@ def test_processors_are_restored_exactly(sd_pipe, make, fail):
     assert len(sd_pipe.unet._forward_pre_hooks) == hooks
 
 
-def test_attention_slicing_gives_the_same_pictures(sd_pipe):
-    plain = tell(sd_pipe)
+def test_attention_slicing_gives_the_same_images(sd_pipe):
+    plain = generate(sd_pipe)
     sd_pipe.enable_attention_slicing()
-    torch.testing.assert_close(tell(sd_pipe), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(generate(sd_pipe), plain, rtol=1e-4, atol=1e-4)
 
 
 def test_what_does_not_fit_is_refused(sd_pipe):
     with pytest.raises(UserError, match="batch of 8 for 3 panels"):
-        tell(sd_pipe, stories=[3])
+        generate(sd_pipe, stories=[3])
     with pytest.raises(UserError, match="batch of 8 for 8 panels"):  # guidance would otherwise pass for a story
-        tell(sd_pipe, stories=[4, 4])
+        generate(sd_pipe, stories=[4, 4])
     with pytest.raises(UserError, match="stories is empty"):
-        tell(sd_pipe, stories=[])
+        generate(sd_pipe, stories=[])
     with pytest.raises(UserError, match="grid 4"):
-        tell(sd_pipe, ConsistentSelfAttentionConfig(rate={2: 0.5, 4: 0.5}))
-    with pytest.raises(UserError, match="no U-Net"), consistent_self_attention(DDIMScheduler()):
+        generate(sd_pipe, ConsistentSelfAttentionConfig(rate={2: 0.5, 4: 0.5}))
+    with pytest.raises(UserError, match="no denoiser"), consistent_self_attention(DDIMScheduler()):
         pass
 
 
@@ -255,3 +260,63 @@ def test_an_unknown_pipeline_is_one_story(unet):
     late = consistent_self_attention(Holder(), ConsistentSelfAttentionConfig(start=0.5))
     with pytest.raises(UserError, match="number of steps"), late:
         unet(noise, 1, text)
+
+
+def keep_largest(scores, context):
+    """(P, N) scores → (P, P, N): the round(rate · N) largest of every source."""
+    top = scores.topk(round(context.rate * context.tokens)).indices
+    chosen = torch.zeros(scores.shape, dtype=torch.bool).scatter(1, top, True)
+    return context.sources[..., None] & chosen
+
+
+def test_a_sampler_sees_the_features_of_its_layer_and_guidance_part(sd_pipe, registries):
+    """A sampler of a user's own, which keeps the tokens of largest norm."""
+    seen, inputs = [], {}
+
+    @register_token_sampler("largest_norm", needs=["features"])
+    def largest_norm(context: SamplingContext) -> torch.Tensor:
+        assert context.features is not None
+        assert context.attention_maps is None
+        assert context.masks is None
+        seen.append((context.layer, context.features))
+        return keep_largest(context.features.norm(dim=-1), context)
+
+    config = ConsistentSelfAttentionConfig(sampler="largest_norm", rate=0.25, blocks="all")
+    for name, layer in get_backbone(sd_pipe.unet).self_attention_layers("all").items():
+        layer.register_forward_pre_hook(lambda module, args, name=name: inputs.setdefault(name, args[0]))
+    shared = generate(sd_pipe, config, [PanelGroup(3), PanelGroup(1)])
+    first_step = seen[: 4 * len(inputs)]  # two stories in two guidance parts
+    for number, name in enumerate(inputs):
+        of_layer = first_step[4 * number : 4 * number + 4]
+        assert [layer for layer, _ in of_layer] == [name] * 4
+        assert torch.equal(torch.cat([features for _, features in of_layer]), inputs[name])
+    assert torch.equal(shared, generate(sd_pipe, config, [PanelGroup(3), PanelGroup(1)]))
+    uniform = ConsistentSelfAttentionConfig(rate=0.25, blocks="all")
+    assert (shared - generate(sd_pipe, uniform, [PanelGroup(3), PanelGroup(1)]))[:3].abs().max() > 1e-4
+    plain = sd_pipe(**arguments()).images
+    torch.testing.assert_close(shared[3], plain[3], rtol=1e-4, atol=1e-4)
+
+
+def test_a_sampler_sees_attention_maps_and_masks(sd_pipe, registries):
+    rows = []
+
+    @register_token_sampler("attended_foreground", needs=["attention_maps", "masks"])
+    def attended_foreground(context: SamplingContext) -> torch.Tensor:
+        assert context.features is None
+        assert context.attention_maps is not None
+        assert context.masks is not None
+        assert context.attention_maps.shape == (4, context.tokens, context.tokens)
+        rows.append(context.attention_maps.sum(-1))
+        return keep_largest(context.attention_maps.mean(1), context) & context.masks
+
+    config = ConsistentSelfAttentionConfig(sampler="attended_foreground")
+    masks = torch.zeros(4, 32, 32)
+    masks[:, 8:24, 8:24] = 1
+    foreground = generate(sd_pipe, config, [PanelGroup(4, masks=masks)])
+    assert all(torch.allclose(each, torch.ones_like(each), atol=1e-5) for each in rows)
+    plain = sd_pipe(**arguments()).images
+    assert (foreground - plain).abs().amax((1, 2, 3)).min() > 1e-4
+    nothing = generate(sd_pipe, config, [PanelGroup(4, masks=torch.zeros(4, 32, 32))])
+    torch.testing.assert_close(nothing, plain, rtol=0, atol=0)
+    with pytest.raises(UserError, match="needs masks"):
+        generate(sd_pipe, config, [4])

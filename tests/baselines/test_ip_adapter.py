@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.baselines.ip_adapter import IPAdapter
 from storydiffusion.errors import UserError

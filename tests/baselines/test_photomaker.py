@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.baselines.photomaker import Fuse, PhotoMaker, add_lora, stack
 from storydiffusion.errors import UserError
 from storydiffusion.models.prompt_encoding import encode_prompts

@@ -11,7 +11,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.pipelines.story import generate_panels, panel_seeds, starting_noise, who_shares
 
 STEPS = 5

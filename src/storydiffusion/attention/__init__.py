@@ -1,1 +1,2 @@
-"""Consistent self-attention (section 3.1 of arXiv 2405.01434): the mathematics, and what puts it into a U-Net."""
+"""Consistent self-attention (section 3.1 of arXiv 2405.01434): its mathematics, variants and token samplers, and the
+plug-in for diffusers pipelines."""

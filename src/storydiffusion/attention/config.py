@@ -7,39 +7,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from storydiffusion.attention.token_samplers import TOKEN_SAMPLERS, Need, get_token_sampler
+from storydiffusion.attention.variants import VARIANTS, get_variant
 from storydiffusion.errors import UserError
 
-Variant = Literal["eq2", "shared_row", "algorithm1", "official", "off"]
-Sampler = Literal["uniform", "progressive"]
 Blocks = Literal["up", "all"]
 
 
 @dataclass(frozen=True)
 class ConsistentSelfAttentionConfig:
-    """What is shared, how much of it, and when. The defaults are the paper's.
+    """Which tokens panels share, how many, and when. The defaults are the paper's.
 
     Attributes:
         rate: share of another panel's tokens that is sampled, in [0, 1]; each panel gives exactly round(rate · N).
-            A mapping gives a rate for each grid: its key is by how much the grid is coarser than the U-Net's input,
-            a power of two, and grids that it leaves out share nothing. With a VAE of factor 8, the official code's
-            sa64 (image size / 16) and sa32 (image size / 32) are {2: sa64, 4: sa32}.
-        variant: `eq2`, every panel draws a sample of its own from each other panel; `shared_row`, one sample from
-            each panel, read by all the others (the official code's one row of its mask, with exact counts instead of
-            Bernoulli draws); `algorithm1`, the paper's pseudo-code: windows of `tile_size` panels, stride 1, the
-            sample drawn from all tokens of the window, the reader's own included, and overlapping windows averaged;
-            `official`, `shared_row` with the official schedule and random bypass; `off`, plain self-attention.
-        sampler: `uniform`, as many tokens from each other panel; `progressive` (with `eq2` only), tokens of earlier
-            panels only, panel j giving panel i a part in proportion to decay^(i - j), at most all of its N, the
-            excess going to the others; the total is that of `uniform` where the earlier panels have as many. The
-            first panel reads nobody, so that it alone settles the look that the others follow.
+            A mapping gives a rate for each grid: its key is by how much the grid is coarser than the denoiser's input,
+            a power of two; grids that it leaves out share nothing. With a VAE of factor 8, the official code's sa64
+            (image size / 16) and sa32 (image size / 32) are {2: sa64, 4: sa32}.
+        variant: `eq2`, every panel draws its own sample of each other panel; `shared_row`, one sample of each panel
+            for all the others (one row of the official code's mask, with exact counts instead of Bernoulli draws);
+            `algorithm1`, the paper's pseudo-code: windows of `tile_size` panels, stride 1, the sample drawn from all
+            tokens of the window, the panel's own included, and overlapping windows averaged; `official`, `shared_row`
+            with the official schedule and random bypass; `off`, plain self-attention; or any name given to
+            `register_variant`.
+        sampler: `uniform`, the same number of tokens from each other panel; `progressive` (with `eq2` only), tokens of
+            earlier panels only, panel j giving panel i a part in proportion to decay^(i - j), at most all of its N, the
+            excess going to the others; the total is that of `uniform` where the earlier panels have as many. The first
+            panel then attends to itself alone and sets the look that the others follow; or any name given to
+            `register_token_sampler`.
         decay: of the progressive sampler, in (0, 1]; 1 weighs all earlier panels alike.
         tile_size: window of `algorithm1` in panels, at least 2; None, or more than there are, is the whole story.
-        neighbor_window: a panel reads panels at most this many places before or after it; None, all.
-        anchor_panels: panels read only this many first panels of the story, which also read each other, as in the
-            official code; None, all. With a neighbor_window too, a panel reads those of either. Both bound what is read
-            and nothing else: all panels of a story are still denoised in one batch, its memory is not bounded.
-        blocks: `up`, the self-attentions of the U-Net's up blocks, as the official code; `all`, every one.
-        start, end: first step and the step after the last that share, as fractions of the schedule in [0, 1].
+        neighbor_window: a panel attends to panels at most this many places before or after it; None, all.
+        anchor_panels: panels attend to this many first panels of the story only, as in the official code; None, all.
+            With neighbor_window too, a panel attends to the panels of either. Both bound the attended tokens only: all
+            panels of a story are still denoised in one batch, whose memory they do not bound.
+        blocks: `up`, the self-attentions of the decoder's blocks, as the official code; `all`, every one.
+        start, end: first step that shares and the step after the last, as fractions of the schedule in [0, 1].
         seed: of all random draws, together with a story's key, the step, and the grid.
 
     Raises:
@@ -47,21 +49,19 @@ class ConsistentSelfAttentionConfig:
     """
 
     rate: float | Mapping[int, float] = 0.5
-    variant: Variant = "eq2"
-    sampler: Sampler = "uniform"
+    variant: str = "eq2"
+    sampler: str = "uniform"
     decay: float = 0.5
     tile_size: int | None = None
     neighbor_window: int | None = None
     anchor_panels: int | None = None
-    blocks: Blocks = "up"
+    blocks: str = "up"
     start: float = 0.0
     end: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
-        _check_choice("variant", self.variant, get_args(Variant))
-        _check_choice("sampler", self.sampler, get_args(Sampler))
-        _check_choice("blocks", self.blocks, get_args(Blocks))
+        self._check_names()
         if isinstance(self.rate, Mapping):
             for factor, rate in self.rate.items():
                 if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1 or factor & (factor - 1):
@@ -69,50 +69,68 @@ class ConsistentSelfAttentionConfig:
                 _check_fraction(f"rate of grid {factor}", rate)
         else:
             _check_fraction("rate", self.rate)
-        _check_fraction("start", self.start)
-        _check_fraction("end", self.end)
-        _check_fraction("decay", self.decay)
+        for name in ("start", "end", "decay"):
+            _check_fraction(name, getattr(self, name))
         if self.decay == 0:
             raise UserError("decay is 0: choose a number above 0 and at most 1.")
         if self.start >= self.end:
             raise UserError(f"start is {self.start} and end is {self.end}: choose start below end, both in [0, 1].")
-        if self.sampler == "progressive" and self.variant != "eq2":
-            raise UserError(f"sampler progressive does not go with variant {self.variant}: choose variant eq2.")
-        if self.tile_size is not None:
-            if self.variant != "algorithm1":
-                raise UserError(f"tile_size is {self.tile_size} but variant is {self.variant}: choose algorithm1.")
-            if isinstance(self.tile_size, bool) or not isinstance(self.tile_size, int) or self.tile_size < 2:
-                raise UserError(f"tile_size is {self.tile_size!r}: choose a whole number of panels, 2 or more.")
-        for name in ("neighbor_window", "anchor_panels"):
+        for name, least in (("tile_size", 2), ("neighbor_window", 0), ("anchor_panels", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise UserError(f"{name} is {value!r}: choose a whole number of panels, 0 (reads nobody) or more.")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise UserError(f"{name} is {value!r}: choose a whole number of panels, {least} or more.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise UserError(f"seed is {self.seed!r}: choose a whole number.")
 
+    def _check_names(self) -> None:
+        """Check variant, sampler and blocks, and that variant, sampler and tile_size go together."""
+        variant, sampler = get_variant(self.variant), get_token_sampler(self.sampler)
+        if self.blocks not in get_args(Blocks):
+            raise UserError(f"blocks is {self.blocks!r}: choose one of {', '.join(get_args(Blocks))}.")
+        if not _fits(self.sampler, self.variant):
+            fitting = [name for name in VARIANTS if _fits(self.sampler, name)]
+            raise UserError(
+                f"sampler {sampler.name} does not go with variant {self.variant}: choose variant {_either(fitting)}, "
+                f"or sampler {_either([name for name in TOKEN_SAMPLERS if _fits(name, self.variant)])}."
+            )
+        if self.tile_size is not None and not variant.uses_tile_size:
+            tiled = [name for name, each in VARIANTS.items() if each.uses_tile_size]
+            raise UserError(f"tile_size is {self.tile_size} but variant is {self.variant}: choose {_either(tiled)}.")
+
     @property
     def needs_schedule(self) -> bool:
-        """Whether it must be known how many steps there are."""
-        return self.variant == "official" or self.start > 0 or self.end < 1
+        """Whether the number of steps must be known."""
+        return get_variant(self.variant).needs_schedule or self.start > 0 or self.end < 1
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Inputs of a layer that its draw depends on."""
+        return get_token_sampler(self.sampler).needs | get_variant(self.variant).needs
 
     @property
     def shares(self) -> bool:
         """Whether any token is shared at all."""
         rates = self.rate.values() if isinstance(self.rate, Mapping) else [self.rate]
-        return self.variant != "off" and any(rate > 0 for rate in rates)
+        return get_variant(self.variant).shares and any(rate > 0 for rate in rates)
 
-    def rate_of(self, factor: int) -> float:
-        """Rate of the grid that is `factor` times coarser than the U-Net's input."""
+    def get_rate(self, factor: int) -> float:
+        """Return the rate of the grid that is `factor` times coarser than the denoiser's input."""
         return self.rate.get(factor, 0.0) if isinstance(self.rate, Mapping) else self.rate
 
     def is_active(self, step: int, steps: int | None) -> bool:
-        """Whether step (0…steps-1) lies in [start, end); `steps` None is an unknown schedule, shared throughout."""
+        """Return whether step (0…steps-1) lies in [start, end); with steps None, an unknown schedule, all are."""
         return steps is None or round(self.start * steps) <= step < round(self.end * steps)
 
 
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}: choose one of {', '.join(choices)}.")
+def _fits(sampler: str, variant: str) -> bool:
+    """Whether a variant can use a sampler."""
+    if not get_variant(variant).uses_sampler:
+        return sampler == "uniform"
+    return not (get_variant(variant).shared_draw and get_token_sampler(sampler).per_panel)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(names)
 
 
 def _check_fraction(name: str, value: object) -> None:

@@ -1,17 +1,17 @@
-"""Consistent self-attention (CSA): each panel's self-attention also reads sampled tokens of the story's other panels.
+"""Consistent self-attention (CSA): each panel also attends to sampled tokens of the story's other panels.
 
-StoryDiffusion (arXiv 2405.01434), section 3.1. It has no weights of its own: query, key and value are those of the
-U-Net's self-attention. For panel i of a story,
+StoryDiffusion (arXiv 2405.01434), section 3.1. CSA adds no weights: query, key and value are those of the denoiser's
+self-attention. For panel i of a story,
 
-    S_i = RandSample(I_j, j ≠ i)            tokens of the other panels, a share r of them      (equation 2)
-    O_i = Attention(Q_i, K_[I_i, S_i], V_[I_i, S_i])      own tokens all, and the sample       (equation 3)
+    S_i = RandSample(I_j, j ≠ i)            a share r of the other panels' tokens              (equation 2)
+    O_i = Attention(Q_i, K_[I_i, S_i], V_[I_i, S_i])      all own tokens and the sample        (equation 3)
 
-Which tokens a panel reads is decided first, on the CPU, as row numbers (`select_tokens`, then `batch_plan`); `attend`
-gathers these rows of the keys and values, each projected once, and calls scaled_dot_product_attention. So no
-(B·N)² mask exists, and a draw is the same on every device.
+Tokens are selected first, on the CPU, as row numbers (variants.py, then `batch_plan`). `attend` gathers these rows of
+the keys and values, each projected once, and calls scaled_dot_product_attention. So no (B·N)² mask exists, and a draw
+is the same on every device.
 
-Shape letters: P panels of one story, B panels in the batch, N tokens of a panel, L tokens that a panel reads,
-C channels, H heads, R readers (panels that read the same number of tokens).
+Shape letters: P panels of one story, B panels in the batch, N tokens of a panel, L tokens that a panel attends to,
+W panels of a window, C channels, H heads, R panels that attend to the same number of tokens.
 """
 
 import hashlib
@@ -25,35 +25,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.errors import UserError
 
-# The official code bypasses sharing in steps 0–4 of 50, then in a layer with probability 0.3, and 0.1 from step 20 on.
-OFFICIAL_BYPASS = ((0.0, 1.0), (0.1, 0.3), (0.4, 0.1))
-
-# Numbers gathered at once on a CPU: a larger buffer is new memory in each call, and its page faults cost more than
+# Numbers gathered at once on a CPU. A larger buffer is new memory in each call, and its page faults cost more than
 # the copy.
 CPU_GATHER = 2**22
 
 
 @dataclass(eq=False)
 class PanelGroup:
-    """The panels of one story, which stand side by side in the batch.
+    """The panels of one story, side by side in the batch.
 
     Attributes:
-        panels: how many there are, P ≥ 1.
-        key: makes the draws of this story its own; stories of the same key and size draw alike. Place in the batch
-            does not matter.
-        may_share: (P, P) booleans, row i true at column j where panel i may read panel j, such as the panels that
-            name the same character; None lets all read all. The diagonal does not matter.
+        panels: their number, P ≥ 1.
+        key: selects the random draws of this story. Stories of the same key and size draw alike, wherever they are in
+            the batch.
+        may_share: (P, P) booleans, row i true at column j where panel i may attend to panel j, such as the panels that
+            name the same character; None allows all. The diagonal is ignored.
+        masks: (P, height, width) numbers in [0, 1], such as each panel's foreground, for token samplers that need
+            masks; None gives none.
 
     Raises:
-        UserError: for panels < 1 or a `may_share` of another shape.
+        UserError: for panels < 1, or a `may_share` or `masks` of another shape.
     """
 
     panels: int
     key: int = 0
     may_share: Tensor | None = None
+    masks: Tensor | None = None
 
     def __post_init__(self):
         if isinstance(self.panels, bool) or not isinstance(self.panels, int) or self.panels < 1:
@@ -64,46 +63,51 @@ class PanelGroup:
                 raise UserError(
                     f"may_share has shape {tuple(self.may_share.shape)}: give {self.panels} × {self.panels} booleans."
                 )
+        if self.masks is not None and (self.masks.ndim != 3 or len(self.masks) != self.panels):
+            raise UserError(f"masks has shape {tuple(self.masks.shape)}: give ({self.panels}, height, width).")
 
     def sources(self) -> Tensor:
-        """(P, P) booleans: row i is true at the other panels that panel i may read."""
+        """(P, P) booleans: row i is true at the other panels that panel i may attend to."""
         allowed = torch.ones(self.panels, self.panels, dtype=torch.bool) if self.may_share is None else self.may_share
         return allowed & ~torch.eye(self.panels, dtype=torch.bool)
 
+    def resized_masks(self, height: int, width: int) -> Tensor:
+        """Return (P, height · width) booleans: true where the mean of `masks` over a token's area exceeds 0.5.
+
+        Raises:
+            UserError: for a story without masks.
+        """
+        if self.masks is None:
+            raise UserError("the token sampler needs masks: give PanelGroup(masks=…) for every story.")
+        resized = F.interpolate(self.masks.float()[:, None], (height, width), mode="area")
+        return (resized > 0.5).flatten(1)
+
 
 def random_stream(*key: int | str) -> torch.Generator:
-    """A CPU generator of its own for each key."""
+    """Return a CPU generator seeded by the key."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-def within_reach(config: ConsistentSelfAttentionConfig, panels: int) -> Tensor:
-    """Return (P, P) booleans: row i is true at the panels within reach of panel i."""
+def within_reach(panels: int, neighbor_window: int | None, anchor_panels: int | None) -> Tensor:
+    """Return (P, P) booleans: row i is true at the panels that the settings allow panel i; None allows all."""
     place = torch.arange(panels)
-    if config.neighbor_window is None and config.anchor_panels is None:
+    if neighbor_window is None and anchor_panels is None:
         return torch.ones(panels, panels, dtype=torch.bool)
-    near = (place[:, None] - place).abs() <= (-1 if config.neighbor_window is None else config.neighbor_window)
-    return near | (place < (config.anchor_panels or 0))
-
-
-def bypasses(config: ConsistentSelfAttentionConfig, step: int, steps: int | None, story: int, layer: str) -> bool:
-    """Return whether a layer skips sharing at a step, by the official code's draw; never with another variant."""
-    if config.variant != "official" or steps is None:
-        return False
-    probability = next(p for begin, p in reversed(OFFICIAL_BYPASS) if step >= round(begin * steps))
-    return bool(torch.rand((), generator=random_stream(config.seed, story, step, layer)) < probability)
+    near = (place[:, None] - place).abs() <= (-1 if neighbor_window is None else neighbor_window)
+    return near | (place < (anchor_panels or 0))
 
 
 def uniform_counts(sources: Tensor, tokens: int, rate: float) -> Tensor:
-    """(P, P) number of tokens that panel i samples from panel j: round(rate · N) from each of its sources."""
+    """Return (P, P), the number of tokens that panel i samples from panel j: round(rate · N) from each source."""
     return sources * round(rate * tokens)
 
 
 def progressive_counts(sources: Tensor, tokens: int, rate: float, decay: float) -> Tensor:
-    """(P, P) number of tokens that panel i samples from panel j: from its earlier sources, nearer ones giving more.
+    """Return (P, P), the number of tokens that panel i samples from panel j, an earlier source.
 
-    In proportion to decay^(i - j), at most N from one panel; in sum what `uniform_counts` gives panel i, or all
-    tokens of its earlier sources where these are fewer.
+    The number is proportional to decay^(i − j), at most N. A row's sum is that of `uniform_counts`, or all tokens of
+    the earlier sources where these are fewer.
     """
     budgets = uniform_counts(sources, tokens, rate).sum(1)
     counts = torch.zeros_like(sources, dtype=torch.long)
@@ -115,10 +119,10 @@ def progressive_counts(sources: Tensor, tokens: int, rate: float, decay: float) 
 
 
 def apportion(budget: int, weights: Sequence[float], cap: int) -> list[int]:
-    """Splits a budget into whole parts in proportion to positive weights, none above `cap`.
+    """Split a budget into whole parts in proportion to positive weights, none above `cap`.
 
-    What a capped part cannot take goes to the others in proportion; fractions are settled by largest remainder. The
-    sum is min(budget, cap · len(weights)).
+    The excess of a capped part is split among the others in proportion; fractions are settled by largest remainder.
+    The sum is min(budget, cap · len(weights)).
     """
     parts = [0.0] * len(weights)
     left, unfilled = float(min(budget, cap * len(weights))), set(range(len(weights)))
@@ -141,127 +145,124 @@ def apportion(budget: int, weights: Sequence[float], cap: int) -> list[int]:
 
 
 def draw_tokens(counts: Tensor, tokens: int, shared: bool, generator: torch.Generator) -> Tensor:
-    """Draws counts[i, j] of panel j's N tokens for panel i, without replacement; its own tokens are all in.
+    """Draw counts[i, j] of panel j's N tokens for panel i, without replacement.
 
     Args:
         counts: (P, P) whole numbers in 0…N.
-        shared: one order of a panel's tokens for all its readers, instead of one for each.
+        shared: draw one order of a panel's tokens for all panels, instead of one for each.
 
     Returns:
-        (P, P, N) booleans, true at [i, j, n] where panel i reads token n of panel j.
+        (P, P, N) booleans, true at [i, j, n] where panel i samples token n of panel j.
     """
     panels = counts.shape[0]
     order = torch.rand(1 if shared else panels, panels, tokens, generator=generator).argsort(-1)
     first = torch.arange(tokens) < counts[..., None]
-    drawn = torch.zeros_like(first).scatter_(-1, order.expand_as(first), first)
-    return drawn | torch.eye(panels, dtype=torch.bool)[..., None]
+    return torch.zeros_like(first).scatter_(-1, order.expand_as(first), first)
 
 
-class Read(NamedTuple):
-    """One panel's reading list: `rows` (L,) are numbers in the story's P·N tokens. `tile` numbers a panel's several
-    lists (one for each window of Algorithm 1); their outputs are averaged."""
+class AttendedTokens(NamedTuple):
+    """The tokens that one panel attends to: `rows` (L,) number the story's P·N tokens.
 
-    reader: int
+    A panel has several entries where windows overlap (Algorithm 1), told apart by `tile`; their outputs are averaged.
+    """
+
+    panel: int
     rows: Tensor
     tile: int = 0
 
 
-def select_tokens(
-    config: ConsistentSelfAttentionConfig, story: PanelGroup, tokens: int, rate: float, step: int
-) -> list[Read]:
-    """Draws what each panel of a story reads: a function of the arguments and of nothing else in the batch."""
-    generator = random_stream(config.seed, story.key, step, tokens)
-    sources = story.sources() & within_reach(config, story.panels)
-    if config.variant == "algorithm1":
-        return tile_reads(sources, tokens, rate, config.tile_size or story.panels, generator)
-    if config.sampler == "progressive":
-        counts = progressive_counts(sources, tokens, rate, config.decay)
-    else:
-        counts = uniform_counts(sources, tokens, rate)
-    drawn = draw_tokens(counts, tokens, config.variant != "eq2", generator).flatten(1)
-    return [Read(reader, drawn[reader].nonzero()[:, 0]) for reader in range(story.panels)]
-
-
-def tile_reads(sources: Tensor, tokens: int, rate: float, tile_size: int, generator: torch.Generator) -> list[Read]:
-    """Algorithm 1's reading lists: in each window of W panels, a sample of its W·N tokens before the own tokens.
-
-    The paper prints the loop bound as N - W + 1; it counts panels, so P - W + 1 is meant. Its sample of round(rate ·
-    W · N) tokens is one for the window and includes the reader's own, which so stand twice in the softmax. Where a
-    panel may read only some of the window, W counts these and itself; with nobody to read it keeps to its own tokens.
-    """
-    panels = len(sources)
-    window = min(tile_size, panels)
-    visible = sources | torch.eye(panels, dtype=torch.bool)
-    reads = []
-    for begin in range(panels - window + 1):
-        order = torch.randperm(window * tokens, generator=generator) + begin * tokens
-        for reader in range(begin, begin + window):
-            count = int(visible[reader, begin : begin + window].sum())
-            sample = order[visible[reader, order // tokens]][: round(rate * count * tokens) if count > 1 else 0]
-            reads.append(Read(reader, torch.cat([sample, own_rows(reader, tokens)]), begin))
-    return reads
-
-
 def own_rows(panel: int, tokens: int) -> Tensor:
+    """Return the row numbers of a panel's own tokens, (N,)."""
     return torch.arange(panel * tokens, (panel + 1) * tokens)
 
 
-class ReadGroup(NamedTuple):
-    """Panels that read the same number of tokens: `readers` (R,), each once; `rows` (R, L) of the B·N tokens."""
+def own_and_sampled_tokens(sampled: Tensor) -> list[AttendedTokens]:
+    """Return each panel's own tokens with the sampled ones, (P, P, N), true at [i, j, n] for token n of panel j."""
+    panels = len(sampled)
+    attended = (sampled | torch.eye(panels, dtype=torch.bool)[..., None]).flatten(1)
+    return [AttendedTokens(panel, attended[panel].nonzero()[:, 0]) for panel in range(panels)]
 
-    readers: Tensor
+
+def window_tokens(
+    sources: Tensor, tokens: int, rate: float, window: int, generator: torch.Generator
+) -> list[AttendedTokens]:
+    """Select the tokens of Algorithm 1: in each window of W panels a sample of its W·N tokens, before the own tokens.
+
+    The paper prints the loop bound as N - W + 1; it counts panels, so P - W + 1 is meant. Each window has one sample of
+    round(rate · W · N) tokens. It includes tokens of the panel itself, which thus occur twice in the softmax. Where a
+    panel may attend to some of the window only, W counts these and itself; without any it keeps to its own tokens.
+    """
+    visible = sources | torch.eye(len(sources), dtype=torch.bool)
+    attended = []
+    for begin in range(len(sources) - window + 1):
+        order = torch.randperm(window * tokens, generator=generator) + begin * tokens
+        for panel in range(begin, begin + window):
+            count = int(visible[panel, begin : begin + window].sum())
+            sample = order[visible[panel, order // tokens]][: round(rate * count * tokens) if count > 1 else 0]
+            attended.append(AttendedTokens(panel, torch.cat([sample, own_rows(panel, tokens)]), begin))
+    return attended
+
+
+class PlanGroup(NamedTuple):
+    """Panels that attend to the same number of tokens: `panels` (R,), each once; `rows` (R, L) of the B·N tokens."""
+
+    panels: Tensor
     rows: Tensor
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What every panel of a batch reads. `times` (B,) is how often a panel is a reader, None where each is once."""
+    """The tokens that every panel of a batch attends to.
 
-    groups: list[ReadGroup]
-    times: Tensor | None
+    `occurrences` (B,) counts the groups that hold a panel; None where each panel is in exactly one.
+    """
+
+    groups: list[PlanGroup]
+    occurrences: Tensor | None
 
     def to(self, device: torch.device) -> "AttentionPlan":
-        """The same plan on another device."""
-        groups = [ReadGroup(group.readers.to(device), group.rows.to(device)) for group in self.groups]
-        return AttentionPlan(groups, None if self.times is None else self.times.to(device))
+        """Return the same plan on another device."""
+        groups = [PlanGroup(group.panels.to(device), group.rows.to(device)) for group in self.groups]
+        return AttentionPlan(groups, None if self.occurrences is None else self.occurrences.to(device))
 
 
 def batch_plan(
-    stories: Sequence[Sequence[Read]], sizes: Sequence[int], parts: int, tokens: int
+    stories: Sequence[Sequence[AttendedTokens]], sizes: Sequence[int], parts: int, tokens: int
 ) -> AttentionPlan | None:
-    """Puts stories side by side, and again for each guidance part, so that neither ever reads the other.
+    """Combine the stories of a batch, repeated for each guidance part; stories and parts never mix.
 
     Args:
-        stories: reading lists of each story; an empty one stands for plain attention.
+        stories: the attended tokens of each story; an empty entry is plain attention.
         sizes: panels of each story; B = parts · sum(sizes), the parts outermost, as diffusers stacks guidance.
         tokens: N.
 
     Returns:
-        The plan, one group for each number of tokens read; None where no panel reads another, which is plain attention.
+        The plan, one group for each number L of tokens; None where every panel attends to itself alone, which is plain
+        attention.
     """
-    if all(len(read.rows) == tokens for reads in stories for read in reads):
+    if all(len(attended.rows) == tokens for story in stories for attended in story):
         return None
     batch = parts * sum(sizes)
-    lists: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
+    by_length: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
     first = 0
-    for size, reads in list(zip(sizes, stories, strict=True)) * parts:
-        for read in reads or [Read(panel, own_rows(panel, tokens)) for panel in range(size)]:
-            members = lists.setdefault((read.tile, len(read.rows)), [])
-            members.append((first + read.reader, read.rows + first * tokens))
+    for size, story in list(zip(sizes, stories, strict=True)) * parts:
+        for attended in story or [AttendedTokens(panel, own_rows(panel, tokens)) for panel in range(size)]:
+            members = by_length.setdefault((attended.tile, len(attended.rows)), [])
+            members.append((first + attended.panel, attended.rows + first * tokens))
         first += size
     groups = [
-        ReadGroup(torch.tensor([reader for reader, _ in members]), torch.stack([rows for _, rows in members]))
-        for members in lists.values()
+        PlanGroup(torch.tensor([panel for panel, _ in members]), torch.stack([rows for _, rows in members]))
+        for members in by_length.values()
     ]
-    times = torch.cat([group.readers for group in groups]).bincount(minlength=batch)
-    return AttentionPlan(groups, None if bool((times == 1).all()) else times)
+    occurrences = torch.cat([group.panels for group in groups]).bincount(minlength=batch)
+    return AttentionPlan(groups, None if bool((occurrences == 1).all()) else occurrences)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads: int) -> Tensor:
-    """Attention of every panel over the tokens that the plan lets it read (equation 3).
+    """Compute every panel's attention over the tokens that the plan selects (equation 3).
 
     Args:
-        query, key, value: (B, N, C), projected, not yet split into heads. The plan lies on their device.
+        query, key, value: (B, N, C), projected, not yet split into heads, on the plan's device.
 
     Returns:
         (B, N, C).
@@ -271,10 +272,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads
         at_once = len(group.rows)
         if query.device.type == "cpu":
             at_once = max(1, CPU_GATHER // (group.rows.shape[1] * query.shape[-1]))
-        for readers, rows in zip(group.readers.split(at_once), group.rows.split(at_once), strict=True):
+        for panels, rows in zip(group.panels.split(at_once), group.rows.split(at_once), strict=True):
             keys, values = gather_rows(key, rows), gather_rows(value, rows)
-            output.index_add_(0, readers, multi_head_attention(query[readers], keys, values, heads))
-    return output if plan.times is None else output / plan.times[:, None, None]
+            output.index_add_(0, panels, multi_head_attention(query[panels], keys, values, heads))
+    return output if plan.occurrences is None else output / plan.occurrences[:, None, None]
 
 
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -286,3 +287,9 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) 
     """(R, N, C), (R, L, C), (R, L, C) → (R, N, C)."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def mean_attention_maps(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """(B, N, C), (B, N, C) → (B, N, N): plain self-attention's softmax, averaged over heads; rows sum to 1."""
+    q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(1)

@@ -167,7 +167,7 @@ def _subjects(
 
 
 def _draw(model: StoryModel, config: InferConfig, wanted: Sequence[Portrait]) -> "list[Image.Image]":
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+    from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.pipelines.conditioning import text_conditions
     from storydiffusion.pipelines.story import generate_panels
 

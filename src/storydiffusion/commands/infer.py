@@ -24,7 +24,7 @@ from storydiffusion.output.manifest import Manifest, PanelRecord, installed_vers
 from storydiffusion.story import Story, load_story, panel_prompts
 
 if TYPE_CHECKING:
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+    from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.output.run_folder import RunFolder
 
 

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from storydiffusion.attention.backbones import get_backbone
 from storydiffusion.attention.consistent_self_attention import multi_head_attention
-from storydiffusion.attention.plugin import self_attentions
 
 
 def read_end_frames(unet: nn.Module) -> None:
     """Gives all spatial self-attentions of a UNetMotionModel, for good, a processor that reads the end frames too."""
     length = ClipLength()
     unet.register_forward_pre_hook(length.before_unet, with_kwargs=True)
-    for layer in self_attentions(unet, "all").values():
+    for layer in get_backbone(unet).self_attention_layers("all").values():
         layer.set_processor(EndFrameAttnProcessor(length))
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig, PanelGroup
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.attention.consistent_self_attention import PanelGroup
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.errors import UserError
 

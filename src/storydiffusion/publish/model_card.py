@@ -108,7 +108,7 @@ class CardConfig:
 
 def write_card(config: CardConfig) -> None:
     """Draws both sheets and writes README.md beside them, into the model's folder."""
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+    from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.storyworld.stories import load_stories
     from storydiffusion.training.record import RECORD
 
@@ -141,7 +141,7 @@ def measured_table(folder: str, command: str) -> str:
 
 def draw_samples(model: StoryModel, config: ModelConfig) -> tuple[list[str], list["Image.Image"]]:
     """The captions of the held-out world, told with seeds 0, 1, …, and their pictures."""
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+    from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.storyworld.captions import caption
     from storydiffusion.storyworld.images import HELD_OUT_SEED
     from storydiffusion.storyworld.truth import sample_truth

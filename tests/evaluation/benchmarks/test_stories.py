@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.config import load, module_command
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.stories import (

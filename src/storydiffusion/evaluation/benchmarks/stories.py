@@ -35,7 +35,7 @@ from storydiffusion.storyworld.stories import FILE, FrozenStory, existing, load_
 if TYPE_CHECKING:
     from PIL import Image
 
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+    from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.pipelines.conditioning import Conditions
     from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 
@@ -84,7 +84,7 @@ class MeasureConfig:
 
 def measure(config: MeasureConfig) -> None:
     """Tells, reads and writes everything; see the head of this file."""
-    from storydiffusion.attention.consistent_self_attention import ConsistentSelfAttentionConfig
+    from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.evaluation.records import json_bytes
     from storydiffusion.evaluation.tables import replace_section
     from storydiffusion.storyworld.attribute_classifier import AttributeClassifier

@@ -1,0 +1,203 @@
+"""Backbones: what consistent self-attention must know of a pipeline's denoiser.
+
+A denoiser of another architecture takes one class that satisfies `Backbone`, registered under the name of the
+denoiser's class. Shape letters: B panels in the batch of one call, N tokens, C channels.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from storydiffusion.attention.consistent_self_attention import AttentionPlan, attend, mean_attention_maps
+from storydiffusion.errors import UserError
+
+
+class InputShape(NamedTuple):
+    """Of the latents in one call of the denoiser: images in all guidance parts, height and width."""
+
+    batch: int
+    height: int
+    width: int
+
+
+class Grid(NamedTuple):
+    """Of a layer's tokens, row by row; `factor` is by how much it is coarser than the denoiser's input."""
+
+    factor: int
+    height: int
+    width: int
+
+
+class AttentionLayer(Protocol):
+    """A diffusers attention layer, whose processor can be replaced."""
+
+    def get_processor(self) -> Any: ...
+
+    def set_processor(self, processor: Any) -> Any: ...
+
+
+Planner = Callable[[str, Tensor, Callable[[], Tensor]], AttentionPlan | None]
+"""(layer's name, its hidden states (B, N, C), function that computes its attention maps (B, N, N)) → the plan of this
+call, None for plain attention"""
+
+
+class Backbone(Protocol):
+    """What consistent self-attention must know of a denoiser."""
+
+    denoiser: nn.Module
+
+    def __init__(self, denoiser: nn.Module) -> None: ...
+
+    def self_attention_layers(self, blocks: str) -> dict[str, AttentionLayer]:
+        """Return the layers in which the tokens of an image attend to each other, by name.
+
+        Args:
+            blocks: `up`, those of the decoder; `all`, every one.
+
+        Raises:
+            UserError: where these blocks hold none.
+        """
+        ...
+
+    def input_shape(self, args: tuple, kwargs: dict[str, Any]) -> InputShape:
+        """Return the shape of the latents among the arguments of the denoiser's call."""
+        ...
+
+    def grid(self, tokens: int, shape: InputShape) -> Grid:
+        """Return the grid of a layer with that many tokens."""
+        ...
+
+    def guidance_parts(self, pipe: Any) -> int | None:
+        """Return the number of parts that guidance makes of a batch; None where the pipeline does not say."""
+        ...
+
+    def make_processor(self, plan: Planner, layer: str, original: Any) -> Any:
+        """Return a processor for a layer: attention as planned, `original` where the plan is None."""
+        ...
+
+
+BACKBONES: dict[str, type[Backbone]] = {}
+"""name of a denoiser's class → its backbone"""
+
+
+def register_backbone(*denoisers: str) -> Callable[[type[Backbone]], type[Backbone]]:
+    """Return a decorator that registers a backbone for denoisers of these class names and their subclasses.
+
+    Raises:
+        UserError: for a name that is taken.
+    """
+    if taken := sorted(BACKBONES.keys() & set(denoisers)):
+        raise UserError(f"denoiser {taken[0]} already has a backbone: leave it out.")
+
+    def register(backbone: type[Backbone]) -> type[Backbone]:
+        BACKBONES.update(dict.fromkeys(denoisers, backbone))
+        return backbone
+
+    return register
+
+
+def get_backbone(denoiser: nn.Module) -> Backbone:
+    """Return the backbone of a denoiser.
+
+    Raises:
+        UserError: for a denoiser of an unknown class; lists the known ones.
+    """
+    for kind in type(denoiser).__mro__:
+        if kind.__name__ in BACKBONES:
+            return BACKBONES[kind.__name__](denoiser)
+    raise UserError(
+        f"consistent self-attention does not know the denoiser {type(denoiser).__name__}: take one of "
+        f"{', '.join(BACKBONES)}, or register a backbone for it."
+    )
+
+
+def find_denoiser(pipe: Any) -> nn.Module:
+    """Return the denoiser of a diffusers pipeline, its `.unet` or `.transformer`.
+
+    Raises:
+        UserError: for a pipeline without one.
+    """
+    for name in ("unet", "transformer"):
+        if isinstance(denoiser := getattr(pipe, name, None), nn.Module):
+            return denoiser
+    raise UserError(f"{type(pipe).__name__} has no denoiser: take a diffusers pipeline with .unet or .transformer.")
+
+
+@register_backbone("UNet2DConditionModel", "UNetMotionModel", "UNetControlNetXSModel")
+class UNetBackbone:
+    """The U-Net of Stable Diffusion 1.5 and SDXL, alone or with motion modules; diffusers' `attn1` layers."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.denoiser = denoiser
+
+    def self_attention_layers(self, blocks: str) -> dict[str, AttentionLayer]:
+        found: dict[str, Any] = {
+            name: module
+            for name, module in self.denoiser.named_modules()
+            if name.endswith("attn1")
+            and (blocks == "all" or name.startswith("up_blocks."))
+            and "motion_modules" not in name  # those attend over time
+            and not getattr(module, "is_cross_attention", True)  # blocks with only_cross_attention read text in attn1
+        }
+        if not found:
+            raise UserError(
+                f"{type(self.denoiser).__name__} has no self-attention for blocks {blocks!r}: choose blocks 'all'."
+            )
+        return found
+
+    def input_shape(self, args: tuple, kwargs: dict[str, Any]) -> InputShape:
+        sample = args[0] if args else kwargs["sample"]
+        return InputShape(sample.shape[0], *sample.shape[-2:])
+
+    def grid(self, tokens: int, shape: InputShape) -> Grid:
+        """Every down block halves height and width, rounding up."""
+        factor = 2 ** round(math.log2(shape.height * shape.width / tokens) / 2)
+        return Grid(factor, -(-shape.height // factor), -(-shape.width // factor))
+
+    def guidance_parts(self, pipe: Any) -> int | None:
+        try:
+            doubled = pipe.do_classifier_free_guidance
+        except AttributeError:
+            return None
+        return 1 + bool(doubled) + bool(getattr(pipe, "do_perturbed_attention_guidance", False))
+
+    def make_processor(self, plan: Planner, layer: str, original: Any) -> "ConsistentAttnProcessor":
+        return ConsistentAttnProcessor(plan, layer, original)
+
+
+class ConsistentAttnProcessor:
+    """A diffusers attention processor for `attn1` of a transformer block.
+
+    Args:
+        plan: returns the plan of each call.
+        layer: the layer's name in the denoiser.
+        original: the processor that it replaces, called where nothing is shared.
+    """
+
+    def __init__(self, plan: Planner, layer: str, original: Any):
+        self.plan = plan
+        self.layer = layer
+        self.original = original
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(B, N, C) → (B, N, C)."""
+
+        def attention_maps() -> Tensor:
+            return mean_attention_maps(attn.to_q(hidden_states), attn.to_k(hidden_states), attn.heads)
+
+        plan = self.plan(self.layer, hidden_states, attention_maps)
+        if plan is None:
+            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask)
+        if attention_mask is not None:
+            raise UserError("consistent self-attention takes no attention_mask: leave it out of the denoiser's call.")
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        output = attend(query, key, value, plan, attn.heads)
+        return attn.to_out[1](attn.to_out[0](output))

@@ -1,0 +1,170 @@
+"""Variants of consistent self-attention, by name: how the panels of a story attend to each other, and when.
+
+A new variant is one class, registered under the name that `csa.variant` then accepts:
+
+    @register_variant("previous_panel")
+    class PreviousPanel(Variant):
+        def select(self, context, sampler):
+            previous = torch.eye(context.panels).roll(1, 0).tril().bool()
+            return super().select(replace(context, sources=context.sources & previous), sampler)
+
+This module imports torch only when it draws: commands check names before they import anything heavy.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from storydiffusion.attention.token_samplers import Need, SamplingContext, TokenSampler, get_token_sampler
+from storydiffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+    from storydiffusion.attention.consistent_self_attention import AttendedTokens, PanelGroup
+
+# The official code bypasses sharing in steps 0–4 of 50, then in a layer with probability 0.3, and 0.1 from step 20 on.
+OFFICIAL_BYPASS = ((0.0, 1.0), (0.1, 0.3), (0.4, 0.1))
+
+
+class Variant:
+    """A panel attends to its own tokens and to those that the sampler draws for it. Base class of all variants.
+
+    Attributes:
+        shares: False where no panel ever attends to another.
+        shared_draw: all panels get the same tokens of a source.
+        uses_sampler: False where the variant draws by itself; it then goes with sampler `uniform` only.
+        uses_tile_size: the variant reads the setting `tile_size`, which the others refuse.
+        needs_schedule: `bypasses` needs the number of denoising steps.
+        needs: inputs of the layer that `select` itself reads, beside the sampler's.
+    """
+
+    shares: ClassVar[bool] = True
+    shared_draw: ClassVar[bool] = False
+    uses_sampler: ClassVar[bool] = True
+    uses_tile_size: ClassVar[bool] = False
+    needs_schedule: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def select(self, context: SamplingContext, sampler: TokenSampler) -> "list[AttendedTokens]":
+        """Return the tokens that each panel attends to, at least one entry a panel."""
+        from storydiffusion.attention.consistent_self_attention import own_and_sampled_tokens
+
+        return own_and_sampled_tokens(sampler(context))
+
+    def bypasses(
+        self, config: "ConsistentSelfAttentionConfig", step: int, steps: int | None, story: int, layer: str
+    ) -> bool:
+        """Return whether a layer leaves out sharing at a step (0…steps-1); `story` is the story's key."""
+        return False
+
+
+VARIANTS: dict[str, Variant] = {}
+
+
+def register_variant(name: str) -> Callable[[type[Variant]], type[Variant]]:
+    """Return a decorator that registers a subclass of `Variant` as `name`.
+
+    Raises:
+        UserError: for a name that is taken.
+    """
+    if name in VARIANTS:
+        raise UserError(f"variant {name} is already registered: choose another name.")
+
+    def register(kind: type[Variant]) -> type[Variant]:
+        VARIANTS[name] = kind()
+        return kind
+
+    return register
+
+
+def get_variant(name: str) -> Variant:
+    """Return the variant registered as `name`.
+
+    Raises:
+        UserError: for an unknown name; lists the known ones.
+    """
+    if name not in VARIANTS:
+        raise UserError(f"variant is {name!r}: choose one of {', '.join(VARIANTS)}.")
+    return VARIANTS[name]
+
+
+def select_tokens(
+    config: "ConsistentSelfAttentionConfig", story: "PanelGroup", tokens: int, rate: float, step: int, **inputs: Any
+) -> "list[AttendedTokens]":
+    """Return the tokens that each panel of a story attends to: a function of the arguments alone.
+
+    Args:
+        inputs: of the layer, where the sampler or the variant needs them: `layer`, `features`, `attention_maps`,
+            `masks`, as in `SamplingContext`.
+    """
+    from storydiffusion.attention.consistent_self_attention import random_stream, within_reach
+
+    variant = get_variant(config.variant)
+    context = SamplingContext(
+        config=config,
+        sources=story.sources() & within_reach(story.panels, config.neighbor_window, config.anchor_panels),
+        tokens=tokens,
+        rate=rate,
+        step=step,
+        generator=random_stream(config.seed, story.key, step, tokens),
+        shared=variant.shared_draw,
+        **inputs,
+    )
+    return variant.select(context, get_token_sampler(config.sampler))
+
+
+@register_variant("eq2")
+class Equation2(Variant):
+    """The paper's equation 2: every panel has its own sample of each other panel."""
+
+
+@register_variant("shared_row")
+class SharedRow(Variant):
+    """One sample of each panel for all others: one row of the official code's mask, with exact counts."""
+
+    shared_draw = True
+
+
+@register_variant("algorithm1")
+class Algorithm1(Variant):
+    """The paper's pseudo-code: windows of `tile_size` panels with stride 1, whose outputs are averaged."""
+
+    uses_sampler = False
+    uses_tile_size = True
+
+    def select(self, context: SamplingContext, sampler: TokenSampler) -> "list[AttendedTokens]":
+        from storydiffusion.attention.consistent_self_attention import window_tokens
+
+        window = min(context.config.tile_size or context.panels, context.panels)
+        return window_tokens(context.sources, context.tokens, context.rate, window, context.generator)
+
+
+@register_variant("official")
+class Official(SharedRow):
+    """`shared_row` with the official code's schedule and random bypass of layers."""
+
+    needs_schedule = True
+
+    def bypasses(
+        self, config: "ConsistentSelfAttentionConfig", step: int, steps: int | None, story: int, layer: str
+    ) -> bool:
+        import torch
+
+        from storydiffusion.attention.consistent_self_attention import random_stream
+
+        if steps is None:
+            return False
+        probability = next(p for begin, p in reversed(OFFICIAL_BYPASS) if step >= round(begin * steps))
+        return bool(torch.rand((), generator=random_stream(config.seed, story, step, layer)) < probability)
+
+
+@register_variant("off")
+class Off(Variant):
+    """Plain self-attention: the baseline."""
+
+    shares = False
+    uses_sampler = False
+
+    def select(self, context: SamplingContext, sampler: TokenSampler) -> "list[AttendedTokens]":
+        from storydiffusion.attention.consistent_self_attention import AttendedTokens, own_rows
+
+        return [AttendedTokens(panel, own_rows(panel, context.tokens)) for panel in range(context.panels)]
