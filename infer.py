@@ -12,19 +12,21 @@ def main(config: InferConfig) -> None:
     from storydiffusion.commands.infer import run_folder, story, tell
     from storydiffusion.commands.video import why_no_video
     from storydiffusion.evaluation.benchmarks.run import benchmark
+    from storydiffusion.loaders.resolve import resolve_model
 
     if config.benchmark is not None:
         print(*benchmark(config), sep="\n  ")
         return
     script = story(config)
     attention = config.csa.build(config.seed)
-    run = run_folder(config, script)
+    model = resolve_model(config.model)
+    run = run_folder(config, model, script)
     if run.is_complete:
         print(f"{run.path / 'page.png'} tells this story already; overwrite=true makes it again")
         return
-    tell(config, script, attention, run)
+    tell(config, model, script, attention, run)
     print(f"told: {run.path / 'page.png'}, with {run.path / 'report.html'} and the pictures in {run.path / 'panels'}")
-    print(f"video: {run.path / 'video.mp4'}" if run.manifest.video else f"no video: {why_no_video(config)}")
+    print(f"video: {run.path / 'video.mp4'}" if run.manifest.video else f"no video: {why_no_video(config, model)}")
 
 
 if __name__ == "__main__":

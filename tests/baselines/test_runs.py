@@ -100,7 +100,7 @@ def refusal(outcome: Outcome) -> str:
 
 
 def test_what_a_reference_lacks_is_named_before_anything_is_made(adapted, tmp_path, ip_adapter):
-    assert "baseline.weights=/no/such/folder is no folder here" in refusal(adapted("baseline.weights=/no/such/folder"))
+    assert "baseline.weights=/no/such/folder is no local folder" in refusal(adapted("baseline.weights=/no/such/folder"))
     assert "has no file other.bin" in refusal(adapted("baseline.file=other.bin"))
     assert "no *.safetensors file in vision" in refusal(adapted("baseline.image_encoder=vision"))
     assert "baseline.scale=-1" in refusal(adapted("baseline.scale=-1"))
@@ -114,7 +114,7 @@ def test_what_a_reference_lacks_is_named_before_anything_is_made(adapted, tmp_pa
 def test_weights_on_the_hub_want_a_connection(adapted, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     said = refusal(adapted("baseline.weights=owner/name@123abc"))
-    assert said.startswith("infer.py: cannot get baseline.weights=owner/name@123abc from the hub")
+    assert said.startswith("infer.py: cannot fetch baseline.weights=owner/name@123abc from the hub")
     assert "set baseline.weights=FOLDER" in said
 
 

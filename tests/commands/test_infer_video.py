@@ -133,7 +133,7 @@ def test_parts_that_are_missing_or_do_not_fit_are_named(film, tmp_path, story_fi
     other = refusal(film(story, f"model.video.predictor={video_model}/other_predictor"))
     assert "context_width 24" in other
     (tmp_path / "empty").mkdir()
-    assert "holds no *.safetensors" in refusal(film(story, f"model.video.motion_adapter={tmp_path}/empty"))
+    assert "contains no *.safetensors" in refusal(film(story, f"model.video.motion_adapter={tmp_path}/empty"))
     assert "makes no video" in refusal(film(story, "model.video=null", "fps=4"))
     assert not (tmp_path / "run").exists()
 

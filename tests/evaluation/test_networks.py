@@ -22,7 +22,7 @@ from storydiffusion.evaluation.networks import (
     load_image_text_encoder,
     load_perceptual_distance,
 )
-from storydiffusion.loaders.video import package_path
+from storydiffusion.loaders.sources import package_path
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from storydiffusion.evaluation.result import Figure, Result, save_result
 from storydiffusion.experiments import reproduce as results
 from storydiffusion.experiments.claims import OF_STORIES
 from storydiffusion.experiments.reproduce import ResultsConfig
-from storydiffusion.loaders.text_to_image import model_folder
+from storydiffusion.loaders.sources import find_model_folder
 from tests.conftest import Outcome, outcome_of
 from tests.evaluation.test_compare import plan
 from tests.helpers.world_model import build_world_model
@@ -110,7 +110,9 @@ def test_bad_input_ends_in_one_sentence(command, override, said):
 def test_a_claim_is_measured_by_infer_from_nothing(command, tmp_path):
     model = build_world_model(tmp_path / "model")
     shutil.rmtree(model / "attribute_classifier")
-    shutil.copytree(model_folder("package://miniature", None) / "attribute_classifier", model / "attribute_classifier")
+    shutil.copytree(
+        find_model_folder("package://miniature", None) / "attribute_classifier", model / "attribute_classifier"
+    )
     small = f"overrides=[model.path={model},model.device=cpu,model.video=null,steps=1,benchmark.batch=2]"
     outcome = command("claims=[sampler]", "most=2", small)
     assert outcome.code == 0, outcome.err

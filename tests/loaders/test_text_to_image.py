@@ -8,7 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError
-from storydiffusion.loaders.text_to_image import load_story_model, model_folder, origin_of, weights_of
+from storydiffusion.loaders.resolve import find_weights, read_origin, resolve_model
+from storydiffusion.loaders.sources import find_model_folder
+from storydiffusion.loaders.text_to_image import load_story_model
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 PARTS_WEIGHTS = {
@@ -31,7 +33,7 @@ def folder(tiny_model, tmp_path):
 
 
 def test_a_folder_becomes_a_pipeline_with_the_needed_parts_only(tiny_model):
-    model = load_story_model(config(tiny_model))
+    model = load_story_model(resolve_model(config(tiny_model)))
     assert model.pipe.safety_checker is None
     assert model.pipe.feature_extractor is None
     assert not model.pipe.unet.training
@@ -41,7 +43,7 @@ def test_a_folder_becomes_a_pipeline_with_the_needed_parts_only(tiny_model):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_every_network_is_in_the_dtype_asked_for(tiny_model, dtype):
-    pipe = load_story_model(config(tiny_model, dtype=dtype)).pipe
+    pipe = load_story_model(resolve_model(config(tiny_model, dtype=dtype))).pipe
     for network in (pipe.unet, pipe.vae, pipe.text_encoder):
         assert network.dtype == getattr(torch, dtype)
 
@@ -54,8 +56,8 @@ def test_ddim_keeps_the_noise_schedule_and_never_clips(folder):
     (folder / "model_index.json").write_text(
         (folder / "model_index.json").read_text().replace("DDIMScheduler", "PNDMScheduler")
     )
-    assert type(load_story_model(config(folder)).pipe.scheduler).__name__ == "PNDMScheduler"
-    scheduler = load_story_model(config(folder, scheduler="ddim")).pipe.scheduler
+    assert type(load_story_model(resolve_model(config(folder))).pipe.scheduler).__name__ == "PNDMScheduler"
+    scheduler = load_story_model(resolve_model(config(folder, scheduler="ddim"))).pipe.scheduler
     assert type(scheduler).__name__ == "DDIMScheduler"
     assert scheduler.config.beta_end == 0.02
     assert scheduler.config.clip_sample is False
@@ -65,17 +67,17 @@ def test_ddim_keeps_the_noise_schedule_and_never_clips(folder):
 def test_image_encoders_and_other_riches_of_a_folder_are_left_alone(folder):
     (folder / "image_encoder").mkdir()
     (folder / "image_encoder" / "model.safetensors").write_bytes(b"not even looked at")
-    assert load_story_model(config(folder)).pipe.image_encoder is None
-    assert set(weights_of(folder)) == set(PARTS_WEIGHTS.values())
+    assert load_story_model(resolve_model(config(folder))).pipe.image_encoder is None
+    assert set(find_weights(folder)) == set(PARTS_WEIGHTS.values())
 
 
 def test_the_origin_is_what_the_folder_says(folder):
-    assert origin_of(folder) == "random"
+    assert read_origin(folder) == "random"
     (folder / "storydiffusion.json").unlink()
-    assert origin_of(folder) == "pretrained"
+    assert read_origin(folder) == "pretrained"
     (folder / "storydiffusion.json").write_text('{"kind": "magic"}')
     with pytest.raises(UserError, match="'magic'"):
-        origin_of(folder)
+        read_origin(folder)
 
 
 @pytest.mark.parametrize("file", PARTS_WEIGHTS.values())
@@ -84,7 +86,7 @@ def test_a_truncated_file_is_named(folder, file, keep):
     whole = (folder / file).read_bytes()
     (folder / file).write_bytes(whole[:keep])
     with pytest.raises(UserError, match="truncated") as error:
-        load_story_model(config(folder))
+        load_story_model(resolve_model(config(folder)))
     assert str(folder / file) in str(error.value)
 
 
@@ -102,7 +104,7 @@ def test_weights_that_do_not_fit_are_refused(folder, part, spoil):
         tensors["strange.weight"] = torch.zeros(2)
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError) as error:
-        load_story_model(config(folder))
+        load_story_model(resolve_model(config(folder)))
     assert str(folder / part) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -111,13 +113,13 @@ def test_the_position_ids_of_old_clip_files_are_no_reason_to_refuse(folder):
     file = folder / PARTS_WEIGHTS["text_encoder"]
     tensors = load_file(file) | {"text_model.embeddings.position_ids": torch.arange(16)[None]}
     save_file(tensors, file, metadata={"format": "pt"})
-    load_story_model(config(folder))
+    load_story_model(resolve_model(config(folder)))
 
 
 def test_a_missing_weights_file_is_named(folder):
     (folder / UNET).unlink()
-    with pytest.raises(UserError, match="unet holds no"):
-        load_story_model(config(folder))
+    with pytest.raises(UserError, match="unet contains no"):
+        load_story_model(resolve_model(config(folder)))
 
 
 @pytest.mark.parametrize(
@@ -134,41 +136,41 @@ def test_a_missing_weights_file_is_named(folder):
 def test_a_damaged_description_is_one_sentence(folder, file, content):
     (folder / file).write_text(content)
     with pytest.raises(UserError) as error:
-        load_story_model(config(folder))
+        load_story_model(resolve_model(config(folder)))
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_an_empty_folder_is_no_model(tmp_path):
     with pytest.raises(UserError, match=r"has no model_index\.json"):
-        load_story_model(config(tmp_path))
+        load_story_model(resolve_model(config(tmp_path)))
 
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere", "a/b/c", "nowhere"])
 def test_a_path_that_is_neither_folder_nor_hub_id_is_refused_without_the_network(path):
-    with pytest.raises(UserError, match="no folder here"):
-        model_folder(path, None)
+    with pytest.raises(UserError, match="no local folder"):
+        find_model_folder(path, None)
 
 
 def test_a_model_that_the_package_lacks_is_named():
     with pytest.raises(UserError, match="'nosuchmodel'"):
-        model_folder("package://nosuchmodel", None)
+        find_model_folder("package://nosuchmodel", None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_is_asked_for_but_not_there(tiny_model):
     with pytest.raises(UserError, match=r"model\.device=cuda"):
-        load_story_model(config(tiny_model, device="cuda"))
+        load_story_model(resolve_model(config(tiny_model, device="cuda")))
     with pytest.raises(UserError, match=r"model\.offload=model needs a CUDA device"):
-        load_story_model(config(tiny_model, device="auto", offload="model"))
+        load_story_model(resolve_model(config(tiny_model, device="auto", offload="model")))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs a CUDA device")
 @pytest.mark.parametrize("offload", ["none", "model", "sequential"])
 def test_offloading_gives_the_same_pictures(tiny_model, offload):
-    pipe = load_story_model(config(tiny_model, device="cuda", offload=offload)).pipe
+    pipe = load_story_model(resolve_model(config(tiny_model, device="cuda", offload=offload))).pipe
     told = pipe("a cat", height=64, width=64, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
-    plain = load_story_model(config(tiny_model, device="cuda")).pipe(
+    plain = load_story_model(resolve_model(config(tiny_model, device="cuda"))).pipe(
         "a cat", height=64, width=64, num_inference_steps=2, generator=torch.Generator().manual_seed(0)
     )
     assert told.images[0].tobytes() == plain.images[0].tobytes()

@@ -115,21 +115,22 @@ def test_a_changed_missing_or_added_file_is_refused(released, part, change):
 
 
 def test_inference_refuses_a_changed_release_too(released, tiny_video_model, tmp_path):
-    from storydiffusion.loaders.video import load_drawing_parts, video_of, with_trained_predictor
+    from storydiffusion.loaders.resolve import get_video_config, resolve_model
+    from storydiffusion.loaders.video import add_predictor, load_video_backbone
 
     config = composed(
         *overrides(tiny_video_model, tmp_path), f"model.video.predictor={released}/predictor",
         f"model.video.motion_adapter={released}/motion_adapter",
     ).model  # fmt: skip
-    model = load_drawing_parts(config, torch.float32)
-    assert with_trained_predictor(model, video_of(config), torch.float32).predictor is not None
+    model = load_video_backbone(resolve_model(config), torch.float32)
+    assert add_predictor(model, get_video_config(config), torch.float32).predictor is not None
     for folder in ("predictor", "motion_adapter"):
         with next((released / folder).glob("*.safetensors")).open("ab") as file:
             file.write(b"\0")
     with pytest.raises(UserError, match=r"predictor/model\.safetensors has changed"):
-        with_trained_predictor(model, video_of(config), torch.float32)
+        add_predictor(model, get_video_config(config), torch.float32)
     with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors has changed"):
-        load_drawing_parts(config, torch.float32)
+        load_video_backbone(resolve_model(config), torch.float32)
 
 
 def test_a_deepspeed_checkpoint_gives_the_same_release(run, released, tmp_path):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import IPAdapterConfig, ModelConfig, PhotoMakerConfig
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.loaders.text_to_image import HUB_ID, StoryModel, fetched, load_network, place
+from storydiffusion.loaders.sources import HUB_ID, fetch_folder
+from storydiffusion.loaders.text_to_image import StoryModel, load_network, place_pipeline
 from storydiffusion.output.files import compute_sha256
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def add_baseline(model: StoryModel, model_config: ModelConfig, config: BaselineC
             baseline = IPAdapter(pipe, _read(file, ("image_proj", "ip_adapter")), encoder, config.scale)
     except UserError as error:
         raise UserError(f"{KEY}={config.weights}, {config.file}: {error}") from error
-    place(pipe, model_config.offload, model.device)
+    place_pipeline(pipe, model_config.offload, model.device)
     return baseline
 
 
@@ -65,7 +66,7 @@ def fetch_baseline(config: BaselineConfig) -> list[Path]:
     wanted = [config.file]
     if isinstance(config, IPAdapterConfig):
         wanted += [f"{config.image_encoder}/{name}" for name in ("config.json", "*.safetensors")]
-    folder = fetched(config.weights, KEY, wanted)
+    folder = fetch_folder(config.weights, KEY, wanted)
     file = folder / config.file
     if not file.is_file():
         raise UserError(f"{KEY}={config.weights} has no file {config.file}: fetch it, or set baseline.file")

@@ -47,8 +47,8 @@ from storydiffusion.evaluation.networks import (
     load_image_text_encoder,
     load_perceptual_distance,
 )
-from storydiffusion.loaders.text_to_image import device_named
-from storydiffusion.loaders.video import OPEN_CLIP_SCHEME, package_path
+from storydiffusion.loaders.resolve import choose_device
+from storydiffusion.loaders.sources import OPEN_CLIP_SCHEME, package_path
 from storydiffusion.output.files import compute_folder_sha256, compute_sha256, write_atomically
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def inputs_of(config: EvaluateConfig) -> "Inputs":
 
 def load_networks(config: EvaluateConfig, source: str, has_clips: bool) -> Networks:
     """Raises UserError for a part that is not here or does not fit."""
-    device = device_named(config.device, "device")
+    device = choose_device(config.device, "device")
     encoder = load_image_text_encoder(source, device)
     return Networks(
         encoder,

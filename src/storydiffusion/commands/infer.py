@@ -10,15 +10,8 @@ from storydiffusion.baselines.loading import checksums_of_baseline
 from storydiffusion.baselines.portraits import checksums_of_portraits, story_conditions
 from storydiffusion.commands.video import given_panels, planned_video, render, video_settings
 from storydiffusion.config import InferConfig
-from storydiffusion.loaders.text_to_image import (
-    StoryModel,
-    device_of,
-    dtype_of,
-    load_story_model,
-    model_folder,
-    origin_of,
-    weights_of,
-)
+from storydiffusion.loaders.resolve import ResolvedModel
+from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
 from storydiffusion.output.files import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, installed_versions
 from storydiffusion.story import Story, load_story, panel_prompts
@@ -37,52 +30,60 @@ def story(config: InferConfig) -> Story:
     return build_story_from_images([Path(file) for file in config.frames])
 
 
-def run_folder(config: InferConfig, story: Story) -> "RunFolder":
+def run_folder(config: InferConfig, model: ResolvedModel, story: Story) -> "RunFolder":
     """The story's folder, checked against what it may already hold."""
     from storydiffusion.output.run_folder import RunFolder
 
-    folder = model_folder(config.model.path, config.model.revision)
     script = asdict(story) | {"pictures": [compute_sha256(file) for file in config.frames or ()]}
     script["portraits"] = list(checksums_of_portraits(config, story).values())
-    weights = {name: compute_sha256(file) for name, file in weights_of(folder).items()}
+    weights = dict(model.checksums)
     if config.baseline is not None and config.frames is None:
         weights |= checksums_of_baseline(config.baseline)
     planned = Manifest(
         title=story.title,
         model=config.model.name,
-        origin=origin_of(folder),
+        origin=model.origin,
         config={**asdict(config), "script": script},
         weights=weights,
-        video=planned_video(config),
+        video=planned_video(config, model),
     )
     return RunFolder(str(config.run_dir), planned, config.overwrite)
 
 
-def tell(config: InferConfig, story: Story, attention: "ConsistentSelfAttentionConfig", run: "RunFolder") -> None:
+def tell(
+    config: InferConfig,
+    resolved: ResolvedModel,
+    story: Story,
+    attention: "ConsistentSelfAttentionConfig",
+    run: "RunFolder",
+) -> None:
     """Tells `story` into `run`, from where an earlier telling stopped: panels, then the video, then the report."""
-    device = device_of(config.model)
     settings: dict[str, str | int | float | bool] = {"model": config.model.name, "seed": config.seed}
     if config.frames is None:
-        settings = _settings(config) | _tell_panels(config, story, attention, run)
+        settings = _settings(config) | _tell_panels(config, resolved, story, attention, run)
     elif not run.panels:
         given_panels(config, run)
     seconds = {}
     if run.manifest.video is not None:
         clock = time.perf_counter()
-        render(config, run, [panel.cut for panel in story.panels])
+        render(config, resolved, run, [panel.cut for panel in story.panels])
         seconds["video"] = round(time.perf_counter() - clock, 2)
         settings |= video_settings(config)
-    places = {"device": str(device), "dtype": str(dtype_of(config.model.dtype, device))}
+    places = {"device": str(resolved.device), "dtype": str(resolved.dtype)}
     run.finish(settings, installed_versions() | places, seconds)
 
 
 def _tell_panels(
-    config: InferConfig, story: Story, attention: "ConsistentSelfAttentionConfig", run: "RunFolder"
+    config: InferConfig,
+    resolved: ResolvedModel,
+    story: Story,
+    attention: "ConsistentSelfAttentionConfig",
+    run: "RunFolder",
 ) -> dict[str, str]:
     """Makes the panels, unless they are there; returns what else the report should say. The model goes with it."""
     from storydiffusion.pipelines.story import generate_panels, panel_seeds, who_shares
 
-    model = load_story_model(config.model)
+    model = load_story_model(resolved)
     clock = time.perf_counter()
     prompts, characters = panel_prompts(story), [panel.characters for panel in story.panels]
     unknown = _unknown_words(model, [prompt.prompt for prompt in prompts])

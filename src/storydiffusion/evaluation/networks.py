@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config.loading import check_choice
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.loaders.video import OPEN_CLIP_SCHEME, open_clip_source, part_folder
+from storydiffusion.loaders.sources import OPEN_CLIP_SCHEME, find_part_folder
+from storydiffusion.loaders.video import parse_open_clip_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +126,7 @@ def _clip_folder(source: str, device: "torch.device") -> ImageTextEncoder:
     from storydiffusion.models.prompt_encoding import unknown_words
 
     logging.disable_progress_bar()  # what is read in a moment needs none
-    folder = part_folder(source, "encoder")
+    folder = find_part_folder(source, "encoder")
     clip = load_clip_folder(folder).to(device).requires_grad_(False).eval()
     places = (folder, folder.parent / "tokenizer")
     place = next((place for place in places if (place / "tokenizer_config.json").exists()), None)
@@ -163,7 +164,7 @@ def _open_clip(source: str, device: "torch.device") -> ImageTextEncoder:
 
     from storydiffusion.models.image_encoders import OpenClipImageEncoder, load_open_clip
 
-    name, weights = open_clip_source(source, "encoder")
+    name, weights = parse_open_clip_source(source, "encoder")
     clip = load_open_clip(weights, name).to(device).requires_grad_(False).eval()
     tokenizer = open_clip.get_tokenizer(name)
     if not isinstance(tokenizer, open_clip.SimpleTokenizer):

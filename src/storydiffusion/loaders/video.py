@@ -1,28 +1,30 @@
-"""Loads the video model: a text-to-image model's U-Net, VAE and text encoder, motion modules, image encoder, predictor.
+"""Load the video model: a text-to-image model's U-Net, VAE and text encoder, motion modules, image encoder, predictor.
 
-As in `models.py`, nothing is loaded half: what is missing or does not fit is named in one sentence.
+As in `text_to_image.py`, nothing is loaded in part: one sentence names what is missing or does not fit.
 """
 
 from dataclasses import asdict, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storydiffusion.config import ModelConfig, PredictorConfig, VideoConfig
+from storydiffusion.config import PredictorConfig, VideoConfig
 from storydiffusion.errors import UserError
-from storydiffusion.loaders.text_to_image import (
-    HUB_ID,
+from storydiffusion.loaders.resolve import ResolvedModel
+from storydiffusion.loaders.sources import (
+    OPEN_CLIP_SCHEME,
     PACKAGE_SCHEME,
-    ddim_of,
-    fetched,
-    load_network,
-    model_folder,
-    networks_of,
-    pipeline_of,
-    quiet,
-    weights_of,
+    fetch_folder,
+    find_part_folder,
+    package_path,
 )
-from storydiffusion.output.files import CHECKSUMS, check_checksums, compute_folder_sha256, compute_sha256
+from storydiffusion.loaders.text_to_image import (
+    build_ddim,
+    get_networks,
+    hide_loading_bars,
+    load_network,
+    load_pipeline,
+)
+from storydiffusion.output.files import CHECKSUMS, check_checksums
 
 if TYPE_CHECKING:
     import torch
@@ -31,31 +33,28 @@ if TYPE_CHECKING:
     from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
     from storydiffusion.models.video_model import VideoModel
 
-OPEN_CLIP_SCHEME = "open_clip://"
 SENTENCES = tuple(
     f"a {who} is {doing} {where}"
     for who in ("girl", "boy", "cat", "bear")
     for doing in ("running", "sitting", "jumping", "reading")
     for where in ("in the park", "on the beach", "in the snow")
 )
-"""What every text encoder here understands."""
+"""texts that every text encoder here understands"""
 RANDOM = "random"
-ON_HUB = ("motion_adapter", "sparse_control")
 
 
-def load_video_model(config: ModelConfig, dtype: "torch.dtype", device: "torch.device") -> "VideoModel":
-    """All parts of `config`, in one dtype on one device, frozen and in eval mode, ready to sample transitions.
+def load_video_model(model: ResolvedModel) -> "VideoModel":
+    """Load all parts in one dtype on one device, frozen and in eval mode, ready to sample transitions.
 
     Raises:
         UserError: a model without a video part, a part that is missing or damaged, or parts that do not fit.
     """
-    video = video_of(config)
-    model = with_trained_predictor(load_drawing_parts(config, dtype), video, dtype)
-    return on_device(with_sparse_control(model, video, dtype), device)
+    parts = add_predictor(load_video_backbone(model, model.dtype), model.video, model.dtype)
+    return move_to_device(add_sparse_control(parts, model.video, model.dtype), model.device)
 
 
-def on_device(model: "VideoModel", device: "torch.device") -> "VideoModel":
-    """`model` with all its networks on one device, frozen and in eval mode."""
+def move_to_device(model: "VideoModel", device: "torch.device") -> "VideoModel":
+    """Move all networks to one device, frozen and in eval mode."""
     control = model.sparse_control and model.sparse_control.network
     for network in (model.video_unet, model.vae, model.encode_text, model.predictor, model.image_encoder, control):
         if network is not None:
@@ -63,23 +62,25 @@ def on_device(model: "VideoModel", device: "torch.device") -> "VideoModel":
     return model
 
 
-def load_drawing_parts(config: ModelConfig, dtype: "torch.dtype") -> "VideoModel":
-    """Everything but predictor and image encoder, on the CPU in `dtype`.
+def load_video_backbone(model: ResolvedModel, dtype: "torch.dtype") -> "VideoModel":
+    """Load everything but predictor and image encoder, on the CPU in `dtype`.
 
     Without `video.motion_adapter` the motion modules are new, drawn from torch's global generator.
+
+    Raises:
+        UserError: a model without a video part, a part that is missing or damaged, or parts that do not fit.
     """
     from storydiffusion.models.motion_adapters import animatediff_scheduler
     from storydiffusion.models.text_encoder import TextEncoder
     from storydiffusion.models.video_model import VideoModel
     from storydiffusion.models.video_unet import SemanticVideoUNet
 
-    quiet()
-    video, folder = video_of(config), model_folder(config.path, config.revision)
-    weights_of(folder)  # names a damaged file before anything is loaded
-    networks = {part: load_network(network, folder, part, dtype) for part, network in networks_of(folder).items()}
-    adapter = _motion_adapter(video, networks["unet"].config, dtype)
-    pipe: Any = pipeline_of(folder, networks, dtype)
-    model_scheduler = ddim_of(pipe.scheduler) if config.scheduler == "ddim" else pipe.scheduler
+    hide_loading_bars()
+    video, folder = model.video, model.folder
+    networks = {part: load_network(network, folder, part, dtype) for part, network in get_networks(folder).items()}
+    adapter = _load_motion_adapter(video, networks["unet"].config, dtype)
+    pipe: Any = load_pipeline(folder, networks, dtype)
+    model_scheduler = build_ddim(pipe.scheduler) if model.config.scheduler == "ddim" else pipe.scheduler
     return VideoModel(
         SemanticVideoUNet.from_parts(pipe.unet, adapter, boundary_attention=video.boundary_attention),
         pipe.vae.requires_grad_(False).eval(),
@@ -88,35 +89,35 @@ def load_drawing_parts(config: ModelConfig, dtype: "torch.dtype") -> "VideoModel
     )
 
 
-def with_trained_predictor(model: "VideoModel", video: VideoConfig, dtype: "torch.dtype") -> "VideoModel":
-    """`model` with the predictor that the configuration names, and its image encoder; as it is where none is named."""
+def add_predictor(model: "VideoModel", video: VideoConfig, dtype: "torch.dtype") -> "VideoModel":
+    """Return `model` with the trained predictor of the configuration and its image encoder; unchanged without one."""
     from storydiffusion.models.predictor_files import load_predictor, read_settings
 
     if video.predictor is None:
         return model
-    folder = part_folder(video.predictor, "model.video.predictor")
+    folder = find_part_folder(video.predictor, "model.video.predictor")
     _check_released(folder)
     return replace(
         model,
         predictor=load_predictor(folder, dtype),
         image_encoder=load_image_encoder(video.image_encoder, dtype),
-        features=features_of(read_settings(folder).get("tokens", "resampler")),
+        features=choose_features(read_settings(folder).get("tokens", "resampler")),
     )
 
 
-def with_sparse_control(model: "VideoModel", video: VideoConfig, dtype: "torch.dtype") -> "VideoModel":
-    """`model` with the SparseCtrl that the configuration names; as it is where none is named.
+def add_sparse_control(model: "VideoModel", video: VideoConfig, dtype: "torch.dtype") -> "VideoModel":
+    """Return `model` with the SparseCtrl of the configuration; unchanged without one.
 
     Raises:
-        UserError: one that is not there, is damaged, or was made for another U-Net.
+        UserError: weights that are missing, damaged, or made for another U-Net.
     """
+    if video.sparse_control is None:
+        return model
     from diffusers.models.controlnets.controlnet_sparsectrl import SparseControlNetModel
 
     from storydiffusion.models.sparse_control import SparseControl
 
-    if video.sparse_control is None:
-        return model
-    folder = fetched(
+    folder = fetch_folder(
         video.sparse_control.weights,
         "model.video.sparse_control.weights",
         ["config.json", "diffusion_pytorch_model.safetensors"],
@@ -129,25 +130,25 @@ def with_sparse_control(model: "VideoModel", video: VideoConfig, dtype: "torch.d
 
 
 def load_image_encoder(source: str, dtype: "torch.dtype") -> "ImageEncoder":
-    """The image encoder in `source`: `package://…` or a folder of a CLIPModel; or `open_clip://NAME/WEIGHTS`, where
-    WEIGHTS are a tag of open_clip's, a file (`open_clip://ViT-H-14//path/of/file`), or `random` to try out the scale.
+    """Load the image encoder in `source`: `package://…` or a folder of a CLIPModel; or `open_clip://NAME/WEIGHTS`,
+    where WEIGHTS is a tag of open_clip, a file (`open_clip://ViT-H-14//path/of/file`), or `random` to try the scale.
 
     Raises:
-        UserError: for a source that is none of these, or weights that cannot be had.
+        UserError: a source that is none of these, or weights that are not available.
     """
     from storydiffusion.models.image_encoders import OpenClipImageEncoder, TransformersImageEncoder
 
     if not source.startswith(OPEN_CLIP_SCHEME):
-        return TransformersImageEncoder.load(part_folder(source, "model.video.image_encoder")).to(dtype)
-    name, weights = open_clip_source(source, "model.video.image_encoder")
+        return TransformersImageEncoder.load(find_part_folder(source, "model.video.image_encoder")).to(dtype)
+    name, weights = parse_open_clip_source(source, "model.video.image_encoder")
     return OpenClipImageEncoder.load(weights, name).to(dtype)
 
 
-def open_clip_source(source: str, key: str) -> tuple[str, str | None]:
-    """Name and weights of `open_clip://NAME/WEIGHTS`, None for `random`; `key` is the setting that names it.
+def parse_open_clip_source(source: str, key: str) -> tuple[str, str | None]:
+    """Return name and weights of `open_clip://NAME/WEIGHTS`, None for `random`; `key` is the setting that names it.
 
     Raises:
-        UserError: where one of them is missing.
+        UserError: name or weights are missing.
     """
     name, _, weights = source.removeprefix(OPEN_CLIP_SCHEME).partition("/")
     if not name or not weights:
@@ -155,22 +156,22 @@ def open_clip_source(source: str, key: str) -> tuple[str, str | None]:
     return name, None if weights == RANDOM else weights
 
 
-def new_predictor(
+def build_predictor(
     config: PredictorConfig, encoder: "ImageEncoder", context_width: int
 ) -> tuple["SemanticMotionPredictor", dict[str, Any]]:
-    """A predictor to be trained, in float32, and its arguments: `config`'s, with the widths of the parts around it.
+    """Build a predictor for training, in float32, with its arguments: those of `config` and the widths around it.
 
-    New weights are drawn from torch's global generator; `config.start` gives those to go on from.
+    New weights are drawn from torch's global generator, or copied from `config.start`.
 
     Raises:
-        UserError: sizes that cannot be, or a start of other sizes than the configuration's.
+        UserError: invalid sizes, or a start with other sizes than the configuration's.
     """
     from storydiffusion.models.predictor_files import load_predictor, read_settings
     from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
 
     settings = asdict(config)
     start = settings.pop("start")
-    settings |= {"image_width": encoder.widths[features_of(config.tokens)], "context_width": context_width}
+    settings |= {"image_width": encoder.widths[choose_features(config.tokens)], "context_width": context_width}
     try:
         predictor = SemanticMotionPredictor(**settings)
     except UserError as error:
@@ -180,49 +181,27 @@ def new_predictor(
         for name, found in known.items():
             if settings.get(name) != found and not (name == "layers" and 0 in (found, config.layers)):
                 raise UserError(
-                    f"the predictor in predictor.start={start} has {name}={found}, not {settings.get(name)}: take one "
-                    "of this model's and configuration's sizes, or one without layers"
+                    f"the predictor in predictor.start={start} has {name}={found}, not {settings.get(name)}: choose "
+                    "one with the sizes of this model and configuration, or one without layers"
                 )
-        # What tells pictures is kept where only one of the two has a transformer, which is new then, or left out.
+        # If only one of the two has a transformer, it is new or left out; the weights that read images are kept.
         predictor.load_state_dict(load_predictor(folder).state_dict(), strict=known.get("layers") == config.layers)
     elif start is not None:
         predictor.load_ip_adapter(start)
     return predictor, settings
 
 
-def word_tokens(model: "VideoModel") -> "torch.Tensor":
-    """How the model's text encoder tells words: the tokens (count, D) behind the start token of simple sentences."""
+def encode_example_words(model: "VideoModel") -> "torch.Tensor":
+    """Return how the text encoder represents words: tokens (count, D) after the start token of simple sentences."""
     return model.encode_text(SENTENCES)[:, 1:7].flatten(0, 1).float()
 
 
-def features_of(tokens: str) -> "Kind":
-    """Which of the image encoder's features a predictor of such tokens reads."""
+def choose_features(tokens: str) -> "Kind":
+    """Return which of the image encoder's features a predictor with these `tokens` reads."""
     return "pooled" if tokens == "pooled" else "hidden"
 
 
-def part_folder(source: str, key: str) -> Path:
-    """A local folder, or `package://…`; `key` is the setting that names it."""
-    folder = package_path(source)
-    if not folder.is_dir():
-        where = "part of this installation" if source.startswith(PACKAGE_SCHEME) else "a folder here"
-        raise UserError(f"{key}={source} is not {where}: name a folder with trained weights")
-    return folder
-
-
-def package_path(source: str) -> Path:
-    """A path, where `package://…` is one inside this package."""
-    if source.startswith(PACKAGE_SCHEME):
-        return Path(str(files("storydiffusion"))) / source.removeprefix(PACKAGE_SCHEME)
-    return Path(source).expanduser()
-
-
-def video_of(config: ModelConfig) -> VideoConfig:
-    if config.video is None:
-        raise UserError(f"model={config.name} makes no video: take model=miniature or model=sd15_animatediff")
-    return config.video
-
-
-def _motion_adapter(video: VideoConfig, unet_config: Any, dtype: "torch.dtype") -> Any:
+def _load_motion_adapter(video: VideoConfig, unet_config: Any, dtype: "torch.dtype") -> Any:
     from storydiffusion.models.motion_adapters import load_motion_adapter, new_motion_adapter
 
     source = video.motion_adapter
@@ -230,7 +209,7 @@ def _motion_adapter(video: VideoConfig, unet_config: Any, dtype: "torch.dtype") 
         return new_motion_adapter(unet_config)
     _check_released(Path(source).expanduser())
     if source.startswith(PACKAGE_SCHEME):
-        folder = part_folder(source, "model.video.motion_adapter")
+        folder = find_part_folder(source, "model.video.motion_adapter")
         return load_motion_adapter(folder, dtype=dtype, unet_config=unet_config)
     hub_id, _, revision = source.partition("@")
     if revision and not Path(source).exists():
@@ -239,30 +218,6 @@ def _motion_adapter(video: VideoConfig, unet_config: Any, dtype: "torch.dtype") 
 
 
 def _check_released(part: Path) -> None:
-    """Whether a part that stands in a released folder is what was released."""
+    """Check a part inside a released folder against the release's checksums."""
     if (part.parent / CHECKSUMS).is_file():
         check_checksums(part.parent, part.name)
-
-
-def checksums_of_part(part: str, source: str) -> dict[str, str]:
-    """The files of weights in `source` with their SHA-256; a part on a hub by its id.
-
-    Raises UserError for a part that is not there, as far as can be seen without loading it.
-    """
-    path = package_path(source)
-    if source.startswith(OPEN_CLIP_SCHEME):
-        return {part: source}
-    if part == "motion_adapter" and path.is_file():
-        return {part: compute_sha256(path)}
-    if part in ON_HUB and HUB_ID.fullmatch(source) and not path.exists():
-        return {part: source}
-    folder = part_folder(source, key_of_part(part))
-    found = compute_folder_sha256(folder)
-    if not found:
-        raise UserError(f"{key_of_part(part)}={folder} holds no *.safetensors file: name a complete folder")
-    return {f"{part}/{name}": checksum for name, checksum in found.items()}
-
-
-def key_of_part(part: str) -> str:
-    """The setting that names a part."""
-    return f"model.video.{part}.weights" if part == "sparse_control" else f"model.video.{part}"

@@ -23,8 +23,10 @@ from storydiffusion.config import ModelConfig
 from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.stories import paint, read_text, tell
-from storydiffusion.loaders.text_to_image import StoryModel, device_of, dtype_of, load_story_model, model_folder
-from storydiffusion.loaders.video import load_video_model, video_of
+from storydiffusion.loaders.resolve import ResolvedModel, get_video_config, resolve_model
+from storydiffusion.loaders.sources import find_model_folder
+from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
+from storydiffusion.loaders.video import load_video_model
 from storydiffusion.output.files import write_atomically
 from storydiffusion.pipelines.transition import sampling_of
 
@@ -112,14 +114,15 @@ def write_card(config: CardConfig) -> None:
     from storydiffusion.storyworld.stories import load_stories
     from storydiffusion.training.record import RECORD
 
-    folder = model_folder(config.model.path, config.model.revision)
-    record = training_record(folder / RECORD)
+    record = training_record(find_model_folder(config.model.path, config.model.revision) / RECORD)
+    resolved = resolve_model(config.model)
+    folder = resolved.folder
     measured = measured_table(config.measured, "measure")
     video = None
     if config.model.video is not None and config.model.video.predictor is not None:
-        write_atomically(folder / "clips.png", png(draw_clips(config.model)))
+        write_atomically(folder / "clips.png", png(draw_clips(resolved)))
         video = video_section(config.model, record, measured_table(config.measured_video, "measure_video"))
-    model = load_story_model(config.model)
+    model = load_story_model(resolved)
     captions, samples = draw_samples(model, config.model)
     stories = load_stories()[:STORIES]
     attentions = [ConsistentSelfAttentionConfig(rate=rate) for rate in (0.0, RATE)]
@@ -154,7 +157,7 @@ def draw_samples(model: StoryModel, config: ModelConfig) -> tuple[list[str], lis
     return captions, pictures
 
 
-def draw_clips(config: ModelConfig) -> "Image.Image":
+def draw_clips(resolved: ResolvedModel) -> "Image.Image":
     """The sheet of clips: the first of each motion in the held-out world."""
     import torch
     from PIL import Image
@@ -166,12 +169,12 @@ def draw_clips(config: ModelConfig) -> "Image.Image":
     from storydiffusion.storyworld.motions import MOTIONS
     from storydiffusion.training.callbacks.sample_grid import grid
 
-    video, device = video_of(config), device_of(config)
-    model = load_video_model(config, dtype_of(config.dtype, device), device)
+    video = resolved.video
+    model = load_video_model(resolved)
     true, sampled = [], []
     for number, motion in enumerate(tqdm(MOTIONS, desc="clips", unit="clip")):
         clip = sample_clip(HELD_OUT_SEED, number, motion)
-        frames = torch.from_numpy(render_clip(clip, video.frames, config.height)).permute(0, 3, 1, 2)[None]
+        frames = torch.from_numpy(render_clip(clip, video.frames, resolved.config.height)).permute(0, 3, 1, 2)[None]
         true.append(frames)
         sampled.append(
             sample_clips(model, frames[:, 0], frames[:, -1], [caption_of(clip, number)], [number], sampling_of(video))
@@ -183,7 +186,7 @@ def video_section(config: ModelConfig, record: Mapping[str, Any], table: str) ->
     """What the card says of video."""
     from storydiffusion.storyworld.motions import MOTIONS
 
-    video = video_of(config)
+    video = get_video_config(config)
     weight = record.get("predictor", {}).get("recipe", {}).get("semantic_weight", 0)
     return VIDEO.format(
         frames=video.frames,

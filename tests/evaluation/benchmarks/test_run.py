@@ -19,7 +19,7 @@ from storydiffusion.evaluation.benchmarks.transitions import WAYS, file_name
 from storydiffusion.evaluation.compare import CollectConfig, collect
 from storydiffusion.evaluation.compare import gather as gathered
 from storydiffusion.evaluation.result import Result, load_result
-from storydiffusion.loaders.text_to_image import model_folder
+from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.storyworld.stories import stories_of
 from tests.conftest import ROOT, Outcome, outcome_of
 from tests.helpers.video_model import FRAMES
@@ -34,7 +34,9 @@ FOLDER = Path("runs/ablation_sampling_rate")
 def world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = build_world_video_model(tmp_path_factory.mktemp("world") / "model")
     shutil.rmtree(folder / "attribute_classifier")
-    shutil.copytree(model_folder("package://miniature", None) / "attribute_classifier", folder / "attribute_classifier")
+    shutil.copytree(
+        find_model_folder("package://miniature", None) / "attribute_classifier", folder / "attribute_classifier"
+    )
     return folder
 
 

@@ -22,6 +22,7 @@ from storydiffusion.evaluation.benchmarks.stories import (
     summarize,
     tell,
 )
+from storydiffusion.loaders.resolve import resolve_model
 from storydiffusion.storyworld.images import PICTURE_SIZE
 from storydiffusion.storyworld.stories import FrozenStory, load_stories
 from storydiffusion.storyworld.truth import ATTRIBUTES
@@ -166,7 +167,7 @@ def test_stories_told_together_are_as_told_alone(world_model):
     from storydiffusion.loaders.text_to_image import load_story_model
 
     config = config_of(f"model.path={world_model}", *SMALL).model
-    model = load_story_model(config)
+    model = load_story_model(resolve_model(config))
 
     def told(stories: list[FrozenStory], rate: float) -> np.ndarray:
         pictures = tell(model, config, stories, ConsistentSelfAttentionConfig(rate=rate), seed=0)

@@ -28,7 +28,9 @@ from storydiffusion.evaluation.benchmarks.transitions import (
     summarize,
 )
 from storydiffusion.evaluation.metrics.clips import cross_fade
-from storydiffusion.loaders.video import load_image_encoder, load_video_model, package_path, video_of
+from storydiffusion.loaders.resolve import get_video_config, resolve_model
+from storydiffusion.loaders.sources import package_path
+from storydiffusion.loaders.video import load_image_encoder, load_video_model
 from storydiffusion.pipelines.transition import sample_clips, sampling_of
 from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 from storydiffusion.storyworld.clips import ClipTruth, caption_of, render_clip, sample_clip
@@ -201,8 +203,8 @@ def test_a_predictor_with_layers_is_no_interpolation(command, world_model, tmp_p
 
 def test_the_shipped_video_model_comes_nearer_to_the_truth_than_a_cross_fade():
     config = load(MeasureVideoConfig, module_command._compose(MeasureVideoConfig, [])).model
-    video = video_of(config)
-    model = load_video_model(config, torch.float32, torch.device("cpu"))
+    video = get_video_config(config)
+    model = load_video_model(resolve_model(replace(config, dtype="float32", device="cpu")))
     shipped = package_path(config.path)
     readers = Readers(
         AttributeClassifier.load(shipped / "attribute_classifier"),

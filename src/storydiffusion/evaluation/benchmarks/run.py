@@ -37,8 +37,10 @@ from storydiffusion.evaluation.benchmarks.transitions import (
 )
 from storydiffusion.evaluation.networks import MINIATURE, load_image_text_encoder
 from storydiffusion.evaluation.records import RECORDS, are_of, measure_all
-from storydiffusion.loaders.text_to_image import load_story_model, model_folder
-from storydiffusion.loaders.video import checksums_of_part, video_of
+from storydiffusion.loaders.checksums import compute_part_checksums
+from storydiffusion.loaders.resolve import get_video_config, resolve_model
+from storydiffusion.loaders.sources import find_model_folder
+from storydiffusion.loaders.text_to_image import load_story_model
 from storydiffusion.storyworld.stories import PANELS, FrozenStory, stories_of
 
 if TYPE_CHECKING:
@@ -85,9 +87,10 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
     planned, model_config = config.benchmark, _model(config)
     stories, checksum = stories_of(planned.panels)
     attention = config.csa.build(config.seed)
-    folder = model_folder(model_config.path, model_config.revision)
+    resolved = resolve_model(model_config)
+    folder = resolved.folder
     accuracy = judge_figures(folder)
-    model, classifier = load_story_model(model_config), AttributeClassifier.load(folder / "attribute_classifier")
+    model, classifier = load_story_model(resolved), AttributeClassifier.load(folder / "attribute_classifier")
     encoder = load_image_text_encoder(MINIATURE, torch.device("cpu"))
     chosen = stories[: planned.stories]
     conditions = benchmark_conditions(config, model, records.parent, chosen, judged_weights(folder))
@@ -145,11 +148,11 @@ def _transitions(config: InferConfig, records: Path, settings: dict[str, Any]) -
     from storydiffusion.evaluation.result import Figure, Result
     from storydiffusion.training.record import machine
 
-    planned, video = config.benchmark, video_of(config.model)
+    planned, video = config.benchmark, get_video_config(config.model)
     measuring = MeasureVideoConfig(
         config.model, interpolation=planned.interpolation, clips=planned.clips, batch=planned.batch, seed=config.seed
     )
-    accuracy = judge_figures(model_folder(config.model.path, config.model.revision))
+    accuracy = judge_figures(find_model_folder(config.model.path, config.model.revision))
     way = next(way for way in WAYS if file_name(way) == planned.way)
     make = maker(way, models_of(measuring, [way]).get(way), measuring)
     found = measure_clips(records, settings, make, readers_of(config.model), measuring, way)
@@ -179,7 +182,7 @@ def _settings(config: InferConfig) -> dict[str, Any]:
     """
     model = _model(config)
     check_judged(model, config.seed)
-    folder = model_folder(model.path, model.revision)
+    folder = find_model_folder(model.path, model.revision)
     judge_figures(folder)  # refuses a model without judge
     weights = judged_weights(folder)
     known: dict[str, Any] = {name: getattr(model, name) for name in ("name", "dtype", "device", "scheduler")}
@@ -187,7 +190,7 @@ def _settings(config: InferConfig) -> dict[str, Any]:
     if isinstance(config.benchmark, StoriesBenchmark):
         settings |= {name: getattr(config, name) for name in ("noise", "steps", "guidance_scale")}
         settings["csa"] = asdict(config.csa)
-        weights |= checksums_of_part("encoder", MINIATURE)
+        weights |= compute_part_checksums("encoder", MINIATURE)
         settings["baseline"] = {"kind": None}
         if config.baseline is not None:
             weights |= checksums_of_baseline(config.baseline)
@@ -196,7 +199,7 @@ def _settings(config: InferConfig) -> dict[str, Any]:
             settings["baseline"] = {name: value for name, value in known_of_it if name not in by_weights}
         told = {"panels": config.benchmark.panels, "checksum": stories_of(config.benchmark.panels)[1]}
     else:
-        video = asdict(video_of(model))
+        video = asdict(get_video_config(model))
         parts = {name: video.pop(name) for name in ("motion_adapter", "predictor", "image_encoder")}
         parts["interpolation"] = config.benchmark.interpolation
         control = video.pop("sparse_control")
@@ -204,7 +207,7 @@ def _settings(config: InferConfig) -> dict[str, Any]:
             parts["sparse_control"] = control["weights"]
             video |= {"sparse_control_scale": control["scale"], "boundary_frames": "free"}
         for part, source in parts.items():
-            weights |= checksums_of_part(part, source) if source else {}
+            weights |= compute_part_checksums(part, source) if source else {}
         known["video"] = {name: value for name, value in video.items() if name != "fps"}
         told = {"way": config.benchmark.way}
     known["weights"] = weights

@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from storydiffusion.config import ModelConfig
 from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
-from storydiffusion.loaders.text_to_image import StoryModel, load_story_model, model_folder, weights_of
-from storydiffusion.output.files import compute_sha256, write_atomically
+from storydiffusion.loaders.checksums import compute_checksums
+from storydiffusion.loaders.resolve import find_weights, resolve_model
+from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
+from storydiffusion.output.files import write_atomically
 from storydiffusion.storyworld.stories import FILE, FrozenStory, existing, load_stories
 
 if TYPE_CHECKING:
@@ -95,9 +97,10 @@ def measure(config: MeasureConfig) -> None:
     stories = load_stories()
     if config.stories > len(stories):
         raise UserError(f"stories={config.stories}, but there are {len(stories)} frozen stories: give at most so many")
-    folder = model_folder(config.model.path, config.model.revision)
+    resolved = resolve_model(config.model)
+    folder = resolved.folder
     figures = judge_figures(folder)
-    model = load_story_model(config.model)
+    model = load_story_model(resolved)
     settings = settings_of(config, folder)
     classifier = AttributeClassifier.load(folder / "attribute_classifier")
 
@@ -292,8 +295,8 @@ def settings_of(config: MeasureConfig, folder: Path) -> dict[str, Any]:
 
 def judged_weights(folder: Path) -> dict[str, str]:
     """The SHA-256 of a model's files of weights and of its judge's."""
-    weights = weights_of(folder) | {"attribute_classifier": folder / "attribute_classifier" / "model.safetensors"}
-    return {name: compute_sha256(file) for name, file in weights.items()}
+    weights = find_weights(folder) | {"attribute_classifier": folder / "attribute_classifier" / "model.safetensors"}
+    return compute_checksums(weights)
 
 
 def judge_figures(folder: Path) -> dict[str, float]:

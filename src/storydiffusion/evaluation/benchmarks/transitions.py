@@ -39,8 +39,10 @@ from storydiffusion.config import ModelConfig, VideoConfig
 from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.stories import JUDGED_SIZE, check_judged, judge_figures, read_text
-from storydiffusion.loaders.text_to_image import device_of, dtype_of, model_folder, weights_of
-from storydiffusion.loaders.video import load_drawing_parts, load_image_encoder, package_path, video_of
+from storydiffusion.loaders.checksums import compute_checksums
+from storydiffusion.loaders.resolve import find_weights, get_video_config, resolve_model
+from storydiffusion.loaders.sources import find_model_folder, package_path
+from storydiffusion.loaders.video import load_image_encoder, load_video_backbone
 from storydiffusion.output.files import compute_folder_sha256, compute_sha256, write_atomically
 from storydiffusion.pipelines.transition import sampling_of
 
@@ -102,9 +104,9 @@ def measure_video(config: MeasureVideoConfig) -> None:
     readme = Path(config.readme) if config.readme else None
     if readme:
         replace_section(read_text(readme), SECTION, "")  # refuses before an hour of work, not after
-    folder = model_folder(config.model.path, config.model.revision)
+    folder = find_model_folder(config.model.path, config.model.revision)
     accuracy = {name: judge_figures(folder)[name] for name in READ}
-    ways = [way for way in WAYS if way != SPARSE or video_of(config.model).sparse_control is not None]
+    ways = [way for way in WAYS if way != SPARSE or get_video_config(config.model).sparse_control is not None]
     models = models_of(config, ways)
     readers = readers_of(config.model)
     measured = {}
@@ -143,8 +145,8 @@ def readers_of(config: ModelConfig) -> Readers:
 
     from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 
-    classifier = AttributeClassifier.load(model_folder(config.path, config.revision) / "attribute_classifier")
-    return Readers(classifier, load_image_encoder(video_of(config).image_encoder, torch.float32))
+    classifier = AttributeClassifier.load(find_model_folder(config.path, config.revision) / "attribute_classifier")
+    return Readers(classifier, load_image_encoder(get_video_config(config).image_encoder, torch.float32))
 
 
 def measure_clips(
@@ -176,7 +178,7 @@ def measure_clips(
 
 def video_for(config: MeasureVideoConfig, way: str) -> VideoConfig:
     """The parts of the video model of a way that has one. Raises UserError where one that it needs is not named."""
-    video = video_of(config.model)
+    video = get_video_config(config.model)
     if way == SPARSE:
         if video.sparse_control is None:
             raise UserError("model.video.sparse_control=null: name the SparseCtrl that is to be measured")
@@ -198,37 +200,37 @@ def models_of(config: MeasureVideoConfig, ways: Sequence[str]) -> dict[str, "Vid
 
     Raises UserError where a way's parts are not named, before any is loaded.
     """
-    from storydiffusion.loaders.video import on_device, with_sparse_control, with_trained_predictor
+    from storydiffusion.loaders.video import add_predictor, add_sparse_control, move_to_device
 
     if not {OURS, INTERPOLATION, ALONE, SPARSE} & set(ways):
         return {}
     videos = {way: video_for(config, way) for way in {*ways, OURS if INTERPOLATION in ways else ALONE}}
-    device = device_of(config.model)
-    dtype = dtype_of(config.model.dtype, device)
-    alone = load_drawing_parts(config.model, dtype)
+    model = resolve_model(config.model)
+    device, dtype = model.device, model.dtype
+    alone = load_video_backbone(model, dtype)
     models = {ALONE: alone}
     if OURS in videos:
-        models[OURS] = with_trained_predictor(alone, videos[OURS], dtype)
+        models[OURS] = add_predictor(alone, videos[OURS], dtype)
     if INTERPOLATION in ways:
         models[INTERPOLATION] = _interpolation(config, models[OURS], alone, dtype)
     if SPARSE in videos:
-        models[SPARSE] = with_sparse_control(alone, videos[SPARSE], dtype)
-    return {way: on_device(model, device) for way, model in models.items()}
+        models[SPARSE] = add_sparse_control(alone, videos[SPARSE], dtype)
+    return {way: move_to_device(model, device) for way, model in models.items()}
 
 
 def _interpolation(
     config: MeasureVideoConfig, ours: "VideoModel", alone: "VideoModel", dtype: "torch.dtype"
 ) -> "VideoModel":
     """Our model without its transformer, or the one that `config.interpolation` names."""
-    from storydiffusion.loaders.video import with_trained_predictor
+    from storydiffusion.loaders.video import add_predictor
 
     if config.interpolation is None:
         assert ours.predictor is not None  # the settings have seen to it
         return replace(ours, predictor=ours.predictor.without_transformer())
     video = video_for(config, INTERPOLATION)
     shares_all = video.motion_adapter == video_for(config, OURS).motion_adapter
-    around = alone if shares_all else load_drawing_parts(replace(config.model, video=video), dtype)
-    model = with_trained_predictor(around, video, dtype)
+    around = alone if shares_all else load_video_backbone(resolve_model(replace(config.model, video=video)), dtype)
+    model = add_predictor(around, video, dtype)
     if model.predictor is None or len(model.predictor.layers):
         raise UserError(f"interpolation={config.interpolation} has layers: train one with predictor.layers=0")
     return model
@@ -407,7 +409,7 @@ def settings_of(config: MeasureVideoConfig, folder: Path, way: str) -> dict[str,
     from storydiffusion.training.record import machine
 
     model, video = config.model, video_for(config, way)
-    weights = {name: compute_sha256(file) for name, file in weights_of(folder).items()}
+    weights = compute_checksums(find_weights(folder))
     weights["attribute_classifier"] = compute_sha256(folder / "attribute_classifier" / "model.safetensors")
     control = video.sparse_control
     parts = {"motion_adapter": video.motion_adapter, "predictor": video.predictor}

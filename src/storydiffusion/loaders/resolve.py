@@ -1,0 +1,232 @@
+"""Resolve a model configuration once per run: its folder, origin, weights with checksums, device and dtype.
+
+Every stage of a run receives the same `ResolvedModel`. Weights are hashed and torch is imported only when a stage asks
+for checksums or for the device, so a finished run answers at once.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storydiffusion.config import ModelConfig, VideoConfig
+from storydiffusion.errors import UserError, first_line
+from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums, get_part_key
+from storydiffusion.loaders.sources import find_model_folder, package_path
+
+if TYPE_CHECKING:
+    import torch
+
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+CARD = "storydiffusion.json"
+"""of a model folder: {"kind": "miniature"} says what a viewer of its images must know of the weights"""
+ORIGINS = ("pretrained", "miniature", "random")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model with everything that a run derives from its configuration.
+
+    Attributes:
+        folder: the local folder in diffusers' format.
+        origin: what the weights are: `pretrained`, `miniature` (trained on drawn images only) or `random`.
+        weights: files of the weights that generate a story, by their names in the folder (`unet/….safetensors`).
+    """
+
+    config: ModelConfig
+    folder: Path
+    origin: str
+    weights: Mapping[str, Path]
+
+    @cached_property
+    def checksums(self) -> dict[str, str]:
+        """The SHA-256 of each file of `weights`."""
+        return compute_checksums(self.weights)
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """Where the networks run. Raises UserError for a device that this machine lacks."""
+        device = choose_device(self.config.device, "model.device")
+        if self.config.offload != "none" and device.type != "cuda":
+            raise UserError(
+                f"model.offload={self.config.offload} needs a CUDA device to load onto: set model.offload=none"
+            )
+        return device
+
+    @cached_property
+    def dtype(self) -> "torch.dtype":
+        """The dtype of the networks' weights."""
+        return choose_dtype(self.config.dtype, self.device)
+
+    @property
+    def video(self) -> VideoConfig:
+        """The settings of the video model. Raises UserError for a model that generates images only."""
+        return get_video_config(self.config)
+
+    @cached_property
+    def video_checksums(self) -> dict[str, str]:
+        """The weights files that only a video needs, with their SHA-256; a part on a hub maps to its id.
+
+        Raises:
+            UserError: no video part, a missing part, or parts made for another U-Net, as far as their files show.
+        """
+        check_video_parts(self.folder, self.video)
+        return {
+            name: checksum
+            for part, source in get_video_sources(self.video).items()
+            for name, checksum in compute_part_checksums(part, source).items()
+        }
+
+
+def resolve_model(config: ModelConfig) -> ResolvedModel:
+    """Find the model's folder, fetched from the hub if needed, and check that its weights files are whole.
+
+    Raises:
+        UserError: no such folder, hub out of reach, or a file of weights that is missing, damaged or truncated.
+    """
+    folder = find_model_folder(config.path, config.revision)
+    return ResolvedModel(config, folder, read_origin(folder), find_weights(folder))
+
+
+def get_video_config(config: ModelConfig) -> VideoConfig:
+    """Return the settings of the video model. Raises UserError for a model that generates images only."""
+    if config.video is None:
+        raise UserError(f"model={config.name} makes no video: choose model=miniature or model=sd15_animatediff")
+    return config.video
+
+
+def read_origin(folder: Path) -> str:
+    """Return the kind of weights in the folder's storydiffusion.json; `pretrained` if it has none."""
+    if not (folder / CARD).exists():
+        return "pretrained"
+    kind = read_json(folder / CARD).get("kind")
+    if kind not in ORIGINS:
+        raise UserError(f"{folder / CARD} has kind {kind!r}: write one of {', '.join(ORIGINS)}")
+    return kind
+
+
+def find_weights(folder: Path) -> dict[str, Path]:
+    """Return the weights files that generate a story, name in the folder → file; each one is opened.
+
+    Raises:
+        UserError: no model folder, or a file of weights that is missing, damaged or truncated.
+    """
+    index = read_json(folder / "model_index.json")
+    parts = [part for part in PARTS if get_class_name(index, part)]
+    return {f"{part}/{file.name}": file for part in parts for file in _find_part_weights(folder / part)}
+
+
+def _find_part_weights(folder: Path) -> list[Path]:
+    """Return the weights files of a part; safetensors checks that header and length agree."""
+    from safetensors import SafetensorError, safe_open
+
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise UserError(f"{folder} contains no *.safetensors file: use a complete model folder in that format")
+    for file in found:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is damaged or truncated ({first_line(error)}): fetch it again") from error
+    return found
+
+
+def get_class_name(index: Mapping[str, Any], part: str) -> str | None:
+    """Return the class that model_index.json gives a part as [library, class]; None if it has no such part."""
+    entry = index.get(part)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+
+def choose_device(name: str, key: str) -> "torch.device":
+    """Return the device of that name; `auto` is CUDA if available, else the CPU. `key` is the setting that names it.
+
+    Raises:
+        UserError: a device that this machine lacks.
+    """
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if available["cuda"] else "cpu"
+    kind = torch.device(name).type
+    if not available.get(kind, True):
+        raise UserError(f"{key}={name}, but torch finds no {kind.upper()} device on this machine: set {key}=cpu")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
+    """Return the dtype of that name; `auto` is float16 on CUDA, else float32."""
+    import torch
+
+    if name == "auto":
+        name = "float16" if device.type == "cuda" else "float32"
+    return getattr(torch, name)
+
+
+def get_video_sources(video: VideoConfig) -> dict[str, str]:
+    """Return the sources of the parts that only a video needs, by part.
+
+    Raises:
+        UserError: no trained motion modules.
+    """
+    if video.motion_adapter is None:
+        raise UserError("model.video.motion_adapter=null makes new motion modules: name trained ones, or train them")
+    sources = {"motion_adapter": video.motion_adapter}
+    if video.predictor is not None:
+        sources |= {"predictor": video.predictor, "image_encoder": video.image_encoder}
+    if video.sparse_control is not None:
+        sources |= {"sparse_control": video.sparse_control.weights}
+    return sources
+
+
+def check_video_parts(model: Path, video: VideoConfig) -> None:
+    """Check that parts in local folders were made for this U-Net, as far as their config.json files say.
+
+    Raises:
+        UserError: a part of another width; the message names its setting.
+    """
+    unet = _read_part_config(model / "unet")
+    sparse_control = video.sparse_control and video.sparse_control.weights
+    pairs = (
+        ("motion_adapter", video.motion_adapter, "block_out_channels", "block_out_channels"),
+        ("predictor", video.predictor, "context_width", "cross_attention_dim"),
+        ("sparse_control", sparse_control, "block_out_channels", "block_out_channels"),
+        ("sparse_control", sparse_control, "cross_attention_dim", "cross_attention_dim"),
+    )
+    for part, source, name, name_in_unet in pairs:
+        settings = _read_part_config(package_path(source)) if source is not None else {}
+        found, expected = settings.get(name), unet.get(name_in_unet)
+        if found is not None and expected is not None and found != expected:
+            raise UserError(
+                f"{get_part_key(part)}={source} has {name} {found}, but the U-Net of {model} expects {expected}: "
+                f"set {get_part_key(part)} to one that was trained with it"
+            )
+
+
+def _read_part_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a part; empty if there is none to read, which loading the part reports."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a model folder.
+
+    Raises:
+        UserError: a file that is missing, unreadable or no object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file.parent} is no model folder: it has no {file.name}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file} ({first_line(error)}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a JSON object: fetch it again")
+    return content

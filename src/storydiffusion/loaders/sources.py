@@ -1,0 +1,94 @@
+"""Turn the source of a part into a local folder: `package://…`, a folder, or a hub id, whose files are fetched once."""
+
+import os
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from storydiffusion.errors import UserError, first_line
+
+PACKAGE_SCHEME = "package://"
+OPEN_CLIP_SCHEME = "open_clip://"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@.+)?")  # owner/name, or owner/name@revision
+UNUSED_PARTS = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+"""parts of a pipeline that generating a story does without: passed as None, they are neither fetched nor loaded"""
+
+
+def package_path(source: str) -> Path:
+    """Return the path of `source`; `package://…` is one inside this package."""
+    if source.startswith(PACKAGE_SCHEME):
+        return Path(str(files("storydiffusion"))) / source.removeprefix(PACKAGE_SCHEME)
+    return Path(source).expanduser()
+
+
+def find_part_folder(source: str, key: str) -> Path:
+    """Return the local folder of a part: a folder or `package://…`; `key` is the setting that names it.
+
+    Raises:
+        UserError: no such folder.
+    """
+    folder = package_path(source)
+    if not folder.is_dir():
+        where = "part of this installation" if source.startswith(PACKAGE_SCHEME) else "a local folder"
+        raise UserError(f"{key}={source} is not {where}: name a folder with trained weights")
+    return folder
+
+
+def find_model_folder(path: str, revision: str | None) -> Path:
+    """Return the local folder of a model: `package://NAME`, a folder, or `owner/name` on the hub, fetched once.
+
+    Raises:
+        UserError: no such folder, or the hub cannot be reached.
+    """
+    folder = package_path(path)
+    if folder.is_dir():
+        return folder
+    if path.startswith(PACKAGE_SCHEME):
+        name = path.removeprefix(PACKAGE_SCHEME)
+        raise UserError(f"this installation contains no model {name!r} ({folder} is missing): set model.path=FOLDER")
+    looks_like_hub_id = path.count("/") == 1 and not path.startswith((".", "~", "/", os.sep))
+    if not looks_like_hub_id:
+        raise UserError(f"model.path={path} is no local folder: give a model folder in diffusers' format or a hub id")
+    return _download_pipeline(path, revision)
+
+
+def fetch_folder(source: str, key: str, patterns: Sequence[str]) -> Path:
+    """Return the local folder of `source`: a folder, or `owner/name@revision` on the hub, fetched once.
+
+    Args:
+        key: the setting that names it.
+        patterns: paths of the files to fetch; a pattern such as `image_encoder/*` matches several.
+
+    Raises:
+        UserError: no such folder, or the hub cannot be reached.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(source):
+        raise UserError(f"{key}={source} is no local folder: give a folder with its weights, or a hub id")
+    name, _, revision = source.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise UserError(
+            f"cannot fetch {key}={source} from the hub, and it is no local folder: connect, or download it elsewhere "
+            f"and set {key}=FOLDER ({first_line(error)})"
+        ) from error
+
+
+def _download_pipeline(hub_id: str, revision: str | None) -> Path:
+    import httpx
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(hub_id, revision=revision, use_safetensors=True, **UNUSED_PARTS))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise UserError(
+            f"cannot fetch model.path={hub_id} (revision {revision or 'main'}) from the hub, and it is no local "
+            f"folder: connect, or download it elsewhere and set model.path=FOLDER ({first_line(error)})"
+        ) from error
