@@ -8,7 +8,7 @@ import torch
 
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.errors import UserError
-from storydiffusion.loaders.video import SENTENCES, word_tokens
+from storydiffusion.loaders.video import SENTENCES, encode_example_words
 from storydiffusion.models.boundary_frames import with_boundary_frames
 from storydiffusion.models.predictor_files import load_predictor, save_predictor
 from storydiffusion.training.build_transition import build_transition_module, build_video_model
@@ -78,7 +78,7 @@ def trained(module: TransitionModule) -> set[str]:
 
 def test_a_new_predictor_starts_among_the_words(config, tmp_path):
     model, settings = build_video_model(config, torch.float32)
-    words = word_tokens(model)
+    words = encode_example_words(model)
     assert words.shape == (len(SENTENCES) * 6, settings["context_width"])
     torch.testing.assert_close(model.predictor.context_norm.weight, words.std(0), check_stride=False)
     torch.testing.assert_close(model.predictor.context_norm.bias, words.mean(0))

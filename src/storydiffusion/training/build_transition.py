@@ -8,13 +8,14 @@ import torch
 
 from storydiffusion.config import TransitionTrainConfig
 from storydiffusion.errors import UserError
+from storydiffusion.loaders.resolve import resolve_model
 from storydiffusion.loaders.video import (
-    features_of,
-    load_drawing_parts,
+    add_predictor,
+    build_predictor,
+    choose_features,
+    encode_example_words,
     load_image_encoder,
-    new_predictor,
-    with_trained_predictor,
-    word_tokens,
+    load_video_backbone,
 )
 from storydiffusion.models.video_model import VideoModel
 from storydiffusion.pipelines.transition import sampling_of
@@ -47,15 +48,15 @@ def build_transition_module(config: TransitionTrainConfig) -> TransitionModule:
 def build_video_model(config: TransitionTrainConfig, dtype: torch.dtype) -> tuple[VideoModel, dict[str, Any] | None]:
     """Return all parts of the video model, and the predictor's arguments if the predictor is trained."""
     assert config.model.video is not None  # checked by TransitionTrainConfig
-    model = load_drawing_parts(config.model, dtype)
+    model = load_video_backbone(resolve_model(config.model), dtype)
     if "predictor" not in config.recipe.trainable:
-        return with_trained_predictor(model, config.model.video, dtype), None
+        return add_predictor(model, config.model.video, dtype), None
     encoder = load_image_encoder(config.model.video.image_encoder, dtype)
     width = model.video_unet.unet.config.cross_attention_dim
-    predictor, settings = new_predictor(config.predictor, encoder, width)
+    predictor, settings = build_predictor(config.predictor, encoder, width)
     if config.predictor.start is None:
-        predictor.start_among(word_tokens(model))
-    features = features_of(config.predictor.tokens)
+        predictor.start_among(encode_example_words(model))
+    features = choose_features(config.predictor.tokens)
     return replace(model, predictor=predictor, image_encoder=encoder, features=features), settings
 
 

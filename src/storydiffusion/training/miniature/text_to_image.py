@@ -22,7 +22,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Text2ImageRecipe
-from storydiffusion.loaders.text_to_image import model_folder
+from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.storyworld.captions import caption, pair_caption
 from storydiffusion.storyworld.images import to_tensor
 from storydiffusion.storyworld.renderer import render
@@ -104,7 +104,7 @@ class Text2ImageModule(RecipeModule):
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
-        return cls(config.recipe, model_folder(config.miniature, None), Path(config.cache))
+        return cls(config.recipe, find_model_folder(config.miniature, None), Path(config.cache))
 
     def prepare_data(self) -> None:
         if not self.cache.exists():
