@@ -14,7 +14,7 @@ def build_world_model(folder: Path) -> Path:
     from transformers import CLIPTextModel
 
     from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
-    from storydiffusion.training.miniature.contrastive import text_config
+    from storydiffusion.training.miniature.contrastive import build_text_config
     from storydiffusion.training.miniature.tokenizer import build_tokenizer
 
     build_tiny_model(folder)
@@ -22,7 +22,7 @@ def build_world_model(folder: Path) -> Path:
     build_tokenizer().save_pretrained(folder / "tokenizer")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = text_config(32, 1)
+        config = build_text_config(32, 1)
         config.hidden_size = 16
         config.num_attention_heads = 2
         CLIPTextModel(config).save_pretrained(folder / "text_encoder")

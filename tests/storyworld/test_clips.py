@@ -11,7 +11,7 @@ import pytest
 
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.captions import PLACE_WORDS, THIRD_PERSON, vocabulary, words
-from storydiffusion.storyworld.clips import SHARES, ClipTruth, caption_of, follow, render_clip, sample_clip
+from storydiffusion.storyworld.clips import SHARES, ClipTruth, caption_clip, follow, render_clip, sample_clip
 from storydiffusion.storyworld.motions import MOTIONS
 from storydiffusion.storyworld.renderer import character_mask, render
 from storydiffusion.storyworld.truth import LOOKS, sample_truth
@@ -195,14 +195,14 @@ def test_captions_are_in_the_words_of_the_stills():
     unknown = SPECIAL["<|unknown|>"]
     for index in range(600):
         clip = sample_clip(SEED, index)
-        text = caption_of(clip, index)
+        text = caption_clip(clip, index)
         tokens = tokenizer(text)["input_ids"]
         assert unknown not in tokens
         assert len(tokens) <= MAX_TOKENS
         assert clip.start.kind in words(text)
         assert PLACE_WORDS[clip.end.place] in text
-    assert caption_of(clip, 3) == caption_of(clip, 3)
-    assert len({caption_of(clip, seed) for seed in range(50)}) > 10
+    assert caption_clip(clip, 3) == caption_clip(clip, 3)
+    assert len({caption_clip(clip, seed) for seed in range(50)}) > 10
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_captions_are_in_the_words_of_the_stills():
 )
 def test_captions_tell_the_motion(motion, told):
     for clip in clips(motion, 8):
-        text = caption_of(clip, 1)
+        text = caption_clip(clip, 1)
         assert told in text or THIRD_PERSON[told] in text
 
 
@@ -243,7 +243,7 @@ def test_wrong_clips_are_named():
         replace(clip, end=replace(clip.end, layout=clip.end.layout + 1))
     with pytest.raises(UserError, match="cycles is 0"):
         replace(clip, cycles=0)
-    with pytest.raises(UserError, match="mend speed"):
+    with pytest.raises(UserError, match="correct speed"):
         ClipTruth.from_dict({**clip.to_dict(), "speed": 1})
     with pytest.raises(UserError, match="frames is 0"):
         render_clip(clip, 0)

@@ -12,8 +12,8 @@ from storydiffusion.storyworld.stories import (
     checksum,
     draw_stories,
     existing,
+    get_stories,
     load_stories,
-    stories_of,
 )
 from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR
 
@@ -59,7 +59,7 @@ def test_attire_is_named_in_part_and_every_shirt_colour_once():
     assert {len(character["named"]) for character in characters} == {0, 1, 2, 3}
     shirts = [character["looks"]["shirt"] for character in characters if "shirt" in character["named"]]
     assert sorted(shirts) == sorted(ATTRIBUTES["shirt"])
-    with_shirt = [story for story in STORIES if "shirt" in story.panels[0].told]
+    with_shirt = [story for story in STORIES if "shirt" in story.panels[0].prompted]
     assert len(with_shirt) * 4 >= 200  # pictures, so that 90 % is known to ± 2 points
 
 
@@ -69,39 +69,39 @@ def test_a_story_has_four_different_actions_and_places_and_one_character():
         assert story.number == number
         assert len(story.panels) == 4
         for name in ("action", "place"):
-            assert len({panel.told[name] for panel in story.panels}) == 4
-        for name in {*ATTIRE, "kind", "hat_color"} & set(story.panels[0].told):
-            assert len({panel.told[name] for panel in story.panels}) == 1
+            assert len({panel.prompted[name] for panel in story.panels}) == 4
+        for name in {*ATTIRE, "kind", "hat_color"} & set(story.panels[0].prompted):
+            assert len({panel.prompted[name] for panel in story.panels}) == 1
 
 
 @pytest.mark.parametrize("panels", [2, 32])
 def test_longer_stories_change_action_and_place_in_every_four_panels(panels):
-    stories, drawn = stories_of(panels)
+    stories, drawn = get_stories(panels)
     assert len(stories) == len(STORIES)
-    assert stories_of(panels) == (stories, drawn)
+    assert get_stories(panels) == (stories, drawn)
     assert drawn != CONTENT["sha256"]
     for story in stories:
         assert len(story.panels) == panels
         for first in range(panels):
             some = story.panels[first : first + 4]
             for name in ("action", "place"):
-                assert len({panel.told[name] for panel in some}) == len(some)
-        assert len({panel.told["kind"] for panel in story.panels}) == 1
+                assert len({panel.prompted[name] for panel in some}) == len(some)
+        assert len({panel.prompted["kind"] for panel in story.panels}) == 1
 
 
 def test_stories_of_four_panels_are_the_frozen_ones():
-    assert stories_of(4) == (STORIES, CONTENT["sha256"])
+    assert get_stories(4) == (STORIES, CONTENT["sha256"])
     assert draw_stories(SEED_OF_OTHER_LENGTHS)["characters"] != CONTENT["characters"]
 
 
 def test_open_and_told_attributes_are_all_that_a_character_has():
     for story in STORIES:
-        told = set(story.panels[0].told)
+        told = set(story.panels[0].prompted)
         assert story.open
         assert not told & set(story.open)
         missing = {*ATTIRE, "hat_color"} - told - set(story.open)
-        bald = {"hair"} if story.panels[0].told["kind"] not in WITH_HAIR else set()
-        bare = {"hat_color"} if story.panels[0].told.get("hat") == "none" else set()
+        bald = {"hair"} if story.panels[0].prompted["kind"] not in WITH_HAIR else set()
+        bare = {"hat_color"} if story.panels[0].prompted.get("hat") == "none" else set()
         assert missing == bald | bare
 
 
@@ -111,14 +111,14 @@ def test_prompts_say_what_is_told_and_nothing_of_what_is_open():
     for story in STORIES:
         for panel in story.panels:
             said = set(words(panel.prompt))
-            assert panel.told["kind"] in said
-            assert panel.told["place"] in said
-            assert (panel.told["object"] in said) != (panel.told["object"] == "none")
-            for name, value in panel.told.items():
+            assert panel.prompted["kind"] in said
+            assert panel.prompted["place"] in said
+            assert (panel.prompted["object"] in said) != (panel.prompted["object"] == "none")
+            for name, value in panel.prompted.items():
                 if name in ATTIRE and value != "none":
                     assert value in said, (name, panel.prompt)
             for name in set(story.open) & set(signs):
-                if (name, "pattern" in panel.told) != ("shirt", True):  # "a striped shirt" tells no colour
+                if (name, "pattern" in panel.prompted) != ("shirt", True):  # "a striped shirt" tells no colour
                     assert not signs[name] & said, (name, panel.prompt)
 
 

@@ -147,7 +147,7 @@ def test_nothing_is_begun_anew_where_no_checkpoint_counts(tmp_path):
     assert newest_checkpoint(tmp_path / "nowhere") is None
     for step in (1, 2):
         flip(save(tmp_path, step))
-    with pytest.raises(UserError, match=r"no checkpoint that can be trusted \(step-00000002.*; step-00000001"):
+    with pytest.raises(UserError, match=r"no valid checkpoint \(step-00000002.*; step-00000001"):
         newest_checkpoint(tmp_path)
     (tmp_path / "old").mkdir()
     torch.save(content(7), tmp_path / "old" / "last.ckpt")
@@ -355,7 +355,7 @@ def test_a_folder_that_deepspeed_would_execute_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"step-00000001\.ckpt/latest names '../../elsewhere'"):
         check_folder(path)
     (path / "latest").unlink()
-    with pytest.raises(UserError, match=r"step-00000001\.ckpt is no checkpoint of DeepSpeed's"):
+    with pytest.raises(UserError, match=r"step-00000001\.ckpt is not a DeepSpeed checkpoint"):
         check_folder(path)
     assert not (tmp_path / "harm").exists()
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from storydiffusion.training.csv_log import CSVLog, logged_losses
+from storydiffusion.training.csv_log import CSVLog, read_mean_losses
 
 
 def log(folder: Path, steps: range, **values: float) -> None:
@@ -68,6 +68,6 @@ def test_half_a_row_is_none(tmp_path):
 
 
 def test_the_losses_of_a_log_are_means_over_its_ends(tmp_path):
-    assert logged_losses(tmp_path) == {}
+    assert read_mean_losses(tmp_path) == {}
     log(tmp_path, range(20))
-    assert list(logged_losses(tmp_path).values()) == [0.125, (18 + 19) / 8]
+    assert list(read_mean_losses(tmp_path).values()) == [0.125, (18 + 19) / 8]

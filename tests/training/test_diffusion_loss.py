@@ -1,4 +1,4 @@
-"""Noise, targets and their conversions: algebra, parity with diffusers' schedulers, weights over the timesteps."""
+"""Noise, targets and conversions: algebra, parity with diffusers' schedulers, weights over the timesteps."""
 
 import pytest
 import torch
@@ -35,14 +35,14 @@ def snr(scheduler, timesteps: torch.Tensor) -> torch.Tensor:
     return alphas / (1 - alphas)
 
 
-def test_noise_is_that_of_the_scheduler(scheduler):
+def test_noise_equals_the_schedulers(scheduler):
     noised = noised_clips(DiffusionLoss(scheduler.alphas_cumprod, "epsilon"))
     torch.testing.assert_close(
         noised.latents, scheduler.add_noise(noised.clean, noised.noise, noised.timesteps), rtol=1e-5, atol=1e-6
     )
 
 
-def test_targets_are_those_of_the_scheduler(scheduler):
+def test_targets_equal_the_schedulers(scheduler):
     losses = {objective: DiffusionLoss(scheduler.alphas_cumprod, "epsilon", objective) for objective in OBJECTIVES}
     noised = noised_clips(losses["v"])
     velocity = scheduler.get_velocity(noised.clean, noised.noise, noised.timesteps)
@@ -52,7 +52,7 @@ def test_targets_are_those_of_the_scheduler(scheduler):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_any_prediction_is_read_as_the_schedulers_step_reads_it(prediction):
+def test_predictions_convert_to_x0_as_in_the_schedulers_step(prediction):
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="linear", clip_sample=False, prediction_type=prediction
     )
@@ -68,7 +68,7 @@ def test_any_prediction_is_read_as_the_schedulers_step_reads_it(prediction):
 
 @pytest.mark.parametrize("to", OBJECTIVES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_perfect_prediction_is_perfect_in_every_space(scheduler, prediction, to):
+def test_perfect_prediction_has_no_error_in_any_space(scheduler, prediction, to):
     loss = DiffusionLoss(scheduler.alphas_cumprod, prediction, to)
     noised = noised_clips(loss)
     perfect = DiffusionLoss(scheduler.alphas_cumprod, prediction, loss.predicts).target(noised)

@@ -1,4 +1,4 @@
-"""The training of the video model at tiny size: what learns, from which error, and what the checkpoint holds."""
+"""Training of the video model at tiny size: which weights learn, from which error, and the checkpoint's content."""
 
 import copy
 from dataclasses import replace
@@ -31,7 +31,7 @@ def config(tiny_video_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def untouched(config):
-    """The parts, loaded once; tests get copies."""
+    """Load the parts once; tests get copies."""
     torch.manual_seed(0)
     model, settings = build_video_model(config, torch.float32)
     with torch.no_grad():  # an untrained predictor's transformer is the identity, and most of its gradients are zero
@@ -42,7 +42,7 @@ def untouched(config):
 
 @pytest.fixture
 def make(config, untouched):
-    """Makes a TransitionModule that trains `trainable`; further recipe settings by name."""
+    """Return a factory of TransitionModules that train `trainable`, with further recipe settings by name."""
 
     def module(*trainable: str, **recipe) -> TransitionModule:
         model, settings = copy.deepcopy(untouched)
@@ -58,13 +58,13 @@ def batch() -> ClipBatch:
 
 
 class OneProcess:
-    """What a module asks of its trainer in a step; a whole Trainer is in test_train.py."""
+    """The trainer's attributes that a step reads; tests/commands/test_train.py uses a real Trainer."""
 
     world_size, global_rank = 1, 0
 
 
 def step(module: TransitionModule, batch: ClipBatch) -> dict[str, torch.Tensor]:
-    """The first training step of a run, without its optimizer."""
+    """Compute the first training step of a run, without its optimizer."""
     module.batches = 0
     module._fabric = None
     module._trainer = OneProcess()  # type: ignore[assignment]
@@ -76,7 +76,7 @@ def trained(module: TransitionModule) -> set[str]:
     return {name for name, weight in module.named_parameters() if weight.requires_grad}
 
 
-def test_a_new_predictor_starts_among_the_words(config, tmp_path):
+def test_new_predictor_has_the_statistics_of_word_tokens(config, tmp_path):
     model, settings = build_video_model(config, torch.float32)
     words = encode_example_words(model)
     assert words.shape == (len(SENTENCES) * 6, settings["context_width"])
@@ -88,7 +88,7 @@ def test_a_new_predictor_starts_among_the_words(config, tmp_path):
     assert (build_video_model(started, torch.float32)[0].predictor.context_norm.weight == 1).all()
 
 
-def test_a_predictor_goes_on_from_one_without_layers(config, tmp_path):
+def test_predictor_starts_from_one_without_layers(config, tmp_path):
     still = replace(config, predictor=replace(config.predictor, layers=0))
     model, settings = build_video_model(still, torch.float32)
     for weight in model.predictor.parameters():
@@ -102,7 +102,7 @@ def test_a_predictor_goes_on_from_one_without_layers(config, tmp_path):
         assert torch.equal(weight, started.predictor.state_dict()[name]), name
 
 
-def test_an_interpolation_goes_on_from_a_predictor(config, tmp_path):
+def test_interpolation_starts_from_a_predictor(config, tmp_path):
     model, settings = build_video_model(config, torch.float32)
     save_predictor(model.predictor, settings, tmp_path)
     started = replace(config, predictor=replace(config.predictor, layers=0, start=str(tmp_path)))
@@ -116,7 +116,7 @@ TRAINABLE = [("predictor",), ("motion_module",), ("predictor", "motion_module")]
 
 
 @pytest.mark.parametrize("trainable", TRAINABLE)
-def test_gradients_reach_all_that_is_trained_and_nothing_else(make, batch, trainable):
+def test_gradients_reach_exactly_the_trained_weights(make, batch, trainable):
     module = make(*trainable)
     step(module, batch)["loss"].backward()
     moved = {name for name, weight in module.named_parameters() if weight.grad is not None and weight.grad.any()}
@@ -128,7 +128,7 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(make, batch, train
 
 
 @pytest.mark.parametrize("trainable", TRAINABLE)
-def test_what_is_trained_is_what_was_named(make, trainable):
+def test_trained_weights_are_those_of_recipe_trainable(make, trainable):
     names = trained(make(*trainable))
     assert any(name.startswith("predictor.") for name in names) == ("predictor" in trainable)
     assert any(".motion_modules." in name for name in names) == ("motion_module" in trainable)
@@ -136,7 +136,7 @@ def test_what_is_trained_is_what_was_named(make, trainable):
 
 
 @pytest.mark.parametrize("trainable", TRAINABLE)
-def test_the_state_dict_holds_trained_weights_only_and_loads_strictly(make, trainable):
+def test_state_dict_has_trained_weights_only_and_loads_strictly(make, trainable):
     module, other = make(*trainable), make(*trainable)
     state = {name: weight + 1 for name, weight in module.state_dict().items()}
     assert set(state) == trained(module)
@@ -164,7 +164,7 @@ def test_frozen_parts_stay_in_eval_mode(make):
 
 
 @pytest.mark.parametrize("loss", ["epsilon", "x0", "v"])
-def test_the_loss_falls_on_one_batch(make, batch, loss):
+def test_loss_falls_on_one_batch(make, batch, loss):
     module = make("predictor", "motion_module", loss=loss)
     optimizer = torch.optim.Adam(module.trained_weights(), lr=3e-3)
     losses = []
@@ -178,7 +178,7 @@ def test_the_loss_falls_on_one_batch(make, batch, loss):
     assert losses[-1] == min(losses)
 
 
-def test_given_ends_are_seen_clean_and_not_judged(make, batch):
+def test_given_boundary_frames_are_clean_and_have_no_error(make, batch):
     module = make("predictor")
     clips = module.encode(batch)
     noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
@@ -200,16 +200,16 @@ def test_dropped_semantic_tokens_are_zero(make, batch):
     noise = module.noise(clips)
     noised = module.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
     zeros = torch.zeros(2, FRAMES, 2, clips.text.shape[-1])
-    torch.testing.assert_close(dropped, module.errors(noised, noise.given < 0.5, clips.text, zeros))
+    torch.testing.assert_close(dropped, module.errors(noised, noise.boundary < 0.5, clips.text, zeros))
     assert not torch.allclose(dropped, step(make("predictor", semantic_dropout=0.0), batch)["errors"])
 
 
-def test_forced_clips_are_told_by_their_true_frames(make, batch):
+def test_teacher_forced_clips_are_conditioned_on_their_true_frames(make, batch):
     module = make("predictor", teacher_forcing=0.5, semantic_dropout=0.0)
     clips = module.encode(batch)
     noise = draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000)
     context = module.semantic_context(
-        module.semantic_tokens(batch.frames), replace(noise, forced=torch.tensor([0.4, 0.6]))
+        module.semantic_tokens(batch.frames), replace(noise, forcing=torch.tensor([0.4, 0.6]))
     )
     features = module.image_encoder.features(batch.frames.flatten(0, 1), module.model.features).unflatten(0, (2, -1))
     torch.testing.assert_close(context[0], module.predictor.context(module.predictor.encode(features[0])))
@@ -218,14 +218,14 @@ def test_forced_clips_are_told_by_their_true_frames(make, batch):
     assert not torch.allclose(context[0], predicted[0])
 
 
-def test_forcing_teaches_how_pictures_are_told_and_not_the_transformer(make, batch):
+def test_teacher_forcing_trains_the_token_encoder_and_not_the_transformer(make, batch):
     module = make("predictor", teacher_forcing=1.0)
     step(module, batch)["loss"].backward()
-    taught = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad.any()}
-    assert taught == {"to_tokens", "context_projection", "context_norm"}
+    learning = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad.any()}
+    assert learning == {"to_tokens", "context_projection", "context_norm"}
 
 
-def test_with_forcing_alone_the_transformer_has_no_part_in_what_the_rest_learns(make, batch):
+def test_under_full_teacher_forcing_other_gradients_ignore_the_transformer(make, batch):
     gradients = []
     for has_transformer in (True, False):
         module = make("predictor", "motion_module", teacher_forcing=1.0, semantic_weight=0.5 * has_transformer)
@@ -239,16 +239,16 @@ def test_with_forcing_alone_the_transformer_has_no_part_in_what_the_rest_learns(
         torch.testing.assert_close(with_it[name], gradient, msg=name)
 
 
-def test_the_semantic_error_is_added(make, batch):
-    weighed = make("predictor", semantic_weight=2.0)
-    outputs = step(weighed, batch)
+def test_semantic_error_is_added(make, batch):
+    weighted = make("predictor", semantic_weight=2.0)
+    outputs = step(weighted, batch)
     assert outputs["semantic"].shape == (2,)
     torch.testing.assert_close(outputs["losses"], outputs["errors"] + 2 * outputs["semantic"])
     torch.testing.assert_close(outputs["loss"], outputs["losses"].mean())
     torch.testing.assert_close(outputs["errors"], step(make("predictor"), batch)["errors"])
 
 
-def test_the_semantic_error_is_against_the_tokens_of_the_true_frames(make, batch):
+def test_semantic_error_compares_with_tokens_of_the_true_frames(make, batch):
     module = make("predictor", semantic_weight=1.0)
     features = module.image_encoder.features(batch.frames.flatten(0, 1), module.model.features).unflatten(0, (2, -1))
     motion = module.predictor(features[:, 0], features[:, -1], FRAMES)
@@ -257,10 +257,10 @@ def test_the_semantic_error_is_against_the_tokens_of_the_true_frames(make, batch
     torch.testing.assert_close(module.semantic_errors(true), semantic_loss(motion.tokens, true))
 
 
-def test_the_errors_are_weighed_and_what_has_no_weight_is_not_computed(make, batch, monkeypatch):
+def test_errors_are_weighted_and_those_of_weight_zero_not_computed(make, batch, monkeypatch):
     both = step(make("predictor", semantic_weight=1.0), batch)
-    weighed = step(make("predictor", semantic_weight=1.0, diffusion_weight=0.25), batch)
-    torch.testing.assert_close(weighed["losses"], 0.25 * both["errors"] + both["semantic"])
+    weighted = step(make("predictor", semantic_weight=1.0, diffusion_weight=0.25), batch)
+    torch.testing.assert_close(weighted["losses"], 0.25 * both["errors"] + both["semantic"])
 
     semantic_only = make("predictor", semantic_weight=1.0, diffusion_weight=0.0)
     monkeypatch.setattr(semantic_only.video_unet, "forward", None)
@@ -269,15 +269,15 @@ def test_the_errors_are_weighed_and_what_has_no_weight_is_not_computed(make, bat
     torch.testing.assert_close(outputs["losses"], both["semantic"])
 
 
-def test_the_semantic_error_teaches_the_transformer_alone(make, batch):
+def test_semantic_error_trains_the_transformer_alone(make, batch):
     module = make("predictor", semantic_weight=1.0)
     module.semantic_errors(module.semantic_tokens(batch.frames)).sum().backward()
-    taught = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad is not None}
-    assert "layers" in taught
-    assert taught <= {"layers", "positions"}
+    learning = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad is not None}
+    assert "layers" in learning
+    assert learning <= {"layers", "positions"}
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(make, batch):
+def test_gradient_checkpointing_keeps_gradients(make, batch):
     gradients = []
     for checkpointing in (False, True):
         module = make("predictor", "motion_module", gradient_checkpointing=checkpointing)
@@ -288,25 +288,25 @@ def test_gradient_checkpointing_changes_nothing_but_memory(make, batch):
         torch.testing.assert_close(gradient, gradients[1][name], msg=name)
 
 
-def test_noise_follows_the_position_whatever_the_processes():
+def test_noise_depends_on_the_position_not_on_the_processes():
     whole = draw_clip_noise(3, range(8, 12), (2, 3), 1000)
     halves = [draw_clip_noise(3, positions, (2, 3), 1000) for positions in (range(8, 10), range(10, 12))]
-    for name in ("noise", "timesteps", "given", "told", "forced"):
+    for name in ("noise", "timesteps", "boundary", "dropout", "forcing"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves])), name
     assert len(whole.noise.unique()) == whole.noise.numel()
     other = draw_clip_noise(4, range(8, 12), (2, 3), 1000)
     assert not torch.equal(whole.noise, other.noise)
 
 
-def test_timesteps_of_neighbours_are_spread_and_all_occur():
+def test_timesteps_of_consecutive_clips_are_spread_and_all_occur():
     drawn = torch.cat([draw_clip_noise(0, range(8 * i, 8 * i + 8), (1,), 1000).timesteps for i in range(60)])
     gaps = drawn.view(-1, 8).sort().values.diff().float()
-    assert gaps.max() < 240, "neighbours leave a gap"
+    assert gaps.max() < 240, "consecutive timesteps leave a gap"
     assert drawn.view(-1, 8).float().mean(1).sub(500).abs().max() < 110
     assert len(set((drawn // 10).tolist())) == 100
 
 
-def test_new_weights_are_those_of_the_seed(config):
+def test_new_weights_depend_on_the_seed_alone(config):
     torch.manual_seed(1)
     first = build_transition_module(config).state_dict()
     torch.manual_seed(2)
@@ -314,7 +314,7 @@ def test_new_weights_are_those_of_the_seed(config):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_predictor_makes_the_round_trip(untouched, tmp_path):
+def test_predictor_survives_saving_and_loading(untouched, tmp_path):
     model, settings = untouched
     save_predictor(model.predictor, settings, tmp_path / "predictor")
     again = load_predictor(tmp_path / "predictor")
@@ -330,7 +330,7 @@ def test_a_predictor_makes_the_round_trip(untouched, tmp_path):
         load_predictor(tmp_path)
 
 
-def test_another_configuration_is_refused_by_its_key():
+def test_error_names_the_key_of_another_configuration():
     stored = {"recipe": {"seed": 1, "steps": 5}, "data": {"frames": 8}}
     check_same_config(stored, {"recipe": {"seed": 1, "steps": 9}, "data": {"frames": 8}}, ("recipe.steps",))
     for wrong, key in (({"seed": 2, "steps": 5}, "recipe.seed=1, not 2"), ({"seed": 1}, "recipe.steps=5, not None")):

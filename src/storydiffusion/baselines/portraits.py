@@ -107,7 +107,9 @@ def benchmark_conditions(
             for story in stories
         }
         drawn = _portraits(folder, model, config, wanted, weights)
-        subjects = {one.number: CharacterReference((drawn[one.number],), one.panels[0].told["kind"]) for one in stories}
+        subjects = {
+            one.number: CharacterReference((drawn[one.number],), one.panels[0].prompted["kind"]) for one in stories
+        }
         return add_baseline(model, config.model, config.baseline), subjects
 
     def conditions(told: Sequence[FrozenStory]) -> "Conditions | None":

@@ -210,7 +210,7 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path, dtype: str) -> dict
 def build_card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: ReleaseConfig, name: str) -> str:
     """Build the model card in Markdown."""
     from storydiffusion.evaluation.tables import markdown_table
-    from storydiffusion.training.csv_log import logged_losses
+    from storydiffusion.training.csv_log import read_mean_losses
 
     settings, recipe = checkpoint["config"], checkpoint["config"]["recipe"]
     drawn = settings["data"]["storyworld"] is not None
@@ -223,7 +223,7 @@ def build_card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: 
         ["wall time", f"{checkpoint['callbacks']['Stopwatch']['seconds'] / 60:.0f} min"],
         ["machine", checkpoint["machine"]],
         ["precision and strategy", f"{settings['trainer']['precision']}, {settings['trainer']['strategy']}"],
-        *([name, f"{loss:.4f}"] for name, loss in logged_losses(Path(config.run)).items()),
+        *([name, f"{loss:.4f}"] for name, loss in read_mean_losses(Path(config.run)).items()),
     ]
     if settings["model"]["video"]["boundary_attention"]:
         rows.append(["beyond the paper", "boundary-frame attention in every spatial self-attention"])

@@ -1,1 +1,1 @@
-"""StoryWorld: a small drawn world whose pictures come with the full truth about what they show."""
+"""StoryWorld: a small drawn world whose images come with the full truth about their content."""

@@ -1,6 +1,6 @@
-"""The judge: a small convolutional classifier that reads every attribute off a picture.
+"""A small convolutional classifier that predicts every attribute of an image.
 
-It is trained on rendered truth and measures generated pictures, so it must not stumble over their small faults.
+It is trained on rendered images and measures generated ones, so it must be robust to their small artefacts.
 """
 
 import json
@@ -15,7 +15,7 @@ from storydiffusion.storyworld.truth import ATTRIBUTES
 
 
 class AttributeClassifier(nn.Module):
-    """(B, 3, 128, 128) in [−1, 1] → for every attribute the logits of its values, (B, values)."""
+    """Map images (B, 3, 128, 128) in [−1, 1] to the logits (B, values) of every attribute."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class AttributeClassifier(nn.Module):
         layers: list[nn.Module] = []
         width = 3
         for out in channels:
-            for stride in (2, 1) if width != 3 else (2,):  # no second layer at 64²: it would cost as much as all others
+            for stride in (2, 1) if width != 3 else (2,):  # a second layer at 64² would cost as much as all others
                 layers += [nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
                 width = out
         side = 128 >> len(channels)
@@ -38,7 +38,7 @@ class AttributeClassifier(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor, batch_size: int = 64) -> dict[str, list[str]]:
-        """For every attribute the most probable value of each picture, (B, 3, 128, 128) in [−1, 1]."""
+        """Return for every attribute the most probable value of each image, (B, 3, 128, 128) in [−1, 1]."""
         parts = [self(part) for part in images.split(batch_size)]
         return {
             name: [values[i] for part in parts for i in part[name].argmax(dim=1).tolist()]
@@ -46,6 +46,7 @@ class AttributeClassifier(nn.Module):
         }
 
     def save(self, folder: Path) -> None:
+        """Write the weights, in float16, and the configuration."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {
             name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in self.state_dict().items()
@@ -55,6 +56,7 @@ class AttributeClassifier(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "AttributeClassifier":
-        judge = cls(json.loads((folder / "config.json").read_text())["channels"])
-        judge.load_state_dict(load_file(folder / "model.safetensors"))
-        return judge.float().eval()
+        """Load a saved classifier in float32 and eval mode."""
+        classifier = cls(json.loads((folder / "config.json").read_text())["channels"])
+        classifier.load_state_dict(load_file(folder / "model.safetensors"))
+        return classifier.float().eval()

@@ -1,4 +1,4 @@
-"""Tells a truth in words: several wordings, any part of the attire left open."""
+"""Captions of a truth: several wordings, any part of the attire left open."""
 
 import random
 import re
@@ -10,15 +10,15 @@ from storydiffusion.errors import UserError
 from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR, Truth, sample_truth
 
 ATTIRE = ("tone", "hair", "shirt", "pattern", "bottom", "hat", "accessory")
-"""What a caption may leave open; the hat's colour is told with the hat."""
+"""Attributes that a caption may leave open; the hat's colour is named with the hat."""
 
-TELLING_PROBABILITY = 0.55
-TELLING_PROBABILITY_IN_PAIRS = 0.25  # what words leave open, two pictures of one character must read off each other
+NAMING_PROBABILITY = 0.55
+NAMING_PROBABILITY_IN_PAIRS = 0.25  # what words leave open, two images of one character must take from each other
 
 
 @dataclass(frozen=True)
 class Wording:
-    """One way to build the sentence from {who}, {clothes}, {action}, {place} and {beside}."""
+    """A template of the sentence, built from {who}, {clothes}, {action}, {place} and {beside}."""
 
     order: str
     clothes: str
@@ -55,10 +55,10 @@ PLURAL = ("pants", "glasses", "flowers")
 
 
 def describe(truth: Truth, named: Collection[str], wording: int = 0) -> str:
-    """One caption with kind, action, place and exactly the attire in `named`; the object too if "object" is in it.
+    """Return a caption with kind, action, place and exactly the attire in `named`, and the object if "object" is in it.
 
-    A named part that is not there is left out, save a missing hat, which is told: "no hat", "without a hat".
-    `wording` picks a sentence, counted round. Raises UserError for a name that is neither attire nor object.
+    Named parts that are absent are left out, except a missing hat: "no hat", "without a hat".
+    `wording` picks a template, modulo their number. Raises UserError for a name that is neither attire nor object.
     """
     if unknown := set(named) - {*ATTIRE, "object"}:
         raise UserError(f"a caption cannot name {', '.join(sorted(unknown))}: choose from {', '.join(ATTIRE)}, object")
@@ -70,33 +70,33 @@ def describe(truth: Truth, named: Collection[str], wording: int = 0) -> str:
     )
 
 
-def caption(truth: Truth, seed: int, telling_probability: float = TELLING_PROBABILITY) -> str:
-    """A random caption, the same for the same seed: each part of the attire is told with that probability.
+def caption(truth: Truth, seed: int, naming_probability: float = NAMING_PROBABILITY) -> str:
+    """Return a random caption, the same for the same seed: each part of the attire is named with that probability.
 
-    The object is always told, like the action and the place.
+    Object, action and place are always named.
     """
     rng = random.Random(f"caption/{seed}")
-    named = [name for name in ATTIRE if rng.random() < telling_probability]
+    named = [name for name in ATTIRE if rng.random() < naming_probability]
     return describe(truth, [*named, "object"], rng.randrange(len(WORDINGS)))
 
 
 def pair_caption(first: Truth, second: Truth, seed: int) -> str:
-    """A random caption of two pictures of one character in one frame: that of the first, then what the second shows."""
-    activity = _activity(second, WORDINGS[seed % len(WORDINGS)], tells_object=True)
-    first_part = caption(first, seed, TELLING_PROBABILITY_IN_PAIRS)
+    """Return a random caption of two images of one character side by side: the first's, then the second's activity."""
+    activity = _activity(second, WORDINGS[seed % len(WORDINGS)], with_object=True)
+    first_part = caption(first, seed, NAMING_PROBABILITY_IN_PAIRS)
     return first_part + ", and {action} {place}{beside}".format(**activity)
 
 
 def words(text: str) -> list[str]:
-    """The vocabulary entries of a caption in order; a comma is an entry."""
+    """Split a caption into vocabulary entries; a comma is an entry."""
     return re.findall(r"[a-z]+|,", text)
 
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """Every word that any caption can use and the comma, sorted.
+    """Return every word that a caption can use and the comma, sorted.
 
-    Gathered from captions that together hold each value of each attribute for each kind in each wording.
+    They are collected from captions that cover each value of each attribute for each kind in each wording.
     """
     entries = {","}
     for kind in ATTRIBUTES["kind"]:
@@ -110,12 +110,12 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted(entries))
 
 
-def _activity(truth: Truth, style: Wording, tells_object: bool) -> dict[str, str]:
-    """Words for what happens, where, and beside what."""
+def _activity(truth: Truth, style: Wording, with_object: bool) -> dict[str, str]:
+    """Return the words for action, place and object."""
     return {
         "action": style.action.format(doing=truth.action, does=THIRD_PERSON[truth.action]),
         "place": PLACE_WORDS[truth.place],
-        "beside": f"{style.beside} {_article(truth.object)}" if tells_object and truth.object != "none" else "",
+        "beside": f"{style.beside} {_article(truth.object)}" if with_object and truth.object != "none" else "",
     }
 
 
@@ -130,7 +130,7 @@ def _join(parts: list[str]) -> str:
 
 
 def _who(truth: Truth, named: Collection[str]) -> str:
-    """The tone of a person is the skin's, of an animal or a robot that of all of it."""
+    """Name the character; a person's tone is the skin's, an animal's or a robot's that of the whole body."""
     looks = []
     person = truth.kind
     if "tone" in named:

@@ -1,4 +1,4 @@
-"""StoryWorld's clips as a source of captioned videos, to be written into shards like any other."""
+"""StoryWorld's clips as a source of captioned videos for shards."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 
 from storydiffusion.data.sources import SourceClip
 from storydiffusion.output.video_file import encode_video
-from storydiffusion.storyworld.clips import ClipTruth, caption_of, follow, render_clip, sample_clip
+from storydiffusion.storyworld.clips import ClipTruth, caption_clip, follow, render_clip, sample_clip
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class StoryWorldVideo:
     fps: int
 
     def __call__(self) -> bytes:
-        pictures = render_clip(sample_clip(self.seed, self.index), self.frames, self.size)
+        frames = render_clip(sample_clip(self.seed, self.index), self.frames, self.size)
         with tempfile.TemporaryDirectory() as folder:  # an MP4 with its index in front cannot be written to memory
-            encode_video(Path(folder) / "clip.mp4", pictures, self.fps)
+            encode_video(Path(folder) / "clip.mp4", frames, self.fps)
             return (Path(folder) / "clip.mp4").read_bytes()
 
 
 @dataclass(frozen=True)
 class StoryWorldSource:
-    """The first `clips` clips of a seed, with the truth of every frame."""
+    """The first `clips` clips of a seed, each with the truth of every frame."""
 
     clips: int
     seed: int
@@ -42,7 +42,7 @@ class StoryWorldSource:
     @property
     def description(self) -> dict[str, Any]:
         drawn = asdict(self)
-        del drawn["clips"]  # more of them go on where fewer ended
+        del drawn["clips"]  # a longer source extends a shorter one
         return {"source": "storyworld", **drawn}
 
     def __len__(self) -> int:
@@ -53,11 +53,11 @@ class StoryWorldSource:
             clip = sample_clip(self.seed, index)
             yield SourceClip(
                 name=f"storyworld-{self.seed}-{index}",
-                caption=caption_of(clip, index),
-                record=partial(_record, clip, self.frames, self.size),
+                caption=caption_clip(clip, index),
+                record=partial(_build_record, clip, self.frames, self.size),
                 video=StoryWorldVideo(self.seed, index, self.frames, self.size, self.fps),
             )
 
 
-def _record(clip: ClipTruth, frames: int, size: int) -> dict[str, Any]:
+def _build_record(clip: ClipTruth, frames: int, size: int) -> dict[str, Any]:
     return {"clip": asdict(clip), "truth": [asdict(frame) for frame in follow(clip, frames, size)]}

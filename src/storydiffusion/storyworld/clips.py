@@ -22,16 +22,16 @@ from storydiffusion.storyworld.scenery import draw_place
 from storydiffusion.storyworld.truth import ATTRIBUTES, LOOKS, MAX_SHIFT, Truth, sample_truth
 
 SHARES: Mapping[str, int] = {motion: 5 if motion in ("transition", "travelling") else 1 for motion in MOTIONS}
-"""How often each motion is drawn, relative to the others; between a story's panels the first two happen."""
+"""Relative frequency of each motion; the first two also occur between the panels of stories."""
 
-TOLD_ACTION: Mapping[str, str] = {
+CAPTION_ACTION: Mapping[str, str] = {
     "crossing": "running",
     "running": "running",
     "returning": "running",
     "jumping": "jumping",
     "waving": "waving",
 }
-"""The word for what happens between the ends; other motions are told by the action in which they end."""
+"""The word for a motion in captions; other motions are named by the action in which they end."""
 
 SEAM = 32
 """Pixels of 128 over which one place fades into the next when the scenery passes by."""
@@ -57,8 +57,8 @@ class FrameTruth:
 class ClipTruth:
     """One clip: `motion` leads from the still `start` to the still `end`, which show one character.
 
-    Both are at one place with one layout, save in "travelling", where the scenery passes by.
-    cycles: how often legs or a waving arm go to and fro.
+    Both are at one place with one layout, except in "travelling", where the scenery passes by.
+    cycles: how often legs or a waving arm swing back and forth.
     Raises UserError for an unknown motion, two characters, or a second place where the motion has one.
     """
 
@@ -83,28 +83,29 @@ class ClipTruth:
         return self.motion == "travelling"
 
     def stance(self, t: float) -> Stance:
-        """How the character stands at time `t` in [0, 1]."""
+        """Return the character's stance at time `t` in [0, 1]."""
         return stance_at(self.motion, self.start, self.end, self.cycles, t)
 
     def passed(self, t: float) -> float:
-        """How much of the way from the first place to the second has passed by: 0 … 1, 0 where there is one place."""
+        """Return how much of the way from the first place to the second has passed by, 0 … 1; 0 for a single place."""
         return ease((t - 0.14) / 0.72) if self.travels else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, ready for JSON."""
+        """Return the fields by name, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "ClipTruth":
-        """The inverse of `to_dict`; raises UserError when a field is missing or unknown."""
+        """Invert `to_dict`; raise UserError for a missing or unknown field."""
         if wrong := {"motion", "start", "end", "cycles"}.symmetric_difference(record):
-            raise UserError(f"a clip's record has the wrong fields, mend {', '.join(sorted(wrong))}")
+            raise UserError(f"a clip's record has the wrong fields; correct {', '.join(sorted(wrong))}")
         return cls(record["motion"], Truth.from_dict(record["start"]), Truth.from_dict(record["end"]), record["cycles"])
 
 
 def sample_clip(seed: int, index: int, motion: str | None = None) -> ClipTruth:
-    """Clip number `index` of the world `seed`, the same on every machine; its character is that of the still of this
-    number. `motion` fixes what happens, otherwise it is drawn by `SHARES`.
+    """Return clip number `index` of the world `seed`, the same on every machine; still `index` shows its character.
+
+    `motion` fixes the motion; otherwise it is drawn by `SHARES`.
     """
     rng = random.Random(f"storyworld/clips/{seed}/{index}")
     drawn = rng.choices(list(SHARES), list(SHARES.values()))[0]
@@ -121,8 +122,8 @@ def sample_clip(seed: int, index: int, motion: str | None = None) -> ClipTruth:
     if motion == "arriving":
         before = after = rng.choice(("standing", "waving", "sitting", "reading"))
         start = replace(start, object="none")
-    start = acting(start, before)
-    end = acting(start, after)
+    start = with_action(start, before)
+    end = with_action(start, after)
     if motion == "arriving":
         end = replace(end, object=rng.choice(ATTRIBUTES["object"][1:]))
     elif motion == "turning":
@@ -133,8 +134,8 @@ def sample_clip(seed: int, index: int, motion: str | None = None) -> ClipTruth:
     return ClipTruth(motion, start, end, rng.choice((1, 2)) if motion == "waving" else 1)
 
 
-def acting(truth: Truth, action: str) -> Truth:
-    """The still of `truth` with another action."""
+def with_action(truth: Truth, action: str) -> Truth:
+    """Return the still of `truth` with another action."""
     return replace(truth, action=action, phase=STILL_PHASE[action])
 
 
@@ -143,18 +144,18 @@ def _any_x(rng: random.Random) -> float:
 
 
 def _sample_run(motion: str, start: Truth, rng: random.Random) -> ClipTruth:
-    """Across the picture on its feet. No object stands in the way."""
-    way, room = start.facing, 22 if motion == "crossing" else 18
-    first, last = -way * float(rng.randint(12, room)), way * float(rng.randint(12, room))
-    start = replace(acting(start, "standing" if motion == "crossing" else "running"), object="none", x=first)
-    end = replace(start, facing=-way) if motion == "returning" else replace(start, x=last)
+    """Sample a walk or run across the image, without an object in the way."""
+    direction, room = start.facing, 22 if motion == "crossing" else 18
+    first, last = -direction * float(rng.randint(12, room)), direction * float(rng.randint(12, room))
+    start = replace(with_action(start, "standing" if motion == "crossing" else "running"), object="none", x=first)
+    end = replace(start, facing=-direction) if motion == "returning" else replace(start, x=last)
     return ClipTruth(motion, start, end, 2)
 
 
 def _sample_passage(motion: str, start: Truth, rng: random.Random) -> ClipTruth:
-    """Between two stills like two panels of a story: another action, and another place when it travels."""
+    """Sample two stills like two panels of a story: another action, and another place in "travelling"."""
     action = rng.choice([name for name in ATTRIBUTES["action"] if name != start.action])
-    end = replace(acting(start, action), facing=rng.choice((-1, 1)), object=rng.choice(ATTRIBUTES["object"]))
+    end = replace(with_action(start, action), facing=rng.choice((-1, 1)), object=rng.choice(ATTRIBUTES["object"]))
     if motion == "travelling":
         place = rng.choice([name for name in ATTRIBUTES["place"] if name != start.place])
         end = replace(end, place=place, layout=rng.randrange(1 << 30), x=_any_x(rng))
@@ -165,31 +166,31 @@ def _sample_passage(motion: str, start: Truth, rng: random.Random) -> ClipTruth:
     return ClipTruth(motion, start, end, 2 if motion == "travelling" or abs(end.x - start.x) > 12 else 1)
 
 
-def caption_of(clip: ClipTruth, seed: int) -> str:
-    """A random caption of what happens, the same for the same seed, in the words of the stills' captions.
+def caption_clip(clip: ClipTruth, seed: int) -> str:
+    """Return a random caption of the clip, the same for the same seed, in the words of the stills' captions.
 
-    It tells place and object of the end, and the attire with the stills' probability.
+    It names place and object of the end, and each part of the attire with the stills' probability.
     """
-    action = TOLD_ACTION.get(clip.motion, clip.end.action)
+    action = CAPTION_ACTION.get(clip.motion, clip.end.action)
     return caption(replace(clip.end, action=action), seed)
 
 
 def instants(frames: int) -> list[float]:
-    """`frames` times from 0 to 1, both included; 0 alone for a single frame."""
+    """Return `frames` times from 0 to 1 inclusive; 0 alone for a single frame."""
     if frames < 1:
         raise UserError(f"frames is {frames}: a clip needs at least 1")
     return [i / max(1, frames - 1) for i in range(frames)]
 
 
 def render_clip(clip: ClipTruth, frames: int, size: int = 128) -> np.ndarray:
-    """RGB uint8 (frames, size, size, 3). The first and the last picture are those of the stills `start` and `end`."""
+    """Render the clip, RGB uint8 (frames, size, size, 3); its first and last frames are the stills."""
     return _render(
         clip, frames, size, lambda canvas, t: draw_scene(canvas, clip.start, clip.stance(t), _props(clip, t))
     )
 
 
 def render_plates(clip: ClipTruth, frames: int, size: int = 128) -> np.ndarray:
-    """The frames of `render_clip` without the character and its shadow: what it stands before, and the objects."""
+    """Render the frames of `render_clip` without the character and its shadow: place and objects."""
 
     def draw(canvas: Canvas, t: float) -> None:
         for prop in _props(clip, t):
@@ -201,18 +202,18 @@ def render_plates(clip: ClipTruth, frames: int, size: int = 128) -> np.ndarray:
 def _render(clip: ClipTruth, frames: int, size: int, draw: Callable[[Canvas, float], None]) -> np.ndarray:
     scenery = _scenery(clip, size * SUPERSAMPLE)
     canvas = Canvas(size * SUPERSAMPLE)
-    pictures = np.empty((frames, size, size, 3), np.uint8)
-    for picture, t in zip(pictures, instants(frames), strict=True):
+    images = np.empty((frames, size, size, 3), np.uint8)
+    for image, t in zip(images, instants(frames), strict=True):
         hidden = scenery.shape[1] - canvas.pixels().shape[1]
         left = round(hidden * (clip.passed(t) if clip.end.facing > 0 else 1 - clip.passed(t)))
         canvas.pixels()[...] = scenery[:, left : left + canvas.pixels().shape[1]]
         draw(canvas, t)
-        picture[...] = shrink(canvas.pixels()[..., :3])
-    return pictures
+        image[...] = shrink(canvas.pixels()[..., :3])
+    return images
 
 
 def follow(clip: ClipTruth, frames: int, size: int = 128) -> tuple[FrameTruth, ...]:
-    """What is true about each frame of `render_clip(clip, frames, size)`."""
+    """Return the truth of each frame of `render_clip(clip, frames, size)`."""
     return tuple(_frame_truth(clip, t, size) for t in instants(frames))
 
 
@@ -232,13 +233,13 @@ def _frame_truth(clip: ClipTruth, t: float, size: int) -> FrameTruth:
 
 
 def _scenery(clip: ClipTruth, size: int) -> np.ndarray:
-    """The place, or both places side by side in the order of a run in the direction of `end.facing`: (size, …, 4)."""
+    """Draw the place, or both places side by side in the order of a run towards `end.facing`: (size, …, 4)."""
     first = _place(clip.start, size)
     if not clip.travels:
         return first
     second = _place(clip.end, size)
     left, right = (first, second) if clip.end.facing > 0 else (second, first)
-    # Between them each place goes on as its mirror image while it fades into the other.
+    # Between them each place continues as its mirror image while it fades into the other.
     seam = size * SEAM // FRAME
     weight = np.linspace(0, 1, seam)[:, None]
     between = left[:, : -seam - 1 : -1] * (1 - weight) + right[:, seam - 1 :: -1] * weight
@@ -252,13 +253,13 @@ def _place(truth: Truth, size: int) -> np.ndarray:
 
 
 def _props(clip: ClipTruth, t: float) -> list[Prop]:
-    """The objects of both ends: an object that stays stays, others leave and arrive, or pass by with their place."""
+    """Return the objects of both stills: a shared one stays, others leave and arrive, or pass by with their place."""
     first, last = ((truth.object, object_spot(truth)) for truth in (clip.start, clip.end))
     if clip.travels:
-        way, width = clip.end.facing, FRAME + SEAM
+        direction, width = clip.end.facing, FRAME + SEAM
         return [
-            Prop(*first, shift=(-way * width * clip.passed(t), 0)),
-            Prop(*last, shift=(way * width * (1 - clip.passed(t)), 0)),
+            Prop(*first, shift=(-direction * width * clip.passed(t), 0)),
+            Prop(*last, shift=(direction * width * (1 - clip.passed(t)), 0)),
         ]
     if first == last:
         return [Prop(*first)]

@@ -1,4 +1,4 @@
-"""Pictures of StoryWorld as tensors."""
+"""Render StoryWorld images as tensors."""
 
 from dataclasses import dataclass
 
@@ -9,25 +9,25 @@ from torch import Tensor
 from storydiffusion.storyworld.renderer import render
 from storydiffusion.storyworld.truth import Truth, sample_truth
 
-PICTURE_SIZE = 128
+IMAGE_SIZE = 128
 HELD_OUT_SEED = 10_000
-"""World whose truths no training ever draws."""
+"""Seed of the held-out world; no training draws from it."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """`images` in [−1, 1], float32 (B, 3, H, W); `truths[i]` is true about `images[i]`."""
+class RenderedImages:
+    """`images` in [−1, 1], float32 (B, 3, H, W); `truths[i]` describes `images[i]`."""
 
     images: Tensor
     truths: tuple[Truth, ...]
 
 
-def to_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, 3) → float32 (B, 3, H, W) in [−1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)
+def to_tensor(images: np.ndarray) -> Tensor:
+    """Convert uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [−1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)
 
 
-def draw(seed: int, indices: range, size: int = PICTURE_SIZE) -> Pictures:
-    """The pictures of `indices` of the world `seed`."""
+def draw(seed: int, indices: range, size: int = IMAGE_SIZE) -> RenderedImages:
+    """Render the images `indices` of the world `seed`."""
     truths = tuple(sample_truth(seed, index) for index in indices)
-    return Pictures(to_tensor(np.stack([render(truth, size) for truth in truths])), truths)
+    return RenderedImages(to_tensor(np.stack([render(truth, size) for truth in truths])), truths)

@@ -1,9 +1,9 @@
-"""The frozen stories on which consistency and alignment are measured: 20 characters × 100 activities, as in the paper
+"""The frozen stories that measure consistency and alignment: 20 characters × 100 activities, as in the paper
 (arXiv 2405.01434, section 4.2), whose own prompts were never released.
 
-They are drawn once (`draw_stories`, a function of its arguments alone) and kept in stories.json with seed and checksum:
-`python -m storydiffusion.storyworld.stories` writes the file anew. Stories of another length come from the same
-generator, with a seed of their own.
+They were drawn once (`draw_stories`, a function of its arguments alone) and are kept in stories.json with seed and
+checksum; `python -m storydiffusion.storyworld.stories` rewrites the file. Stories of another length come from the same
+generator with another seed.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from storydiffusion.storyworld.captions import ATTIRE, WORDINGS, describe
 from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR, sample_truth
 
 FILE = Path(__file__).with_name("stories.json")
-SEED = 10_001  # a world of its own, apart from the trainings' and the held-out one
-SEED_OF_OTHER_LENGTHS = 10_002  # and another
+SEED = 10_001  # a world of its own, separate from the training and held-out worlds
+SEED_OF_OTHER_LENGTHS = 10_002  # likewise
 CHARACTERS, ACTIVITIES, STORIES, PANELS = 20, 100, 128, 4
 ACTIVITY: tuple[str, ...] = ("action", "place", "object")
 MOST_NAMED = 3
@@ -29,22 +29,22 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class Panel:
-    """A prompt and what it tells, attribute → value: kind, action, place, object and the attire that it names.
+    """A prompt and the attributes that it states, attribute → value: kind, action, place, object and named attire.
 
-    A prompt without an object tells "none", as the training captions do; a hat is told with its colour.
+    A prompt without an object states "none", as the training captions do; a hat is stated with its colour.
     """
 
     prompt: str
-    told: Mapping[str, str]
+    prompted: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class FrozenStory:
     """Panels of one character; any four in a row have four different actions and four different places.
 
-    `number` counts the stories from 0. `open` are the attributes that the character has but no prompt
-    tells: what consistent self-attention must keep the same. The hat's colour is open where the hat is; it exists in
-    those pictures only where a hat is worn, see `existing`.
+    `number` counts the stories from 0. `open` lists the attributes that the character has but no prompt states: those
+    that consistent self-attention must keep the same. The hat's colour is open where the hat is; it exists only in
+    images with a hat, see `existing`.
     """
 
     number: int
@@ -53,36 +53,37 @@ class FrozenStory:
 
 
 def existing(reading: Mapping[str, str]) -> dict[str, str]:
-    """What was read off a picture without the colour of a hat that it does not show."""
+    """Return an image's attributes without the colour of a hat that it does not show."""
     return {name: value for name, value in reading.items() if name != "hat_color" or reading["hat"] != "none"}
 
 
-def stories_of(panels: int) -> tuple[list[FrozenStory], str]:
-    """The stories of `panels` panels each, 2 or more, and the checksum of their content: the frozen ones, or as many
-    that are drawn now, the same on every machine.
+def get_stories(panels: int) -> tuple[list[FrozenStory], str]:
+    """Return stories of `panels` panels each, at least 2, and the checksum of their content.
+
+    Four panels give the frozen stories; other lengths are drawn now, the same on every machine.
     """
     if panels == PANELS:
         return load_stories(), json.loads(FILE.read_text(encoding="utf-8"))["sha256"]
     content = draw_stories(SEED_OF_OTHER_LENGTHS, panels)
-    return [_story(content, number) for number in range(STORIES)], checksum(content)
+    return [_build_story(content, number) for number in range(STORIES)], checksum(content)
 
 
 def load_stories(file: Path = FILE) -> list[FrozenStory]:
-    """Raises UserError for a file that is missing, or whose checksum is not that of its content."""
+    """Load the frozen stories; raise UserError if the file is missing or does not match its checksum."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         frozen = content.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{file} is not a readable file of frozen stories: restore it from the release") from error
     if checksum(content) != frozen:
-        raise UserError(f"{file} was changed, its checksum is not {frozen[:12]}…: restore it from the release")
-    return [_story(content, number) for number in range(len(content["stories"]))]
+        raise UserError(f"{file} was changed: its checksum is not {frozen[:12]}…; restore it from the release")
+    return [_build_story(content, number) for number in range(len(content["stories"]))]
 
 
 def draw_stories(seed: int, panels: int = PANELS) -> dict[str, Any]:
-    """The content of the file: plain lists and dicts, the same for the same arguments on every machine.
+    """Return the content of the file: plain lists and dicts, the same for the same arguments on every machine.
 
-    Stories are dealt to the characters in turn; every activity is used as often as the others, give or take one or two.
+    Characters take turns; every activity is used equally often, give or take one or two.
     """
     rng = random.Random(f"stories/{seed}")
     characters = _draw_characters(seed, rng)
@@ -94,20 +95,20 @@ def draw_stories(seed: int, panels: int = PANELS) -> dict[str, Any]:
         character = characters[number % CHARACTERS]
         prompts = []
         for panel, activity in enumerate(chosen):
-            happening = dict(zip(ACTIVITY, activities[activity], strict=True))
-            truth = sample_truth(seed, number * panels + panel, **character["looks"], **happening)
+            activity_values = dict(zip(ACTIVITY, activities[activity], strict=True))
+            truth = sample_truth(seed, number * panels + panel, **character["looks"], **activity_values)
             prompts.append(describe(truth, [*character["named"], "object"], rng.randrange(len(WORDINGS))))
         stories.append({"character": number % CHARACTERS, "activities": chosen, "prompts": prompts})
     return {"seed": seed, "characters": characters, "activities": activities, "stories": stories}
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the content, independent of the file's layout."""
+    """Return the SHA-256 of the content, independent of the file's layout."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _draw_characters(seed: int, rng: random.Random) -> list[dict[str, Any]]:
-    """All kinds as often; of each 0 to 3 parts of the attire are named, the others are left open.
+    """Draw characters: each kind equally often, each with 0 to 3 named parts of the attire and the others open.
 
     Two of every five have their shirt's colour named, so that each of the eight colours is named once.
     """
@@ -120,18 +121,18 @@ def _draw_characters(seed: int, rng: random.Random) -> list[dict[str, Any]]:
         shirt = {"shirt": next(shirts)} if named else {}
         truth = sample_truth(seed, index, kind=kind, **shirt).to_dict()
         looks = {name: truth[name] for name in ("kind", *ATTIRE, "hat_color")}
-        tellable = [name for name in ATTIRE if name != "shirt" and looks[name] is not None]
+        nameable = [name for name in ATTIRE if name != "shirt" and looks[name] is not None]
         if looks["accessory"] == "none":  # a caption has no words for it
-            tellable.remove("accessory")
-        named += rng.sample(tellable, rng.randint(0, MOST_NAMED - len(named)))
+            nameable.remove("accessory")
+        named += rng.sample(nameable, rng.randint(0, MOST_NAMED - len(named)))
         characters.append({"looks": looks, "named": sorted(named, key=ATTIRE.index)})
     return characters
 
 
 def _choose_activities(activities: list[list[str]], used: list[int], panels: int, rng: random.Random) -> list[int]:
-    """A number of an activity for each panel, those used least first; counts them in `used`.
+    """Choose an activity's number for each panel, the least used first; count them in `used`.
 
-    Any four in a row have different actions and places; longer stories come back to what was told before.
+    Any four in a row have different actions and places; longer stories repeat activities.
     """
     chosen: list[int] = []
     for _ in range(panels):
@@ -142,12 +143,15 @@ def _choose_activities(activities: list[list[str]], used: list[int], panels: int
     return chosen
 
 
-def _story(content: Mapping[str, Any], number: int) -> FrozenStory:
+def _build_story(content: Mapping[str, Any], number: int) -> FrozenStory:
     record = content["stories"][number]
     looks, named = (content["characters"][record["character"]][key] for key in ("looks", "named"))
-    told = ["kind", *named, *(["hat_color"] if "hat" in named and looks["hat"] != "none" else [])]
+    prompted = ["kind", *named, *(["hat_color"] if "hat" in named and looks["hat"] != "none" else [])]
     panels = tuple(
-        Panel(prompt, {name: looks[name] for name in told} | dict(zip(ACTIVITY, content["activities"][k], strict=True)))
+        Panel(
+            prompt,
+            {name: looks[name] for name in prompted} | dict(zip(ACTIVITY, content["activities"][k], strict=True)),
+        )
         for prompt, k in zip(record["prompts"], record["activities"], strict=True)
     )
     left_open = [name for name in ATTIRE if name not in named and (name != "hair" or looks["kind"] in WITH_HAIR)]

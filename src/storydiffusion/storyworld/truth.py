@@ -1,4 +1,4 @@
-"""What is true about a picture of StoryWorld: every attribute that the renderer draws and a caption may tell."""
+"""The truth about a StoryWorld image: every attribute that the renderer draws and a caption may name."""
 
 import random
 from collections.abc import Mapping
@@ -22,21 +22,21 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "place": ("park", "beach", "city", "snow", "room", "forest"),
     "object": ("none", "ball", "balloon", "flowers", "gift"),
 }
-"""The values of every attribute that words can tell."""
+"""The values of every attribute that captions can name."""
 
 LOOKS = ("kind", "tone", "hair", "shirt", "pattern", "bottom", "hat", "hat_color", "accessory")
-"""What a character keeps from picture to picture."""
+"""The attributes that a character keeps from image to image."""
 
 WITH_HAIR = ("girl", "boy")
 MAX_SHIFT = 12.0
-"""In a still the character stands at most so many pixels (of 128) beside the middle."""
+"""Largest distance of the character from the middle of a still, in pixels of 128."""
 EDGE_SHIFT = 24.0
-"""Farther out a character would leave the frame; clips begin and end within it."""
+"""Largest such distance at the ends of clips; farther out the character would leave the frame."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """One picture: who (kind, tone of skin, fur or metal, attire), what (action, phase), where (place, object, view).
+    """One image: character (kind, tone of skin, fur or metal, attire), action and phase, place, object and view.
 
     phase in [0, 1] is the instant of the action's motion; x the shift of the character from the middle in pixels of
     128, in [−12, 12] for stills and in [−24, 24] for the ends of clips; facing −1 or 1 the side that acts; layout
@@ -67,7 +67,7 @@ class Truth:
             value = getattr(self, name)
             absent = (name == "hair" and self.kind not in WITH_HAIR) or (name == "hat_color" and self.hat == "none")
             if absent and value is not None:
-                raise UserError(f"{name} is {value!r}, but a {self.kind} with hat {self.hat!r} has none: give None")
+                raise UserError(f"{name} is {value!r}, but a {self.kind} with hat {self.hat!r} has none: use None")
             if not absent and value not in values:
                 raise UserError(f"{name} is {value!r}: choose one of {', '.join(values)}")
         if not 0 <= self.phase <= 1:
@@ -78,24 +78,24 @@ class Truth:
             raise UserError(f"facing is {self.facing}: give -1 or 1")
 
     def stance(self) -> Stance:
-        """How the character stands in a still."""
+        """Return the character's stance in a still."""
         return Stance(pose(self.action, self.phase, self.facing), self.x, self.facing)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, ready for JSON."""
+        """Return the fields by name, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Truth":
-        """The inverse of `to_dict`; raises UserError when a field is missing or unknown."""
+        """Invert `to_dict`; raise UserError for a missing or unknown field."""
         names = {field.name for field in fields(cls)}
         if wrong := names.symmetric_difference(record):
-            raise UserError(f"a truth record has the wrong fields, mend {', '.join(sorted(wrong))}")
+            raise UserError(f"a truth record has the wrong fields; correct {', '.join(sorted(wrong))}")
         return cls(**record)
 
 
 def sample_truth(seed: int, index: int, **fixed: Any) -> Truth:
-    """Truth number `index` of the world `seed`, the same on every machine; `fixed` sets fields by name.
+    """Return truth number `index` of the world `seed`, the same on every machine; `fixed` sets fields by name.
 
     Attributes are independent and uniform; the phase is the action's own for stills. A fixed hair or hat colour is
     dropped where the kind has no hair or there is no hat. Fixing one field leaves the draw of the others as it was.
@@ -115,6 +115,6 @@ def sample_truth(seed: int, index: int, **fixed: Any) -> Truth:
 
 
 def sample_pair_member(seed: int, index: int) -> Truth:
-    """Truth `index` of the world in which numbers 2k and 2k + 1 show one character in two independent activities."""
+    """Return truth `index` of the paired world: 2k and 2k + 1 show one character in two independent activities."""
     first = sample_truth(seed, index - index % 2)
     return first if index % 2 == 0 else sample_truth(seed, index, **{name: getattr(first, name) for name in LOOKS})

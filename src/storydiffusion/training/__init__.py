@@ -1,1 +1,1 @@
-"""What surrounds a training, whatever is learnt: optimizer, weight averaging, checkpoints."""
+"""Training: Lightning modules and data, losses, optimizers, callbacks, checkpoints and loggers."""

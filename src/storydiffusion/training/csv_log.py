@@ -1,4 +1,4 @@
-"""metrics.csv: of a run that may be resumed, and what it tells in short."""
+"""metrics.csv of a resumable run, and a summary of its losses."""
 
 import csv
 import statistics
@@ -14,9 +14,9 @@ from storydiffusion.output.files import write_atomically
 METRICS = "metrics.csv"
 
 
-def logged_losses(folder: Path) -> dict[str, float]:
-    """The training loss of a run, as means over the first and the last tenth of its log; empty where there is none."""
-    rows = _rows(folder / METRICS) if (folder / METRICS).exists() else []
+def read_mean_losses(folder: Path) -> dict[str, float]:
+    """Return the mean training loss over the first and last tenth of a run's log; empty without a log."""
+    rows = _read_rows(folder / METRICS) if (folder / METRICS).exists() else []
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     tenth = max(1, len(losses) // 10)
     parts = {"loss, first tenth of the log": losses[:tenth], "loss, last tenth": losses[-tenth:]}
@@ -24,11 +24,11 @@ def logged_losses(folder: Path) -> dict[str, float]:
 
 
 class CSVLog(CSVLogger):
-    """Lightning's CSVLogger deletes the log of the run that it resumes; with this one `folder`/metrics.csv goes on.
+    """CSVLogger that extends `folder`/metrics.csv when a run resumes; Lightning's deletes it.
 
-    Rows of steps that are trained again, since the run stopped after its last checkpoint, give way to the new ones.
-    Until the first of these is written, the earlier rows lie in a copy: a run that is killed before loses none, nor
-    one that is killed while it writes.
+    Rows of steps that are trained again, because the run stopped after its last checkpoint, are replaced by new ones.
+    Until the first new row is written, a copy keeps the earlier rows, so a run killed before or during that write loses
+    none.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -37,13 +37,13 @@ class CSVLog(CSVLogger):
         self._copy = self._file.with_name(".metrics.before.csv")
         if self._file.exists() and not self._copy.exists():
             write_atomically(self._copy, self._file.read_bytes())
-        self._earlier = _rows(self._copy) if self._copy.exists() else []
+        self._earlier = _read_rows(self._copy) if self._copy.exists() else []
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
         if self._earlier and step is not None:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Experiment logs directory")  # that it will delete: not here
+                warnings.filterwarnings("ignore", "Experiment logs directory")  # a deletion that does not happen
                 self.experiment.metrics = [row for row in self._earlier if row["step"] < step]
             self._earlier = []
         super().log_metrics(metrics, step)
@@ -52,12 +52,12 @@ class CSVLog(CSVLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         super().finalize(status)
-        if self._copy.exists():  # no new row came
+        if self._copy.exists():  # no new row was written
             self._copy.replace(self._file)
 
 
-def _rows(file: Path) -> list[dict[str, float]]:
-    """All rows but a last one that was not written to its end."""
+def _read_rows(file: Path) -> list[dict[str, float]]:
+    """Read all rows except an incomplete last one."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = lines if not lines or lines[-1].endswith("\n") else lines[:-1]
     return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(whole)]

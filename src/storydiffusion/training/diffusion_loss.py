@@ -1,28 +1,63 @@
-"""The objective of the video model, section 3.2 of arXiv 2405.01434: Loss = MSE(G, O), here on the diffusion target.
+"""The video model's loss, section 3.2 of arXiv 2405.01434: Loss = MSE(G, O), here on the diffusion target.
 
 With a_t = √ᾱ_t, s_t = √(1 − ᾱ_t), clean latents x_0 and noise ε:
 
     x_t = a_t x_0 + s_t ε          noised latents                          (2006.11239, Eq. 4)
     v   = a_t ε − s_t x_0          the velocity                            (2202.00512, appendix D)
 
-A network predicts ε or v; the error may be taken in ε, x_0 or v. With the noised latents known, each of the three gives
-the other two exactly, so the choice is one of weights over the timesteps. With SNR = a_t² / s_t²:
+A network predicts ε or v; the error may be measured in ε, x_0 or v. Given the noised latents, each of the three
+determines the other two, so the choice only weights the timesteps. With SNR = a_t² / s_t²:
 
     MSE(x_0) = MSE(ε) / SNR        MSE(v) = MSE(ε) · (1 + 1 / SNR)        MSE(v) = MSE(x_0) · (1 + SNR)
 
 Shapes: B batch, … anything after it, (C, F, H, W) for a clip's latents.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from storydiffusion.errors import UserError
 
-Objective = Literal["epsilon", "x0", "v"]
-PredictionType = Literal["epsilon", "v_prediction"]  # the names of diffusers' schedulers
+Convert = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ErrorSpace:
+    """A quantity in which the error can be measured, from float32 tensors and the amplitudes a_t and s_t.
+
+    target: (x_0, ε, a_t, s_t) → its true value. from_epsilon, from_v: (prediction, x_t, a_t, s_t) → its value for a
+    network that predicts ε or v. Conversion from ε divides by a_t, so the schedule must not reach a_T = 0.
+    """
+
+    target: Convert
+    from_epsilon: Convert
+    from_v: Convert
+
+
+ERROR_SPACES: Mapping[str, ErrorSpace] = {
+    "epsilon": ErrorSpace(
+        target=lambda clean, noise, signal, sigma: noise,
+        from_epsilon=lambda predicted, latents, signal, sigma: predicted,
+        from_v=lambda predicted, latents, signal, sigma: signal * predicted + sigma * latents,
+    ),
+    "x0": ErrorSpace(
+        target=lambda clean, noise, signal, sigma: clean,
+        from_epsilon=lambda predicted, latents, signal, sigma: (latents - sigma * predicted) / signal,
+        from_v=lambda predicted, latents, signal, sigma: signal * latents - sigma * predicted,
+    ),
+    "v": ErrorSpace(
+        target=lambda clean, noise, signal, sigma: signal * noise - sigma * clean,
+        from_epsilon=lambda predicted, latents, signal, sigma: (predicted - sigma * latents) / signal,
+        from_v=lambda predicted, latents, signal, sigma: predicted,
+    ),
+}
+"""recipe.loss → the space in which the error is measured; one entry adds a loss."""
+
+PREDICTION_TYPES: Mapping[str, str] = {"epsilon": "epsilon", "v_prediction": "v"}
+"""prediction_type of diffusers' schedulers → the space of the network's output."""
 
 
 @dataclass  # not frozen: Lightning moves batches to devices by setting fields
@@ -35,82 +70,72 @@ class NoisedLatents:
     timesteps: Tensor
 
     def frames(self, chosen: slice) -> "NoisedLatents":
-        """Some frames of clips (B, C, F, H, W): `slice(1, -1)` where the end frames are given, not predicted."""
+        """Return some frames of clips (B, C, F, H, W): `slice(1, -1)` where the boundary frames are given."""
         latents, clean, noise = (whole[:, :, chosen] for whole in (self.latents, self.clean, self.noise))
         return NoisedLatents(latents, clean, noise, self.timesteps)
 
 
 class DiffusionLoss:
-    """Noises clean latents, and judges what a network predicts from them.
+    """Add noise to clean latents and compute the error of a network's prediction.
 
     Args:
         alphas_cumprod: (T,) ᾱ_t of the scheduler.
-        prediction_type: what the network predicts, as its scheduler's config says.
-        objective: the space in which the error is taken.
+        prediction_type: what the network predicts, a key of `PREDICTION_TYPES`.
+        objective: where the error is measured, a key of `ERROR_SPACES`.
 
     Raises:
-        UserError: for a prediction type or objective that is none of the above.
+        UserError: unknown prediction type or objective.
     """
 
     def __init__(self, alphas_cumprod: Tensor, prediction_type: str, objective: str = "epsilon") -> None:
-        if prediction_type not in get_args(PredictionType):
+        if prediction_type not in PREDICTION_TYPES:
             raise UserError(
-                f"the scheduler's prediction_type is {prediction_type!r}: take a model with "
-                f"{' or '.join(get_args(PredictionType))}"
+                f"the scheduler's prediction_type is {prediction_type!r}: use a model with "
+                f"{' or '.join(PREDICTION_TYPES)}"
             )
-        if objective not in get_args(Objective):
-            raise UserError(f"the loss objective {objective!r} is unknown: choose {', '.join(get_args(Objective))}")
+        if objective not in ERROR_SPACES:
+            raise UserError(f"the loss objective {objective!r} is unknown: choose {', '.join(ERROR_SPACES)}")
         self.alphas_cumprod = alphas_cumprod.float()
-        self.predicts: Objective = "v" if prediction_type == "v_prediction" else "epsilon"
-        self.objective: Objective = objective  # type: ignore[assignment]  # checked above
+        self.predicts = PREDICTION_TYPES[prediction_type]
+        self.objective = objective
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> NoisedLatents:
-        """Clean latents and standard normal noise (B, …), timesteps (B,) in [0, T), in the dtype of `clean`."""
+        """Noise clean latents (B, …) by standard normal noise at timesteps (B,) in [0, T), in the dtype of `clean`."""
         signal, sigma = self._amplitudes(timesteps, clean.ndim)
         latents = signal * clean.float() + sigma * noise.float()
         return NoisedLatents(latents.to(clean.dtype), clean, noise, timesteps)
 
     def target(self, noised: NoisedLatents) -> Tensor:
-        """float32 (B, …): what a perfect prediction becomes in the objective's space."""
+        """Return the true value in the objective's space, float32 (B, …)."""
         clean, noise = noised.clean.float(), noised.noise.float()
-        if self.objective == "x0":
-            return clean
-        if self.objective == "epsilon":
-            return noise
-        signal, sigma = self._amplitudes(noised.timesteps, clean.ndim)
-        return signal * noise - sigma * clean
+        return ERROR_SPACES[self.objective].target(clean, noise, *self._amplitudes(noised.timesteps, clean.ndim))
 
-    def convert(self, predicted: Tensor, noised: NoisedLatents, to: Objective) -> Tensor:
-        """The network's output (B, …) in another space, float32. From ε it divides by a_t: no schedule with a_T = 0."""
-        predicted = predicted.float()
-        if to == self.predicts:
-            return predicted
+    def convert(self, predicted: Tensor, noised: NoisedLatents, to: str) -> Tensor:
+        """Convert the network's output (B, …) to the space `to`, a key of `ERROR_SPACES`, in float32."""
+        convert = ERROR_SPACES[to].from_v if self.predicts == "v" else ERROR_SPACES[to].from_epsilon
         latents = noised.latents.float()
-        signal, sigma = self._amplitudes(noised.timesteps, latents.ndim)
-        if self.predicts == "v":
-            return signal * latents - sigma * predicted if to == "x0" else signal * predicted + sigma * latents
-        return (latents - sigma * predicted) / signal if to == "x0" else (predicted - sigma * latents) / signal
+        return convert(predicted.float(), latents, *self._amplitudes(noised.timesteps, latents.ndim))
 
     def __call__(self, predicted: Tensor, noised: NoisedLatents) -> Tensor:
-        """float32 (B,): the mean squared error of each sample over all its elements, in the objective's space."""
+        """Return each sample's mean squared error over all elements in the objective's space, float32 (B,)."""
         if predicted.shape != noised.clean.shape:
             raise ValueError(f"predicted {tuple(predicted.shape)} for latents {tuple(noised.clean.shape)}")
         error = self.convert(predicted, noised, self.objective) - self.target(noised)
         return error.square().flatten(1).mean(1)
 
     def _amplitudes(self, timesteps: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
-        """a_t and s_t, each (B, 1, …) with as many dimensions as the latents."""
+        """Return a_t and s_t, each (B, 1, …) with `dimensions` dimensions."""
         alphas = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, *[1] * (dimensions - 1))
         return alphas.sqrt(), (1 - alphas).sqrt()
 
 
 def semantic_loss(predicted: Tensor, true: Tensor) -> Tensor:
-    """float32 (B,): the mean squared error of semantic tokens P_1…P_F against the true frames' own, (B, F, N, width).
+    """Return the mean squared error of semantic tokens P_1…P_F against the true frames' own, (B, F, N, width) → (B,).
 
-    Each token is normalised to mean 0 and variance 1 before: their scale is free, what reads them normalises them too.
-    The authors train on the diffusion target alone; this term is optional and an addition.
+    Each token is first normalised to mean 0 and variance 1: their scale is free, because the cross-attention normalises
+    them too. The paper trains on the diffusion target alone; this optional term is an addition.
     """
-    if predicted.shape != true.shape:  # else they would be broadcast
+    if predicted.shape != true.shape:  # broadcasting would hide the mismatch
         raise ValueError(f"semantic tokens {tuple(predicted.shape)} against true ones {tuple(true.shape)}")
     predicted, true = (F.layer_norm(tokens.float(), tokens.shape[-1:]) for tokens in (predicted, true))
     return (predicted - true).square().flatten(1).mean(1)

@@ -17,7 +17,7 @@ def hide_expected_messages() -> None:
     """Hide the warnings above and Lightning's advertisements of other products; everything else is shown."""
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.fabric.utilities.rank_zero").addFilter(_is_no_advertisement)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ import torch
 from storydiffusion.training.callbacks.ema import EMA
 from storydiffusion.training.callbacks.run_checkpoints import RunCheckpoints
 from storydiffusion.training.callbacks.stopwatch import Stopwatch
-from storydiffusion.training.csv_log import logged_losses
+from storydiffusion.training.csv_log import read_mean_losses
 from storydiffusion.training.record import RECORD, machine
 
 
@@ -60,7 +60,7 @@ class TrainingRun:
         with self.ema.applied(self.module):
             self.module.to("cpu")
             metrics = module.export(folder)
-        metrics |= logged_losses(self.checkpoints.folder.parent)
+        metrics |= read_mean_losses(self.checkpoints.folder.parent)
         file = folder / RECORD
         record = json.loads(file.read_text()) if file.exists() else {}
         for part in module.parts:

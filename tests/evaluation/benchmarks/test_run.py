@@ -20,7 +20,7 @@ from storydiffusion.evaluation.compare import CollectConfig, collect
 from storydiffusion.evaluation.compare import gather as gathered
 from storydiffusion.evaluation.result import Result, load_result
 from storydiffusion.loaders.sources import find_model_folder
-from storydiffusion.storyworld.stories import stories_of
+from storydiffusion.storyworld.stories import get_stories
 from tests.conftest import ROOT, Outcome, outcome_of
 from tests.helpers.video_model import FRAMES
 from tests.helpers.world_model import build_world_video_model
@@ -101,7 +101,7 @@ def test_a_benchmark_tells_and_reads_stories_and_is_not_made_again(stories, step
     assert found.values("alignment")["story 0"] == pytest.approx(sum(parts) / 3)
     assert {figure.better for figure in found.figures.values()} == {"higher"}
     assert found.settings["csa.rate"] == 0.5
-    assert found.settings["benchmark.checksum"] == stories_of(4)[1]
+    assert found.settings["benchmark.checksum"] == get_stories(4)[1]
     assert "draws StoryWorld alone" in found.remarks[0]
     again = stories("run_dir=run")
     assert "measured already" in again.out

@@ -23,7 +23,7 @@ from storydiffusion.evaluation.benchmarks.stories import (
     tell,
 )
 from storydiffusion.loaders.resolve import resolve_model
-from storydiffusion.storyworld.images import PICTURE_SIZE
+from storydiffusion.storyworld.images import IMAGE_SIZE
 from storydiffusion.storyworld.stories import FrozenStory, load_stories
 from storydiffusion.storyworld.truth import ATTRIBUTES
 from tests.conftest import Outcome
@@ -63,7 +63,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
 def perfect(story: FrozenStory) -> list[dict[str, str]]:
     """Readings of pictures that show what was told, and one and the same for what was left open."""
     chosen = {name: values[-1] for name, values in ATTRIBUTES.items()}
-    return [{**chosen, **panel.told} for panel in story.panels]
+    return [{**chosen, **panel.prompted} for panel in story.panels]
 
 
 def records(stories: list[FrozenStory], rng: random.Random | None = None) -> list[dict]:
@@ -80,7 +80,7 @@ def test_perfect_pictures_have_full_marks():
     for story in STORIES:
         figures = figures_of(story, perfect(story))
         assert {value for value in figures.values() if value is not None} == {1}, story
-        assert (figures["named shirt"] is None) == ("shirt" not in story.panels[0].told)
+        assert (figures["named shirt"] is None) == ("shirt" not in story.panels[0].prompted)
 
 
 @pytest.mark.parametrize("name", ["kind", "action", "place", "object"])
@@ -96,7 +96,7 @@ def test_one_wrong_picture_of_four_costs_a_quarter(name):
 def test_what_the_prompts_tell_does_not_count_as_consistency():
     for story in STORIES:
         shown = perfect(story)
-        for name in story.panels[0].told:
+        for name in story.panels[0].prompted:
             shown[0][name] = ATTRIBUTES[name][0]
         for name in story.open:
             shown[0][name] = ATTRIBUTES[name][0]
@@ -116,7 +116,7 @@ def test_random_readings_are_at_chance_and_far_below_perfect_ones():
     difference = shared["consistency"]["difference_to_off"]
     assert difference["mean"] == pytest.approx(1 - off["consistency"]["mean"])
     assert difference["p_value"] < 1e-6
-    assert shared["named shirt"]["count"] == sum("shirt" in story.panels[0].told for story in STORIES)
+    assert shared["named shirt"]["count"] == sum("shirt" in story.panels[0].prompted for story in STORIES)
 
 
 def test_a_stopped_measurement_goes_on_at_the_next_batch(tmp_path):
@@ -183,7 +183,7 @@ def test_defaults_are_the_models_and_the_judges():
     config = config_of()
     assert config.model.path == "package://miniature"
     assert config.stories == len(STORIES)
-    assert JUDGED_SIZE == PICTURE_SIZE
+    assert JUDGED_SIZE == IMAGE_SIZE
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from storydiffusion.loaders.sources import package_path
 from storydiffusion.loaders.video import load_image_encoder, load_video_model
 from storydiffusion.pipelines.transition import sample_clips, sampling_of
 from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
-from storydiffusion.storyworld.clips import ClipTruth, caption_of, render_clip, sample_clip
+from storydiffusion.storyworld.clips import ClipTruth, caption_clip, render_clip, sample_clip
 from storydiffusion.storyworld.images import HELD_OUT_SEED
 from tests.conftest import Outcome, outcome_of
 from tests.helpers.video_model import FRAMES
@@ -216,7 +216,9 @@ def test_the_shipped_video_model_comes_nearer_to_the_truth_than_a_cross_fade():
         clip = sample_clip(HELD_OUT_SEED, number)
         true = render_clip(clip, sampling.frames)
         start, end = (torch.from_numpy(true[at]).permute(2, 0, 1)[None] for at in (0, -1))
-        sampled = sample_clips(model, start, end, [caption_of(clip, number)], [number], sampling)[0].permute(0, 2, 3, 1)
+        sampled = sample_clips(model, start, end, [caption_clip(clip, number)], [number], sampling)[0].permute(
+            0, 2, 3, 1
+        )
         ways = sampled.numpy(), cross_fade(true[0], true[-1], sampling.frames)
         errors.append([figures_of(clip, frames, readers)["perceptual error"] for frames in ways])
     ours, faded = np.mean(errors, axis=0)

@@ -19,7 +19,7 @@ from storydiffusion.storyworld.captions import caption, vocabulary
 from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
-from storydiffusion.training.optim.learning_rate import rate_at
+from storydiffusion.training.optim.learning_rate import compute_rate
 from storydiffusion.training.training_run import TrainingRun
 from tests.helpers.training_state import state
 
@@ -169,7 +169,7 @@ RECIPE = AttributeClassifierRecipe(
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
-    rates = [rate_at(RECIPE, step) for step in (0, 1, 4, 50, 75, 100)]
+    rates = [compute_rate(RECIPE, step) for step in (0, 1, 4, 50, 75, 100)]
     assert rates == pytest.approx([0.2, 0.4, 1.0, 1.0, 0.5, 0.0])
 
 

@@ -41,7 +41,7 @@ from storydiffusion.loaders.checksums import compute_part_checksums
 from storydiffusion.loaders.resolve import get_video_config, resolve_model
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.loaders.text_to_image import load_story_model
-from storydiffusion.storyworld.stories import PANELS, FrozenStory, stories_of
+from storydiffusion.storyworld.stories import PANELS, FrozenStory, get_stories
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,7 +85,7 @@ def _stories(config: InferConfig, records: Path, settings: dict[str, Any]) -> "R
     from storydiffusion.training.record import machine
 
     planned, model_config = config.benchmark, _model(config)
-    stories, checksum = stories_of(planned.panels)
+    stories, checksum = get_stories(planned.panels)
     attention = config.csa.build(config.seed)
     resolved = resolve_model(model_config)
     folder = resolved.folder
@@ -197,7 +197,7 @@ def _settings(config: InferConfig) -> dict[str, Any]:
             by_weights = ("weights", "file", "image_encoder", "portraits", "words")
             known_of_it = asdict(config.baseline).items()
             settings["baseline"] = {name: value for name, value in known_of_it if name not in by_weights}
-        told = {"panels": config.benchmark.panels, "checksum": stories_of(config.benchmark.panels)[1]}
+        told = {"panels": config.benchmark.panels, "checksum": get_stories(config.benchmark.panels)[1]}
     else:
         video = asdict(get_video_config(model))
         parts = {name: video.pop(name) for name in ("motion_adapter", "predictor", "image_encoder")}

@@ -235,7 +235,7 @@ def figures_of(story: FrozenStory, readings: Sequence[Mapping[str, str]]) -> Mea
     """
     from storydiffusion.evaluation.metrics.attribute_agreement import alignment, consistency
 
-    shown, told = [existing(reading) for reading in readings], [panel.told for panel in story.panels]
+    shown, told = [existing(reading) for reading in readings], [panel.prompted for panel in story.panels]
     named = sorted(set(told[0]) - set(ALIGNED))
     return {
         "consistency": consistency(shown, story.open),

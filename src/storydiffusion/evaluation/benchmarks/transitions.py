@@ -243,7 +243,7 @@ def maker(way: str, model: "VideoModel | None", config: MeasureVideoConfig) -> M
     from storydiffusion.evaluation.metrics.clips import cross_fade
     from storydiffusion.pipelines.story_video import transition_seed
     from storydiffusion.pipelines.transition import sample_clips
-    from storydiffusion.storyworld.clips import caption_of, render_clip
+    from storydiffusion.storyworld.clips import caption_clip, render_clip
 
     video = video_for(config, way)
 
@@ -257,7 +257,7 @@ def maker(way: str, model: "VideoModel | None", config: MeasureVideoConfig) -> M
             start, end = (
                 torch.stack([torch.from_numpy(frames[at]).permute(2, 0, 1) for frames in true]) for at in (0, -1)
             )
-            prompts = [caption_of(clip, index) for index, clip in part]
+            prompts = [caption_clip(clip, index) for index, clip in part]
             seeds = [transition_seed(config.seed, index) for index, _ in part]
             sampled = sample_clips(model, start, end, prompts, seeds, sampling_of(video))
             yield from sampled.permute(0, 1, 3, 4, 2).numpy()

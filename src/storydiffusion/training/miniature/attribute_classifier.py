@@ -1,4 +1,4 @@
-"""Training of the judge, `storyworld.attribute_classifier`: on rendered truth, blurred, tinted and made noisy."""
+"""Training of `storyworld.attribute_classifier` on rendered images, blurred, tinted and made noisy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from storydiffusion.training.miniature.recipe_module import RecipeModule
 from storydiffusion.training.miniature.stream import Stream
 
 ABSENT = -1
-"""label of an attribute that a truth does not have (hair of a bear); ignored in training and scores"""
+"""Label of an attribute that a truth lacks (hair of a bear); ignored in training and scores."""
 
 
-def labels(truths: Sequence[Truth]) -> dict[str, Tensor]:
-    """For every attribute the index of each truth's value, or ABSENT."""
+def build_labels(truths: Sequence[Truth]) -> dict[str, Tensor]:
+    """Return for every attribute the index of each truth's value, or ABSENT."""
     return {
         name: torch.tensor(
             [ABSENT if getattr(truth, name) is None else values.index(getattr(truth, name)) for truth in truths]
@@ -29,15 +29,15 @@ def labels(truths: Sequence[Truth]) -> dict[str, Tensor]:
 
 
 @dataclass  # not frozen: Lightning moves batches to devices by setting fields
-class LabelledPictures:
-    """`images` float32 (B, 3, 128, 128) in [−1, 1]; `labels` as of `labels`."""
+class LabelledImages:
+    """`images` float32 (B, 3, 128, 128) in [−1, 1]; `labels` as returned by `build_labels`."""
 
     images: Tensor
     labels: dict[str, Tensor]
 
 
 class AttributeClassifierModule(RecipeModule):
-    """Trains `self.classifier`."""
+    """Train `self.classifier`."""
 
     EDGES = ("features.0.", "heads")
 
@@ -49,36 +49,35 @@ class AttributeClassifierModule(RecipeModule):
     def train_dataloader(self) -> Stream:
         return Stream(self.labelled, self.recipe.steps)
 
-    def labelled(self, step: int) -> LabelledPictures:
+    def labelled(self, step: int) -> LabelledImages:
         size = self.recipe.batch_size
-        pictures = draw(self.recipe.seed, range(step * size, (step + 1) * size))
-        return LabelledPictures(worsen(pictures.images, self.generator(step)), labels(pictures.truths))
+        rendered = draw(self.recipe.seed, range(step * size, (step + 1) * size))
+        return LabelledImages(degrade(rendered.images, self.generator(step)), build_labels(rendered.truths))
 
-    def loss(self, batch: LabelledPictures) -> dict[str, Tensor]:
+    def loss(self, batch: LabelledImages) -> dict[str, Tensor]:
         losses = []
         for name, logits in self.classifier(batch.images).items():
-            wanted = batch.labels[name]
-            total = nn.functional.cross_entropy(logits, wanted, ignore_index=ABSENT, reduction="sum")
-            losses.append(total / (wanted != ABSENT).sum().clamp(min=1))  # a batch may hold nobody with hair
+            target = batch.labels[name]
+            total = nn.functional.cross_entropy(logits, target, ignore_index=ABSENT, reduction="sum")
+            losses.append(total / (target != ABSENT).sum().clamp(min=1))  # a batch may contain no character with hair
         return {"loss": torch.stack(losses).mean()}
 
     @torch.no_grad()
     def export(self, folder: Path) -> dict[str, float]:
-        """Writes the judge and returns its accuracy of each attribute on 2,000 held-out renders."""
+        """Write the classifier; return its accuracy for each attribute on 2,000 held-out renders."""
         self.classifier.save(folder / "attribute_classifier")
-        classifier = AttributeClassifier.load(folder / "attribute_classifier")  # what is measured is what is shipped
-        right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
+        classifier = AttributeClassifier.load(folder / "attribute_classifier")  # measure the exported weights
+        correct: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
         for first in range(0, 2000, 100):
             batch = draw(HELD_OUT_SEED, range(first, first + 100))
-            read = classifier.read(batch.images)
-            for name, values in read.items():
-                told = [(value, getattr(truth, name)) for value, truth in zip(values, batch.truths, strict=True)]
-                right[name] += [value == true for value, true in told if true is not None]
-        return {name: sum(hits) / len(hits) for name, hits in right.items()}
+            for name, values in classifier.read(batch.images).items():
+                pairs = [(value, getattr(truth, name)) for value, truth in zip(values, batch.truths, strict=True)]
+                correct[name] += [value == true for value, true in pairs if true is not None]
+        return {name: sum(hits) / len(hits) for name, hits in correct.items()}
 
 
-def worsen(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the pictures blurred, all tinted and made noisy a little, each by its own random amount."""
+def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur half of the images, and tint and add noise to all, each by its own random amount."""
     count = len(images)
 
     def amount(*shape: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The miniature's AutoencoderKL: 8 × 8 pixels become one latent position, as in Stable Diffusion.
 
 The network is fully convolutional (no attention), so it learns from crops and serves any size divisible by 8.
-Loss: L1 on pixels + L1 on differences of neighbouring pixels (flat drawings live by their outlines) + KL.
+Loss: L1 on pixels + L1 on differences of neighbouring pixels (flat drawings depend on their outlines) + KL.
 """
 
 from pathlib import Path
@@ -12,15 +12,16 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from storydiffusion.config.miniature import AutoencoderRecipe
-from storydiffusion.storyworld.images import PICTURE_SIZE, Pictures, draw
+from storydiffusion.storyworld.images import HELD_OUT_SEED, IMAGE_SIZE, draw
 from storydiffusion.training.miniature.recipe_module import RecipeModule
 from storydiffusion.training.miniature.stream import Stream
 
 
 def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL:
+    """Return the network with new weights."""
     levels = len(recipe.block_out_channels)
     return AutoencoderKL(
-        sample_size=PICTURE_SIZE,
+        sample_size=IMAGE_SIZE,
         latent_channels=recipe.latent_channels,
         block_out_channels=recipe.block_out_channels,  # type: ignore[arg-type]  # annotated as a tuple of one
         layers_per_block=recipe.layers_per_block,
@@ -32,7 +33,7 @@ def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL:
 
 
 class AutoencoderModule(RecipeModule):
-    """Trains `self.autoencoder`; batches are random crops of freshly drawn pictures."""
+    """Train `self.autoencoder` on random crops of freshly rendered images."""
 
     EDGES = ("conv_in", "conv_out", "quant_conv")
 
@@ -46,12 +47,12 @@ class AutoencoderModule(RecipeModule):
         return Stream(self.crops, self.recipe.steps)
 
     def crops(self, step: int) -> Tensor:
-        """(B, 3, crop, crop): four crops of each picture, so that fewer pictures are drawn."""
+        """Return batch `step`, (B, 3, crop, crop): four crops of each image, so that fewer images are rendered."""
         recipe = self.recipe
         count = -(-recipe.batch_size // 4)
         images = draw(recipe.seed, range(step * count, (step + 1) * count)).images
         corners = torch.randint(
-            PICTURE_SIZE - recipe.crop + 1, (recipe.batch_size, 2), generator=self.generator(step)
+            IMAGE_SIZE - recipe.crop + 1, (recipe.batch_size, 2), generator=self.generator(step)
         ).tolist()
         return torch.stack(
             [images[i // 4, :, y : y + recipe.crop, x : x + recipe.crop] for i, (y, x) in enumerate(corners)]
@@ -68,13 +69,11 @@ class AutoencoderModule(RecipeModule):
 
     @torch.no_grad()
     def export(self, folder: Path) -> dict[str, float]:
-        """Writes the diffusers folder and returns the figures measured on held-out pictures."""
-        from storydiffusion.storyworld.images import HELD_OUT_SEED
-
+        """Write the diffusers folder; return the PSNR on held-out images."""
         self.autoencoder.eval()
-        pictures: Pictures = draw(HELD_OUT_SEED, range(128))
+        held_out = draw(HELD_OUT_SEED, range(128)).images
         latents, errors = [], []
-        for images in pictures.images.split(16):
+        for images in held_out.split(16):
             latent = self.autoencoder.encode(images).latent_dist.mean
             decoded = self.autoencoder.decode(latent).sample.clamp(-1, 1)
             latents.append(latent)
@@ -85,6 +84,6 @@ class AutoencoderModule(RecipeModule):
 
 
 def edge_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean L1 distance of the horizontal and of the vertical differences of neighbouring pixels."""
+    """Return the mean L1 distance of the horizontal and vertical differences of neighbouring pixels."""
     difference = a - b
     return (difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()) / 2

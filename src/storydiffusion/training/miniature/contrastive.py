@@ -1,20 +1,22 @@
 """The miniature's image-text encoder: transformers' CLIPModel, trained by contrast on StoryWorld (CLIP, 2103.00020).
 
-A batch consists of families: pictures of the same kind, action, place and object, whose attire alone differs. Without
-them the contrast is won by kind and place, and the words for clothes are never learnt.
+A batch consists of families: images of the same kind, action, place and object that differ in attire alone. Without
+them, kind and place decide the contrast and the words for clothes are never learned.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from storydiffusion.config.miniature import ClipRecipe
 from storydiffusion.storyworld.captions import caption
-from storydiffusion.storyworld.images import HELD_OUT_SEED, PICTURE_SIZE, to_tensor
+from storydiffusion.storyworld.images import HELD_OUT_SEED, IMAGE_SIZE, to_tensor
+from storydiffusion.storyworld.renderer import render
 from storydiffusion.storyworld.truth import Truth, sample_truth
 from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
 from storydiffusion.training.miniature.stream import Stream
@@ -23,8 +25,8 @@ from storydiffusion.training.miniature.tokenizer import MAX_TOKENS, build_tokeni
 FAMILY = 8
 
 
-def text_config(width: int, layers: int) -> CLIPTextConfig:
-    """The text tower, which the U-Net's text encoder shares."""
+def build_text_config(width: int, layers: int) -> CLIPTextConfig:
+    """Return the config of the text tower; the U-Net's text encoder has the same."""
     return CLIPTextConfig(
         vocab_size=len(build_tokenizer()),
         hidden_size=width,
@@ -39,16 +41,17 @@ def text_config(width: int, layers: int) -> CLIPTextConfig:
 
 
 def build_clip(recipe: ClipRecipe) -> CLIPModel:
+    """Return the model with new weights."""
     vision = CLIPVisionConfig(
         hidden_size=recipe.width,
         intermediate_size=4 * recipe.width,
         num_hidden_layers=recipe.image_layers,
         num_attention_heads=recipe.width // 32,
-        image_size=PICTURE_SIZE,
+        image_size=IMAGE_SIZE,
         patch_size=recipe.patch_size,
     )
     config = CLIPConfig(projection_dim=recipe.projection)
-    config.text_config = text_config(recipe.width, recipe.text_layers)
+    config.text_config = build_text_config(recipe.width, recipe.text_layers)
     config.vision_config = vision
     return CLIPModel(config)
 
@@ -62,7 +65,7 @@ class Pairs:
 
 
 def family_truths(seed: int, first: int, count: int) -> list[Truth]:
-    """`count` truths in families of eight that differ in attire alone."""
+    """Sample `count` truths in families of eight that differ in attire alone."""
     truths = []
     for index in range(first, first + count):
         head = sample_truth(seed, index - index % FAMILY)
@@ -73,7 +76,7 @@ def family_truths(seed: int, first: int, count: int) -> list[Truth]:
 
 
 class ClipModule(RecipeModule):
-    """Trains `self.clip` by the symmetric contrastive loss."""
+    """Train `self.clip` by the symmetric contrastive loss."""
 
     EDGES = ("patch_embedding", "projection", "class_embedding", "logit_scale")
 
@@ -87,14 +90,11 @@ class ClipModule(RecipeModule):
         return Stream(lambda step: self.pairs(self.recipe.seed, step * self.recipe.batch_size), self.recipe.steps)
 
     def pairs(self, seed: int, first: int) -> Pairs:
-        import numpy as np
-
-        from storydiffusion.storyworld.renderer import render
-
+        """Render the batch whose first truth has index `first`, with a caption for each image."""
         truths = family_truths(seed, first, self.recipe.batch_size)
         captions = [caption(truth, seed * 1_000_003 + first + i) for i, truth in enumerate(truths)]
         tokens = self.tokenizer(captions, padding="max_length", truncation=False, return_tensors="pt").input_ids
-        return Pairs(to_tensor(np.stack([render(truth, PICTURE_SIZE) for truth in truths])), tokens)
+        return Pairs(to_tensor(np.stack([render(truth, IMAGE_SIZE) for truth in truths])), tokens)
 
     def loss(self, batch: Pairs) -> dict[str, Tensor]:
         logits = self.clip(input_ids=batch.tokens, pixel_values=batch.images).logits_per_image
@@ -106,7 +106,7 @@ class ClipModule(RecipeModule):
 
     @torch.no_grad()
     def export(self, folder: Path) -> dict[str, float]:
-        """Writes the transformers folder and returns the accuracy of retrieval within batches of held-out pictures."""
+        """Write the transformers folder; return the retrieval accuracy within batches of held-out images."""
         self.clip.eval()
         batches = [self.pairs(HELD_OUT_SEED, i * self.recipe.batch_size) for i in range(8)]
         accuracy = torch.stack([self.loss(batch)["accuracy"] for batch in batches]).mean().item()

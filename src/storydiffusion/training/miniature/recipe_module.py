@@ -1,4 +1,4 @@
-"""What the miniature's trainings share: optimizer, learning-rate schedule, logging."""
+"""Base class of the miniature's trainings: optimizer, learning-rate schedule, logging."""
 
 import json
 from pathlib import Path
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Recipe
-from storydiffusion.training.optim.learning_rate import rate_at
+from storydiffusion.training.optim.learning_rate import build_schedule
 from storydiffusion.training.optim.muon import Muon, split_parameters
 
 
 class RecipeModule(L.LightningModule):
-    """A LightningModule trained by a `Recipe`; subclasses hold networks and give `loss` and `batches`."""
+    """A LightningModule trained by a `Recipe`. Subclasses define networks, `train_dataloader`, `loss` and `export`."""
 
     EDGES: tuple[str, ...] = ()
-    """parts of the names of first and last layers, which AdamW trains"""
+    """Parts of the names of first and last layers, which AdamW trains."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class RecipeModule(L.LightningModule):
         return list(self.children())
 
     def loss(self, batch: Any) -> dict[str, Tensor]:
-        """The terms to log; the one named "loss" is minimised."""
+        """Return the terms to log; the one named "loss" is minimised."""
         raise NotImplementedError
 
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
@@ -56,22 +56,21 @@ class RecipeModule(L.LightningModule):
             adam_lr=recipe.adam_learning_rate,
             dtype=torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(recipe, step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": build_schedule(optimizer, recipe)}
 
     def export(self, folder: Path) -> dict[str, float]:
-        """Writes the trained part into `folder`; returns measured figures."""
+        """Write the trained part into `folder`; return measured metrics by name."""
         raise NotImplementedError
 
     def generator(self, step: int) -> torch.Generator:
-        """Randomness that depends on the recipe's seed and the step alone, so that a resumed run repeats it."""
+        """Return a generator that depends on the recipe's seed and the step alone, so that a resumed run repeats it."""
         return torch.Generator().manual_seed(self.recipe.seed * 1_000_000_007 + step)
 
 
 def declare_float32(folder: Path) -> None:
-    """Marks a transformers folder of float16 weights to be loaded in float32.
+    """Mark a transformers folder of float16 weights to be loaded in float32.
 
-    transformers would else load it in float16, while diffusers loads its own networks in float32: the mix fails.
+    By default transformers would load float16 while diffusers loads its own networks in float32: the mix fails.
     """
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")

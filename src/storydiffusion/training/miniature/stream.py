@@ -1,13 +1,13 @@
-"""An endless, resumable stream of training batches."""
+"""A resumable stream of training batches."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 
 class Stream:
-    """Endless batches, batch k of which is `make(k)`: a pure function of k, so that a resumed stream repeats nothing.
+    """`steps` batches, batch k being `make(k)`: a pure function of k, so that a resumed stream repeats nothing.
 
-    Lightning saves and restores it through `state_dict`; a batch counts as taken when it is handed out.
+    Lightning saves and restores it through `state_dict`; a batch counts as taken when it is yielded.
     """
 
     def __init__(self, make: Callable[[int], Any], steps: int) -> None:

@@ -1,8 +1,8 @@
-"""The miniature's U-Net and its text encoder: latent diffusion as in Stable Diffusion, trained from nothing.
+"""The miniature's U-Net and its text encoder: latent diffusion as in Stable Diffusion, trained from scratch.
 
-v-prediction (2202.00512) on a cosine schedule; latents are computed once and cached, captions are drawn anew at every
-step, each part of the attire told half of the time, so that words bind to what they name. A share of the batches shows
-one character twice in one picture.
+v-prediction (2202.00512) on a cosine schedule. Latents are computed once and cached; captions are drawn anew at every
+step and name each part of the attire half of the time, so that words bind to what they name. A share of the batches
+shows one character twice in one image.
 """
 
 import json
@@ -71,13 +71,13 @@ class NoisedLatents:
 
 
 class Text2ImageModule(RecipeModule):
-    """Trains `self.unet` and `self.text_encoder` on the latents of the miniature's autoencoder.
+    """Train `self.unet` and `self.text_encoder` on the latents of the miniature's autoencoder.
 
     Args:
         recipe: see `Text2ImageRecipe`.
-        miniature: folder with vae/ and image_encoder/, whose text tower the text encoder starts as; with
-            `recipe.warm_start` its unet/ and text_encoder/ are the start.
-        cache: folder for the latents, made once a recipe.
+        miniature: folder with vae/ and image_encoder/, whose text tower initialises the text encoder; with
+            `recipe.warm_start` its unet/ and text_encoder/ initialise both networks.
+        cache: folder for the latents, computed once for each recipe.
     """
 
     EDGES = ("conv_in", "conv_out", "text_encoder", "time_embedding")
@@ -120,7 +120,7 @@ class Text2ImageModule(RecipeModule):
         return Stream(lambda step: self.noised(latents, step), self.recipe.steps)
 
     def noised(self, latents: np.ndarray, step: int) -> NoisedLatents:
-        """Batch `step`: pictures in a random order, timesteps spread evenly over the batch."""
+        """Return batch `step`: random images, timesteps spread evenly over the batch."""
         generator = self.generator(step)
         paired = torch.rand((), generator=generator) < self.recipe.pair_probability
         clean, captions = (self.pairs if paired else self.singles)(latents, step, generator)
@@ -134,17 +134,17 @@ class Text2ImageModule(RecipeModule):
         )
 
     def singles(self, latents: np.ndarray, step: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """One picture each: latents (B, C, 16, 16) and a new caption of each."""
+        """Return latents of single images, (B, C, 16, 16), and a new caption of each."""
         count = self.recipe.batch_size
         indices = torch.randint(len(latents), (count,), generator=generator).tolist()
         captions = [caption(self.truth(index), step * count + i) for i, index in enumerate(indices)]
         return torch.from_numpy(latents[indices]).float(), captions
 
     def pairs(self, latents: np.ndarray, step: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """Two pictures of one character each, latents (B / 2, C, 16, 32) or (B / 2, C, 32, 16), as collages are.
+        """Return collages of two images of one character, latents (B / 2, C, 16, 32) or (B / 2, C, 32, 16).
 
-        They are meant to teach self-attention that what looks like one character wears one attire; consistent
-        self-attention itself plays no part in the training.
+        They teach self-attention that similar characters in one image wear the same attire; consistent self-attention
+        itself is not used in training.
         """
         count = self.recipe.batch_size // 2
         firsts = (2 * torch.randint(len(latents) // 2, (count,), generator=generator)).tolist()
@@ -160,7 +160,7 @@ class Text2ImageModule(RecipeModule):
         return sample_pair_member(self.recipe.seed, index)
 
     def tokens(self, captions: list[str], generator: torch.Generator) -> Tensor:
-        """int64 (B, 48); some captions are dropped for classifier-free guidance, some words made unknown."""
+        """Tokenize captions, int64 (B, 48); drop some for classifier-free guidance and make some words unknown."""
         recipe = self.recipe
         dropped = torch.rand(len(captions), generator=generator) < recipe.caption_dropout
         kept = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
@@ -174,11 +174,11 @@ class Text2ImageModule(RecipeModule):
         return {"loss": nn.functional.mse_loss(predicted, batch.target)}
 
     def export(self, folder: Path) -> dict[str, float]:
-        """Writes the whole pipeline in diffusers' layout, the autoencoder included; nothing is measured here."""
+        """Write the whole pipeline in diffusers' layout, including the autoencoder; measure nothing."""
         pipe = StableDiffusionPipeline(
             vae=AutoencoderKL.from_pretrained(self.miniature / "vae"),
             text_encoder=self.text_encoder,
-            tokenizer=build_tokenizer(),  # that of the training has its padding switched on
+            tokenizer=build_tokenizer(),  # the training's own has padding switched on
             unet=self.unet,
             scheduler=self.scheduler,
             safety_checker=None,  # type: ignore[arg-type]  # may be None
@@ -186,10 +186,10 @@ class Text2ImageModule(RecipeModule):
             requires_safety_checker=False,
         ).to(dtype=torch.float16)
         for network in (pipe.vae, pipe.unet):
-            network.register_to_config(_name_or_path="")  # else the folder that it was loaded from is written down
+            network.register_to_config(_name_or_path="")  # do not record the folder it was loaded from
         pipe.save_pretrained(folder)
         declare_float32(folder / "text_encoder")
-        file = folder / "text_encoder" / "config.json"  # with float16 here the pipeline would load two dtypes
+        file = folder / "text_encoder" / "config.json"  # float16 here would make the pipeline load two dtypes
         file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
         (folder / "storydiffusion.json").write_text('{"kind": "miniature"}\n')
         return {}
@@ -197,7 +197,7 @@ class Text2ImageModule(RecipeModule):
 
 @torch.no_grad()
 def encode_world(autoencoder: Any, seed: int, count: int, chunk: int = 25) -> np.ndarray:
-    """The scaled latents of pictures 0 … count − 1 of the paired world `seed`: float16 (count, C, 16, 16)."""
+    """Return the scaled latents of images 0 … count − 1 of the paired world `seed`, float16 (count, C, 16, 16)."""
     parts = []
     for first in tqdm(range(0, count, chunk), desc="encoding StoryWorld", unit_scale=chunk):
         truths = [sample_pair_member(seed, index) for index in range(first, min(count, first + chunk))]

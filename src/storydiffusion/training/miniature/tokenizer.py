@@ -13,7 +13,7 @@ SPECIAL = {"<|startoftext|>": 0, "<|endoftext|>": 1, "<|unknown|>": 2}
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Every word of the vocabulary is one token; each letter of any other word is the unknown token."""
+    """Build it: each vocabulary word is one token, each letter of any other word is the unknown token."""
     tokenizer = CLIPTokenizer(vocab=SPECIAL, merges=[], unk_token="<|unknown|>", model_max_length=MAX_TOKENS)
     # single_word: "cat" is not in "catch"
     words: Sequence[Any] = [AddedToken(word, single_word=word.isalpha(), normalized=True) for word in vocabulary()]

@@ -1,1 +1,1 @@
-"""Optimizer and learning-rate schedule."""
+"""Optimizers and the learning-rate schedule."""

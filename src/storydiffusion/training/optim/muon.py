@@ -16,9 +16,9 @@ ITERATIONS = 5
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Moves every matrix of (batch, rows, columns) near the closest semi-orthogonal one: singular values near 1.
+    """Move every matrix of (batch, rows, columns) near the closest semi-orthogonal one: singular values near 1.
 
-    `dtype` is that of the iteration, which bfloat16 does not harm; the result has it too.
+    The iteration runs in `dtype`, also that of the result; bfloat16 is precise enough.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -103,7 +103,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def split_parameters(module: nn.Module, edges: tuple[str, ...] = ()) -> tuple[list[Tensor], list[Tensor]]:
-    """The trainable parameters of `module` as (matrices, others).
+    """Return the trainable parameters of `module` as (matrices, others).
 
     Embeddings and parameters whose name contains one of `edges` (first and last layers) go to the others.
     """
