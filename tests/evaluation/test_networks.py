@@ -122,14 +122,14 @@ def test_a_folder_normalises_pixels_as_it_says(tiny_video_model, tmp_path):
     shutil.copytree(package_path("package://miniature/tokenizer"), tmp_path / "tokenizer")
     with pytest.raises(UserError, match="knows 8"):
         load_image_text_encoder(str(folder), CPU)
-    from storydiffusion.models.image_encoders import TransformersImageEncoder
+    from storydiffusion.models.image_encoders import ClipImageEncoder
 
-    assert TransformersImageEncoder.load(folder).get_buffer("mean").flatten().tolist() == [0.5] * 3
+    assert ClipImageEncoder.load(folder).get_buffer("mean").flatten().tolist() == [0.5] * 3
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0, 0.25, 1], "image_std": [1, 2, 3]}')
-    assert TransformersImageEncoder.load(folder).get_buffer("mean").flatten().tolist() == [0, 0.25, 1]
+    assert ClipImageEncoder.load(folder).get_buffer("mean").flatten().tolist() == [0, 0.25, 1]
     (folder / "preprocessor_config.json").write_text("{}")
     with pytest.raises(UserError, match="image_mean"):
-        TransformersImageEncoder.load(folder)
+        ClipImageEncoder.load(folder)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPConfig, CLIPModel
 
-from storydiffusion.models.image_encoders import TransformersImageEncoder
+from storydiffusion.models.image_encoders import ClipImageEncoder
 from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
 from storydiffusion.models.video_model import VideoModel
 from storydiffusion.models.video_unet import SemanticVideoUNet
@@ -25,14 +25,14 @@ def encode_text(texts: Sequence[str]) -> torch.Tensor:
     return torch.stack([random(5, WIDTH, seed=sum(text.encode())) for text in texts])
 
 
-def tiny_image_encoder() -> TransformersImageEncoder:
+def tiny_image_encoder() -> ClipImageEncoder:
     torch.manual_seed(3)
     vision = {
         "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
         "patch_size": 8,
     }  # fmt: skip
     text = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return TransformersImageEncoder(CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)))
+    return ClipImageEncoder(CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)))
 
 
 def tiny_predictor(**changes) -> SemanticMotionPredictor:

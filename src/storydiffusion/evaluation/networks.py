@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from storydiffusion.config.loading import check_choice
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.loaders.sources import OPEN_CLIP_SCHEME, find_part_folder
-from storydiffusion.loaders.video import parse_open_clip_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,12 +121,12 @@ def _clip_folder(source: str, device: "torch.device") -> ImageTextEncoder:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    from storydiffusion.models.image_encoders import TransformersImageEncoder, load_clip_folder, normalisation
+    from storydiffusion.models.image_encoders import ClipImageEncoder, load_clip, read_normalization
     from storydiffusion.models.prompt_encoding import unknown_words
 
     logging.disable_progress_bar()  # what is read in a moment needs none
     folder = find_part_folder(source, "encoder")
-    clip = load_clip_folder(folder).to(device).requires_grad_(False).eval()
+    clip = load_clip(folder).to(device).requires_grad_(False).eval()
     places = (folder, folder.parent / "tokenizer")
     place = next((place for place in places if (place / "tokenizer_config.json").exists()), None)
     if place is None:
@@ -149,7 +148,7 @@ def _clip_folder(source: str, device: "torch.device") -> ImageTextEncoder:
     return ImageTextEncoder(
         label="miniature" if source == MINIATURE else folder.name if folder.name != "image_encoder" else str(folder),
         source=source,
-        images=TransformersImageEncoder(clip, *normalisation(folder)).to(device),
+        images=ClipImageEncoder(clip, *read_normalization(folder)).to(device),
         tokenize=tokenize,
         encode_text=lambda ids: clip.text_projection(clip.text_model(input_ids=ids).pooler_output),
         length=lambda text: len(tokenizer(text, truncation=False, verbose=False).input_ids),
@@ -162,9 +161,9 @@ def _clip_folder(source: str, device: "torch.device") -> ImageTextEncoder:
 def _open_clip(source: str, device: "torch.device") -> ImageTextEncoder:
     import open_clip
 
-    from storydiffusion.models.image_encoders import OpenClipImageEncoder, load_open_clip
+    from storydiffusion.models.image_encoders import OpenClipImageEncoder, load_open_clip, split_open_clip_source
 
-    name, weights = parse_open_clip_source(source, "encoder")
+    name, weights = split_open_clip_source(source.removeprefix(OPEN_CLIP_SCHEME))
     clip = load_open_clip(weights, name).to(device).requires_grad_(False).eval()
     tokenizer = open_clip.get_tokenizer(name)
     if not isinstance(tokenizer, open_clip.SimpleTokenizer):

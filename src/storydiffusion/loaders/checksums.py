@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.errors import UserError
-from storydiffusion.loaders.sources import HUB_ID, OPEN_CLIP_SCHEME, find_part_folder, package_path
+from storydiffusion.loaders.sources import HUB_ID, find_part_folder, names_registered_encoder, package_path
 from storydiffusion.output.files import compute_sha256, write_atomically
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -56,7 +56,7 @@ def compute_part_checksums(part: str, source: str) -> dict[str, str]:
         UserError: a missing part, as far as can be seen without loading it.
     """
     path = package_path(source)
-    if source.startswith(OPEN_CLIP_SCHEME):
+    if names_registered_encoder(source):
         return {part: source}
     if part == "motion_adapter" and path.is_file():
         return compute_checksums({part: path})

@@ -15,6 +15,11 @@ UNUSED_PARTS = {"safety_checker": None, "feature_extractor": None, "image_encode
 """parts of a pipeline that generating a story does without: passed as None, they are neither fetched nor loaded"""
 
 
+def names_registered_encoder(source: str) -> bool:
+    """Return whether `source` is `NAME://…` of a registered image encoder, rather than a folder or `package://…`."""
+    return "://" in source and not source.startswith(PACKAGE_SCHEME)
+
+
 def package_path(source: str) -> Path:
     """Return the path of `source`; `package://…` is one inside this package."""
     if source.startswith(PACKAGE_SCHEME):

@@ -11,10 +11,10 @@ from storydiffusion.config import PredictorConfig, VideoConfig
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import ResolvedModel
 from storydiffusion.loaders.sources import (
-    OPEN_CLIP_SCHEME,
     PACKAGE_SCHEME,
     fetch_folder,
     find_part_folder,
+    names_registered_encoder,
     package_path,
 )
 from storydiffusion.loaders.text_to_image import (
@@ -40,7 +40,6 @@ SENTENCES = tuple(
     for where in ("in the park", "on the beach", "in the snow")
 )
 """texts that every text encoder here understands"""
-RANDOM = "random"
 
 
 def load_video_model(model: ResolvedModel) -> "VideoModel":
@@ -130,30 +129,20 @@ def add_sparse_control(model: "VideoModel", video: VideoConfig, dtype: "torch.dt
 
 
 def load_image_encoder(source: str, dtype: "torch.dtype") -> "ImageEncoder":
-    """Load the image encoder in `source`: `package://…` or a folder of a CLIPModel; or `open_clip://NAME/WEIGHTS`,
-    where WEIGHTS is a tag of open_clip, a file (`open_clip://ViT-H-14//path/of/file`), or `random` to try the scale.
+    """Load the image encoder in `source`: `package://…`, a folder, or `NAME://…`, see `models.image_encoders`.
 
     Raises:
-        UserError: a source that is none of these, or weights that are not available.
+        UserError: for a source that is none of these, or weights that cannot be loaded.
     """
-    from storydiffusion.models.image_encoders import OpenClipImageEncoder, TransformersImageEncoder
+    from storydiffusion.models import image_encoders
 
-    if not source.startswith(OPEN_CLIP_SCHEME):
-        return TransformersImageEncoder.load(find_part_folder(source, "model.video.image_encoder")).to(dtype)
-    name, weights = parse_open_clip_source(source, "model.video.image_encoder")
-    return OpenClipImageEncoder.load(weights, name).to(dtype)
-
-
-def parse_open_clip_source(source: str, key: str) -> tuple[str, str | None]:
-    """Return name and weights of `open_clip://NAME/WEIGHTS`, None for `random`; `key` is the setting that names it.
-
-    Raises:
-        UserError: name or weights are missing.
-    """
-    name, _, weights = source.removeprefix(OPEN_CLIP_SCHEME).partition("/")
-    if not name or not weights:
-        raise UserError(f"{key}={source} is not complete: write open_clip://NAME/TAG-OR-FILE")
-    return name, None if weights == RANDOM else weights
+    key = "model.video.image_encoder"
+    if not names_registered_encoder(source):
+        source = str(find_part_folder(source, key))
+    try:
+        return image_encoders.load_image_encoder(source).to(dtype)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def build_predictor(

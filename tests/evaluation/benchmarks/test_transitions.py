@@ -50,11 +50,11 @@ def world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def readers(world_model: Path) -> Readers:
-    from storydiffusion.models.image_encoders import TransformersImageEncoder
+    from storydiffusion.models.image_encoders import ClipImageEncoder
 
     return Readers(
         AttributeClassifier.load(world_model / "attribute_classifier"),
-        TransformersImageEncoder.load(world_model / "image_encoder"),
+        ClipImageEncoder.load(world_model / "image_encoder"),
     )
 
 
