@@ -163,7 +163,10 @@ def _open_clip(source: str, device: "torch.device") -> ImageTextEncoder:
 
     from storydiffusion.models.image_encoders import OpenClipImageEncoder, load_open_clip, split_open_clip_source
 
-    name, weights = split_open_clip_source(source.removeprefix(OPEN_CLIP_SCHEME))
+    try:
+        name, weights = split_open_clip_source(source.removeprefix(OPEN_CLIP_SCHEME))
+    except UserError as error:
+        raise UserError(f"encoder={error}") from error
     clip = load_open_clip(weights, name).to(device).requires_grad_(False).eval()
     tokenizer = open_clip.get_tokenizer(name)
     if not isinstance(tokenizer, open_clip.SimpleTokenizer):
