@@ -1,14 +1,15 @@
 """Tiny folders of the real classes: whatever tells a story at full scale is tested on these in a second."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+
+from storydiffusion import commands
+from storydiffusion.config import command_line
 
 VOCABULARY = ("a", "the", "cat", "fox", "girl", "red", "blue", "hat", "on", "in", "beach", "park", "runs", "book")
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,21 +121,17 @@ class Outcome:
         return [line for line in lines if line and not line.startswith(("denoising", "writing", "rendering"))]
 
 
-def script(name: str) -> ModuleType:
-    """infer.py or train.py, imported."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def story_file(tmp_path: Path) -> Path:
     file = tmp_path / "friends.yaml"
     file.write_text(STORY)
     return file
+
+
+def compose_config(verb: str, *overrides: str) -> Any:
+    """Return the configuration that `storydiffusion VERB OVERRIDES` runs with."""
+    name = verb.replace("-", "_")
+    return command_line.compose_config(commands.load_verb(verb), name, overrides)
 
 
 def outcome_of(command: Callable[[], object], capsys: pytest.CaptureFixture) -> Outcome:
@@ -148,18 +145,18 @@ def outcome_of(command: Callable[[], object], capsys: pytest.CaptureFixture) -> 
     return Outcome(code, captured.out, captured.err)
 
 
+def run_verb(verb: str, overrides: Sequence[str], capsys: pytest.CaptureFixture) -> Outcome:
+    """Call `storydiffusion VERB OVERRIDES` in this process; its errors name VERB.py, as a script's do."""
+    program = f"{verb.replace('-', '_')}.py"
+    return outcome_of(lambda: commands.run_verb(verb, list(overrides), program), capsys)
+
+
 @pytest.fixture
 def infer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Outcome]:
     """Calls `python infer.py OVERRIDES` in this process, in an empty working directory."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.chdir(tmp_path)
-    command = script("infer").main
-
-    def call(*overrides: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["infer.py", *overrides])
-        return outcome_of(command, capsys)
-
-    return call
+    return lambda *overrides: run_verb("infer", overrides, capsys)
 
 
 @pytest.fixture

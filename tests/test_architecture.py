@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "experiments": f"{LEAVES} evaluation",
     "publish": f"{LEAVES} models loaders pipelines training evaluation",
     "user_study": f"{LEAVES} evaluation",
+    "__main__": "commands",
     "commands": f"{LEAVES} models loaders pipelines baselines training evaluation experiments publish user_study",
 }
 """Folder → what its modules may import beside itself."""

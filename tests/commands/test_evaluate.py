@@ -1,7 +1,6 @@
 """python -m storydiffusion.evaluate: of a run folder, of pictures, of videos; and what it refuses."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from storydiffusion.commands.evaluate import EvaluateConfig, evaluate
-from storydiffusion.config import module_command
 from storydiffusion.evaluation.networks import MINIATURE, load_image_text_encoder
 from storydiffusion.evaluation.result import Result, load_result
 from storydiffusion.output.files import write_image
@@ -19,7 +16,7 @@ from storydiffusion.output.video_file import write_video
 from storydiffusion.storyworld.clips import render_clip, sample_clip
 from storydiffusion.storyworld.renderer import render
 from storydiffusion.storyworld.truth import sample_truth
-from tests.conftest import Outcome, outcome_of
+from tests.conftest import Outcome, run_verb
 
 ENCODER = f"encoder={MINIATURE}"
 
@@ -29,11 +26,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_
     """Calls `python -m storydiffusion.evaluate OVERRIDES` in this process, where LPIPS has no weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
-    def call(*overrides: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "device=cpu", *overrides])
-        return outcome_of(lambda: module_command.run(EvaluateConfig, evaluate, "the help"), capsys)
-
-    return call
+    return lambda *overrides: run_verb("evaluate", ["device=cpu", *overrides], capsys)
 
 
 def measured(folder: Path) -> Result:

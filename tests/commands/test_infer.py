@@ -10,7 +10,7 @@ from PIL import Image
 
 from storydiffusion.output import run_folder
 from storydiffusion.output.manifest import read_manifest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, compose_config
 
 
 def panels(run: Path) -> list[bytes]:
@@ -203,9 +203,8 @@ def test_every_example_is_told(infer, tiny_model, example):
     assert infer(f"story={example}", f"model.path={tiny_model}", *small).code == 0
 
 
-def test_the_story_of_the_bare_command_exists(monkeypatch):
+def test_the_story_of_the_bare_command_exists_in_any_directory(monkeypatch, tmp_path):
     from storydiffusion.story import load_story
 
-    text = (ROOT / "conf" / "infer.yaml").read_text()
-    default = next(line.split()[1] for line in text.splitlines() if line.startswith("story:"))
-    assert len(load_story(ROOT / default).panels) == 4
+    monkeypatch.chdir(tmp_path)
+    assert len(load_story(compose_config("infer").story).panels) == 4

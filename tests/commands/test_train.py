@@ -4,7 +4,6 @@ import csv
 import json
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from storydiffusion.errors import UserError
 from storydiffusion.models.motion_adapters import load_motion_adapter
 from storydiffusion.models.predictor_files import load_predictor
 from storydiffusion.training.training_run import TrainingRun
-from tests.conftest import ROOT, Outcome, outcome_of, script
+from tests.conftest import ROOT, Outcome, run_verb
 from tests.helpers.damage import DAMAGES
 from tests.helpers.training_state import state
 from tests.helpers.video_model import FRAMES, SIZE, composed, overrides
@@ -197,12 +196,10 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
     """Calls `python train.py OVERRIDES` in this process, in an empty working directory, on the tiny model."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.chdir(tmp_path)
-    command = script("train").main
 
     def call(*changes: str, tiny: bool = True) -> Outcome:
         base = overrides(tiny_video_model, cache) if tiny else []
-        monkeypatch.setattr(sys, "argv", ["train.py", *base, *changes])
-        return outcome_of(command, capsys)
+        return run_verb("train", [*base, *changes], capsys)
 
     return call
 

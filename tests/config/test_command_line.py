@@ -1,4 +1,3 @@
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -6,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from storydiffusion.config.command_line import command
+from storydiffusion.commands import VERBS
+from storydiffusion.config.command_line import command, run
 from storydiffusion.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,18 +33,15 @@ hydra: {output_subdir: null}
 
 @pytest.fixture
 def small(tmp_path, monkeypatch, capsys):
-    """Makes a command of a function(config: Small), with a conf folder beside its file; returns (code, stderr)."""
+    """Run a function(config: Small) as a command with its own conf folder; return (code, stderr)."""
     (tmp_path / "conf" / "group").mkdir(parents=True)
     (tmp_path / "conf" / "small.yaml").write_text(CONF)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
     def call(function, *overrides):
-        function.__code__ = function.__code__.replace(co_filename=str(tmp_path / "small.py"))
-        main = command(Small, "small")(function)
-        monkeypatch.setattr(sys, "argv", ["small.py", "hydra.run.dir=.", *overrides])
         try:
-            main()
+            run(command(Small)(function), "small", ["hydra.run.dir=.", *overrides], "small.py", tmp_path / "conf")
             code = 0
         except SystemExit as end:
             code = end.code
@@ -138,19 +135,27 @@ def test_a_sweep_goes_on_after_a_bad_job(small):
     assert err.splitlines()[-1] == "small.py: number=1 is odd: take 2"
 
 
-@pytest.mark.parametrize("option", [["--cfg", "job"], ["--help"]])
-def test_questions_are_answered_without_heavy_imports(option):
+HEAVY = {"torch", "diffusers", "transformers", "skia", "lightning", "scipy", "matplotlib", "cv2"}
+
+
+def heavy_imports(*arguments: str) -> set[str]:
+    """Return the heavy libraries that `storydiffusion ARGUMENTS` imports in a process of its own."""
     code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['infer.py', *{option}]\n"
-        "try:\n    runpy.run_path('infer.py', run_name='__main__')\n"
-        "except SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'skia', 'lightning'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        f"import sys\nsys.argv = ['storydiffusion', *{arguments}]\n"
+        "from storydiffusion.commands import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('imported:', *sys.modules)\n"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0, done.stderr
-    assert "csa" in done.stdout
-    assert after.ru_utime - before.ru_utime < 2  # seconds of computing, so that a busy machine does not matter
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return HEAVY & set(done.stdout.rpartition("imported:")[2].split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_needs_nothing_heavy(verb):
+    assert not heavy_imports(verb, "--help")
+
+
+@pytest.mark.parametrize("verb", ["infer", "train"])
+@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["seed=x", "recipe.seed=x"], ["model.dtype=int8"], ["--foo"]])
+def test_a_question_and_a_wrong_value_need_nothing_heavy(verb, arguments):
+    assert not heavy_imports(verb, *arguments)

@@ -1,7 +1,6 @@
-"""data/make_shards.py, called as from a shell: StoryWorld and tables of videos become shards that the loader reads."""
+"""`storydiffusion make-shards`, called as from a shell, writes shards that the loader reads."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,23 +10,16 @@ from storydiffusion.data.clip_sampling import ClipOptions
 from storydiffusion.data.loader import ClipLoader, LoaderOptions
 from storydiffusion.data.shard_index import ShardIndex
 from storydiffusion.data.shards import find_shards
-from tests.conftest import Outcome, outcome_of, script
+from tests.conftest import Outcome, run_verb
 from tests.helpers.videos import video
 
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Outcome]:
-    """Calls `python data/make_shards.py OVERRIDES` in this process, in an empty working directory."""
+    """Calls `storydiffusion make-shards OVERRIDES` in this process, in an empty working directory."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.chdir(tmp_path)
-    module = script("data/make_shards")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-
-    def call(*overrides: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["make_shards.py", "workers=1", *overrides])
-        return outcome_of(module.main, capsys)
-
-    return call
+    return lambda *overrides: run_verb("make-shards", ["workers=1", *overrides], capsys)
 
 
 def record_of(folder: Path, shard: int) -> dict:

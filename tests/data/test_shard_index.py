@@ -21,7 +21,7 @@ from storydiffusion.data.shard_index import (
 )
 from storydiffusion.data.shards import find_shards, read_summary
 from storydiffusion.errors import UserError
-from tests.conftest import Outcome, outcome_of, script
+from tests.conftest import Outcome, run_verb
 from tests.helpers.damage import DAMAGES
 from tests.helpers.videos import write_shard, write_tar
 
@@ -177,7 +177,7 @@ def test_training_indexes_what_is_missing_and_never_what_has_changed(folder):
 
 def test_shards_without_an_index_are_named_with_the_command(folder):
     path = write_shard(folder / "new.tar", ["n"], b"x")
-    with pytest.raises(UserError, match=r"new\.tar is in no index: python data/index_shards\.py shards=/"):
+    with pytest.raises(UserError, match=r"new\.tar is in no index: storydiffusion index-shards shards=/"):
         ShardIndex([path])
 
 
@@ -301,19 +301,10 @@ def test_rows_that_hold_a_pickle_are_not_loaded(folder):
 
 @pytest.fixture
 def index_command(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
-    """Calls `python data/index_shards.py OVERRIDES` in this process, in an empty working directory."""
-    import sys
-
+    """Calls `storydiffusion index-shards OVERRIDES` in this process, in an empty working directory."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.chdir(tmp_path)
-    module = script("data/index_shards")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-
-    def call(*overrides: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["index_shards.py", *overrides])
-        return outcome_of(module.main, capsys)
-
-    return call
+    return lambda *overrides: run_verb("index-shards", overrides, capsys)
 
 
 def test_the_command(index_command, tmp_path):

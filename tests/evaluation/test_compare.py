@@ -1,19 +1,17 @@
 """The collector, on results written by hand whose means, differences and faults are known."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from storydiffusion.config import module_command
 from storydiffusion.config.sweep import planned_sweep
 from storydiffusion.errors import UserError
-from storydiffusion.evaluation.compare import CollectConfig, collect, gather
+from storydiffusion.evaluation.compare import gather
 from storydiffusion.evaluation.result import Figure, Result, save_result
-from tests.conftest import Outcome, outcome_of
+from tests.conftest import Outcome, run_verb
 
 SETTINGS = {"seed": 0, "csa.rate": 0.0, "model.weights.unet": "abc"}
 VALUES = {"0": [0.1, 0.2, 0.3], "0.5": [0.3, 0.5, 0.4], "1": [0.6, 0.7, 0.8]}
@@ -49,11 +47,7 @@ def sweep(tmp_path: Path) -> Path:
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Outcome]:
     """Calls `python -m storydiffusion.collect OVERRIDES` in this process."""
 
-    def call(*overrides: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["collect.py", *overrides])
-        return outcome_of(lambda: module_command.run(CollectConfig, collect, "the help"), capsys)
-
-    return call
+    return lambda *overrides: run_verb("compare", overrides, capsys)
 
 
 def rows(table: str, figure: str = "consistency") -> list[list[str]]:

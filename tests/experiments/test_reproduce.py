@@ -3,19 +3,16 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from storydiffusion.config import module_command
 from storydiffusion.evaluation.result import Figure, Result, save_result
 from storydiffusion.experiments import reproduce as results
 from storydiffusion.experiments.claims import OF_STORIES
-from storydiffusion.experiments.reproduce import ResultsConfig
 from storydiffusion.loaders.sources import find_model_folder
-from tests.conftest import Outcome, outcome_of
+from tests.conftest import Outcome, run_verb
 from tests.evaluation.test_compare import plan
 from tests.helpers.world_model import build_world_model
 
@@ -27,11 +24,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_
     """Calls `python -m storydiffusion.results OVERRIDES` in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*overrides: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["results.py", *overrides])
-        return outcome_of(lambda: module_command.run(ResultsConfig, results.results, "the help"), capsys)
-
-    return call
+    return lambda *overrides: run_verb("reproduce", overrides, capsys)
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storydiffusion.config import load, module_command
 from storydiffusion.errors import UserError
 from storydiffusion.publish.model_card import CardConfig, count_parameters, png, sheet, training_table, write_card
 from storydiffusion.storyworld.motions import MOTIONS
+from tests.conftest import compose_config
 from tests.helpers.world_model import build_world_model, build_world_video_model
 
 LARGEST = 1_500_000  # bytes of a sheet
@@ -76,7 +76,7 @@ def test_what_is_odd_about_a_training_stands_under_the_table():
 def config_of(folder: Path, measured: Path, *video: str) -> CardConfig:
     overrides = [f"model.path={folder}", f"measured={measured}", "model.steps=1", "model.device=cpu"]
     overrides += video or ["model.video.predictor=null"]
-    return load(CardConfig, module_command._compose(CardConfig, overrides))
+    return compose_config("model-card", *overrides)
 
 
 def test_the_card_of_a_model(tmp_path):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +10,11 @@ import pytest
 import torch
 
 from storydiffusion.commands import train as train_command
-from storydiffusion.config import module_command
 from storydiffusion.errors import UserError
 from storydiffusion.publish.release import DEEPSPEED_STATES, ReleaseConfig, from_pretrained, release
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, certify_folder, checkpoint_path
 from storydiffusion.training.training_run import TrainingRun
-from tests.conftest import Outcome, outcome_of
+from tests.conftest import Outcome, run_verb
 from tests.helpers.video_model import composed, overrides
 
 
@@ -34,11 +32,7 @@ def run(tiny_video_model, tmp_path_factory) -> tuple[Path, TrainingRun]:
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Outcome]:
     """Runs `storydiffusion release OVERRIDES` in this process."""
 
-    def call(*overrides: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["release.py", *overrides])
-        return outcome_of(lambda: module_command.run(ReleaseConfig, release, "the help"), capsys)
-
-    return call
+    return lambda *overrides: run_verb("release", overrides, capsys)
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from storydiffusion.config import load, module_command
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import compute_sha256, write_image
 from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest, write_manifest
-from storydiffusion.publish.vistorybench import ExportConfig, export
+from storydiffusion.publish.vistorybench import export
+from tests.conftest import compose_config
 
 CONFIG = {"steps": 4, "model": {"name": "m", "video": {"frames": 8}}, "csa": {"rate": 0.5}}
 
@@ -30,7 +30,7 @@ def make_run(folder: Path, panels: int, **config: object) -> Path:
 
 
 def run(*overrides: str) -> None:
-    export(load(ExportConfig, module_command._compose(ExportConfig, list(overrides))))
+    export(compose_config("export-vistorybench", *overrides))
 
 
 def files(folder: Path) -> dict[str, Path]:

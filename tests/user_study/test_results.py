@@ -2,17 +2,15 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from storydiffusion.config import load, module_command
 from storydiffusion.errors import UserError
 from storydiffusion.user_study.files import Comparison, Key, load_key, save_key
 from storydiffusion.user_study.results import UserStudyResultsConfig, user_study_results
-from tests.conftest import outcome_of
+from tests.conftest import compose_config, run_verb
 
 COMPARISONS = {
     "c0": Comparison("mia", "overall", "ours", "off"),
@@ -48,7 +46,7 @@ def count(tmp_path) -> Callable[..., dict[str, Any]]:
             text = answers if isinstance(answers, str) else json.dumps(answers)
             (tmp_path / "answers" / f"{name}.json").write_text(text, encoding="utf-8")
         given = [f"key={tmp_path}/key.json", f"answers={tmp_path}/answers", f"out={tmp_path}/out"]
-        user_study_results(load(UserStudyResultsConfig, module_command._compose(UserStudyResultsConfig, given)))
+        user_study_results(compose_config("user-study-results", *given))
         return json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))
 
     return call
@@ -152,8 +150,8 @@ def test_missing_answers_and_keys_are_errors(count, tmp_path, monkeypatch, capsy
         count()
     with pytest.raises(UserError, match=r"mixed\.json is damaged or not an answers file"):
         count(mixed=(tmp_path / "key.json").read_text())
-    monkeypatch.setattr(sys, "argv", ["x", f"key={tmp_path}/answers/mixed.json", f"answers={tmp_path}/answers"])
     (tmp_path / "answers/mixed.json").write_text("{}")
-    outcome = outcome_of(lambda: module_command.run(UserStudyResultsConfig, user_study_results, ""), capsys)
+    overrides = [f"key={tmp_path}/answers/mixed.json", f"answers={tmp_path}/answers"]
+    outcome = run_verb("user-study-results", overrides, capsys)
     assert (outcome.code, len(outcome.sentences)) == (1, 1)
     assert "is not the key of a study" in outcome.err

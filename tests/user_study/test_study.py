@@ -2,21 +2,19 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from storydiffusion.config import load, module_command
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import write_image
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, write_manifest
 from storydiffusion.output.video_file import write_video
 from storydiffusion.user_study.files import load_key
-from storydiffusion.user_study.study import UserStudyConfig, find_items, user_study
-from tests.conftest import outcome_of
+from storydiffusion.user_study.study import find_items, user_study
+from tests.conftest import compose_config, run_verb
 from tests.user_study.test_page import content
 
 
@@ -39,7 +37,7 @@ def make_run(folder: Path, prompts: list[str], video: bool = False, complete: bo
 
 
 def run(*overrides: str) -> None:
-    user_study(load(UserStudyConfig, module_command._compose(UserStudyConfig, list(overrides))))
+    user_study(compose_config("user-study", *overrides))
 
 
 def two(tmp_path: Path) -> tuple[str, str, str]:
@@ -51,9 +49,8 @@ def test_run_folders_make_a_page_and_its_key(tmp_path, monkeypatch, capsys):
     for method in "ab":
         make_run(tmp_path / method / "mia", ["a girl", "a girl runs"])
         make_run(tmp_path / method / "bolt", ["a robot"])
-    arguments = ["user_study.py", *two(tmp_path), "questions=[overall,text,'Really?']", "per_person=3", "title=T"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    outcome = outcome_of(lambda: module_command.run(UserStudyConfig, user_study, ""), capsys)
+    arguments = [*two(tmp_path), "questions=[overall,text,'Really?']", "per_person=3", "title=T"]
+    outcome = run_verb("user-study", arguments, capsys)
     assert outcome.code == 0
     assert "3 of 6 comparisons" in outcome.out
     html, key = (tmp_path / "out/study.html").read_text(encoding="utf-8"), load_key(tmp_path / "out/key.json")

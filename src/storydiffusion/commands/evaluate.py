@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storydiffusion.config.command_line import command
 from storydiffusion.config.loading import check_choice
-from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.networks import (
     FULL_SCALE,
@@ -441,5 +441,4 @@ def plots(measured: "Measured", matrices: "dict[str, np.ndarray]", encoder: Imag
     return found
 
 
-if __name__ == "__main__":
-    run(EvaluateConfig, evaluate, __doc__)
+main = command(EvaluateConfig)(evaluate)

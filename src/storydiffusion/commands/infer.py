@@ -10,6 +10,7 @@ from storydiffusion.baselines.loading import checksums_of_baseline
 from storydiffusion.baselines.portraits import checksums_of_portraits, story_conditions
 from storydiffusion.commands.video import given_panels, planned_video, render, video_settings
 from storydiffusion.config import InferConfig
+from storydiffusion.config.command_line import command
 from storydiffusion.loaders.resolve import ResolvedModel
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
 from storydiffusion.output.files import compute_sha256
@@ -19,6 +20,27 @@ from storydiffusion.story import Story, load_story, panel_prompts
 if TYPE_CHECKING:
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.output.run_folder import RunFolder
+
+
+@command(InferConfig)
+def main(config: InferConfig) -> None:
+    from storydiffusion.commands.video import why_no_video
+    from storydiffusion.evaluation.benchmarks.run import benchmark
+    from storydiffusion.loaders.resolve import resolve_model
+
+    if config.benchmark is not None:
+        print(*benchmark(config), sep="\n  ")
+        return
+    script = story(config)
+    attention = config.csa.build(config.seed)
+    model = resolve_model(config.model)
+    run = run_folder(config, model, script)
+    if run.is_complete:
+        print(f"{run.path / 'page.png'} already exists; pass overwrite=true to regenerate")
+        return
+    tell(config, model, script, attention, run)
+    print(f"generated: {run.path / 'page.png'}, {run.path / 'report.html'} and the images in {run.path / 'panels'}")
+    print(f"video: {run.path / 'video.mp4'}" if run.manifest.video else f"no video: {why_no_video(config, model)}")
 
 
 def story(config: InferConfig) -> Story:

@@ -5,13 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storydiffusion.config import TrainConfig, TransitionTrainConfig
+from storydiffusion.config import TrainConfig, TransitionTrainConfig, training_schema
+from storydiffusion.config.command_line import command
 
 if TYPE_CHECKING:
     from storydiffusion.training.training_run import TrainingRun
 
 
-def train(config: TrainConfig | TransitionTrainConfig) -> None:
+@command(TransitionTrainConfig, training_schema)
+def main(config: TrainConfig | TransitionTrainConfig) -> None:
     """Train, resuming from the newest checkpoint of `config.run_dir`, and export the averaged weights."""
     run = build_training(config)
     run.fit()

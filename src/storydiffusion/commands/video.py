@@ -9,7 +9,6 @@ from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import ResolvedModel, get_video_config
 from storydiffusion.loaders.video import load_video_model
 from storydiffusion.output.manifest import PanelRecord, VideoRecord
-from storydiffusion.pipelines.transition import sampling_of
 
 if TYPE_CHECKING:
     from storydiffusion.output.run_folder import RunFolder
@@ -45,6 +44,7 @@ def render(config: InferConfig, resolved: ResolvedModel, run: "RunFolder", cuts:
         UserError: parts of the model that are damaged or do not fit, or a place that cannot be written.
     """
     from storydiffusion.pipelines.story_video import Scene, Showing, render_video
+    from storydiffusion.pipelines.transition import sampling_of
 
     record, video = run.manifest.video, resolved.video
     assert record is not None

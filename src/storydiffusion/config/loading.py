@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -48,6 +48,11 @@ def keys(schema: type, prefix: str = "") -> list[str]:
             if dataclasses.is_dataclass(part) and isinstance(part, type):
                 names += keys(part, f"{prefix}{name}.")
     return names
+
+
+def dictionary_keys(schema: type) -> list[str]:
+    """Return the keys of `schema` that are plain dictionaries."""
+    return [name for name, hint in get_type_hints(schema).items() if get_origin(hint) is dict]
 
 
 def closest_key(wrong: str | None, schema: type) -> str:

@@ -67,7 +67,7 @@ class ShardIndex:
         summaries = {folder: read_summary(folder) for folder in {path.parent for path in paths}}
         missing = [path for path in paths if path.name not in summaries[path.parent]]
         if missing:
-            raise UserError(f"{missing[0]} is in no index: python data/index_shards.py shards={missing[0].parent}")
+            raise UserError(f"{missing[0]} is in no index: storydiffusion index-shards shards={missing[0].parent}")
         self.records = [summaries[path.parent][path.name] for path in paths]
         self.counts = np.array([record.samples for record in self.records], dtype=np.int64)
         self.fingerprint = hashlib.sha256("".join(record.sha256 for record in self.records).encode()).hexdigest()

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from storydiffusion.config.module_command import run
 from storydiffusion.config.sweep import PlannedSweep, planned_sweep
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.records import RECORDS, json_bytes
@@ -256,7 +255,3 @@ def _other_settings(results: Mapping[str, Result], planned: PlannedSweep) -> dic
             if value != usual:
                 found.setdefault(job, []).append(f"{name} {value}, the others {usual}")
     return {job: f"was measured with {'; '.join(differences)}" for job, differences in found.items()}
-
-
-if __name__ == "__main__":
-    run(CollectConfig, collect, __doc__)

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.config.command_line import INTERRUPTED
-from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.stories import read_text
 from storydiffusion.evaluation.compare import ARROWS, Collected, as_data, gather, plot
@@ -42,7 +41,7 @@ KEYS = re.compile(r"(^|,)[\w.]+=")
 class ResultsConfig:
     """The command's settings."""
 
-    claims: list[str] = field(default_factory=lambda: [claim.name for claim in CLAIMS])
+    claims: list[str] | None = None  # null: all
     most: int | None = None  # stories or clips of a sweep; null: as many as storydiffusion.claims says
     runs: str = "runs/results"
     out: str = "."
@@ -50,6 +49,7 @@ class ResultsConfig:
 
     def __post_init__(self) -> None:
         known = [claim.name for claim in CLAIMS]
+        self.claims = known if self.claims is None else self.claims
         if wrong := [name for name in self.claims if name not in known]:
             raise UserError(f"claims={wrong[0]}: choose of {', '.join(known)}")
         if self.most is not None and self.most < 2:
@@ -201,7 +201,3 @@ def _values(label: str) -> str:
 def _swept(collected: Collected) -> str:
     """The keys, in the order in which jobs name them."""
     return ", ".join(sorted(collected.keys))
-
-
-if __name__ == "__main__":
-    run(ResultsConfig, results, __doc__)

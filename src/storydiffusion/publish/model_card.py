@@ -20,15 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import ModelConfig
-from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
-from storydiffusion.evaluation.benchmarks.stories import paint, read_text, tell
 from storydiffusion.loaders.resolve import ResolvedModel, get_video_config, resolve_model
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
 from storydiffusion.loaders.video import load_video_model
 from storydiffusion.output.files import write_atomically
-from storydiffusion.pipelines.transition import sampling_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -111,6 +108,7 @@ class CardConfig:
 def write_card(config: CardConfig) -> None:
     """Draws both sheets and writes README.md beside them, into the model's folder."""
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+    from storydiffusion.evaluation.benchmarks.stories import tell
     from storydiffusion.storyworld.stories import load_stories
     from storydiffusion.training.record import RECORD
 
@@ -138,6 +136,8 @@ def write_card(config: CardConfig) -> None:
 
 
 def measured_table(folder: str, command: str) -> str:
+    from storydiffusion.evaluation.benchmarks.stories import read_text
+
     file = Path(folder) / "table.md"
     return read_text(file) if file.exists() else f"Not measured yet: `python -m storydiffusion.{command}` does.\n"
 
@@ -145,6 +145,7 @@ def measured_table(folder: str, command: str) -> str:
 def draw_samples(model: StoryModel, config: ModelConfig) -> tuple[list[str], list["Image.Image"]]:
     """The captions of the held-out world, told with seeds 0, 1, …, and their pictures."""
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+    from storydiffusion.evaluation.benchmarks.stories import paint
     from storydiffusion.storyworld.captions import caption
     from storydiffusion.storyworld.images import HELD_OUT_SEED
     from storydiffusion.storyworld.truth import sample_truth
@@ -163,7 +164,7 @@ def draw_clips(resolved: ResolvedModel) -> "Image.Image":
     from PIL import Image
     from tqdm import tqdm
 
-    from storydiffusion.pipelines.transition import sample_clips
+    from storydiffusion.pipelines.transition import sample_clips, sampling_of
     from storydiffusion.storyworld.clips import caption_clip, render_clip, sample_clip
     from storydiffusion.storyworld.images import HELD_OUT_SEED
     from storydiffusion.storyworld.motions import MOTIONS
@@ -299,7 +300,3 @@ def folded(title: str, lines: Sequence[str]) -> str:
     """A numbered list, from 0, that opens on a click."""
     listed = "\n".join(f"{number}. {line}" for number, line in enumerate(lines))
     return f"<details><summary>{title}</summary>\n\n{listed}\n\n</details>\n"
-
-
-if __name__ == "__main__":
-    run(CardConfig, write_card, __doc__)

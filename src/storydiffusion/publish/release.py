@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.output.files import check_checksums, write_checksums
 
@@ -283,7 +282,3 @@ def upload(folder: Path, repository: str) -> str:
             f"cannot upload to {repository} ({first_line(error)}): log in with `hf auth login`, then upload {folder} "
             "with `hf upload`"
         ) from error
-
-
-if __name__ == "__main__":
-    run(ReleaseConfig, release, __doc__)

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.config.loading import check_choice
-from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import compute_sha256, write_atomically
 from storydiffusion.output.manifest import Manifest, read_manifest
@@ -145,7 +144,3 @@ def check_free(target: Path, shots: int) -> None:
     expected = {shot_name(number) for number in range(shots)}
     if other := sorted(file.name for file in target.glob("*") if file.name not in expected):
         raise UserError(f"{target} already contains {other[0]}: remove the folder, or choose another timestamp or mode")
-
-
-if __name__ == "__main__":
-    run(ExportConfig, export, __doc__)

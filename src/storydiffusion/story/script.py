@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Hashable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import yaml
 from storydiffusion.errors import UserError
 from storydiffusion.story.official_format import NAME, NO_CHARACTER, parse_official
 from storydiffusion.story.styles import NO_STYLE, find_style
+
+PACKAGE_SCHEME = "package://"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def load_story(path: str | Path) -> Story:
 
     Raises UserError for a file that is missing or malformed and for an invalid story.
     """
-    path = Path(path)
+    path = _find_script(str(path))
     suffix = path.suffix.lower()
     if suffix not in (".yaml", ".yml", ".txt"):
         raise UserError(f"{path} is not a story script: give a .yaml file, or a .txt file in the official text syntax")
@@ -89,6 +92,13 @@ def load_story(path: str | Path) -> Story:
     if isinstance(data, dict):
         data = {"title": path.stem.replace("_", " ").replace("-", " ").capitalize(), **data}
     return story_from_dict(data, str(path))
+
+
+def _find_script(path: str) -> Path:
+    """Return the path, where `package://examples/NAME` is an example story of this package."""
+    if path.startswith(PACKAGE_SCHEME):
+        return Path(str(files("storydiffusion"))) / path.removeprefix(PACKAGE_SCHEME)
+    return Path(path)
 
 
 def story_from_dict(data: Any, where: str) -> Story:

@@ -18,7 +18,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import write_atomically
 
@@ -142,7 +141,3 @@ def format_results(results: Mapping[str, Any]) -> str:
     if one_sided := [person["participant"] for person in people if person["left_share"] in (0, 1)]:
         sentences.append(f"Always chose the same side (counted): {', '.join(one_sided)}.")
     return markdown_table(header, rows) + "\n" + "\n\n".join(sentences) + "\n"
-
-
-if __name__ == "__main__":
-    run(UserStudyResultsConfig, user_study_results, __doc__)

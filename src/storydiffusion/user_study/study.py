@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from storydiffusion.config.loading import check_choice, check_range
-from storydiffusion.config.module_command import run
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import write_atomically
 from storydiffusion.output.manifest import read_manifest
@@ -197,7 +196,3 @@ def read_prompts(paths: Sequence[Path]) -> tuple[str, ...]:
         first, second, *_ = found.values()
         raise UserError(f"{first} and {second} have different prompts: compare outputs of the same prompts")
     return next(iter(found), ())
-
-
-if __name__ == "__main__":
-    run(UserStudyConfig, user_study, __doc__)

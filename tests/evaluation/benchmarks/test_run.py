@@ -13,15 +13,13 @@ from pathlib import Path
 import pytest
 from diffusers import DDIMScheduler
 
-from storydiffusion.config import module_command
 from storydiffusion.config.infer import WAYS as CHOICES
 from storydiffusion.evaluation.benchmarks.transitions import WAYS, file_name
-from storydiffusion.evaluation.compare import CollectConfig, collect
 from storydiffusion.evaluation.compare import gather as gathered
 from storydiffusion.evaluation.result import Result, load_result
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.storyworld.stories import get_stories
-from tests.conftest import ROOT, Outcome, outcome_of
+from tests.conftest import ROOT, Outcome, run_verb
 from tests.helpers.video_model import FRAMES
 from tests.helpers.world_model import build_world_video_model
 
@@ -57,11 +55,7 @@ def stories(infer: Callable[..., Outcome], small: list[str]) -> Callable[..., Ou
 def gather(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Outcome]:
     """Calls `python -m storydiffusion.collect OVERRIDES` in this process."""
 
-    def call(*overrides: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["collect.py", *overrides])
-        return outcome_of(lambda: module_command.run(CollectConfig, collect, "the help"), capsys)
-
-    return call
+    return lambda *overrides: run_verb("compare", overrides, capsys)
 
 
 @pytest.fixture
