@@ -78,11 +78,11 @@ def test_means_differences_and_significance_are_those_by_hand(command, sweep):
 
 
 def test_another_baseline_and_folder(command, sweep, tmp_path):
-    assert command(f"sweep={sweep}", "baseline=csa.rate=1", f"out={tmp_path}/out").code == 0
+    assert command(f"sweep={sweep}", "baseline_job=csa.rate=1", f"out={tmp_path}/out").code == 0
     table = (tmp_path / "out" / "table.md").read_text()
     assert rows(table)[0][2] == "-0.500 ± 0.000"
     assert not (sweep / "table.md").exists()
-    outcome = command(f"sweep={sweep}", "baseline=csa.rate=2")
+    outcome = command(f"sweep={sweep}", "baseline_job=csa.rate=2")
     assert outcome.code == 1
     assert "choose one of csa.rate=0; " in outcome.err
 

@@ -63,7 +63,7 @@ def test_run_folders_make_a_page_and_its_key(tmp_path, monkeypatch, capsys):
     assert sorted(shown["texts"].values()) == [["a girl", "a girl runs"], ["a robot"]]
     assert sorted(len(sources) for sources in shown["media"].values()) == [1, 1, 2, 2]
     before = (tmp_path / "out/key.json").read_bytes()
-    run(*arguments[1:])  # idempotent
+    run(*arguments)  # idempotent
     assert (tmp_path / "out/key.json").read_bytes() == before
     assert (tmp_path / "out/study.html").read_text(encoding="utf-8") == html
 

@@ -126,14 +126,16 @@ def _checked(arguments: list[str], program: str) -> list[str]:
 def _in_hydras_grammar(arguments: Sequence[str], schema: type) -> list[str]:
     """Write for Hydra what it would refuse although it has one meaning.
 
-    A value with an equals sign, such as `baseline=csa.rate=1`, is quoted. `methods.NAME=…` gets ++ where `methods` is a
-    dictionary, whose keys the user chooses.
+    A value with an equals sign, as in `baseline_job=csa.rate=1`, is quoted; so are such values in a list.
+    `methods.NAME=…` gets ++ where `methods` is a dictionary, whose keys the user chooses.
     """
     adapted = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if "=" in value and not set(value) & set("'\"[{("):
-            argument = f"{key}='{value}'"
+        inner = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+        if "=" in inner and not set(inner) & set("'\"[{("):
+            quoted = [f"'{item}'" for item in inner.split(",")]
+            argument = f"{key}='{value}'" if inner is value else f"{key}=[{','.join(quoted)}]"
         is_new = key.partition(".")[0] in dictionary_keys(schema)
         adapted.append(f"++{argument}" if is_new else argument)
     return adapted

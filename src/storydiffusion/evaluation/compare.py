@@ -1,7 +1,7 @@
 """Gathers what the jobs of a sweep measured into one table, with differences to one of them, and plots.
 
   python -m storydiffusion.collect sweep=runs/ablation_sampling_rate
-  python -m storydiffusion.collect sweep=runs/ablation_variant baseline=csa=eq2
+  python -m storydiffusion.collect sweep=runs/ablation_variant baseline_job=csa=eq2
   python -m storydiffusion.collect sweep=runs/ablation_video out=runs/tables
 
 OUT (by default the sweep's folder) gets table.md, collected.json and plot.png. The baseline is a job's folder, by name;
@@ -39,7 +39,7 @@ class CollectConfig:
     """The command's settings."""
 
     sweep: str
-    baseline: str | None = None  # null: the first planned job
+    baseline_job: str | None = None  # null: the first planned job
     out: str | None = None  # null: the sweep's folder
 
 
@@ -101,7 +101,7 @@ class Collected:
 def collect(config: CollectConfig) -> None:
     """Gathers, compares and writes everything; see the head of this file."""
     folder = Path(config.sweep)
-    collected = gather(folder, config.baseline)
+    collected = gather(folder, config.baseline_job)
     out = Path(config.out) if config.out else folder
     write_atomically(out / "collected.json", json_bytes(as_data(collected)))
     table = report(collected)
@@ -131,7 +131,7 @@ def gather(folder: Path, baseline: str | None = None) -> Collected:
     if not results:
         raise UserError(f"{folder} holds no result: {'; '.join(f'{job} {why}' for job, why in missing.items())}")
     if baseline is not None and baseline not in jobs:
-        raise UserError(f"baseline={baseline} is no job of {folder}: choose one of {'; '.join(jobs)}")
+        raise UserError(f"baseline_job={baseline} is no job of {folder}: choose one of {'; '.join(jobs)}")
     return Collected(
         name=folder.name,
         keys=planned.keys,
