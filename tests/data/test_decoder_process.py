@@ -95,7 +95,7 @@ def test_a_job_that_is_signalled_does_not_lose_the_video_at_hand(clip):
 
 
 def test_it_is_made_anew_after_some_videos_and_leaves_nothing(clip, monkeypatch):
-    monkeypatch.setattr(decoder_process, "VIDEOS", 3)
+    monkeypatch.setattr(decoder_process, "MAX_VIDEOS", 3)
     files = len(os.listdir("/proc/self/fd"))
     decoder, seen = DecoderProcess(), []
     for _ in range(7):

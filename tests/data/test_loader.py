@@ -151,7 +151,7 @@ def test_the_state_of_other_data_is_refused_though_it_is_as_much(options, shards
     ClipLoader(same_data).load_state_dict(ClipLoader(options).state_dict())
     write_shard(tmp_path / "1.tar", ["x0", "x1", "x2", "x3"], blob)
     index_shards(find_shards(str(tmp_path)))
-    with pytest.raises(UserError, match=r"saved state is of shards=.*set it back"):
+    with pytest.raises(UserError, match=r"saved state has shards=.*set it back"):
         ClipLoader(same_data).load_state_dict(ClipLoader(options).state_dict())
 
 

@@ -198,7 +198,7 @@ def test_patterns_folders_and_lists_name_shards(tmp_path):
         ([], "no shards match"),
         ("empty", "no shards match empty"),
         ("pipe:touch owned", "no local path"),
-        ("x/{pipe:touch owned,a}.tar", "odd name"),
+        ("x/{pipe:touch owned,a}.tar", "unsafe name"),
         ("https://example.org/{0..9}.tar", "no local path"),
         ("s3://bucket/0.tar", "no local path"),
         ("touch owned |", "no local path"),
@@ -230,7 +230,7 @@ def test_a_shard_of_another_content_than_its_manifest_says_is_named(source, tmp_
     shutil.rmtree(tmp_path / "index")
     with open(tmp_path / "000002.tar", "ab") as file:
         file.write(bytes(512))
-    with pytest.raises(UserError, match=r"000002\.tar: it is not the one of its manifest"):
+    with pytest.raises(UserError, match=r"000002\.tar: it differs from its manifest"):
         index_missing(find_shards(str(tmp_path)))
 
 

@@ -83,7 +83,7 @@ def test_a_job_whose_time_is_up_saves_is_queued_again_and_finishes(cache, tmp_pa
     step, before = saved_step(run), rows(run)
     assert 3 <= step < STEPS
     assert steps(run) == list(range(1, step + 1))
-    assert log.read_text().count(f"SIGUSR1: stopped after step {step}, which is saved; job {name} is queued again") == 1
+    assert log.read_text().count(f"SIGUSR1: saved step {step} and stopped; job {name} is requeued") == 1
     wait_for_state(name, "COMPLETED", log)
     check_finished(run, name, restarts=1)
     assert rows(run)[:step] == before  # their times too: not trained again
@@ -120,7 +120,7 @@ def test_a_job_that_is_cancelled_saves_and_stays_cancelled(cache, tmp_path):
     assert 3 <= step < STEPS
     assert steps(run) == list(range(1, step + 1))
     assert job(name)["Restarts"] == "0"
-    assert f"SIGTERM: stopped after step {step}, which is saved; the same command goes on" in log.read_text()
+    assert f"SIGTERM: saved step {step} and stopped; the same command resumes" in log.read_text()
 
 
 @pytest.mark.slow

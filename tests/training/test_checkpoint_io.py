@@ -40,7 +40,7 @@ def save(folder: Path, step: int, size: int = 1000) -> Path:
 
 
 def found_step(folder: Path) -> int | None:
-    """The step of the newest checkpoint that counts, whose content is that step's."""
+    """Return the step of the newest valid checkpoint after checking its content."""
     found = newest_checkpoint(folder)
     if found is None:
         return None
@@ -51,7 +51,7 @@ def found_step(folder: Path) -> int | None:
 
 
 def write_without_end(folder: Path, step: int, written: Path) -> None:
-    """Saves as a training does, and notes every step whose checkpoint is done."""
+    """Save as a training does, and record every step whose checkpoint is complete."""
     torch.set_num_threads(1)  # the threads of the parent were not copied
     with written.open("a") as log:
         while True:
@@ -62,7 +62,7 @@ def write_without_end(folder: Path, step: int, written: Path) -> None:
             log.flush()
 
 
-def test_a_writer_killed_at_any_moment_leaves_a_newest_checkpoint_that_loads(tmp_path):
+def test_writer_killed_at_any_moment_leaves_a_loadable_newest_checkpoint(tmp_path):
     folder, written = tmp_path / "checkpoints", tmp_path / "written"
     written.touch()
     moments, step, halves = random.Random(0), 0, 0
@@ -83,7 +83,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_newest_checkpoint_that_loads(tmp
     assert halves  # some were killed while they wrote
 
 
-def test_two_are_kept(tmp_path):
+def test_two_checkpoints_are_kept(tmp_path):
     (tmp_path / "mine.ckpt").touch()
     for step in (3, 5, 8, 13):
         save(tmp_path, step)
@@ -112,7 +112,7 @@ def disown(file: Path) -> None:
 
 
 def exchange(file: Path) -> None:
-    """The manifest is that of the checkpoint before."""
+    """Give the checkpoint the manifest of the previous one."""
     shutil.copy(file.with_name("step-00000001.json"), file.with_suffix(".json"))
 
 
@@ -131,7 +131,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "reason"), DAMAGES, ids=lambda value: getattr(value, "__name__", None))
-def test_a_damaged_one_is_passed_over_and_named(tmp_path, damage, reason):
+def test_damaged_checkpoint_is_skipped_and_named(tmp_path, damage, reason):
     save(tmp_path, 1)
     damage(save(tmp_path, 2))
     found = newest_checkpoint(tmp_path)
@@ -142,7 +142,7 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path, damage, reason):
     assert reason in found.passed_over[0]
 
 
-def test_nothing_is_begun_anew_where_no_checkpoint_counts(tmp_path):
+def test_run_does_not_restart_from_scratch_if_no_checkpoint_is_valid(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     assert newest_checkpoint(tmp_path / "nowhere") is None
     for step in (1, 2):
@@ -155,8 +155,8 @@ def test_nothing_is_begun_anew_where_no_checkpoint_counts(tmp_path):
         newest_checkpoint(tmp_path / "old")
 
 
-def test_one_that_was_moved_but_whose_manifest_was_not_counts(tmp_path):
-    """What a kill between the two moves leaves, of the first checkpoint and of one that is written again."""
+def test_checkpoint_in_place_with_a_draft_manifest_is_valid(tmp_path):
+    """A kill between the two renames leaves this, for the first checkpoint and for a rewritten one."""
     save(tmp_path, 1)
     (tmp_path / "step-00000001.json").rename(tmp_path / ".step-00000001.json.tmp")
     assert found_step(tmp_path) == 1
@@ -174,7 +174,7 @@ def test_one_that_was_moved_but_whose_manifest_was_not_counts(tmp_path):
     assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
-def test_what_could_not_be_loaded_is_not_written(tmp_path):
+def test_unloadable_content_is_not_written(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(UserError, match="could run code"):
         VerifiedCheckpointIO().save_checkpoint(
@@ -184,7 +184,7 @@ def test_what_could_not_be_loaded_is_not_written(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_bytes_that_come_back_otherwise_are_found_at_once(tmp_path, monkeypatch):
+def test_changed_bytes_are_detected_when_read_back(tmp_path, monkeypatch):
     save(tmp_path, 1)
     real = os.fsync
 
@@ -202,8 +202,8 @@ def test_bytes_that_come_back_otherwise_are_found_at_once(tmp_path, monkeypatch)
     assert found_step(tmp_path) == 1
 
 
-def test_nothing_is_told_of_before_it_is_on_the_disk(tmp_path, monkeypatch):
-    """What a power cut could tear: a file's bytes before it has its name, and that before the manifest has its own."""
+def test_files_are_synced_before_they_are_renamed(tmp_path, monkeypatch):
+    """Order that survives a power cut: a file's bytes, then its name, then the manifest's name."""
     done: list[tuple[str, str]] = []
     sync, move = os.fsync, os.replace
 
@@ -227,7 +227,7 @@ def test_nothing_is_told_of_before_it_is_on_the_disk(tmp_path, monkeypatch):
 
 @pytest.fixture
 def limited() -> Iterator[None]:
-    """No file may grow beyond 100 kB, for root neither."""
+    """Limit files to 100 kB, for root too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     yield
@@ -235,7 +235,7 @@ def limited() -> Iterator[None]:
 
 
 def check_refused(folder: Path, reason: str) -> None:
-    """Step 2 cannot be written, and step 1 stays, alone."""
+    """Check that step 2 cannot be written and only step 1 remains."""
     with pytest.raises(UserError, match=reason) as refusal:
         save(folder, 2, size=500_000)
     assert str(folder / "step-00000002.ckpt") in str(refusal.value)
@@ -244,7 +244,7 @@ def check_refused(folder: Path, reason: str) -> None:
     assert sorted(file.name for file in folder.iterdir()) == ["step-00000001.ckpt", "step-00000001.json"]
 
 
-def test_a_file_that_may_not_grow_is_one_sentence_and_the_one_before_stays(tmp_path, limited):
+def test_file_size_limit_is_one_sentence_and_keeps_the_previous_checkpoint(tmp_path, limited):
     save(tmp_path, 1)
     check_refused(tmp_path, "file too large")
 
@@ -252,7 +252,7 @@ def test_a_file_that_may_not_grow_is_one_sentence_and_the_one_before_stays(tmp_p
 @pytest.mark.parametrize(
     ("change", "reason"), [("size=1m", "no space left on device"), ("ro", "read-only file system")]
 )
-def test_a_full_or_read_only_disk_is_one_sentence_and_the_one_before_stays(tmp_path, change, reason):
+def test_full_or_read_only_disk_is_one_sentence_and_keeps_the_previous_checkpoint(tmp_path, change, reason):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], capture_output=True).returncode:
         pytest.skip("mounting needs root")
     try:
@@ -263,7 +263,7 @@ def test_a_full_or_read_only_disk_is_one_sentence_and_the_one_before_stays(tmp_p
         subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
+def test_file_in_place_of_the_folder_is_one_sentence(tmp_path):
     (tmp_path / "checkpoints").write_text("mine")
     with pytest.raises(UserError, match=r"cannot write the checkpoint .*checkpoints/step-00000001\.ckpt: file exists"):
         save(tmp_path / "checkpoints", 1)
@@ -271,7 +271,7 @@ def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
 
 
 def folder_of_deepspeeds(folder: Path, step: int) -> Path:
-    """Its layout, made by hand: Lightning lets DeepSpeed work on CUDA only."""
+    """Write DeepSpeed's layout by hand: Lightning runs DeepSpeed on CUDA only."""
     path = checkpoint_path(folder, step)
     (path / "checkpoint").mkdir(parents=True)
     (path / "latest").write_text("checkpoint")
@@ -282,7 +282,7 @@ def folder_of_deepspeeds(folder: Path, step: int) -> Path:
 
 
 @pytest.mark.parametrize("damage", ["none", "flip", "cut", "missing", "added"])
-def test_a_folder_of_deepspeeds_counts_by_all_its_files(tmp_path, damage):
+def test_deepspeed_folder_is_valid_only_with_all_its_files(tmp_path, damage):
     for step in (1, 2):
         certify_folder(folder_of_deepspeeds(tmp_path, step))
     victim = checkpoint_path(tmp_path, 2) / "checkpoint" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
@@ -303,7 +303,7 @@ def test_a_folder_of_deepspeeds_counts_by_all_its_files(tmp_path, damage):
     assert not checkpoint_path(tmp_path, 1).exists()
 
 
-def test_a_folder_without_its_manifest_does_not_count(tmp_path):
+def test_deepspeed_folder_without_a_manifest_is_invalid(tmp_path):
     save(tmp_path, 1)
     checkpoint_path(tmp_path, 2).mkdir()
     found = newest_checkpoint(tmp_path)
@@ -311,7 +311,7 @@ def test_a_folder_without_its_manifest_does_not_count(tmp_path):
     assert (found.step, found.passed_over) == (1, ("step-00000002.ckpt has no manifest",))
 
 
-def test_a_planted_checkpoint_is_refused_by_name_and_nothing_in_it_runs(tmp_path):
+def test_malicious_checkpoint_is_refused_by_name_without_executing_it(tmp_path):
     class Harm:
         def __reduce__(self):
             return (Path(tmp_path / "harm").touch, ())
@@ -334,7 +334,7 @@ def test_a_planted_checkpoint_is_refused_by_name_and_nothing_in_it_runs(tmp_path
     assert not (tmp_path / "harm").exists()
 
 
-def test_a_folder_that_deepspeed_would_execute_is_refused_by_name(tmp_path):
+def test_malicious_deepspeed_folder_is_refused_by_name(tmp_path):
     class Harm:
         def __reduce__(self):
             return (Path(tmp_path / "harm").touch, ())
@@ -361,7 +361,7 @@ def test_a_folder_that_deepspeed_would_execute_is_refused_by_name(tmp_path):
 
 
 def certify(file: Path) -> None:
-    """A manifest that is true of a planted file, as whoever plants one can write it."""
+    """Write a matching manifest, as an attacker can."""
     data = file.read_bytes()
     stored = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     file.with_suffix(".json").write_text(json.dumps({"step": 2, "files": {file.name: stored}}))

@@ -78,7 +78,7 @@ def test_perfect_prediction_has_no_error_in_any_space(scheduler, prediction, to)
 
 
 @pytest.mark.parametrize("to", OBJECTIVES)
-def test_a_prediction_and_its_translation_into_the_other_kind_are_one(scheduler, to):
+def test_loss_is_the_same_for_a_prediction_converted_to_the_other_type(scheduler, to):
     of_noise = DiffusionLoss(scheduler.alphas_cumprod, "epsilon", to)
     of_velocity = DiffusionLoss(scheduler.alphas_cumprod, "v_prediction", to)
     noised = noised_clips(of_noise)
@@ -89,7 +89,7 @@ def test_a_prediction_and_its_translation_into_the_other_kind_are_one(scheduler,
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_objectives_differ_by_their_weights_alone(scheduler, prediction):
+def test_objectives_differ_by_their_timestep_weights_alone(scheduler, prediction):
     epsilon, x0, v = (DiffusionLoss(scheduler.alphas_cumprod, prediction, objective) for objective in OBJECTIVES)
     noised = noised_clips(epsilon)
     predicted = prediction_for(noised)
@@ -99,7 +99,7 @@ def test_objectives_differ_by_their_weights_alone(scheduler, prediction):
     torch.testing.assert_close(v(predicted, noised), x0(predicted, noised) * (1 + ratio), rtol=1e-3, atol=0)
 
 
-def test_the_default_is_the_papers_loss_of_each_sample():
+def test_default_is_the_papers_loss_for_each_sample():
     loss = DiffusionLoss(SCHEDULERS["animatediff"].alphas_cumprod, "epsilon")
     noised = noised_clips(loss)
     predicted = prediction_for(noised)
@@ -107,7 +107,7 @@ def test_the_default_is_the_papers_loss_of_each_sample():
     torch.testing.assert_close(loss(predicted, noised), torch.stack(by_hand))
 
 
-def test_a_sample_knows_nothing_of_its_batch():
+def test_loss_of_a_sample_is_independent_of_its_batch():
     loss = DiffusionLoss(SCHEDULERS["cosine"].alphas_cumprod, "v_prediction", "x0")
     noised = noised_clips(loss)
     alone = NoisedLatents(noised.latents[1:2], noised.clean[1:2], noised.noise[1:2], noised.timesteps[1:2])
@@ -115,7 +115,7 @@ def test_a_sample_knows_nothing_of_its_batch():
     torch.testing.assert_close(loss(predicted[1:2], alone)[0], loss(predicted, noised)[1])
 
 
-def test_end_frames_may_be_left_out_of_the_loss():
+def test_boundary_frames_can_be_excluded_from_the_loss():
     loss = DiffusionLoss(SCHEDULERS["animatediff"].alphas_cumprod, "epsilon")
     noised = noised_clips(loss)
     predicted = noised.noise.clone()
@@ -126,7 +126,7 @@ def test_end_frames_may_be_left_out_of_the_loss():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_judged_in_float32_and_gradients_flow(dtype):
+def test_half_precision_loss_is_float32_and_gradients_flow(dtype):
     loss = DiffusionLoss(SCHEDULERS["animatediff"].alphas_cumprod, "epsilon", "x0")
     exact = noised_clips(loss)
     noised = loss.add_noise(exact.clean.to(dtype), exact.noise.to(dtype), exact.timesteps)
@@ -140,14 +140,14 @@ def test_half_precision_is_judged_in_float32_and_gradients_flow(dtype):
     assert predicted.grad.abs().sum() > 0
 
 
-def test_any_shape_after_the_batch():
+def test_any_shape_after_the_batch_works():
     loss = DiffusionLoss(SCHEDULERS["cosine"].alphas_cumprod, "v_prediction")
     clean, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     noised = loss.add_noise(clean, noise, torch.tensor([0, 999]))
     assert loss(torch.randn(2, 4, 8, 8), noised).shape == (2,)
 
 
-def test_the_semantic_loss_is_a_mean_squared_error_of_normalised_tokens():
+def test_semantic_loss_is_the_mean_squared_error_of_normalised_tokens():
     predicted, true = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     normal = [
         (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
@@ -159,7 +159,7 @@ def test_the_semantic_loss_is_a_mean_squared_error_of_normalised_tokens():
     assert semantic_loss(true, true).max() == 0
 
 
-def test_what_does_not_fit_is_refused():
+def test_mismatched_shapes_and_unknown_types_are_refused():
     alphas = SCHEDULERS["cosine"].alphas_cumprod
     with pytest.raises(UserError, match="'sample'"):
         DiffusionLoss(alphas, "sample")

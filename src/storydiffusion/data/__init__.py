@@ -1,1 +1,1 @@
-"""What is learned from: shards of captioned videos in WebVid's layout, their order, decoding and batches."""
+"""Training data: shards of captioned videos in WebVid's layout, their index, order, decoding and batches."""

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip, and how they become pictures of one size. Pure functions of what is drawn.
+"""Choose the frames of a clip and transform them to one size. Pure functions of the random draw.
 
 F frames, H and W pixels.
 """
@@ -18,12 +18,12 @@ LARGEST_SIDE = 4096
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """How clips are cut from videos: `frames` of them, each `stride` after the last, as height × width pictures.
+    """How clips are cut from videos: `frames` frames, `stride` apart, resized to height × width.
 
-    flip: probability of mirroring a clip; 0 where captions tell left from right.
+    flip: probability of mirroring a clip; 0 if captions distinguish left from right.
     brightness: b scales a clip's values by a factor drawn from 1 − b to 1 + b.
     caption_dropout: probability that a clip's caption is replaced by the empty one.
-    The defaults are AnimateDiff's, for the paper publishes none.
+    The defaults are AnimateDiff's; the paper publishes none.
     """
 
     frames: int = 16
@@ -45,7 +45,7 @@ class ClipOptions:
 
 @dataclass(frozen=True)
 class ClipDraw:
-    """All that chance decides about one clip: numbers in [0, 1), drawn always and in one order, used or not."""
+    """The random numbers of one clip, in [0, 1): always drawn, in one order, whether used or not."""
 
     start: float
     flip: float
@@ -54,29 +54,30 @@ class ClipDraw:
 
 
 def draw_clip(random: np.random.Generator) -> ClipDraw:
+    """Draw the random numbers of one clip."""
     return ClipDraw(*random.random(4).tolist())
 
 
 def choose_frames(available: int, options: ClipOptions, draw: ClipDraw) -> list[int]:
-    """Numbers of the clip's frames in a video of `available`; every possible start is equally likely.
+    """Return the indices of the clip's frames in a video of `available` frames; every start is equally likely.
 
     Raises:
-        UnreadableVideoError: for a video with fewer frames than the clip spans.
+        UnreadableVideoError: the video has fewer frames than the clip spans.
     """
     span = (options.frames - 1) * options.stride + 1
     if available < span:
         raise UnreadableVideoError(
             f"it has {available} frames, but {options.frames} of stride {options.stride} span {span}: "
-            "ask for fewer or for a smaller stride"
+            "use fewer frames or a smaller stride"
         )
     start = int(draw.start * (available - span + 1))
     return list(range(start, start + span, options.stride))
 
 
 def resize_and_crop(frames: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (F, 3, H, W) → (F, 3, height, width): the largest middle part of that shape, scaled with antialiasing.
+    """Crop uint8 (F, 3, H, W) to the largest centred part of that aspect and resize it to (F, 3, height, width).
 
-    Cut first, so that nothing is scaled that is then cut away.
+    Cropping first avoids resizing pixels that are then discarded. The resize is bilinear with antialiasing.
     """
     scale = max(height / frames.shape[2], width / frames.shape[3])
     part = [min(old, round(side / scale)) for side, old in zip((height, width), frames.shape[2:], strict=True)]
@@ -88,7 +89,7 @@ def resize_and_crop(frames: Tensor, height: int, width: int) -> Tensor:
 
 
 def prepare_frames(frames: Tensor, options: ClipOptions, draw: ClipDraw) -> Tensor:
-    """uint8 (F, 3, H, W) → (F, 3, height, width): resized and cropped, then mirrored and brightened alike."""
+    """Transform uint8 (F, 3, H, W) to (F, 3, height, width): crop, resize, mirror and brighten all frames alike."""
     frames = resize_and_crop(frames, options.height, options.width)
     if draw.flip < options.flip:
         frames = frames.flip(-1)
@@ -99,5 +100,5 @@ def prepare_frames(frames: Tensor, options: ClipOptions, draw: ClipDraw) -> Tens
 
 
 def prepare_caption(caption: str, options: ClipOptions, draw: ClipDraw) -> str:
-    """The caption, or now and then the empty one, for classifier-free guidance."""
+    """Return the caption, or the empty one with probability `caption_dropout`, for classifier-free guidance."""
     return "" if draw.caption < options.caption_dropout else caption

@@ -1,9 +1,9 @@
-"""Video decoding in a process of its own, which is killed where it hangs and made anew.
+"""Decode videos in a separate process, which is killed when it hangs and then replaced.
 
 A broken or hostile video can hang or crash a decoder's native code, which nothing in the same process can interrupt.
-Videos go there and frames come back in one piece of shared memory. What is said beside is JSON, for nothing that such
-a process sends may be unpickled. It is a fork, there in milliseconds; decord may deadlock in a fork of a process that
-has decoded itself, so nothing here decodes but such processes.
+Videos and frames are exchanged in one piece of shared memory, all other messages as JSON, because nothing that such a
+process sends may be unpickled. The process is a fork, started in milliseconds; decord may deadlock in the fork of a
+process that has decoded itself, so only these processes decode.
 """
 
 import ctypes
@@ -33,17 +33,17 @@ from storydiffusion.data.video_reader import (
     check_backend,
 )
 
-VIDEOS = 1000  # after so many it is made anew, for decoders leak
-MEGABYTES = 2048  # and after its memory has once grown by so many
-LONGEST_TEXT = 65_536
-UNTOUCHED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # a job's signals: only its parent ends it
+MAX_VIDEOS = 1000  # then the process is replaced, because decoders leak memory
+MAX_MEGABYTES = 2048  # growth of its memory after which it is replaced
+MAX_MESSAGE_BYTES = 65_536
+IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # of a job: only the parent ends this process
 
 
 class DecoderProcess:
-    """Decodes videos one after the other; the process starts with the first. For one caller at a time.
+    """Decodes videos one at a time for one caller; the process starts with the first video.
 
     Args:
-        seconds: for opening a video, and again for decoding a clip of it.
+        seconds: time limit for opening a video, and again for decoding a clip of it.
     """
 
     def __init__(self, backend: str = "decord", limits: VideoLimits = DEFAULT_LIMITS, seconds: float = 60) -> None:
@@ -51,11 +51,11 @@ class DecoderProcess:
         self._child: _Child | None = None
 
     def open(self, blob: bytes) -> VideoInfo:
-        """What this video is; `read` is of the video opened last.
+        """Open a video for `read` and return its properties.
 
         Raises:
-            UnreadableVideoError: as `Video` does, and where the process takes too long or dies.
-            UserError: for a backend that does not exist or is not installed.
+            UnreadableVideoError: as `Video`, and if the process takes too long or dies.
+            UserError: the backend does not exist or is not installed.
         """
         if self._child is not None and self._child.is_worn:
             self.close()
@@ -64,22 +64,22 @@ class DecoderProcess:
         return VideoInfo(**self._ask({"video": len(blob)})["info"])
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """The frames of these numbers → uint8 RGB (F, H, W, 3) in shared memory: valid until the next call.
+        """Decode the frames `indices` to uint8 RGB (F, H, W, 3) in shared memory, valid until the next call.
 
-        Raises UnreadableVideoError as `Video.read` does, and where the process takes too long or dies.
+        Raises UnreadableVideoError as `Video.read`, and if the process takes too long or dies.
         """
         shape = self._ask({"frames": list(indices)})["shape"]
         assert self._child is not None
         return self._child.memory.view(shape)
 
     def close(self) -> None:
-        """Ends the process; the next video starts another."""
+        """End the process; the next video starts another."""
         if self._child is not None:
             self._child.end()
             self._child = None
 
     def __del__(self) -> None:
-        if self._child is not None and self._child.parent == os.getpid():  # not a copy in a fork
+        if self._child is not None and self._child.parent == os.getpid():  # not the copy in a fork
             self.close()
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class DecoderProcess:
 
 
 class _Memory:
-    """A nameless file that two processes map: it grows with what is put into it and goes with the last of them."""
+    """An anonymous file that two processes map; it grows with its content and vanishes with the last of them."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -111,12 +111,12 @@ class _Memory:
         self.view((size,))[:] = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1)
 
     def view(self, shape: Sequence[int]) -> np.ndarray:
-        """Its first bytes as uint8 of this shape."""
+        """Return its first bytes as uint8 of this shape."""
         size = int(np.prod(shape))
         if self._map is None or len(self._map) < size:
             if os.fstat(self.descriptor).st_size < size + 1:
                 os.ftruncate(self.descriptor, size + 1)
-            self._map = mmap.mmap(self.descriptor, size + 1)  # an empty one cannot be mapped
+            self._map = mmap.mmap(self.descriptor, size + 1)  # an empty file cannot be mapped
         return np.frombuffer(self._map, np.uint8, size).reshape(shape)
 
 
@@ -132,20 +132,20 @@ class _Child:
 
     @property
     def is_worn(self) -> bool:
-        return self.videos >= VIDEOS or self.peak > MEGABYTES
+        return self.videos >= MAX_VIDEOS or self.peak > MAX_MEGABYTES
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Raises TimeoutError, and EOFError or OSError where the process has ended."""
+        """Send a request and return the answer; raise TimeoutError, or EOFError or OSError if the process has ended."""
         self.connection.send_bytes(json.dumps(request).encode())
         if not self.connection.poll(seconds):
             raise TimeoutError
-        answer = json.loads(self.connection.recv_bytes(LONGEST_TEXT))
+        answer = json.loads(self.connection.recv_bytes(MAX_MESSAGE_BYTES))
         self.videos += "video" in request
         self.peak = answer["peak"]
         return answer
 
     def end(self, patience: float = 0) -> int:
-        """Kills the process, after so many seconds for its own end; returns its exit code, negative for a signal."""
+        """Wait `patience` seconds for the process to end, then kill it; return its exit code, negative for a signal."""
         until = time.monotonic() + patience
         process, status = os.waitpid(self.process, os.WNOHANG)
         while not process and time.monotonic() < until:
@@ -160,35 +160,35 @@ class _Child:
 
 
 def _start(backend: str, limits: VideoLimits) -> _Child:
-    for name in (backend, "pyav"):  # which reads the containers; loaded here, the forks need not do it
+    for name in (backend, "pyav"):  # pyav reads the containers; libraries loaded here are shared by the forks
         check_backend(name)
-    ours, its = Pipe()
-    file = _nameless_file()
+    ours, theirs = Pipe()
+    file = _open_anonymous_file()
     parent = os.getpid()
     process = os.fork()
     if not process:
         ours.close()
-        _live(its, _Memory(file.fileno()), backend, limits, parent)
-    its.close()
+        _run_child(theirs, _Memory(file.fileno()), backend, limits, parent)
+    theirs.close()
     return _Child(process, parent, ours, file, _Memory(file.fileno()))
 
 
-def _nameless_file() -> BinaryIO:
+def _open_anonymous_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("frames"), "w+b")
     return tempfile.TemporaryFile()  # type: ignore[return-value]
 
 
-def _live(
+def _run_child(
     connection: "Connection[Any, Any]", memory: _Memory, backend: str, limits: VideoLimits, parent: int
 ) -> NoReturn:
-    """The life of the process, which shares nothing more with its parent and leaves alone what it has of it."""
+    """Run the child process: detach it from the parent's signals, objects and output, then serve."""
     try:
-        for name in UNTOUCHED:
+        for name in IGNORED_SIGNALS:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         _end_with(parent)
         gc.freeze()  # no finalizer of the parent's objects runs here
-        faulthandler.disable()  # a crash is told of in one sentence, by the parent
+        faulthandler.disable()  # the parent reports a crash in one sentence
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries write a line for every broken frame
         _serve(connection, memory, backend, limits)
@@ -197,17 +197,17 @@ def _live(
 
 
 def _serve(connection: "Connection[Any, Any]", memory: _Memory, backend: str, limits: VideoLimits) -> None:
-    """Answers until the parent is gone."""
+    """Answer requests until the parent is gone."""
     video: Video | None = None
-    before = _peak()
+    before = _get_peak_memory()
     while True:
         try:
-            request = json.loads(connection.recv_bytes(LONGEST_TEXT))
+            request = json.loads(connection.recv_bytes(MAX_MESSAGE_BYTES))
         except EOFError:
             return
         try:
             if "video" in request:
-                video = None  # the one before may be large
+                video = None  # free the previous video
                 video = Video(memory.view((request["video"],)).tobytes(), limits)
                 answer: dict[str, Any] = {"info": asdict(video.info)}
             else:
@@ -217,19 +217,19 @@ def _serve(connection: "Connection[Any, Any]", memory: _Memory, backend: str, li
                 answer = {"shape": frames.shape}
         except UnreadableVideoError as error:
             answer = {"unreadable": str(error)}
-        except Exception as error:  # of libraries that meet what they never met; it is named and counted
+        except Exception as error:  # libraries raise anything on hostile input; it is reported and counted
             answer = {"unreadable": f"its decoder fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-        connection.send_bytes(json.dumps({**answer, "peak": _peak() - before}).encode())
+        connection.send_bytes(json.dumps({**answer, "peak": _get_peak_memory() - before}).encode())
 
 
-def _peak() -> float:
-    """The most memory, in MB, that this process has held."""
+def _get_peak_memory() -> float:
+    """Return the peak memory of this process in MB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def _end_with(parent: int) -> None:
-    """The kernel kills this process when its parent ends, however that happens; Linux alone can."""
+    """Let the kernel kill this process when its parent ends, however that happens; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:

@@ -1,8 +1,8 @@
-"""Batches of captioned clips from shards. What a batch holds is a pure function of (shards, seed, epoch, step).
+"""Batches of captioned clips from shards. A batch is a pure function of (shards, seed, epoch, step).
 
-B clips of a batch on this process, F frames, H and W pixels. Number of processes, workers and restarts do not enter:
-step t owns the positions t·G … (t+1)·G − 1 of its epoch's order, G being the batch of all processes together, of which
-each takes its slice; all that chance decides about a clip is keyed by its position (`order.py`).
+B clips of a batch on this process, F frames, H and W pixels. The number of processes, of workers and of restarts does
+not matter: step t has the positions t·G … (t+1)·G − 1 of its epoch's order, where G is the global batch size, and each
+process takes its slice; all random numbers of a clip are keyed by its position (`order.py`).
 """
 
 import logging
@@ -26,14 +26,14 @@ from storydiffusion.data.shards import CAPTION, VIDEO, find_shards
 from storydiffusion.data.video_reader import DEFAULT_LIMITS, UnreadableVideoError, VideoLimits, check_backend
 from storydiffusion.errors import UserError
 
-STATE = 1  # version of the order, and of what a state holds
-SUBSTITUTES = 4  # how many other samples are tried in the place of a bad one
+STATE = 1  # version of the order and of the state's content
+SUBSTITUTES = 4  # other samples tried in place of a bad one
 
 log = logging.getLogger(__name__)
 
 
 class ClipBatch(NamedTuple):
-    """frames: uint8 RGB (B, F, 3, H, W); captions and keys: of each clip, B strings; a dropped caption is empty."""
+    """`frames` uint8 RGB (B, F, 3, H, W); `captions` and `keys`, one string a clip; a dropped caption is empty."""
 
     frames: Tensor
     captions: list[str]
@@ -42,12 +42,12 @@ class ClipBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """What is read and how.
+    """Which shards are read, and how.
 
-    shards: folders, files or brace patterns. batch_size: of all processes together. workers: processes that decode,
-    for each training process. backend: decord, pyav or torchcodec. window: neighbouring shards that are shuffled
-    together. rejected_share: clips of an epoch that may be bad, each replaced by another one that its position
-    determines; at 0 the first one ends the run. decode_seconds: after so many a video is given up as a bad one.
+    shards: folders, files or brace patterns. batch_size: clips of all processes together. workers: decoding processes
+    for each training process. backend: decord, pyav or torchcodec. window: neighbouring shards shuffled together.
+    rejected_share: share of an epoch's clips that may be bad, each replaced by one that its position determines; at 0
+    the first bad clip ends the run. decode_seconds: time after which a video counts as bad.
     """
 
     shards: str | Sequence[str]
@@ -73,18 +73,18 @@ class LoaderOptions:
 
 
 class ClipLoader:
-    """Iterating yields the rest of an epoch, the next time the next epoch, differently shuffled, without end.
+    """An endless loader: each iteration yields the rest of an epoch, the next one the next epoch in another order.
 
-    len() is the steps of an epoch, the same on all ranks: what is left over at its end is dropped. `state_dict` counts
-    the batches that were handed out, so a loader that has loaded it goes on with the very next one; it is the same on
-    all ranks, and may be loaded with another world size or number of workers.
+    len() is the number of steps in an epoch, equal on all ranks; an incomplete last batch is dropped. `state_dict`
+    counts the yielded batches, so a restored loader resumes with the very next one; it is equal on all ranks, and can
+    be restored under another world size or number of workers.
 
     Args:
-        quarantine: a CSV to which samples that cannot be used are appended as they are met.
+        quarantine: CSV file to which unusable samples are appended as they are found.
 
     Raises:
-        UserError: on making it for shards that are missing, not indexed or too few; on iterating for a bad sample,
-            named by shard and key, beyond `rejected_share`.
+        UserError: on construction, if shards are missing, not indexed or too few; on iteration, for a bad sample
+            beyond `rejected_share`, named by shard and key.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ClipLoader:
     ) -> None:
         if options.batch_size % world_size:
             raise UserError(
-                f"batch_size={options.batch_size} cannot be shared by {world_size} processes: make it divisible"
+                f"batch_size={options.batch_size} cannot be shared by {world_size} processes: choose a multiple"
             )
         self.options, self.rank, self.world_size = options, rank, world_size
         self._clips = _Clips(options)
@@ -102,7 +102,7 @@ class ClipLoader:
                 f"the shards hold {self._clips.order.total} samples, too few for one batch_size={options.batch_size}"
             )
         self.epoch = 0
-        self.step = 0  # batches of this epoch handed out
+        self.step = 0  # batches of this epoch yielded
         self.rejected = 0  # samples of this epoch replaced on this rank
         self._quarantine = Quarantine(quarantine) if quarantine else None
 
@@ -117,7 +117,7 @@ class ClipLoader:
             batch_sampler=self._batches(),
             num_workers=self.options.workers,
             collate_fn=_collate,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_ignore_job_signals,
             pin_memory=torch.cuda.is_available(),
         )
         for batch, rejects in batches:
@@ -129,10 +129,10 @@ class ClipLoader:
         return {**self._fingerprint(), "epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises UserError for the state of other data, another seed or another batch size."""
+        """Restore the position; raise UserError for the state of other data, another seed or another batch size."""
         for name, value in self._fingerprint().items():
             if state_dict.get(name) != value:
-                raise UserError(f"the data's saved state is of {name}={state_dict.get(name)}, not {value}: set it back")
+                raise UserError(f"the saved state has {name}={state_dict.get(name)}, not {value}: set it back")
         self.epoch, self.step, self.rejected = int(state_dict["epoch"]), int(state_dict["step"]), 0
 
     def _fingerprint(self) -> dict[str, int | str]:
@@ -147,7 +147,7 @@ class ClipLoader:
         }
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        """(epoch, position) of this rank's clips, for every step that is left of the epoch."""
+        """Yield (epoch, position) of this rank's clips for every remaining step of the epoch."""
         epoch, share = self.epoch, self.options.batch_size // self.world_size
         for step in range(self.step, self._steps):
             first = step * self.options.batch_size + self.rank * share
@@ -166,8 +166,8 @@ class ClipLoader:
             raise UserError(f"{rejects[-1]}{more}")
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """In a process of the loader: signals for a job reach it too, but it serves until the trainer has saved."""
+def _ignore_job_signals(worker: int) -> None:
+    """Ignore a job's signals in a worker process, which must serve until the trainer has saved."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
@@ -179,32 +179,30 @@ class _Clip(NamedTuple):
 
 
 class _Fetched(NamedTuple):
-    """A clip, None where its sample cannot be used and no substitute either; and what could not be used for it."""
+    """A clip, or None if neither its sample nor a substitute is usable, and the rejected samples."""
 
     clip: _Clip | None
     rejects: list[Reject]
 
 
 class _Clips(Dataset[_Fetched]):
-    """Clips by (epoch, position), decoded where they are asked for.
+    """Clips by (epoch, position), decoded on access.
 
-    Faults are returned, not raised: PyTorch would bury what a worker raises in its traceback.
+    Faults are returned, not raised: PyTorch would bury a worker's exception in its traceback.
     """
 
     def __init__(self, options: LoaderOptions) -> None:
         self.options = options
         self.index = ShardIndex(find_shards(options.shards))
         self.order = ClipOrder(self.index.counts, options.seed, options.window)
-        self._rows: dict[int, np.ndarray] = {}  # of the shards used last
-        self._decoder = DecoderProcess(
-            options.backend, options.limits, options.decode_seconds
-        )  # starts where it is used
+        self._rows: dict[int, np.ndarray] = {}  # of the most recently used shards
+        self._decoder = DecoderProcess(options.backend, options.limits, options.decode_seconds)  # starts on first use
 
     def __getitem__(self, key: tuple[int, int]) -> _Fetched:
         rejects: list[Reject] = []
-        for place in self._candidates(*key):
+        for place in self._iterate_candidates(*key):
             try:
-                return _Fetched(self._clip(place, *key), rejects)
+                return _Fetched(self._load_clip(place, *key), rejects)
             except _BadSampleError as error:
                 if error.reject not in rejects:  # a substitute may be the same sample again
                     rejects.append(error.reject)
@@ -212,28 +210,28 @@ class _Clips(Dataset[_Fetched]):
                     break
         return _Fetched(None, rejects)
 
-    def _candidates(self, epoch: int, position: int) -> Iterator[Place]:
-        """The sample at a position, then those that stand in for it."""
+    def _iterate_candidates(self, epoch: int, position: int) -> Iterator[Place]:
+        """Yield the sample at a position, then its substitutes."""
         yield self.order[epoch, position]
         random = np.random.Generator(keyed(SUBSTITUTE, self.options.seed, epoch, position))
         for number in random.random(SUBSTITUTES).tolist():
             shard = int(np.searchsorted(np.cumsum(self.order.counts), number * self.order.total, side="right"))
             yield Place(shard, int(number * self.order.total) - int(self.order.counts[:shard].sum()))
 
-    def _clip(self, place: Place, epoch: int, position: int) -> _Clip:
-        options, row = self.options, self._row(place)
+    def _load_clip(self, place: Place, epoch: int, position: int) -> _Clip:
+        options, row = self.options, self._load_row(place)
         draw = draw_clip(np.random.Generator(keyed(CLIP, options.seed, epoch, position)))
         key = row["key"].decode()
         try:
-            caption, video = _caption_and_video(self.index.read(place.shard, row))
-            numbers = choose_frames(self._decoder.open(video).frames, options.clips, draw)
-            frames = torch.from_numpy(self._decoder.read(numbers)).permute(0, 3, 1, 2)
+            caption, video = _extract_caption_and_video(self.index.read(place.shard, row))
+            indices = choose_frames(self._decoder.open(video).frames, options.clips, draw)
+            frames = torch.from_numpy(self._decoder.read(indices)).permute(0, 3, 1, 2)
         except (UnreadableShardError, UnreadableVideoError) as error:
             shard = str(self.index.paths[place.shard])
             raise _BadSampleError(Reject(shard, key, str(error), epoch, position)) from error
         return _Clip(prepare_frames(frames, options.clips, draw), prepare_caption(caption, options.clips, draw), key)
 
-    def _row(self, place: Place) -> np.void:
+    def _load_row(self, place: Place) -> np.void:
         if place.shard not in self._rows:
             rows = self.index.rows(place.shard)
             while len(self._rows) >= self.options.window:
@@ -248,8 +246,8 @@ class _BadSampleError(Exception):
         self.reject = reject
 
 
-def _caption_and_video(sample: Sample) -> tuple[str, bytes]:
-    """Raises UnreadableVideoError where one of them is missing, or the caption unreadable or empty."""
+def _extract_caption_and_video(sample: Sample) -> tuple[str, bytes]:
+    """Return a sample's caption and video; raise UnreadableVideoError if one is missing or the caption is empty."""
     for extension, name in ((VIDEO, "video"), (CAPTION, "caption")):
         if extension not in sample.members:
             raise UnreadableVideoError(f"it has no {name}, {sample.key}.{extension} is missing")
@@ -263,7 +261,7 @@ def _caption_and_video(sample: Sample) -> tuple[str, bytes]:
 
 
 def _collate(fetched: list[_Fetched]) -> tuple[ClipBatch | None, list[Reject]]:
-    """One batch, None where a clip of it is missing, and all that was rejected for it."""
+    """Collate one batch, None if a clip is missing, and the samples rejected for it."""
     rejects = [reject for one in fetched for reject in one.rejects]
     clips = [one.clip for one in fetched if one.clip is not None]
     if len(clips) < len(fetched):

@@ -1,8 +1,8 @@
-"""The order in which clips are seen: a pure function of (seed, epoch, position).
+"""The order of the training clips: a pure function of (seed, epoch, position).
 
-Shards are permuted, then the samples inside windows of a few neighbouring shards: reading stays local, and neither the
-number of processes nor a restart enters. Permutations sort raw words of Philox, which NumPy keeps stable between
-versions (its shuffles it does not).
+Shards are permuted, then the samples inside windows of a few neighbouring shards, so reading stays local and the order
+is independent of restarts and of the number of processes. Permutations sort raw words of Philox, which NumPy keeps
+stable between versions, unlike its shuffles.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHARDS, WINDOW, CLIP, SUBSTITUTE = range(4)  # what a stream of random numbers is for
+SHARDS, WINDOW, CLIP, SUBSTITUTE = range(4)  # purpose of a random stream
 
 
 def keyed(purpose: int, seed: int, epoch: int, number: int) -> np.random.Philox:
-    """A stream of random bits of its own for each purpose, seed, epoch and number, all ≥ 0."""
+    """Return an independent stream of random bits for each purpose, seed, epoch and number, all ≥ 0."""
     return np.random.Philox(np.random.SeedSequence([purpose, seed, epoch, number]))
 
 
 def permutation(bits: np.random.Philox, count: int) -> np.ndarray:
-    """0 … count − 1, shuffled."""
+    """Return 0 … count − 1, shuffled."""
     return np.argsort(bits.random_raw(count), kind="stable")
 
 
 class Place(NamedTuple):
-    """Where a sample lies: the shard's number, and the sample's in it."""
+    """A sample's place: the shard's number, and the sample's number in the shard."""
 
     shard: int
     sample: int
@@ -43,7 +43,7 @@ class ClipOrder:
         self._opened = -1
 
     def __getitem__(self, key: tuple[int, int]) -> Place:
-        """The sample at (epoch, position), 0 ≤ position < total."""
+        """Return the sample at (epoch, position), 0 ≤ position < total."""
         epoch, position = key
         if not 0 <= position < self.total:
             raise IndexError(f"position {position} is outside an epoch of {self.total}")

@@ -1,4 +1,4 @@
-"""The samples that a run could not use, and why, in a CSV that grows as they are met."""
+"""A CSV of the samples that a run could not use, with the reasons."""
 
 import csv
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from storydiffusion.errors import UserError
 
 
 class Reject(NamedTuple):
-    """A sample that cannot be used, and the place in the order where that was found."""
+    """An unusable sample, and the place in the order where it was found."""
 
     shard: str
     key: str
@@ -23,13 +23,13 @@ class Reject(NamedTuple):
 
 
 class Quarantine:
-    """Appends to `file`, which one process alone writes; a run that goes on after a break may name a sample again."""
+    """Appends rejects to `file`, written by one process alone; a resumed run may name a sample again."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def add(self, rejects: Sequence[Reject]) -> None:
-        """Raises UserError where the file cannot be written."""
+        """Append the rejects; raise UserError if the file cannot be written."""
         if not rejects:
             return
         text = StringIO()
@@ -41,4 +41,4 @@ class Quarantine:
                 stream.write(header + text.getvalue())
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise UserError(f"cannot write {self.file}: {reason}; make room there") from error
+            raise UserError(f"cannot write {self.file}: {reason}; free space there") from error

@@ -1,8 +1,8 @@
-"""The index of a folder of shards: where each sample's bytes lie, and the checksums of all. Training reads by it alone.
+"""The index of a folder of shards: the place and checksum of each sample's bytes. Training reads through it alone.
 
-`FOLDER/index/shards.json` has a line for each shard, and is all that is read to open an index; `index/NAME.tar.npy`
-has a row for each of its samples, and is read when the shard's first sample is. A tar alone, read as a stream, hides a
-lost end, and would let other members in: here whatever is not of the contract is refused when the index is made.
+`FOLDER/index/shards.json` has a line for each shard, all that is read to open an index; `index/NAME.tar.npy` has a row
+for each sample, read with the shard's first sample. A tar read as a stream would hide a missing end and accept other
+members; indexing refuses whatever violates the contract.
 """
 
 import hashlib
@@ -26,40 +26,40 @@ from storydiffusion.data.shards import (
     SUMMARY,
     IndexRecord,
     ShardRecord,
+    format_summary,
     read_manifest,
     read_summary,
-    summary_text,
 )
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import compute_sha256, write_atomically
 
 BLOCK = tarfile.BLOCKSIZE
-LARGEST_SAMPLE = 2**32 - 1  # bytes
-SAVE_EVERY = 10  # seconds: what an interrupted run may have to do again
+MAX_BYTES = 2**32 - 1  # of a sample
+SAVE_EVERY = 10  # seconds, the most work that an interruption repeats
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class UnreadableShardError(Exception):
-    """A shard, or a sample of one, that is not as it must be; the message is the reason, to stand after its name."""
+    """A shard or sample violates the contract; the message is the reason, to follow its name."""
 
 
 class Sample(NamedTuple):
-    """A sample's key and the bytes of its members by extension; a complete one has `mp4` and `txt`."""
+    """A sample's key and the bytes of its members by extension; a complete sample has `mp4` and `txt`."""
 
     key: str
     members: dict[str, bytes]
 
 
 class ShardIndex:
-    """Shards by their number among `paths`, read by offset; opening reads a line for each, nothing of the shards.
+    """Shards by their number among `paths`, read by offset; opening reads one line a shard and none of the shards.
 
-    `counts` are the samples in each shard, `fingerprint` is one hash of all their contents and their order.
+    `counts` has the samples in each shard, `fingerprint` is one hash of all contents and their order.
 
     Raises:
-        UserError: on making it for shards that have no index, or a damaged one; on reading where a shard's rows are
-            missing or damaged.
+        UserError: on construction, if shards have no index or a damaged one; on reading, if a shard's rows are missing
+            or damaged.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -73,12 +73,12 @@ class ShardIndex:
         self.fingerprint = hashlib.sha256("".join(record.sha256 for record in self.records).encode()).hexdigest()
 
     def rows(self, shard: int) -> np.ndarray:
-        """The places of a shard's samples: key, offset, size, crc32, and start and size of each member in it."""
-        path = _rows_file(self.paths[shard])
+        """Load the rows of a shard's samples: key, offset, size, crc32, and start and size of each member."""
+        path = _get_rows_file(self.paths[shard])
         try:
             data = path.read_bytes()
             if zlib.crc32(data) != self.records[shard].rows_crc32:
-                raise ValueError("its checksum does not fit")
+                raise ValueError("its checksum does not match")
             return np.load(BytesIO(data), allow_pickle=False)
         except (OSError, ValueError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or error
@@ -87,9 +87,9 @@ class ShardIndex:
             ) from error
 
     def read(self, shard: int, row: np.void) -> Sample:
-        """The sample at a row of `rows(shard)`, in one read.
+        """Read the sample at a row of `rows(shard)`, in one read.
 
-        Raises UnreadableShardError where its bytes, headers included, are not those that were indexed.
+        Raises UnreadableShardError if its bytes, headers included, differ from those indexed.
         """
         size = int(row["size"])
         try:
@@ -107,11 +107,11 @@ class ShardIndex:
 
 
 def index_shards(paths: Sequence[Path], workers: int = 0) -> list[IndexRecord]:
-    """Indexes those shards that have no index yet or have changed since; `workers` threads, 0: one for each core.
+    """Index the shards that have no index or changed since, with `workers` threads, 0: one for each core.
 
-    An interrupted run is gone on with. Shards of these folders that are not there any more leave the index.
+    An interrupted run resumes. Shards of these folders that no longer exist are removed from the index.
 
-    Raises UserError that names every shard that cannot be used, with the reason; the others are indexed.
+    Raises UserError that names every unusable shard with the reason; the others are indexed.
     """
     known = {folder: read_summary(folder) for folder in {path.parent for path in paths}}
     for folder, records in known.items():
@@ -122,9 +122,9 @@ def index_shards(paths: Sequence[Path], workers: int = 0) -> list[IndexRecord]:
 
 
 def index_missing(paths: Sequence[Path], workers: int = 0) -> None:
-    """Indexes those shards that have no index. What has one stays as it is: it tells what has been damaged since.
+    """Index the shards that have no index. Existing entries stay: they reveal later damage.
 
-    Raises UserError as `index_shards` does.
+    Raises UserError as `index_shards`.
     """
     known = {folder: read_summary(folder) for folder in {path.parent for path in paths}}
     if missing := [path for path in paths if path.name not in known[path.parent]]:
@@ -132,28 +132,28 @@ def index_missing(paths: Sequence[Path], workers: int = 0) -> None:
 
 
 def verify_shards(paths: Sequence[Path], workers: int = 0) -> None:
-    """Reads all shards and compares each with the checksum in its index; `workers` threads, 0: one for each core.
+    """Compare all shards with their indexed checksums, with `workers` threads, 0: one for each core.
 
-    Raises UserError that names every shard that is missing or has changed.
+    Raises UserError that names every missing or changed shard.
     """
     index = ShardIndex(paths)
-    results = _all(range(len(paths)), lambda shard: _verify(index, shard), workers, "verifying")
-    _refuse({paths[shard]: result for shard, result in results if isinstance(result, Exception)}, len(paths))
+    results = _run_all(range(len(paths)), lambda shard: _verify(index, shard), workers, "verifying")
+    _raise_if_unusable({paths[shard]: result for shard, result in results if isinstance(result, Exception)}, len(paths))
 
 
 def is_indexed(shard: Path, record: IndexRecord | None) -> bool:
-    """Whether `record` and the rows beside it are of the file that is there, as make judges it: by size and age."""
+    """Return whether `record` and its rows are up to date with the shard, judged by size and age as make does."""
     try:
-        tar, rows = shard.stat(), _rows_file(shard).stat()
+        tar, rows = shard.stat(), _get_rows_file(shard).stat()
     except FileNotFoundError:
         return False
     return record is not None and tar.st_size == record.bytes and tar.st_mtime_ns <= rows.st_mtime_ns
 
 
 def write_index(shard: Path) -> IndexRecord:
-    """Writes the rows of one shard beside it; returns its line for the summary.
+    """Write the rows of one shard beside it; return its record for the summary.
 
-    Raises UnreadableShardError for one that is not of the contract or not whole, as its manifest knows it.
+    Raises UnreadableShardError if the shard violates the contract or is incomplete.
     """
     try:
         with open(shard, "rb") as file:
@@ -164,30 +164,30 @@ def write_index(shard: Path) -> IndexRecord:
         raise UnreadableShardError(f"it cannot be read: {(error.strerror or str(error)).lower()}") from error
     buffer = BytesIO()
     np.save(buffer, rows, allow_pickle=False)
-    write_atomically(_rows_file(shard), buffer.getvalue())
+    write_atomically(_get_rows_file(shard), buffer.getvalue())
     return IndexRecord(shard.name, len(rows), size, digest, zlib.crc32(buffer.getvalue()))
 
 
 def write_summary(folder: Path, records: Iterable[IndexRecord]) -> None:
-    """Writes what is read to open the index of a folder; its rows are there already."""
-    text = summary_text(sorted(records, key=lambda record: record.name))
+    """Write the summary of a folder's index; its rows exist already."""
+    text = format_summary(sorted(records, key=lambda record: record.name))
     write_atomically(folder / INDEX / SUMMARY, text.encode())
 
 
 def _index(paths: Sequence[Path], known: dict[Path, dict[str, IndexRecord]], workers: int) -> None:
-    """Adds `paths` to what is known of each folder, and writes it, now and then before the end too."""
-    stated = {folder: _stated(folder) for folder in known}
+    """Index `paths`, add them to the known records of each folder and write these, also periodically."""
+    stated = {folder: _read_stated_shards(folder) for folder in known}
     for folder in {path.parent for path in paths}:
         if not os.access(folder, os.W_OK):
             raise UserError(
                 f"the index of {folder} cannot be written beside its shards: link them into a folder of yours, or "
-                "have its owner index them"
+                "ask the owner to index them"
             )
     bad: dict[Path, Exception] = {}
     saved = time.monotonic()
-    make = lambda path: _checked_index(path, stated[path.parent].get(path.name))  # noqa: E731
+    make = lambda path: _write_checked_index(path, stated[path.parent].get(path.name))  # noqa: E731
     try:
-        for path, result in _all(paths, make, workers, "indexing"):
+        for path, result in _run_all(paths, make, workers, "indexing"):
             if isinstance(result, Exception):
                 bad[path] = result
                 known[path.parent].pop(path.name, None)
@@ -198,7 +198,7 @@ def _index(paths: Sequence[Path], known: dict[Path, dict[str, IndexRecord]], wor
                 saved = time.monotonic()
     finally:
         _save(known)
-    _refuse(bad, len(paths))
+    _raise_if_unusable(bad, len(paths))
 
 
 def _save(known: Mapping[Path, Mapping[str, IndexRecord]]) -> None:
@@ -207,16 +207,16 @@ def _save(known: Mapping[Path, Mapping[str, IndexRecord]]) -> None:
             write_summary(folder, records.values())
 
 
-def _checked_index(path: Path, stated: ShardRecord | None) -> IndexRecord:
+def _write_checked_index(path: Path, stated: ShardRecord | None) -> IndexRecord:
     record = write_index(path)
     if stated is not None and (stated.sha256, stated.samples) != (record.sha256, record.samples):
         raise UnreadableShardError(
-            f"it is not the one of its manifest, which says {stated.samples} samples and SHA-256 {stated.sha256[:12]}…"
+            f"it differs from its manifest, which says {stated.samples} samples and SHA-256 {stated.sha256[:12]}…"
         )
     return record
 
 
-def _stated(folder: Path) -> dict[str, ShardRecord]:
+def _read_stated_shards(folder: Path) -> dict[str, ShardRecord]:
     manifest = read_manifest(folder)
     return {shard.name: shard for shard in manifest.shards} if manifest else {}
 
@@ -229,15 +229,15 @@ def _verify(index: ShardIndex, shard: int) -> None:
         if size != record.bytes:
             raise UnreadableShardError(f"it has {size:,} bytes, not {record.bytes:,}")
         if compute_sha256(path) != record.sha256:
-            raise UnreadableShardError("its SHA-256 is not that of its index")
+            raise UnreadableShardError("its SHA-256 differs from its index")
     except OSError as error:
         raise UnreadableShardError(f"it cannot be read: {(error.strerror or str(error)).lower()}") from error
 
 
-def _all(
+def _run_all(
     items: Iterable[Item], function: Callable[[Item], Result], workers: int, what: str
 ) -> Iterator[tuple[Item, Result | UnreadableShardError]]:
-    """The result for each shard, or why it is unreadable, as they end; by threads, for hashing frees Python's lock."""
+    """Yield each shard's result or error as it completes; threads suffice, since hashing releases the GIL."""
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
     try:
         futures = {pool.submit(function, item): item for item in items}
@@ -250,30 +250,30 @@ def _all(
         pool.shutdown(cancel_futures=True)
 
 
-def _refuse(bad: Mapping[Path, Exception], count: int) -> None:
+def _raise_if_unusable(bad: Mapping[Path, Exception], count: int) -> None:
     if bad:
         named = "; ".join(f"{path}: {reason}" for path, reason in sorted(bad.items(), key=lambda item: str(item[0])))
         raise UserError(
-            f"{len(bad)} of {count} shards cannot be used: {named}; copy or make them again or leave them out"
+            f"{len(bad)} of {count} shards cannot be used: {named}; copy or write them again, or leave them out"
         )
 
 
-def _rows_file(shard: Path) -> Path:
+def _get_rows_file(shard: Path) -> Path:
     return shard.parent / INDEX / f"{shard.name}.npy"
 
 
 def _scan(file: BinaryIO) -> tuple[np.ndarray, int, str]:
-    """The rows of a shard, its size and SHA-256, from one pass over its headers and one over all of it."""
-    samples, end = _samples(file)
+    """Return a shard's rows, size and SHA-256, from one pass over its headers and one over all bytes."""
+    samples, end = _read_members(file)
     offsets = [next(iter(members.values())).offset for members in samples.values()]
     width = max((len(key) for key in samples), default=1)
-    rows = np.zeros(len(samples), _row_type(width))
+    rows = np.zeros(len(samples), _get_row_type(width))
     digest = hashlib.sha256()
     file.seek(0)
     digest.update(file.read(offsets[0] if offsets else end))
     for row, (key, members), begin, stop in zip(rows, samples.items(), offsets, [*offsets, end][1:], strict=True):
-        if stop - begin > LARGEST_SAMPLE:
-            raise UnreadableShardError(f"its sample {key} has {stop - begin:,} bytes, the limit is {LARGEST_SAMPLE:,}")
+        if stop - begin > MAX_BYTES:
+            raise UnreadableShardError(f"its sample {key} has {stop - begin:,} bytes, the limit is {MAX_BYTES:,}")
         data = file.read(stop - begin)
         digest.update(data)
         row["key"], row["offset"], row["size"], row["crc32"] = key.encode(), begin, len(data), zlib.crc32(data)
@@ -286,20 +286,20 @@ def _scan(file: BinaryIO) -> tuple[np.ndarray, int, str]:
             raise UnreadableShardError(f"it is damaged at byte {end:,}: what follows is no member and no end")
         digest.update(rest)
         size += len(rest)
-    if size - end < 2 * BLOCK:  # the mark of a tar's end
+    if size - end < 2 * BLOCK:  # the end-of-archive marker
         raise UnreadableShardError(f"it breaks off after byte {end:,}")
     return rows, size, digest.hexdigest()
 
 
-def _row_type(width: int) -> np.dtype:
-    """The start of a member is relative to the sample's offset, in the order of EXTENSIONS; 0: it has none."""
+def _get_row_type(width: int) -> np.dtype:
+    """Return the dtype of rows; a member's start is relative to the sample's offset, 0 for a missing member."""
     return np.dtype(
         [("key", f"S{width}"), ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("members", "<u4", (3, 2))]
     )
 
 
-def _samples(file: BinaryIO) -> tuple[dict[str, dict[str, tarfile.TarInfo]], int]:
-    """The members of each key, in the shard's order, and where the last one's end is."""
+def _read_members(file: BinaryIO) -> tuple[dict[str, dict[str, tarfile.TarInfo]], int]:
+    """Return the members of each key in the shard's order, and the end of the last one."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     size = os.fstat(file.fileno()).st_size
     last = None
@@ -313,7 +313,7 @@ def _samples(file: BinaryIO) -> tuple[dict[str, dict[str, tarfile.TarInfo]], int
                 raise UnreadableShardError(
                     f"it holds {name!r}, not KEY.{', KEY.'.join(EXTENSIONS)} with a KEY of letters, digits, - and _"
                 )
-            if not 0 <= member.size <= size - member.offset_data:  # tarfile would go backwards for a negative one
+            if not 0 <= member.size <= size - member.offset_data:  # a negative size would make tarfile seek backwards
                 raise UnreadableShardError(f"it breaks off inside {name}")
             key, extension = match.groups()
             members = samples.setdefault(key, {})

@@ -1,8 +1,8 @@
-"""Makes shards of a source of captioned videos: in parallel, resumable, the same bytes by any number of processes.
+"""Write shards from a source of captioned videos: in parallel, resumable, the same bytes by any number of processes.
 
-Shard n holds the source's rows n·K … (n+1)·K − 1 without those that cannot be used, each under its row's number as key.
-A shard's tar is moved into place when it is whole, its part file (parts/000000.json: counts, checksum, rejects) after
-it: a run that is interrupted goes on with the shards that have none.
+Shard n contains the usable ones of the source's rows n·K … (n+1)·K − 1, each with its row number as key. A complete
+tar is moved into place first, then its part file (parts/000000.json: counts, checksum, rejects); an interrupted run
+resumes with the shards that have no part file.
 """
 
 import io
@@ -32,7 +32,7 @@ from storydiffusion.data.shards import (
     IndexRecord,
     ShardManifest,
     ShardRecord,
-    manifest_text,
+    format_manifest,
     read_manifest,
 )
 from storydiffusion.data.sources import ClipSource, SourceClip
@@ -45,8 +45,10 @@ PARTS = "parts"
 
 @dataclass(frozen=True)
 class WriterOptions:
-    """clips_per_shard: rows of the source for each shard; workers: processes, 1 makes none; backend: the decoder, which
-    gives up a video after `decode_seconds`.
+    """How shards are written.
+
+    clips_per_shard: rows of the source for each shard. workers: processes; 1 works in this one. backend: decoder that
+    tries each video for at most `decode_seconds`.
     """
 
     clips_per_shard: int = 1000
@@ -79,7 +81,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Part:
-    """What became of a shard's rows."""
+    """The outcome of a shard's rows."""
 
     rows: int
     shard: IndexRecord
@@ -87,45 +89,45 @@ class _Part:
 
 
 def write_shards(source: ClipSource, folder: str | Path, options: WriterOptions | None = None) -> ShardManifest:
-    """Writes 000000.tar, …, their index, manifest.json and rejects.jsonl into `folder`; whole shards stay.
+    """Write 000000.tar, …, their index, manifest.json and rejects.jsonl into `folder`; complete shards are kept.
 
-    Videos that cannot be used are in rejects.jsonl, with the reason, and counted in the manifest.
+    Unusable videos are listed in rejects.jsonl with the reason and counted in the manifest.
 
     Raises:
-        UserError: for a folder with shards of another source, one that cannot be written, or no usable video at all.
+        UserError: the folder has shards of another source or cannot be written, or no video is usable.
     """
     options = options or WriterOptions()
     folder = Path(folder)
     description = {**source.description, "clips_per_shard": options.clips_per_shard}
     _check_same_source(folder, description)
     rows = len(source)
-    with _writable(folder):
+    with _report_write_errors(folder):
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
-        _write(folder / MANIFEST, manifest_text(ShardManifest(description)))
+        _write(folder / MANIFEST, format_manifest(ShardManifest(description)))
     parts: dict[int, _Part] = {}
     with tqdm(total=rows, unit="clip", desc="writing shards", smoothing=0.05) as bar:
-        for number, part in _finished(_jobs(source, folder, options), options.workers):
+        for number, part in _run_jobs(_build_jobs(source, folder, options), options.workers):
             parts[number] = part
             bar.update(part.rows)
             bar.set_postfix(rejected=sum(len(part.rejects) for part in parts.values()), refresh=False)
-    return _conclude(folder, description, [parts[number] for number in sorted(parts)])
+    return _write_manifest(folder, description, [parts[number] for number in sorted(parts)])
 
 
 def _check_same_source(folder: Path, description: dict[str, Any]) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         if folder.is_dir() and any(folder.glob("*.tar")):
-            raise UserError(f"out={folder} holds .tar files without a manifest: choose another folder")
+            raise UserError(f"out={folder} contains .tar files without a manifest: choose another folder")
         return
     for key in description.keys() | manifest.source.keys():
         if description.get(key) != manifest.source.get(key):
             raise UserError(
-                f"out={folder} holds shards with {key}={manifest.source.get(key)}, not {description.get(key)}: "
+                f"out={folder} contains shards with {key}={manifest.source.get(key)}, not {description.get(key)}: "
                 "choose another folder"
             )
 
 
-def _jobs(source: ClipSource, folder: Path, options: WriterOptions) -> Iterator[_Job]:
+def _build_jobs(source: ClipSource, folder: Path, options: WriterOptions) -> Iterator[_Job]:
     clips = iter(source)
     number = 0
     while batch := tuple(islice(clips, options.clips_per_shard)):
@@ -133,26 +135,26 @@ def _jobs(source: ClipSource, folder: Path, options: WriterOptions) -> Iterator[
         number += 1
 
 
-def _finished(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, _Part]]:
-    """Each job's part, in the order in which they end; few jobs wait at a time, so memory stays flat."""
+def _run_jobs(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, _Part]]:
+    """Yield each job's part as it completes; few jobs wait at a time, so memory stays constant."""
     if workers <= 1:
         for job in jobs:
-            yield job.number, _make(job)
+            yield job.number, _write_shard(job)
         return
     # spawned, not forked: decoders and drawing libraries may hold locks of threads that a fork would not copy
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running: dict[Future[_Part], int] = {}
         try:
             for job in jobs:
-                running[pool.submit(_make, job)] = job.number
+                running[pool.submit(_write_shard, job)] = job.number
                 if len(running) >= 2 * workers:
                     yield from _collect(running)
             while running:
                 yield from _collect(running)
         except BrokenProcessPool as error:
             raise UserError(
-                "a process that makes shards died, perhaps for lack of memory: give the same command with fewer "
-                "workers, finished shards are kept"
+                "a process that writes shards died, perhaps out of memory: run the same command with fewer workers; "
+                "finished shards are kept"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -164,15 +166,18 @@ def _collect(running: dict[Future[_Part], int]) -> Iterator[tuple[int, _Part]]:
         yield running.pop(future), future.result()
 
 
-def _make(job: _Job) -> _Part:
-    """Writes the job's shard, or reads what is known of it where it is there already."""
+def _write_shard(job: _Job) -> _Part:
+    """Write the job's shard, or read its part file if the shard is complete."""
     part = _read_part(job)
     if part is not None:
         return part
     rejects: list[dict[str, str]] = []
     decoder = DecoderProcess(job.options.backend, job.options.limits, job.options.decode_seconds)
-    with _writable(job.folder):
-        with _whole(job.tar) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with _report_write_errors(job.folder):
+        with (
+            _atomic_file(job.tar) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             for row in range(len(job.clips)):
                 _add(tar, job, row, decoder, rejects)
         part = _Part(len(job.clips), write_index(job.tar), rejects)
@@ -181,7 +186,7 @@ def _make(job: _Job) -> _Part:
 
 
 def _read_part(job: _Job) -> _Part | None:
-    """None where the shard has to be made: it is not there, not whole, or has another number of rows."""
+    """Read the part file; return None if the shard is missing, incomplete or has another number of rows."""
     try:
         data = json.loads(job.part.read_text(encoding="utf-8"))
         part = _Part(data["rows"], IndexRecord(**data["shard"]), data["rejects"])
@@ -192,7 +197,7 @@ def _read_part(job: _Job) -> _Part | None:
 
 
 def _add(tar: tarfile.TarFile, job: _Job, row: int, decoder: DecoderProcess, rejects: list[dict[str, str]]) -> None:
-    """Adds one clip to the shard, or says in `rejects` why not."""
+    """Add one clip to the shard, or its reason to `rejects`."""
     clip, key = job.clips[row], job.key(row)
     try:
         caption = " ".join(clip.caption.split())
@@ -212,12 +217,12 @@ def _add(tar: tarfile.TarFile, job: _Job, row: int, decoder: DecoderProcess, rej
         tar.addfile(member, io.BytesIO(data))
 
 
-def _conclude(folder: Path, description: dict[str, Any], parts: list[_Part]) -> ShardManifest:
+def _write_manifest(folder: Path, description: dict[str, Any], parts: list[_Part]) -> ShardManifest:
     rejects = [reject for part in parts for reject in part.rejects]
     indexed = [part.shard for part in parts]
     shards = tuple(ShardRecord(shard.name, shard.samples, shard.bytes, shard.sha256) for shard in indexed)
     samples = sum(shard.samples for shard in shards)
-    with _writable(folder):
+    with _report_write_errors(folder):
         _write(folder / REJECTS, "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects))
         if not samples:
             first = f", the first because {rejects[0]['reason']}" if rejects else ""
@@ -226,18 +231,18 @@ def _conclude(folder: Path, description: dict[str, Any], parts: list[_Part]) -> 
         for draft in (folder / INDEX).glob(".*.tmp"):  # of a killed run
             draft.unlink()
         manifest = ShardManifest(description, True, samples, len(rejects), shards)
-        _write(folder / MANIFEST, manifest_text(manifest))
+        _write(folder / MANIFEST, format_manifest(manifest))
     return manifest
 
 
 def _write(path: Path, text: str) -> None:
-    with _whole(path) as file:
+    with _atomic_file(path) as file:
         file.write(text.encode())
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` when it is whole; a draft left by a killed run is written over."""
+def _atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears at `path` when complete; a draft left by a killed run is overwritten."""
     draft = path.with_name(f".{path.name}.tmp")
     try:
         with open(draft, "wb") as file:
@@ -250,9 +255,9 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def _report_write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot write into {folder}: {reason}; make room there or choose another folder") from error
+        raise UserError(f"cannot write into {folder}: {reason}; free space there or choose another folder") from error

@@ -1,7 +1,7 @@
-"""The contract of a shard, a plain tar of KEY.mp4, KEY.txt and KEY.json in WebDataset's layout; and where shards are.
+"""The contract of a shard, a plain tar of KEY.mp4, KEY.txt and KEY.json in WebDataset's layout, and finding shards.
 
-Two records may lie beside shards: manifest.json, of the command that made them, and the index that they are read by
-(`shard_index.py`). A shard that one of them names belongs to the data, whether its file is there or not.
+Two records may exist beside shards: manifest.json, written by the command that made them, and the index used for
+reading (`shard_index.py`). A shard named by either belongs to the data even if its file is missing.
 """
 
 import hashlib
@@ -16,11 +16,12 @@ from storydiffusion.errors import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-INDEX = "index"  # the folder beside the shards
-SUMMARY = "shards.json"  # in it
+INDEX = "index"  # folder beside the shards
+SUMMARY = "shards.json"  # in INDEX
 VIDEO, CAPTION, RECORD = EXTENSIONS = ("mp4", "txt", "json")
 MEMBER = re.compile(rf"([A-Za-z0-9_-]+)\.({'|'.join(EXTENSIONS)})")
-ODD = re.compile(r"[\x00-\x1f\x7f/\\|]|://|^pipe:|^\.", re.IGNORECASE)  # in a shard's file name
+UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f/\\|]|://|^pipe:|^\.", re.IGNORECASE)
+"""File names of shards that other tools may execute."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """A folder of shards: what they were made from, and each of them. `complete` tells that all are there."""
+    """A folder of shards: their source, and an entry for each. `complete`: all have been written."""
 
     source: dict[str, Any]
     complete: bool = False
@@ -46,19 +47,20 @@ class ShardManifest:
 
 @dataclass(frozen=True)
 class IndexRecord(ShardRecord):
-    """One shard of an index; `rows_crc32` is that of the file with the places of its members."""
+    """One shard of an index; `rows_crc32` is the checksum of the file with its members' places."""
 
     rows_crc32: int
 
 
-def manifest_text(manifest: ShardManifest) -> str:
+def format_manifest(manifest: ShardManifest) -> str:
+    """Return the text of manifest.json."""
     return json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_manifest(folder: Path) -> ShardManifest | None:
-    """The manifest of a folder of shards, None where it has none.
+    """Read the manifest of a folder of shards; return None if it has none.
 
-    Raises UserError for one that is damaged or of another format.
+    Raises UserError if it is damaged or has another format.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -70,11 +72,11 @@ def read_manifest(folder: Path) -> ShardManifest | None:
         shards = tuple(ShardRecord(**{**shard, "name": _checked(shard["name"])}) for shard in data["shards"])
         return ShardManifest(**{**data, "shards": shards})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as a manifest of shards ({error}): make the shards again") from error
+        raise UserError(f"{path} cannot be read as a manifest of shards ({error}): write the shards again") from error
 
 
-def summary_text(records: Sequence[IndexRecord]) -> str:
-    """The text of an index's summary: a line for each shard, and a checksum of them."""
+def format_summary(records: Sequence[IndexRecord]) -> str:
+    """Return the text of an index's summary: a line for each shard, and a checksum of the lines."""
     lines = ",\n".join(json.dumps(vars(record), ensure_ascii=False) for record in records)
     return f'{{"format": {FORMAT}, "sha256": "{_digest(lines)}", "shards": [\n{lines}\n]}}\n'
 
@@ -84,9 +86,9 @@ def _digest(lines: str) -> str:
 
 
 def read_summary(folder: Path) -> dict[str, IndexRecord]:
-    """What the index of a folder of shards says of each, by file name; empty where there is no index.
+    """Read the index summary of a folder of shards, by file name; empty if there is no index.
 
-    Raises UserError for one that is damaged or of another format.
+    Raises UserError if it is damaged or has another format.
     """
     path = folder / INDEX / SUMMARY
     if not path.exists():
@@ -107,12 +109,12 @@ def read_summary(folder: Path) -> dict[str, IndexRecord]:
 
 
 def find_shards(patterns: str | Sequence[str]) -> list[Path]:
-    """The shards that folders, files and brace patterns name: `shards`, `a/{000000..000099}.tar`, or a list of such.
+    """Return the shards named by folders, files and brace patterns: `shards`, `a/{000000..000099}.tar`, or a list.
 
-    A folder means the shards of its manifest; where it has none its *.tar and those of its index, sorted.
+    A folder stands for the shards of its manifest, or without one for its *.tar files and those of its index, sorted.
 
     Raises:
-        UserError: for a command or a remote address, a file that is not there nor in an index, or no shard at all.
+        UserError: a command or a remote address, a file that neither exists nor is in an index, or no shard at all.
     """
     import braceexpand
 
@@ -127,10 +129,10 @@ def find_shards(patterns: str | Sequence[str]) -> list[Path]:
         paths += [found for path in expanded for found in _expand(Path(path))]
     if not paths:
         raise UserError(
-            f"no shards match {', '.join(patterns) or 'an empty list'}: name a folder of .tar files or files"
+            f"no shards match {', '.join(patterns) or 'an empty list'}: give a folder of .tar files, or files"
         )
-    if odd := [path for path in paths if ODD.search(path.name)]:
-        raise UserError(f"the shard {str(odd[0])!r} has an odd name, which other tools may run: rename it")
+    if unsafe := [path for path in paths if UNSAFE_NAME.search(path.name)]:
+        raise UserError(f"the shard {str(unsafe[0])!r} has an unsafe name, which other tools may execute: rename it")
     if len(set(paths)) < len(paths):
         raise UserError(f"{next(path for path in paths if paths.count(path) > 1)} is named twice among the shards")
     missing = [path for path in paths if not path.is_file()]
@@ -141,9 +143,9 @@ def find_shards(patterns: str | Sequence[str]) -> list[Path]:
 
 
 def check_local(pattern: str) -> None:
-    """Raises UserError for a command (`pipe:…`) or a remote address where shards are named."""
+    """Raise UserError if a pattern is a command (`pipe:…`) or a remote address."""
     if pattern.strip().lower().startswith("pipe:") or "://" in pattern or "|" in pattern:
-        raise UserError(f"shards={pattern} is no local path: shards are read from files only, so copy them here")
+        raise UserError(f"shards={pattern} is no local path: shards are read from local files only; copy them here")
 
 
 def _expand(path: Path) -> list[Path]:
@@ -153,11 +155,11 @@ def _expand(path: Path) -> list[Path]:
     if manifest is None:
         return sorted({*path.glob("*.tar"), *(path / name for name in read_summary(path))})
     if not manifest.complete:
-        raise UserError(f"the shards in {path} are not finished: give the command that makes them again")
+        raise UserError(f"the shards in {path} are not finished: run the command that writes them again")
     return [path / shard.name for shard in manifest.shards]
 
 
 def _checked(name: str) -> str:
-    if not name or ODD.search(name):
+    if not name or UNSAFE_NAME.search(name):
         raise ValueError(f"{name!r} is no name of a shard")
     return name

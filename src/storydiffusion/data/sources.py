@@ -1,8 +1,8 @@
-"""Captioned videos to make shards of: WebVid's and OpenVid's CSV beside a folder of video files."""
+"""Sources of captioned videos for shards: the interface, and WebVid's and OpenVid's CSV beside a folder of videos."""
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,10 @@ from storydiffusion.errors import UserError
 
 @dataclass(frozen=True)
 class SourceClip:
-    """One captioned video: its name in the source, `record`, which tells what is known of it, and `video`, which
-    fetches the MP4's bytes.
+    """One captioned video: its name in the source, its caption, and two functions that return its metadata and MP4.
 
-    Both are called in another process, so they must pickle; `video` raises UnreadableVideoError where there is none.
+    Both functions are called in another process, so they must pickle; `video` raises UnreadableVideoError if the video
+    is missing.
     """
 
     name: str
@@ -27,7 +27,7 @@ class SourceClip:
 
 
 class ClipSource(Protocol):
-    """Captioned videos in a fixed order. `description`, plain data, is equal where the clips are the same."""
+    """Captioned videos in a fixed order. `description`, plain data, is equal if and only if the clips are."""
 
     @property
     def description(self) -> dict[str, Any]: ...
@@ -39,7 +39,7 @@ class ClipSource(Protocol):
 
 @dataclass(frozen=True)
 class VideoFile:
-    """The first of some paths that is a file, read when called."""
+    """Reads the first of some paths that is a file when called."""
 
     candidates: tuple[Path, ...]
 
@@ -54,18 +54,18 @@ class VideoFile:
 
 
 class CsvSource:
-    """Rows of a CSV with a header line, read anew at each pass, so that memory does not grow with their number.
+    """Rows of a CSV with a header line, read again at each pass, so that memory does not grow with their number.
 
     Raises:
-        UserError: for a CSV or folder that is not there, a missing column, or a CSV that cannot be read.
+        UserError: the CSV, the folder of videos or a column is missing, or the CSV cannot be read.
     """
 
     def __init__(self, layout: "CsvLayout", table: str | Path, videos: str | Path) -> None:
         self.layout, self.table, self.videos = layout, Path(table), Path(videos)
         if not self.table.is_file():
-            raise UserError(f"csv={table} is no file: name the CSV of {layout.name}")
+            raise UserError(f"csv={table} is no file: give the CSV of {layout.name}")
         if not self.videos.is_dir():
-            raise UserError(f"videos={videos} is no folder: name the one that holds the videos of {table}")
+            raise UserError(f"videos={videos} is no folder: give the folder with the videos of {table}")
         self._check_columns()
         with open(self.table, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -77,8 +77,8 @@ class CsvSource:
     def __iter__(self) -> Iterator[SourceClip]:
         for row in self._rows():
             record = {column: value for column, value in row.items() if column != self.layout.caption}
-            names = [form.format(**row) for form in self.layout.files if _has(row, form)]
-            # a name that leads out of the folder of videos is no candidate
+            names = [template.format(**row) for template in self.layout.files if _fills(row, template)]
+            # a name that leaves the folder of videos is no candidate
             inside = [name for name in names if not name.startswith(("/", "\\")) and ".." not in Path(name).parts]
             yield SourceClip(
                 name=row[self.layout.id],
@@ -112,7 +112,7 @@ class CsvSource:
 
 @dataclass(frozen=True)
 class CsvLayout:
-    """Which columns are needed, and where a row's video may lie in the folder of videos."""
+    """The columns for name and caption, and the candidate paths of a row's video in the folder of videos."""
 
     name: str
     id: str
@@ -122,12 +122,15 @@ class CsvLayout:
 
 WEBVID = CsvLayout("webvid", "videoid", "name", ("{page_dir}/{videoid}.mp4", "{videoid}.mp4"))
 OPENVID = CsvLayout("openvid", "video", "caption", ("{video}",))
-"""WebVid's columns: videoid, contentUrl, duration, page_dir (older: page_idx), name. OpenVid-1M's: video, caption,
+CSV_LAYOUTS: Mapping[str, CsvLayout] = {layout.name: layout for layout in (WEBVID, OPENVID)}
+"""Name → layout of a CSV beside a folder of videos; one entry adds such a data set.
+
+WebVid's columns: videoid, contentUrl, duration, page_dir (older: page_idx), name. OpenVid-1M's: video, caption,
 aesthetic score, motion score, temporal consistency score, camera motion, frame, fps, seconds.
 """
 
 
-def _has(row: dict[str, str], form: str) -> bool:
-    """Whether the row has a value for every column of a file's form."""
-    names = [part.partition("}")[0] for part in form.split("{")[1:]]
+def _fills(row: dict[str, str], template: str) -> bool:
+    """Return whether the row has a value for every column of a path template."""
+    names = [part.partition("}")[0] for part in template.split("{")[1:]]
     return all(row.get(name) for name in names)

@@ -1,7 +1,7 @@
-"""Frames of a video in memory, decoded by decord, PyAV or torchcodec: one interface, the same frames.
+"""Decode frames of a video in memory by decord, PyAV or torchcodec: one interface, the same frames.
 
-F frames, H and W pixels. Which frame has which number is told by the order of presentation times, whatever the frame
-rate does. A rotation noted in the file is not applied. Pictures of 16, 24, 48 or 72 columns are refused by decord 0.6.
+F frames, H and W pixels. Frames are numbered by presentation time, whatever the frame rate does. A rotation noted in
+the file is not applied. decord 0.6 refuses frames 16, 24, 48 or 72 pixels wide.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,16 +17,16 @@ from storydiffusion.errors import UserError
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-FEWEST_FRAMES = 2  # with one, nothing moves
+MIN_FRAMES = 2  # one frame has no motion
 
 
 class UnreadableVideoError(Exception):
-    """A video that cannot be read as asked; the message is the reason, to stand after the video's name."""
+    """A video cannot be read; the message is the reason, to follow the video's name."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's container says: number of frames, frames a second, and size in pixels."""
+    """A video's properties according to its container: number of frames, frames per second, size in pixels."""
 
     frames: int
     fps: float
@@ -36,22 +36,23 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """The largest video that is decoded; what exceeds a limit is refused before its first frame is."""
+    """The largest video to decode; larger ones are refused before their first frame is decoded."""
 
     megabytes: float = 256
     seconds: float = 600
     frames: int = 36_000
-    pixels: int = 4096 * 2304  # a frame's
+    pixels: int = 4096 * 2304  # of one frame
 
 
 DEFAULT_LIMITS = VideoLimits()
 
 
 class Video:
-    """A video in memory: its container is read, its packets are counted, none of its frames is decoded.
+    """A video in memory. Construction reads the container and counts packets without decoding a frame.
 
     Raises:
-        UnreadableVideoError: empty, no video, cut off, fewer than two frames, or beyond a limit.
+        UnreadableVideoError: the video is empty, truncated, of another format, beyond a limit or has fewer than two
+            frames.
     """
 
     def __init__(self, blob: bytes, limits: VideoLimits = DEFAULT_LIMITS) -> None:
@@ -63,19 +64,19 @@ class Video:
         return self._index.info
 
     def read(self, indices: Sequence[int], backend: str = "decord") -> np.ndarray:
-        """The frames of these numbers, in any order, repeats allowed → uint8 RGB (F, H, W, 3).
+        """Decode the frames `indices`, in any order and with repeats, to uint8 RGB (F, H, W, 3).
 
-        The decoder is made here, on one thread, and gone afterwards: call this in the process that needs the frames.
+        The decoder lives only for this call, on one thread, in the calling process.
 
         Raises:
-            UnreadableVideoError: for a frame that is not there or cannot be decoded.
-            UserError: for a backend that does not exist or is not installed.
+            UnreadableVideoError: a frame does not exist or cannot be decoded.
+            UserError: the backend does not exist or is not installed.
         """
-        decode = _backend(backend)
+        decode = _load_backend(backend)
         if not indices:
-            raise ValueError("indices is empty: ask for one frame or more")
+            raise ValueError("indices is empty: give at least one frame")
         if not 0 <= min(indices) <= max(indices) < self.info.frames:
-            raise UnreadableVideoError(f"frames {min(indices)}…{max(indices)} were asked of {self.info.frames}")
+            raise UnreadableVideoError(f"it has {self.info.frames} frames, not frames {min(indices)}…{max(indices)}")
         frames = decode(self._blob, list(indices), self._index)
         expected = (len(indices), self.info.height, self.info.width, 3)
         if frames.shape != expected or frames.dtype != np.uint8:
@@ -84,8 +85,8 @@ class Video:
 
 
 def check_backend(backend: str) -> None:
-    """Raises UserError where `backend` does not exist or its library is missing."""
-    _backend(backend)
+    """Raise UserError if `backend` does not exist or its library is missing."""
+    _load_backend(backend)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class _Index:
     info: VideoInfo
     times: tuple[int, ...]  # presentation times of the frames, ascending, in the stream's time base
     keys: tuple[int, ...]  # presentation times of the key frames, in the file's order
-    has_open_gop: bool  # a key frame is followed in the file by frames that are shown before it and need earlier ones
+    has_open_gop: bool  # frames shown before a key frame follow it in the file and need earlier ones
 
 
 def _open(blob: bytes) -> "InputContainer":
@@ -124,7 +125,7 @@ def _index(blob: bytes, limits: VideoLimits) -> _Index:
         keys: list[int] = []
         has_open_gop = False
         try:
-            for packet in container.demux(stream):  # each attribute costs, and there are hundreds of packets
+            for packet in container.demux(stream):  # attribute access is slow, and there are hundreds of packets
                 if packet.size and not packet.is_discard:
                     time = packet.pts
                     times.append(time)
@@ -142,7 +143,7 @@ def _index(blob: bytes, limits: VideoLimits) -> _Index:
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         if len(times) < stream.frames:
             raise UnreadableVideoError(f"it breaks off after {len(times)} of {stream.frames} frames")
-        if len(times) < FEWEST_FRAMES:
+        if len(times) < MIN_FRAMES:
             raise UnreadableVideoError(
                 f"it has {len(times)} frame{'' if len(times) == 1 else 's'}: a clip needs 2 or more"
             )
@@ -171,7 +172,7 @@ def _decode_by_decord(blob: bytes, indices: list[int], index: _Index) -> np.ndar
             raise UnreadableVideoError(f"decord counts {len(reader)} frames, its packets are {index.info.frames}")
         if not index.has_open_gop:
             return reader.get_batch(indices).asnumpy()
-        found, wanted = {}, set(indices)  # decord would silently seek to wrong frames there: it reads one by one
+        found, wanted = {}, set(indices)  # decord would silently seek to wrong frames there, so read one by one
         for number in range(max(indices) + 1):
             frame = reader.next()
             if number in wanted:
@@ -183,20 +184,21 @@ def _decode_by_decord(blob: bytes, indices: list[int], index: _Index) -> np.ndar
 
 def _decode_by_pyav(blob: bytes, indices: list[int], index: _Index) -> np.ndarray:
     wanted = {index.times[number] for number in indices}
-    # NONREF: those that no other frame needs; to decode them only to drop them takes a fifth of the time
-    found = _frames_by_pyav(blob, wanted, index, left_out="NONREF")
-    if wanted - found.keys():  # some decoders do not change that from one packet to the next
-        found = _frames_by_pyav(blob, wanted, index, left_out="DEFAULT")
+    # NONREF: frames that no other frame needs; decoding them only to drop them takes a fifth of the time
+    found = _frames_by_pyav(blob, wanted, index, skipped="NONREF")
+    if wanted - found.keys():  # some decoders do not change skipping from one packet to the next
+        found = _frames_by_pyav(blob, wanted, index, skipped="DEFAULT")
     if lost := [number for number in sorted(indices) if index.times[number] not in found]:
         raise UnreadableVideoError(f"pyav cannot decode frame {lost[0]}")
     return np.stack([found[index.times[number]] for number in indices])
 
 
 def _frames_by_pyav(
-    blob: bytes, wanted: Collection[int], index: _Index, left_out: Literal["NONREF", "DEFAULT"]
+    blob: bytes, wanted: Collection[int], index: _Index, skipped: Literal["NONREF", "DEFAULT"]
 ) -> dict[int, np.ndarray]:
-    """The frames shown at the times `wanted`, decoded from the key frame before the first of them to the last of them;
-    in between frames of the kind `left_out` are not, unless they are wanted.
+    """Decode the frames shown at the times `wanted`, from the key frame before the first to the last of them.
+
+    Unwanted frames of the kind `skipped` are not decoded.
     """
     from av.error import FFmpegError
 
@@ -208,10 +210,10 @@ def _frames_by_pyav(
             stream = container.streams.video[0]
             context = stream.codec_context
             context.thread_count = 1
-            # packets before the key frame are read and dropped: by which times a container seeks is its own affair
+            # packets before the key frame are read and dropped, because containers seek by different times
             packets = dropwhile(lambda packet: key is not None and packet.pts != key, container.demux(stream))
             for packet in packets:
-                context.skip_frame = "DEFAULT" if packet.pts in wanted else left_out
+                context.skip_frame = "DEFAULT" if packet.pts in wanted else skipped
                 for frame in packet.decode():
                     if frame.pts is not None and frame.pts in wanted:
                         found[frame.pts] = frame.to_ndarray(format="rgb24")
@@ -244,13 +246,13 @@ BACKENDS = tuple(_DECODERS)
 _MODULES = {"decord": "decord", "pyav": "av", "torchcodec": "torchcodec.decoders"}
 
 
-def _backend(name: str) -> Decode:
+def _load_backend(name: str) -> Decode:
     import importlib
 
     if name not in _DECODERS:
-        raise UserError(f"there is no video decoder '{name}': choose one of {', '.join(BACKENDS)}")
+        raise UserError(f"unknown video decoder '{name}': choose one of {', '.join(BACKENDS)}")
     try:
         importlib.import_module(_MODULES[name])
     except (ImportError, OSError, RuntimeError) as error:  # torchcodec raises RuntimeError without FFmpeg's libraries
-        raise UserError(f"the video decoder '{name}' cannot be loaded here: install it, or choose pyav") from error
+        raise UserError(f"the video decoder '{name}' cannot be loaded: install it, or choose pyav") from error
     return _DECODERS[name]

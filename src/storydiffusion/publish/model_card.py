@@ -168,7 +168,7 @@ def draw_clips(resolved: ResolvedModel) -> "Image.Image":
     from storydiffusion.storyworld.clips import caption_clip, render_clip, sample_clip
     from storydiffusion.storyworld.images import HELD_OUT_SEED
     from storydiffusion.storyworld.motions import MOTIONS
-    from storydiffusion.training.callbacks.sample_grid import grid
+    from storydiffusion.training.callbacks.sample_grid import build_grid
 
     video = resolved.video
     model = load_video_model(resolved)
@@ -180,7 +180,7 @@ def draw_clips(resolved: ResolvedModel) -> "Image.Image":
         sampled.append(
             sample_clips(model, frames[:, 0], frames[:, -1], [caption_clip(clip, number)], [number], sampling_of(video))
         )
-    return Image.fromarray(grid(torch.cat(true), torch.cat(sampled)))
+    return Image.fromarray(build_grid(torch.cat(true), torch.cat(sampled)))
 
 
 def video_section(config: ModelConfig, record: Mapping[str, Any], table: str) -> str:

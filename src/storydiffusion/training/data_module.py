@@ -17,6 +17,7 @@ from storydiffusion.data.shard_writer import WriterOptions, write_shards
 from storydiffusion.data.shards import check_local, find_shards, read_manifest
 from storydiffusion.data.sources import ClipSource
 from storydiffusion.errors import UserError, first_line
+from storydiffusion.training.clip_sources import build_source
 
 CLIPS_PER_SHARD = 250
 
@@ -91,10 +92,8 @@ def build_clip_data(config: TransitionTrainConfig) -> ClipData:
     elif not isinstance(data.shards, str):
         raise UserError(f"data.shards={data.shards}: StoryWorld's clips are drawn into one folder; give its path")
     else:
-        from storydiffusion.storyworld.clip_source import StoryWorldSource
-
         check_local(data.shards)
-        source = StoryWorldSource(**asdict(data.storyworld))
+        source = build_source("storyworld", asdict(data.storyworld))
     try:
         options = LoaderOptions(
             shards=data.shards,

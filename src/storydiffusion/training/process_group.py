@@ -1,4 +1,4 @@
-"""How the processes of one training end: together, and with one sentence."""
+"""End all processes of a training together, with one error message."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ INTERVAL = 1.0  # seconds
 
 
 def stop_together(trainer: L.Trainer, sentence: str) -> NoReturn:
-    """Ends all processes with exit code 1, for a reason that all of them have agreed on.
+    """End all processes with exit code 1; all of them must call this.
 
     Raises:
-        UserError: on the first process. The others leave it the time to say so: launchers kill all that are left as
-            soon as one has ended.
+        UserError: on the first process. The others wait `PATIENCE` seconds so that it can report the error, because
+            launchers kill the remaining processes as soon as one has exited.
     """
     if trainer.is_global_zero:
         raise UserError(sentence)
@@ -29,10 +29,10 @@ def stop_together(trainer: L.Trainer, sentence: str) -> NoReturn:
 
 
 def end_with_launcher() -> None:
-    """From now on this process is killed within `INTERVAL` when the one that has started it is gone.
+    """Kill this process within `INTERVAL` seconds after its launcher has exited.
 
-    Lightning's launcher, the first process, watches those that it starts, but not the other way round: without this
-    they would wait for its part of a sum until `trainer.timeout_minutes` are over.
+    Lightning's launcher, the first process, watches the processes it starts but not vice versa: without this they
+    would wait in a collective operation until `trainer.timeout_minutes` are over.
     """
     threading.Thread(target=_watch, args=(os.getppid(),), name="launcher-watch", daemon=True).start()
 
@@ -40,4 +40,4 @@ def end_with_launcher() -> None:
 def _watch(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(INTERVAL)
-    os.kill(os.getpid(), signal.SIGKILL)  # a process that hangs in a collective operation hears nothing less
+    os.kill(os.getpid(), signal.SIGKILL)  # nothing less ends a process inside a collective operation

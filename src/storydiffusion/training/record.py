@@ -1,23 +1,23 @@
-"""What is recorded of a training beside its weights, and the words for where it ran."""
+"""The training record beside exported weights, and the description of the machine."""
 
 import platform
 from pathlib import Path
 
 RECORD = "training.json"
-"""in an exported folder: part → recipe, wall time, machine, figures"""
+"""File in an exported folder: part → recipe, wall time, machine, metrics (key `figures`)."""
 
 
 def machine() -> str:
-    """The processor that this process computes on, in words: the GPU's name, or the CPU's with its threads."""
+    """Describe this process's processor: the GPU's name, or the CPU's with the number of threads."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    return f"{_read_cpu_name()}, {torch.get_num_threads()} threads"
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")  # on Linux the only place that names the model
+def _read_cpu_name() -> str:
+    info = Path("/proc/cpuinfo")  # the only place on Linux with the model name
     names = (
         [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         if info.exists()

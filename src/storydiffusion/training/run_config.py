@@ -1,4 +1,4 @@
-"""A run's configuration: written beside its results, and the one that its checkpoints must have."""
+"""A run's configuration: write it beside the results, and check that checkpoints have the same."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from storydiffusion.output.files import write_atomically
 
 
 class ConfigFile(L.Callback):
-    """Writes `folder`/config.yaml once the training begins, that is, once no checkpoint has refused it."""
+    """Writes `folder`/config.yaml when training starts, after a checkpoint has accepted the configuration."""
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
         self.file = Path(folder) / "config.yaml"
@@ -25,20 +25,20 @@ class ConfigFile(L.Callback):
         write_atomically(self.file, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True).encode())
 
 
-def check_same_config(stored: Any, current: Mapping[str, Any], free: Iterable[str]) -> None:
-    """Raises UserError where a checkpoint's configuration differs from the current one, save in the `free` keys.
+def check_same_config(stored: Any, current: Mapping[str, Any], mutable: Iterable[str]) -> None:
+    """Raise UserError if a checkpoint's configuration differs from the current one in other than the `mutable` keys.
 
-    Keys are dotted; a free one frees all below it.
+    Keys are dotted; a mutable key includes all below it.
     """
     if not isinstance(stored, Mapping):
         raise UserError(
-            "the checkpoint is of another kind of training, it has no configuration: choose another run_dir"
+            "the checkpoint is of another kind of training and has no configuration: choose another run_dir"
         )
     before, now = flat(stored), flat(current)
-    free = tuple(free)
+    mutable = tuple(mutable)
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free):
+        if before.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in mutable):
             raise UserError(
-                f"the checkpoint was made with {key}={before.get(key)}, not {now.get(key)}: set it back, or choose "
+                f"the checkpoint was written with {key}={before.get(key)}, not {now.get(key)}: set it back, or choose "
                 "another run_dir"
             )

@@ -40,14 +40,14 @@ def fit(callbacks: list[L.Callback], steps: int = 4, accumulate: int = 1, checkp
     return module
 
 
-def test_frozen_parts_are_left_out():
+def test_frozen_weights_are_not_averaged():
     average = EMA(0.999, SkipNonFiniteSteps(1))
     fit([average])
     assert set(average.average) == {"learnt.weight", "learnt.bias"}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_average_is_the_running_mean_of_the_weights_after_each_step(accumulate):
+def test_average_is_the_running_mean_of_the_weights_after_each_step(accumulate):
     seen: list[torch.Tensor] = []
 
     class Watch(L.Callback):
@@ -67,7 +67,7 @@ def test_the_average_is_the_running_mean_of_the_weights_after_each_step(accumula
     torch.testing.assert_close(average.average["learnt.weight"], wanted)
 
 
-def test_its_state_makes_the_round_trip(tmp_path):
+def test_state_survives_saving_and_loading(tmp_path):
     average, stopwatch = EMA(0.999, SkipNonFiniteSteps(1)), Stopwatch()
     fit([average, stopwatch], checkpoint=tmp_path / "last.ckpt")
     stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
@@ -79,7 +79,7 @@ def test_its_state_makes_the_round_trip(tmp_path):
     assert 0 < resumed.seconds <= stopwatch.seconds
 
 
-def test_applied_lends_the_average_and_gives_the_own_weights_back():
+def test_applied_swaps_in_the_average_and_restores_the_weights():
     average = EMA(0.9, SkipNonFiniteSteps(1))
     module = fit([average])
     own = module.learnt.weight.detach().clone()

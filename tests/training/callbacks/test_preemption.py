@@ -35,7 +35,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(tiny_video_model, cache, tmp_path) -> Callable[..., TransitionTrainConfig]:
-    """Of `python train.py run_dir=run …`, saving only when it is told to stop, and at the end."""
+    """Return a factory of configurations that save only on a signal and at the end."""
 
     def make(*changes: str) -> TransitionTrainConfig:
         often = ("trainer.checkpoint_minutes=60", "data.backend=pyav", "recipe.sample_every=0")
@@ -44,7 +44,7 @@ def config(tiny_video_model, cache, tmp_path) -> Callable[..., TransitionTrainCo
     return make
 
 
-class Told(L.Callback):
+class SendSignal(L.Callback):
     """Sends this process a signal while it trains a batch."""
 
     def __init__(self, number: int, batch: int) -> None:
@@ -82,7 +82,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def train(number: int, port: int, config: TransitionTrainConfig) -> None:
-    """One process of a training, as a launcher starts it."""
+    """Run one process of a training as a launcher starts it."""
     os.setpgrp()
     torch.set_num_threads(1)  # the threads of the parent were not copied
     os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -104,7 +104,7 @@ def exit_codes(processes: list[BaseProcess]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def test_all_save_and_stop_when_one_of_two_processes_is_told(config, slurm, tmp_path, capfd):
+def test_all_processes_save_and_exit_when_one_receives_a_signal(config, slurm, tmp_path, capfd):
     run, two = tmp_path / "run", ("trainer.strategy=ddp", "trainer.devices=2", "trainer.requeue=true")
     noted = slurm(SLURM_JOB_ID="17")
     processes = start(config(ENDLESS, *two))
@@ -114,16 +114,16 @@ def test_all_save_and_stop_when_one_of_two_processes_is_told(config, slurm, tmp_
     assert exit_codes(processes) == [EXIT_CODE, EXIT_CODE]
     step = saved_step(run)
     assert logged_steps(run) == list(range(1, step + 1))
-    told = [line for line in capfd.readouterr().err.splitlines() if "SIGUSR1" in line]
-    assert len(told) == 1
-    assert f"stopped after step {step}, which is saved; job 17 is queued again" in told[0]
+    sentences = [line for line in capfd.readouterr().err.splitlines() if "SIGUSR1" in line]
+    assert len(sentences) == 1
+    assert f"saved step {step} and stopped; job 17 is requeued" in sentences[0]
     assert noted.read_text().splitlines() == ["requeue 17"]  # by one of them
     assert exit_codes(start(config(f"trainer.max_steps={step + 1}", *two))) == [0, 0]
     assert saved_step(run) == step + 1
     assert logged_steps(run) == list(range(1, step + 2))
 
 
-def test_a_loaders_process_that_is_told_too_goes_on_until_all_is_saved(config, tmp_path):
+def test_loader_process_ignores_the_signal_until_the_run_is_saved(config, tmp_path):
     run = tmp_path / "run"
     (process,) = processes = start(config(ENDLESS, "data.workers=1"))
     wait_for(lambda: len(logged_steps(run)) >= 2)
@@ -143,14 +143,13 @@ def is_alive(group: int) -> bool:
     return True
 
 
-def test_a_training_told_in_the_midst_of_a_step_ends_it_and_then_equals_an_untold_one(config, tmp_path):
+def test_signal_during_a_step_completes_it_and_the_resumed_run_is_bit_equal(config, tmp_path):
     changes = ("recipe.accumulate=2", "trainer.max_steps=4")
     whole = train_command.build_training(config(*changes, f"run_dir={tmp_path}/whole"))
     whole.fit()
     with pytest.raises(Preempted):
-        add(
-            train_command.build_training(config(*changes)), Told(signal.SIGUSR1, batch=2)
-        ).fit()  # the first of two batches
+        # batch 2 is the first of two batches of a step
+        add(train_command.build_training(config(*changes)), SendSignal(signal.SIGUSR1, batch=2)).fit()
     assert saved_step(tmp_path / "run") == 2
     resumed = train_command.build_training(config(*changes))
     resumed.fit()
@@ -159,29 +158,29 @@ def test_a_training_told_in_the_midst_of_a_step_ends_it_and_then_equals_an_untol
         assert torch.equal(tensor, state(resumed)[name]), name
 
 
-def test_handlers_that_were_there_before_get_the_signal_once_all_is_saved_and_are_put_back(config, tmp_path):
+def test_earlier_handlers_receive_the_signal_after_saving_and_are_restored(config, tmp_path):
     found = []
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def submitits(number, frame):
+    def submitit_handler(number, frame):
         found.append((number, saved_step(tmp_path / "run")))
 
-    signal.signal(signal.SIGUSR2, submitits)
+    signal.signal(signal.SIGUSR2, submitit_handler)
     try:
         with pytest.raises(Preempted) as end:
-            add(train_command.build_training(config(ENDLESS)), Told(signal.SIGUSR2, batch=1)).fit()
+            add(train_command.build_training(config(ENDLESS)), SendSignal(signal.SIGUSR2, batch=1)).fit()
         assert end.value.code == EXIT_CODE == 75
         assert found == [(signal.SIGUSR2, 2)]
         train_command.build_training(config("trainer.max_steps=3")).fit()
-        assert signal.getsignal(signal.SIGUSR2) is submitits
-        assert {number: signal.getsignal(number) for number in SIGNALS} == before | {signal.SIGUSR2: submitits}
+        assert signal.getsignal(signal.SIGUSR2) is submitit_handler
+        assert {number: signal.getsignal(number) for number in SIGNALS} == before | {signal.SIGUSR2: submitit_handler}
     finally:
         signal.signal(signal.SIGUSR2, before[signal.SIGUSR2])
 
 
-def test_a_part_of_the_miniature_that_is_told_has_every_row_of_its_log_once(tmp_path):
+def test_preempted_miniature_training_logs_every_step_once(tmp_path):
     with pytest.raises(Preempted):
-        add(part_training("attribute_classifier", tmp_path, steps=4), Told(signal.SIGTERM, batch=1)).fit()
+        add(part_training("attribute_classifier", tmp_path, steps=4), SendSignal(signal.SIGTERM, batch=1)).fit()
     run = tmp_path / "run" / "attribute_classifier"
     assert logged_steps(run) == [0, 1]
     part_training("attribute_classifier", tmp_path, steps=4).fit()
@@ -190,13 +189,13 @@ def test_a_part_of_the_miniature_that_is_told_has_every_row_of_its_log_once(tmp_
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Callable[..., Path]:
-    """Puts a `scontrol` in the path that notes its arguments in the file returned, and ends with `code`."""
+    """Put a `scontrol` in the path that appends its arguments to the returned file and exits with `code`."""
 
     def make(code: int = 0, **variables: str) -> Path:
         script, calls = tmp_path / "bin" / "scontrol", tmp_path / "calls"
         script.parent.mkdir()
-        told = f"kill -TERM $$ $PPID\necho $@ >> {calls}"  # Slurm ends a job that it queues again, scontrol too
-        script.write_text(f"#!/bin/sh\n{told}\necho no such job >&2\nexit {code}\n")
+        actions = f"kill -TERM $$ $PPID\necho $@ >> {calls}"  # on requeue Slurm ends the whole job, scontrol included
+        script.write_text(f"#!/bin/sh\n{actions}\necho no such job >&2\nexit {code}\n")
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
         for name, value in variables.items():
@@ -218,22 +217,24 @@ ARRAY = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID"
     ],
     ids=["time limit", "of an array", "scancel"],
 )
-def test_a_job_is_queued_again_when_its_time_is_up_and_only_then(config, slurm, capsys, number, variables, calls):
+def test_job_is_requeued_at_its_time_limit_only(config, slurm, capsys, number, variables, calls):
     noted = slurm(**variables)
     with pytest.raises(Preempted):
-        add(train_command.build_training(config(ENDLESS, "trainer.requeue=true")), Told(number, batch=0)).fit()
+        add(train_command.build_training(config(ENDLESS, "trainer.requeue=true")), SendSignal(number, batch=0)).fit()
     assert (noted.read_text().splitlines() if noted.exists() else []) == calls
-    assert ("is queued again" in capsys.readouterr().err) == bool(calls)
+    assert ("is requeued" in capsys.readouterr().err) == bool(calls)
 
 
-def test_a_job_that_slurm_does_not_queue_again_is_named_and_saved(config, slurm, tmp_path):
+def test_error_names_a_job_that_slurm_refuses_to_requeue(config, slurm, tmp_path):
     slurm(code=1, SLURM_JOB_ID="17")
-    with pytest.raises(UserError, match="job 17 is not queued again, submit it anew: no such job"):
-        add(train_command.build_training(config(ENDLESS, "trainer.requeue=true")), Told(signal.SIGUSR1, batch=0)).fit()
+    with pytest.raises(UserError, match=r"Slurm did not requeue job 17 \(no such job\): submit it again"):
+        add(
+            train_command.build_training(config(ENDLESS, "trainer.requeue=true")), SendSignal(signal.SIGUSR1, batch=0)
+        ).fit()
     assert saved_step(tmp_path / "run") == 1
 
 
-def test_only_one_may_own_the_queueing(config, monkeypatch):
+def test_requeue_is_refused_without_slurm_and_under_submitit(config, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(UserError, match=r"trainer\.requeue=true, but this is no Slurm job"):
         train_command.build_training(config("trainer.requeue=true"))

@@ -1,4 +1,4 @@
-"""The generators' states travel with the checkpoint, each process's own."""
+"""Checkpoints contain the generator states of every process."""
 
 import random
 from pathlib import Path
@@ -46,7 +46,7 @@ def fit(steps: int, seed: int, save: Path | None = None, resume: Path | None = N
     return module.drawn
 
 
-def test_a_resumed_run_draws_what_the_straight_one_does(tmp_path):
+def test_resumed_run_draws_the_same_numbers(tmp_path):
     straight = fit(5, seed=1)
     first = fit(3, seed=1, save=tmp_path / "three.ckpt")
     rest = fit(5, seed=2, resume=tmp_path / "three.ckpt")
@@ -63,7 +63,7 @@ def in_world(rank: int, folder: Path) -> None:
     torch.save(drawn, folder / f"{rank}.pt")
 
 
-def test_each_process_has_its_own_and_in_another_world_they_are_dropped(tmp_path):
+def test_states_are_per_process_and_dropped_under_another_world_size(tmp_path):
     assert run_processes(in_world, 2, tmp_path) == [0, 0]
     for rank in range(2):
         straight, resumed = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -1,4 +1,4 @@
-"""When a run saves, what it goes on from, and how it ends where it cannot."""
+"""When a run saves, which checkpoint it resumes from, and how it ends if saving fails."""
 
 import os
 import signal
@@ -57,8 +57,8 @@ class Steps(L.Callback):
         self.seen.append(names(self.folder))
 
 
-def test_it_saves_between_steps_only(tmp_path):
-    """With gradients of two batches to a step, the time that is up in the first is used after the second."""
+def test_checkpoints_are_saved_between_steps_only(tmp_path):
+    """With two batches a step, a checkpoint due in the first batch is saved after the second."""
     watch = Steps(tmp_path)
     fit(RunCheckpoints(tmp_path, 0), callbacks=(watch,), accumulate_grad_batches=2)
     steps = [f"step-0000000{step}.ckpt" for step in range(4)]
@@ -67,7 +67,7 @@ def test_it_saves_between_steps_only(tmp_path):
 
 
 class Preemption(L.Callback):
-    """Saves as soon as it may, as one that a signal has reached, and tries it in every batch."""
+    """Saves as soon as allowed, as after a signal, and tries in every batch."""
 
     def __init__(self, checkpoints: RunCheckpoints) -> None:
         self.checkpoints = checkpoints
@@ -85,7 +85,7 @@ class Preemption(L.Callback):
             self.refused += 1
 
 
-def test_whoever_saves_out_of_turn_does_so_between_steps(tmp_path):
+def test_unscheduled_saves_happen_between_steps_only(tmp_path):
     checkpoints = RunCheckpoints(tmp_path, 60)
     preemption = Preemption(checkpoints)
     fit(checkpoints, callbacks=(preemption,), accumulate_grad_batches=2)
@@ -93,15 +93,15 @@ def test_whoever_saves_out_of_turn_does_so_between_steps(tmp_path):
     assert names(tmp_path) == ["step-00000002.ckpt"]
 
 
-def test_a_newer_one_that_is_damaged_is_named_on_stderr(tmp_path, capfd):
+def test_stderr_names_a_damaged_newer_checkpoint(tmp_path, capfd):
     fit(RunCheckpoints(tmp_path, 0))
     newest = tmp_path / "step-00000003.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1])
     capfd.readouterr()
     fit(RunCheckpoints(tmp_path, 0), steps=4)
-    lines = [line for line in capfd.readouterr().err.splitlines() if "going on" in line]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "resuming" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("going on from step 2, since step-00000003.ckpt has ")
+    assert lines[0].startswith("resuming from step 2, because step-00000003.ckpt has ")
     assert names(tmp_path) == ["step-00000003.ckpt", "step-00000004.ckpt"]
     found = newest_checkpoint(tmp_path)
     assert found is not None
@@ -114,11 +114,11 @@ def rank(number: int, folder: Path) -> None:
     except UserError as error:
         (folder.parent / f"{number}.txt").write_text(str(error))
         sys.exit(1)
-    except RuntimeError:  # the other one has left without a word
+    except RuntimeError:  # the other process has exited
         sys.exit(2)
 
 
-def test_processes_end_together_where_the_first_cannot_write(tmp_path, monkeypatch):
+def test_all_processes_exit_if_the_first_cannot_write(tmp_path, monkeypatch):
     monkeypatch.setattr(process_group, "PATIENCE", 0.5)
     (tmp_path / "checkpoints").write_text("no folder")
     assert run_processes(rank, 2, tmp_path / "checkpoints") == [1, 1]
@@ -126,7 +126,7 @@ def test_processes_end_together_where_the_first_cannot_write(tmp_path, monkeypat
     assert "cannot write the checkpoint" in (tmp_path / "0.txt").read_text()
 
 
-def test_processes_that_find_different_checkpoints_do_not_begin(tmp_path, monkeypatch):
+def test_processes_with_different_checkpoints_do_not_start(tmp_path, monkeypatch):
     monkeypatch.setattr(process_group, "PATIENCE", 0.5)
     for run in ("0", "1"):
         fit(RunCheckpoints(tmp_path / run, 0))
@@ -140,7 +140,7 @@ def rank_in_own_folder(number: int, folder: Path) -> None:
 
 
 class Hang(L.Callback):
-    """Stops the second process for good in the midst of the training."""
+    """Stops the second process during training."""
 
     def on_train_batch_start(self, trainer, *_):
         if (trainer.global_rank, trainer.global_step) == (1, 1):
@@ -158,6 +158,6 @@ def rank_beside_one_that_hangs(number: int, folder: Path) -> None:
         sys.exit(1)
 
 
-def test_where_one_process_hangs_the_others_end_when_the_time_is_up(tmp_path):
+def test_others_exit_at_the_timeout_if_one_process_hangs(tmp_path):
     assert run_processes(rank_beside_one_that_hangs, 2, tmp_path) == [1, -signal.SIGKILL]
     assert "3000ms" in (tmp_path / "words.txt").read_text()

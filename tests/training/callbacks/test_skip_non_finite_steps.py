@@ -1,4 +1,4 @@
-"""A loss that is not finite, on whichever process, leaves weights, optimizer and average as they were, everywhere."""
+"""A non-finite loss on any process leaves weights, optimizer and average unchanged on all of them."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ NAN, INF, GRADIENT = "nan", "inf", "gradient"
 
 
 class Module(L.LightningModule):
-    """A linear map, whose loss turns bad in the batches `bad` on the process `rank`."""
+    """A linear map whose loss is non-finite in the batches `bad` on the process `rank`."""
 
     def __init__(self, bad: set[int], kind: str = NAN, rank: int = 0, optimizer: str = "adamw") -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Module(L.LightningModule):
 
 
 class Watch(L.Callback):
-    """Keeps all that is learnt after each step."""
+    """Keeps weights, average and optimizer state after each step."""
 
     def __init__(self, average: EMA) -> None:
         self.average = average
@@ -82,52 +82,52 @@ def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 
 
 def unmoved(watch: Watch) -> list[int]:
-    """Numbers of the steps, from 1, that left everything as it was."""
+    """Return the numbers of the steps, from 1, that changed nothing."""
     pairs = zip(watch.seen, watch.seen[1:], strict=False)
     return [number for number, pair in enumerate(pairs, start=2) if same(*pair)]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("kind", [NAN, INF, GRADIENT])
-def test_a_bad_step_changes_nothing_and_the_next_ones_do(kind, optimizer, capfd):
+def test_non_finite_step_changes_nothing_and_later_steps_do(kind, optimizer, capfd):
     guard, watch = fit(Module({2, 4}, kind, optimizer=optimizer))
     assert unmoved(watch) == [3, 5]
     assert all(tensor.isfinite().all() for tensor in watch.seen[-1])
     assert (guard.skipped, guard.in_a_row) == (2, 1)
-    lines = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
-    assert [line.partition(" is")[0] for line in lines] == ["step 3", "step 5"]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "skipped" in line]
+    assert [line.partition(":")[0] for line in lines] == ["skipped step 3", "skipped step 5"]
 
 
 @pytest.mark.parametrize("bad", [{2}, {3}, {2, 3}], ids=str)
-def test_one_bad_batch_of_two_leaves_out_the_step(bad):
+def test_one_non_finite_batch_of_two_skips_the_step(bad):
     _, watch = fit(Module(bad, INF), steps=3, accumulate_grad_batches=2)
     assert unmoved(watch) == [2]
 
 
 def half() -> MixedPrecision:
-    """What trainer.precision=16-mixed is on a GPU; by name Lightning would take bfloat16 here."""
+    """Return what trainer.precision=16-mixed is on a GPU; by name Lightning would use bfloat16 on the CPU."""
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
 
 
 @pytest.mark.parametrize("options", [lambda: {"precision": "bf16-mixed"}, lambda: {"plugins": [half()]}])
-def test_mixed_precision(options):
+def test_mixed_precision_skips_non_finite_steps(options):
     guard, watch = fit(Module({2}), **options())
     assert unmoved(watch) == [3]
     assert guard.skipped == 1
 
 
-def test_the_scalers_own_way_down_is_no_fault():
+def test_steps_skipped_by_the_gradient_scaler_are_not_counted():
     precision = half()
     guard, watch = fit(Module({1, 2}, GRADIENT), limit=1, plugins=[precision])
     assert guard.skipped == 0
     weights = [seen[0] for seen in watch.seen]
-    assert torch.equal(weights[0], weights[2])  # the scaler has left them out
+    assert torch.equal(weights[0], weights[2])  # skipped by the scaler
     assert not torch.equal(weights[2], weights[3])
     assert precision.scaler is not None
     assert precision.scaler.get_scale() == 1024 / 4
 
 
-def test_too_many_in_a_row_end_the_training():
+def test_too_many_consecutive_non_finite_steps_abort():
     with pytest.raises(UserError, match=r"step 4 is not finite, 3 times in a row: .*trainer\.max_bad_steps"):
         fit(Module({1, 2, 3, 4}), steps=9)
     guard, _ = fit(Module({1, 2, 4, 5, 7}), steps=9)
@@ -135,7 +135,7 @@ def test_too_many_in_a_row_end_the_training():
 
 
 def rank_in_world(rank: int, folder: Path, kind: str, accumulate: int) -> None:
-    """Batch 2 is bad on the second process alone."""
+    """Train one of two processes; batch 2 is non-finite on the second one alone."""
     guard, watch = fit(
         Module({2}, kind, rank=1), steps=4, strategy="ddp", devices=2, accumulate_grad_batches=accumulate
     )
@@ -144,7 +144,7 @@ def rank_in_world(rank: int, folder: Path, kind: str, accumulate: int) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("kind", [NAN, INF])
-def test_one_process_decides_for_all(tmp_path, kind, accumulate):
+def test_non_finite_loss_on_one_process_skips_the_step_on_all(tmp_path, kind, accumulate):
     assert run_processes(rank_in_world, 2, tmp_path, kind, accumulate) == [0, 0]
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for result in results:
@@ -164,7 +164,7 @@ def rank_in_bad_world(rank: int, folder: Path) -> None:
         sys.exit(1)
 
 
-def test_all_processes_end_and_one_says_why(tmp_path, monkeypatch):
+def test_all_processes_exit_and_the_first_reports_the_error(tmp_path, monkeypatch):
     monkeypatch.setattr(process_group, "PATIENCE", 0.5)
     assert run_processes(rank_in_bad_world, 2, tmp_path) == [1, 1]
     assert [file.name for file in tmp_path.iterdir()] == ["0.txt"]

@@ -1,4 +1,4 @@
-"""The trainings of the miniature at tiny size: what they export, and that a resumed one is the uninterrupted one."""
+"""The miniature's trainings at tiny size: their exports, and resumed runs are bit-equal."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ TINY = {
 
 
 def training(part: str, folder: Path, steps: int, run: str = "run") -> TrainingRun:
-    """The training of `part`, tiny; all parts are exported to one folder."""
+    """Return a tiny training of `part`; all parts are exported to one folder."""
     overrides = (
         f"run_dir={folder}/{run}/{part}", f"cache={folder}/cache",
         f"export={folder}/model", f"miniature={folder}/model",
@@ -51,7 +51,7 @@ def training(part: str, folder: Path, steps: int, run: str = "run") -> TrainingR
 
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All parts, trained for two steps each and exported into one folder."""
+    """Train all parts for two steps each and export them into one folder."""
     folder = tmp_path_factory.mktemp("training")
     for part in TINY:
         trained = training(part, folder, steps=2)
@@ -61,7 +61,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def test_diffusers_and_transformers_load_what_was_exported(miniature):
+def test_diffusers_and_transformers_load_the_export(miniature):
     vae, info = AutoencoderKL.from_pretrained(miniature / "vae", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -74,7 +74,7 @@ def test_diffusers_and_transformers_load_what_was_exported(miniature):
 
 
 @pytest.mark.parametrize("folder", ["trained here", "shipped"])
-def test_a_stable_diffusion_pipeline_loads_the_folder_and_draws(folder, miniature):
+def test_stable_diffusion_pipeline_loads_the_folder_and_generates(folder, miniature):
     pipe = StableDiffusionPipeline.from_pretrained(miniature if folder == "trained here" else SHIPPED)
     pipe.set_progress_bar_config(disable=True)
     (picture,) = pipe("a girl is running in the park", num_inference_steps=2).images
@@ -90,7 +90,7 @@ def test_weights_are_stored_as_float16(miniature):
         assert all(t.dtype == torch.float16 for t in weights.values() if t.is_floating_point()), file
 
 
-def test_every_part_leaves_a_record(miniature):
+def test_every_part_has_a_training_record(miniature):
     record = json.loads((miniature / "training.json").read_text())
     assert set(record) == set(TINY)
     for part, entry in record.items():
@@ -101,7 +101,7 @@ def test_every_part_leaves_a_record(miniature):
 
 
 class PowerCut(L.Callback):
-    """Ends the process's training in the middle, as a killed job does."""
+    """Interrupts the training as a killed job does."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -112,7 +112,7 @@ class PowerCut(L.Callback):
 
 
 class Steps(L.Callback):
-    """Keeps the numbers of the steps taken."""
+    """Records the numbers of the steps."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -122,13 +122,13 @@ class Steps(L.Callback):
 
 
 def add(trained: TrainingRun, callback):
-    """Returns the callback, which the trainer of `trained` calls from now on."""
+    """Add a callback to the trainer of `trained` and return it."""
     trained.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
     return callback
 
 
 @pytest.mark.parametrize("part", ["clip", "text2image"])
-def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(part, miniature):
+def test_resumed_training_is_bit_equal(part, miniature):
     folder = miniature.parent
     whole = training(part, folder, steps=4, run="whole")
     whole.fit()
@@ -139,7 +139,7 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_for_bit(part, minia
     resumed = training(part, folder, steps=4, run="cut")
     with torch.no_grad():
         for parameter in resumed.module.parameters():
-            parameter.add_(1)  # so that nothing but the checkpoint can restore them
+            parameter.add_(1)  # so that only the checkpoint can restore them
     steps = add(resumed, Steps())
     resumed.fit()
     assert steps.seen == [2, 3]
@@ -153,7 +153,7 @@ def squares(steps: int) -> Stream:
 
 
 @pytest.mark.parametrize("taken", [0, 3, 5])
-def test_a_stream_goes_on_where_it_was(taken):
+def test_resumed_stream_continues(taken):
     stream = squares(5)
     batches = iter(stream)
     before = [next(batches) for _ in range(taken)]
@@ -168,12 +168,12 @@ RECIPE = AttributeClassifierRecipe(
 )
 
 
-def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
+def test_learning_rate_warms_up_stays_and_falls_to_zero():
     rates = [compute_rate(RECIPE, step) for step in (0, 1, 4, 50, 75, 100)]
     assert rates == pytest.approx([0.2, 0.4, 1.0, 1.0, 0.5, 0.0])
 
 
-def test_every_word_of_the_world_is_one_token():
+def test_every_vocabulary_word_is_one_token():
     tokenizer = build_tokenizer()
     words = list(vocabulary())
     tokens = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
@@ -183,14 +183,14 @@ def test_every_word_of_the_world_is_one_token():
 
 
 @pytest.mark.parametrize("word", ["zebra", "catch", "xylophone"])  # catch begins with cat
-def test_a_word_of_another_world_is_unknown(word):
+def test_other_words_are_unknown(word):
     tokenizer = build_tokenizer()
     tokens = tokenizer(word, add_special_tokens=False).input_ids
     assert tokens
     assert set(tokens) == {tokenizer.unk_token_id}
 
 
-def test_captions_are_understood_whole_and_survive_saving(tmp_path):
+def test_captions_have_no_unknown_words_and_the_tokenizer_survives_saving(tmp_path):
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     again = CLIPTokenizer.from_pretrained(tmp_path)

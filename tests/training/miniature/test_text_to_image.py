@@ -1,4 +1,4 @@
-"""Pairs: one character in two activities, as the text-to-image training shows it in a share of its batches."""
+"""Pairs of one character in two activities, used in a share of the text-to-image training's batches."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def looks(truth: Truth) -> list[str | None]:
     return [getattr(truth, name) for name in LOOKS]
 
 
-def test_members_of_a_pair_look_the_same_and_do_what_they_like():
+def test_pair_members_share_looks_and_have_independent_activities():
     pairs = [(sample_pair_member(5, 2 * k), sample_pair_member(5, 2 * k + 1)) for k in range(60)]
     assert all(looks(first) == looks(second) for first, second in pairs)
     assert len({(first.action, second.action) for first, second in pairs}) > 25  # of 36
@@ -29,19 +29,19 @@ def test_members_of_a_pair_look_the_same_and_do_what_they_like():
     assert len({tuple(looks(first)) for first, _ in pairs}) == 60
 
 
-def test_the_first_of_a_pair_is_the_world_s_own():
+def test_first_pair_member_is_the_worlds_truth():
     assert [sample_pair_member(5, k) for k in range(0, 20, 2)] == [sample_truth(5, k) for k in range(0, 20, 2)]
 
 
-def test_a_caption_of_a_pair_tells_both_activities_in_known_words():
+def test_pair_caption_names_both_activities_in_known_words():
     tokenizer = build_tokenizer()
     for k in range(300):
         first, second = sample_pair_member(5, 2 * k), sample_pair_member(5, 2 * k + 1)
-        told = pair_caption(first, second, k)
-        before, _, after = told.rpartition(", and ")
+        text = pair_caption(first, second, k)
+        before, _, after = text.rpartition(", and ")
         assert PLACE_WORDS[first.place] in before
         assert PLACE_WORDS[second.place] in after
-        tokens = tokenizer(told).input_ids
+        tokens = tokenizer(text).input_ids
         assert tokenizer.unk_token_id not in tokens
         assert len(tokens) <= tokenizer.model_max_length
 
@@ -57,11 +57,11 @@ def text2image(tmp_path: Path, *overrides: str):
 
 @pytest.fixture
 def latents() -> np.ndarray:
-    """Latents that tell their number: all of picture k are k."""
+    """Return latents that encode their index: those of image k are all k."""
     return np.broadcast_to(np.arange(10, dtype=np.float16)[:, None, None, None], (10, 16, 16, 16)).copy()
 
 
-def test_a_batch_of_pairs_joins_the_two_pictures_of_one_character(tmp_path, latents):
+def test_pair_batch_joins_two_images_of_one_character(tmp_path, latents):
     module = text2image(tmp_path, "recipe.pair_probability=1")
     shapes = set()
     for step in range(8):
@@ -77,7 +77,7 @@ def test_a_batch_of_pairs_joins_the_two_pictures_of_one_character(tmp_path, late
     assert shapes == {(2, 16, 16, 32), (2, 16, 32, 16)}
 
 
-def test_without_pairs_every_batch_holds_single_pictures(tmp_path, latents):
+def test_without_pairs_every_batch_has_single_images(tmp_path, latents):
     module = text2image(tmp_path, "recipe.pair_probability=0")
     assert {module.noised(latents, step).noised.shape for step in range(8)} == {(4, 16, 16, 16)}
 
@@ -86,6 +86,6 @@ def test_without_pairs_every_batch_holds_single_pictures(tmp_path, latents):
     ("override", "value"),
     [("pictures=7", "7"), ("pictures=0", "0"), ("batch_size=5", "5"), ("pair_probability=1.5", "1.5")],
 )
-def test_impossible_numbers_are_refused_by_name(tmp_path, override, value):
+def test_error_names_invalid_values(tmp_path, override, value):
     with pytest.raises(UserError, match=rf"recipe\.{override.split('=')[0]}={value}"):
         text2image(tmp_path, f"recipe.{override}")

@@ -26,7 +26,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> l
 
 
 @pytest.mark.parametrize("shape", [(4, 24, 24), (2, 16, 48), (2, 48, 16)])
-def test_singular_values_come_near_one(shape):
+def test_singular_values_approach_one(shape):
     generator = torch.Generator().manual_seed(0)
     u, _, vh = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
     matrices = 37 * u @ torch.diag_embed(torch.linspace(1, 0.1, u.shape[-1])) @ vh
@@ -35,7 +35,7 @@ def test_singular_values_come_near_one(shape):
     assert result.shape == shape
     assert values.min() > 0.6
     assert values.max() < 1.25
-    kept = u.mT @ result @ vh.mT  # the singular vectors stay
+    kept = u.mT @ result @ vh.mT  # the singular vectors are kept
     torch.testing.assert_close(kept, torch.diag_embed(kept.diagonal(dim1=1, dim2=2)), atol=1e-3, rtol=0)
 
 
@@ -44,7 +44,7 @@ def test_scale_does_not_matter():
     torch.testing.assert_close(orthogonalise(matrices * 1000), orthogonalise(matrices))
 
 
-def test_hidden_layers_are_told_from_edges():
+def test_hidden_matrices_are_separated_from_edge_layers():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     model[1].bias.requires_grad_(False)
     matrices, others = split_parameters(model, ("3.",))
@@ -53,13 +53,13 @@ def test_hidden_layers_are_told_from_edges():
     assert [id(p) for p in others] == [id(p) for p in wanted]
 
 
-def test_it_learns():
+def test_loss_falls():
     model = network()
     losses = train(model, Muon(*split_parameters(model, ("4.",)), lr=0.02, adam_lr=3e-3), range(60))
     assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
 
 
-def test_a_resumed_optimizer_goes_on_bit_for_bit():
+def test_resumed_optimizer_is_bit_equal():
     model = network()
     optimizer = Muon(*split_parameters(model, ("4.",)))
     train(model, optimizer, range(3))

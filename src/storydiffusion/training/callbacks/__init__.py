@@ -1,1 +1,1 @@
-"""What happens around the steps of a training: averaging, skipping, saving, logging."""
+"""Lightning callbacks: weight averaging, skipped steps, checkpoints, preemption, logging."""

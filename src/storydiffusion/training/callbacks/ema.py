@@ -12,10 +12,10 @@ from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFinit
 
 
 class EMA(L.Callback):
-    """Keeps an average of the trainable parameters only, so that frozen parts are never copied or saved; in float32.
+    """Average the trainable parameters in float32; frozen parts are neither copied nor saved.
 
-    The average after step t moves by 1 − min(decay, (1 + t) / (10 + t)): short memory at the start.
-    Steps that `guard` has left out do not move it. It travels in the checkpoint as the callback's state.
+    After step t the average moves towards the weights by 1 − min(decay, (1 + t) / (10 + t)): short memory at the start.
+    Steps skipped by `guard` do not move it. Checkpoints contain it as the callback's state.
     """
 
     def __init__(self, decay: float, guard: SkipNonFiniteSteps) -> None:
@@ -25,26 +25,26 @@ class EMA(L.Callback):
         self._last_step = -1
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        current = _trainable(pl_module)
+        current = _get_trainable(pl_module)
         self.average = {
             name: self.average.get(name, p).detach().to(p.device, torch.float32, copy=name not in self.average)
             for name, p in current.items()
         }
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._last_step = trainer.global_step  # which a checkpoint has told only now
+        self._last_step = trainer.global_step  # restored from the checkpoint only now
 
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._last_step:  # a step of gradient accumulation
+        if trainer.global_step == self._last_step:  # gradients are still accumulating
             return
         self._last_step = trainer.global_step
         if self.guard.has_skipped:
             return
         weight = 1 - min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
-        current = _trainable(pl_module)
+        current = _get_trainable(pl_module)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             list(self.average.values()), [current[name].detach().float() for name in self.average], weight
         )
@@ -57,8 +57,8 @@ class EMA(L.Callback):
 
     @contextmanager
     def applied(self, pl_module: L.LightningModule) -> Iterator[None]:
-        """The module holds the averaged weights inside the block, its own again after it."""
-        current = _trainable(pl_module)
+        """Give the module the averaged weights inside the block and its own after it."""
+        current = _get_trainable(pl_module)
         own = {name: p.detach().clone() for name, p in current.items()}
         try:
             _copy(self.average, current)
@@ -67,7 +67,7 @@ class EMA(L.Callback):
             _copy(own, current)
 
 
-def _trainable(module: L.LightningModule) -> dict[str, Tensor]:
+def _get_trainable(module: L.LightningModule) -> dict[str, Tensor]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 

@@ -1,4 +1,4 @@
-"""What a training does when it is told to stop: all processes save one step, then end; a Slurm job is queued again."""
+"""Preemption: on a signal all processes save the same step and exit; a Slurm job is requeued."""
 
 import os
 import signal
@@ -17,33 +17,32 @@ from storydiffusion.errors import UserError
 from storydiffusion.training.process_group import stop_together
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
-"""of several that came, the last one here counts"""
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command again goes on
+"""If several arrive, the last one in this order counts."""
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 
 
 class Preempted(SystemExit):  # an exit, not an error
-    """The training was told to stop and has saved its last step."""
+    """The training received a signal and has saved its last step."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
 
 
 class Preemption(L.Callback):
-    """Ends the training at the end of the step in which any of its processes gets one of `SIGNALS`.
+    """Ends the training after the step in which any of its processes receives one of `SIGNALS`.
 
-    SIGUSR1 and SIGUSR2 announce that the time is up, SIGTERM says that somebody has decided: Slurm's scancel, or its
-    preemption, which queues the job again by itself. A handler only notes the signal; all processes agree after each
-    step, and all save. They leave before the next batch is trained, when the log of the step has been written too:
-    the first one has its Slurm job queued again, and a handler that was there before this one (submitit's, which
-    queues its jobs again itself) gets the signal.
+    SIGUSR1 and SIGUSR2 announce the time limit. SIGTERM comes from scancel, or from a preemption in which Slurm
+    requeues the job itself. The handler only records the signal; after each step all processes agree on it and save.
+    They exit before the next batch, after the step's log has been written: the first process requeues its Slurm job,
+    and an earlier handler (submitit's, which requeues its jobs itself) receives the signal.
 
     Args:
         save: saves the trainer; called by all processes.
-        requeue: this callback is the one that has the job queued again, at SIGUSR1 and SIGUSR2.
+        requeue: whether this callback requeues the job, at SIGUSR1 and SIGUSR2.
 
     Raises:
         Preempted: in all processes.
-        UserError: where Slurm refuses to queue the job again; it is saved.
+        UserError: Slurm refuses to requeue the job; the checkpoint is saved.
     """
 
     def __init__(self, save: Callable[[L.Trainer], None], requeue: bool) -> None:
@@ -59,29 +58,29 @@ class Preemption(L.Callback):
         self._received, self._agreed = 0, None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number in SIGNALS:  # over Lightning's own, which broadcasts inside the handler
-            signal.signal(number, self._note)
+        for number in SIGNALS:  # replaces Lightning's, which broadcasts inside the handler
+            signal.signal(number, self._record)
         self._last_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._last_step:  # gradients to accumulate still
+        if trainer.global_step == self._last_step:  # gradients are still accumulating
             return
         self._last_step = trainer.global_step
         received = torch.tensor(self._received, device=trainer.strategy.root_device)
-        of_all = int(trainer.strategy.reduce(received, reduce_op="max"))
-        if of_all and self._agreed is None:
-            self._agreed = SIGNALS[of_all - 1]
+        latest = int(trainer.strategy.reduce(received, reduce_op="max"))
+        if latest and self._agreed is None:
+            self._agreed = SIGNALS[latest - 1]
             self.save(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._leave(trainer)
+        self._exit_if_agreed(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._leave(trainer)
+        self._exit_if_agreed(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
@@ -89,22 +88,22 @@ class Preemption(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self._received = max(self._received, 1 + SIGNALS.index(signal.Signals(number)))
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _leave(self, trainer: L.Trainer) -> None:
+    def _exit_if_agreed(self, trainer: L.Trainer) -> None:
         if self._agreed is None:
             return
         failure = None
         if trainer.is_global_zero:
             try:
-                with _signals_waiting():
+                with _blocked_signals():
                     outcome = self._requeue()
-                _say(f"{self._agreed.name}: stopped after step {self._last_step}, which is saved; {outcome}")
+                _print_below_progress_bar(f"{self._agreed.name}: saved step {self._last_step} and stopped; {outcome}")
             except UserError as error:
                 failure = str(error)
         if failure := trainer.strategy.broadcast(failure):
@@ -112,22 +111,22 @@ class Preemption(L.Callback):
         before = self._before[self._agreed]
         try:
             if callable(before):
-                with _signals_waiting():
+                with _blocked_signals():
                     before(self._agreed, None)
         finally:
-            trainer.strategy.barrier()  # srun may end all as soon as one has gone
+            trainer.strategy.barrier()  # srun may kill all processes as soon as one has exited
         raise Preempted
 
     def _requeue(self) -> str:
-        """What becomes of the run, in words."""
+        """Requeue the job if that is this callback's task; return in words how the run continues."""
         if self.requeue and self._agreed is not signal.SIGTERM:
-            return f"job {requeue_job()} is queued again"
-        return "the same command goes on"
+            return f"job {requeue_job()} is requeued"
+        return "the same command resumes"
 
 
 @contextmanager
-def _signals_waiting() -> Iterator[None]:
-    """Also for programs started meanwhile: Slurm signals all of a job that it is told to queue again, scontrol too."""
+def _blocked_signals() -> Iterator[None]:
+    """Block the signals here and in programs started meanwhile: on requeue Slurm signals scontrol as well."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -135,17 +134,19 @@ def _signals_waiting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _say(sentence: str) -> None:
-    print(f"\n{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)  # below the progress bar
+def _print_below_progress_bar(sentence: str) -> None:
+    print(f"\n{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
 
 
 def requeue_job() -> str:
-    """Has Slurm queue the job of this process again; returns its name. Raises UserError where Slurm does not."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")  # the last task of an array has the array's own id as its job's
+    """Requeue the Slurm job of this process and return its id; raise UserError if Slurm refuses."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")  # the last task of an array has the array's id as its job id
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        raise UserError(f"all is saved, but job {job} is not queued again, submit it anew: {reason}") from error
+        raise UserError(
+            f"the checkpoint is saved, but Slurm did not requeue job {job} ({reason}): submit it again"
+        ) from error
     return job

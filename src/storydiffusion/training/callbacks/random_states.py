@@ -1,4 +1,4 @@
-"""The random number generators of every process, in the checkpoint that the first one writes."""
+"""Checkpoint the states of every process's random number generators."""
 
 import random
 from typing import Any
@@ -10,18 +10,18 @@ from torch import distributed
 
 
 class RandomStates(L.Callback):
-    """Keeps the states of Python's, NumPy's and PyTorch's generators, of the CPU and of this process's GPU.
+    """Saves the states of Python's, NumPy's and PyTorch's generators, on the CPU and on this process's GPU.
 
-    They are given back before the first batch of a resumed run. In another number of processes they belong to nobody,
-    and are dropped: nothing in the trainings here reads them, as all that chance decides about a clip or a picture is
-    keyed by its position. They serve callbacks and losses of a user's own.
+    They are restored before the first batch of a resumed run, and dropped if the number of processes has changed. The
+    trainings of this package do not need them, because all random numbers of a clip or image are keyed by its position;
+    a user's own callbacks and losses may.
     """
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        own = states()
+        own = get_states()
         if not distributed.is_initialized():
             return {"processes": [own]}
         gathered: list[Any] = [None] * distributed.get_world_size()
@@ -39,13 +39,13 @@ class RandomStates(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._restored is not None:
-            restore(self._restored)
+            restore_states(self._restored)
             self._restored = None
 
 
-def states() -> dict[str, Any]:
-    """Of this process, as plain data and tensors."""
-    name, words, *rest = np.random.get_state()  # the global one is what others' code draws from
+def get_states() -> dict[str, Any]:
+    """Return the generator states of this process as plain data and tensors."""
+    name, words, *rest = np.random.get_state()  # third-party code draws from the global generator
     found = {
         "python": random.getstate(),
         "numpy": [name, torch.from_numpy(np.asarray(words).astype(np.int64)), *rest],
@@ -54,8 +54,8 @@ def states() -> dict[str, Any]:
     return found | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
-def restore(found: dict[str, Any]) -> None:
-    """What `states` returned."""
+def restore_states(found: dict[str, Any]) -> None:
+    """Restore what `get_states` returned."""
     random.setstate(found["python"])
     name, words, *rest = found["numpy"]
     np.random.set_state((name, words.numpy().astype(np.uint32), *rest))

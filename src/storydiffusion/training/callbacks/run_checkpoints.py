@@ -21,23 +21,23 @@ from storydiffusion.training.process_group import stop_together
 
 
 class RunCheckpoints(Checkpoint):
-    """Saves every `minutes`, and when the training ends, into `folder`; see `checkpoint_io.py`.
+    """Saves a checkpoint every `minutes` and at the end of training into `folder`; see `checkpoint_io.py`.
 
-    Only between optimizer steps: gradients that are still being accumulated are in no checkpoint.
+    It saves only between optimizer steps, because checkpoints do not contain accumulating gradients.
     """
 
     def __init__(self, folder: str | Path, minutes: float) -> None:
         self.folder = Path(folder)
         self.seconds = 60 * minutes
-        self.resumed: Found | None = None  # what this process has found to go on from
+        self.resumed: Found | None = None  # the checkpoint that this process resumes from
         self._step_begun = self._step_saved = -1
-        self._saved = 0.0  # when
+        self._saved = 0.0  # time of the last save
 
     def find(self) -> Path | None:
-        """The checkpoint that the run goes on from.
+        """Return the checkpoint to resume from, or None for a new run.
 
         Raises:
-            UserError: there are some but none that counts, or it is a folder in which more than data lies.
+            UserError: there are checkpoints but none is valid, or a DeepSpeed checkpoint contains more than data.
         """
         self.resumed = newest_checkpoint(self.folder)
         if self.resumed and self.resumed.path.is_dir():
@@ -47,9 +47,12 @@ class RunCheckpoints(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         found = self.resumed
         if not trainer.strategy.reduce_boolean_decision(found == trainer.strategy.broadcast(found)):
-            stop_together(trainer, f"the processes find different checkpoints in {self.folder}: let all see one folder")
+            stop_together(
+                trainer,
+                f"the processes find different checkpoints in {self.folder}: use a folder that all of them share",
+            )
         if found and found.passed_over and trainer.is_global_zero:
-            print(f"going on from step {found.step}, since {'; '.join(found.passed_over)}", file=sys.stderr)
+            print(f"resuming from step {found.step}, because {'; '.join(found.passed_over)}", file=sys.stderr)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step_begun = self._step_saved = trainer.global_step
@@ -72,15 +75,16 @@ class RunCheckpoints(Checkpoint):
             self.save(trainer)
 
     def is_between_steps(self, trainer: L.Trainer) -> bool:
-        """Whether the batch at hand has ended an optimizer step; with accumulation not every one does."""
+        """Return whether the current batch has completed an optimizer step; with accumulation not every one does."""
         return trainer.global_step != self._step_begun
 
     def save(self, trainer: L.Trainer) -> None:
-        """Saves the present step as the newest checkpoint and removes all older ones but one; called by all processes
-        together, at the end of a batch that has ended a step.
+        """Save the current step as the newest checkpoint and remove all older ones but one.
+
+        All processes call this together, after a batch that has completed a step.
 
         Raises:
-            UserError: on the first process, where it cannot be written; the others end.
+            UserError: on the first process, if the checkpoint cannot be written; the others exit.
         """
         step = trainer.global_step
         if step == self._step_saved:
@@ -94,10 +98,10 @@ class RunCheckpoints(Checkpoint):
 
 
 def _write(trainer: L.Trainer, path: Path) -> str | None:
-    """Called by all processes; what the first one failed with, as a sentence."""
+    """Write the checkpoint, called by all processes; return the first one's error as a sentence, or None."""
     try:
         trainer.save_checkpoint(path, weights_only=False)
-    except UserError as error:  # of the first process, which writes: the others are in the barrier that follows
+    except UserError as error:  # only the first process writes; the others wait in the barrier
         trainer.strategy.barrier()
         return str(error)
     if trainer.is_global_zero:
@@ -106,5 +110,6 @@ def _write(trainer: L.Trainer, path: Path) -> str | None:
                 certify_folder(path)
             remove_older(path.parent, trainer.global_step)
         except OSError as error:
-            return f"cannot keep {path.parent} in order: {(error.strerror or str(error)).lower()}; mend that"
+            reason = (error.strerror or str(error)).lower()
+            return f"cannot update {path.parent}: {reason}; fix this and run the command again"
     return None

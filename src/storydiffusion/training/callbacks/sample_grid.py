@@ -1,4 +1,4 @@
-"""Every so many steps: clips sampled by the averaged weights, each under the true clip with its ends, in one PNG."""
+"""Sample clips with the averaged weights during training and write each below its true clip into one PNG."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +20,11 @@ GAP = 4  # pixels between clips
 
 
 class SampleGrid(L.Callback):
-    """Writes `folder`/samples/STEP.png, and shows it to the loggers that take pictures.
+    """Writes `folder`/samples/STEP.png, and logs it to the loggers that accept images.
 
     Args:
-        every: steps.
-        example: gives the clips, the same at every call.
+        every: steps between two grids.
+        example: returns the clips, the same at every call.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class SampleGrid(L.Callback):
             sampled = sample_clips(module.model, start, end, clips.captions, range(count), self.sampling)
         module.train()
         file = self.folder / f"{trainer.global_step:06d}.png"
-        write_image(file, Image.fromarray(grid(clips.frames, sampled)))
+        write_image(file, Image.fromarray(build_grid(clips.frames, sampled)))
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [str(file)], step=trainer.global_step)  # type: ignore[attr-defined]
 
 
-def grid(true: Tensor, sampled: Tensor) -> np.ndarray:
-    """uint8 (B, F, 3, H, W) each → uint8 (rows, columns, 3): a clip's frames side by side, the true ones above."""
+def build_grid(true: Tensor, sampled: Tensor) -> np.ndarray:
+    """Arrange uint8 (B, F, 3, H, W) each into uint8 (rows, columns, 3): frames side by side, true clips on top."""
     rows = torch.stack([true, sampled], dim=1).permute(0, 1, 4, 2, 5, 3)  # B, 2, H, F, W, 3
     pairs = rows.reshape(len(true), 2 * true.shape[3], -1, 3)
     separated = torch.nn.functional.pad(pairs, (0, 0, 0, 0, 0, GAP), value=255)

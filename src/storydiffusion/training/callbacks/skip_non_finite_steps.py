@@ -1,4 +1,4 @@
-"""Steps whose loss or gradients are not finite are left out, by all processes together."""
+"""Skip steps with a non-finite loss or gradient, in all processes together."""
 
 import sys
 from typing import Any
@@ -12,25 +12,24 @@ from storydiffusion.training.process_group import stop_together
 
 
 class SkipNonFiniteSteps(L.Callback):
-    """Leaves weights, optimizer state and average as they were where any process met NaN or infinity in a step.
+    """Keeps weights, optimizer state and average unchanged in a step where any process meets NaN or infinity.
 
-    The step counts as one: the learning rate, the order of the clips and their noise go on. Under float16 the gradient
-    scaler leaves out steps with infinite gradients by itself and lowers its scale, which is no fault; there the loss
-    alone is judged.
+    The step still counts: learning rate, order of the clips and their noise advance. Under float16 the gradient scaler
+    itself skips steps with infinite gradients and lowers its scale, which is no fault, so only the loss is checked.
 
     Args:
-        limit: so many such steps in a row end the training.
+        limit: abort after this many consecutive non-finite steps.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.skipped = 0  # so far
+        self.skipped = 0  # steps so far
         self.in_a_row = 0
-        self._finite: list[Tensor] = []  # of each batch of this step, on this process
+        self._finite: list[Tensor] = []  # for each batch of this step, on this process
 
     @property
     def has_skipped(self) -> bool:
-        """Whether the last step was left out."""
+        """Whether the last step was skipped."""
         return self.in_a_row > 0
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -49,18 +48,18 @@ class SkipNonFiniteSteps(L.Callback):
         self.skipped += 1
         self.in_a_row += 1
         step = trainer.global_step + 1
-        keeps_gradients = trainer.strategy.handles_gradient_accumulation  # DeepSpeed: its step cannot be left out
+        keeps_gradients = trainer.strategy.handles_gradient_accumulation  # DeepSpeed: its steps cannot be skipped
         if self.in_a_row >= self.limit or keeps_gradients:
-            stop_together(trainer, self._last_words(step))
-        optimizer.zero_grad(set_to_none=True)  # a weight without a gradient is not touched, nor is its state
+            stop_together(trainer, self._explain(step))
+        optimizer.zero_grad(set_to_none=True)  # optimizers ignore weights without gradient
         if trainer.is_global_zero:
-            tqdm.write(f"step {step} is left out: its loss is not finite ({self.skipped} so far)", file=sys.stderr)
+            tqdm.write(f"skipped step {step}: its loss is not finite ({self.skipped} so far)", file=sys.stderr)
 
-    def _last_words(self, step: int) -> str:
+    def _explain(self, step: int) -> str:
         return (
             f"the loss of step {step} is not finite, {self.in_a_row} times in a row: lower the learning rate, try "
-            "trainer.precision=32-true, or raise trainer.max_bad_steps; the last checkpoint is from before or without "
-            "these steps"
+            "trainer.precision=32-true, or raise trainer.max_bad_steps; the last checkpoint does not contain these "
+            "steps"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How long a training took over all its parts, breaks left out."""
+"""Measure the training time over all resumed runs, without breaks."""
 
 import time
 
@@ -6,7 +6,7 @@ import lightning as L
 
 
 class Stopwatch(L.Callback):
-    """Counts the seconds spent in fit; the count travels in the checkpoints."""
+    """Counts the seconds spent in fit; checkpoints contain the count."""
 
     def __init__(self) -> None:
         self.before = 0.0

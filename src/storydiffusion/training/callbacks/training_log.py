@@ -1,4 +1,4 @@
-"""What is logged of the video model's training: one row every few steps, into metrics.csv and every other logger."""
+"""The log of the video model's training: one row every few steps, in metrics.csv and every other logger."""
 
 import resource
 import time
@@ -15,17 +15,18 @@ LOSS, SEMANTIC, CLIPS, ERROR, NOISED = range(5)  # rows of the sums; the last tw
 
 
 class TrainingLog(L.Callback):
-    """Losses are means over all clips since the last row, of all processes: loss is what is minimised, diffusion_loss
-    and semantic_loss its terms, without their weights, where there is a semantic one; a bucket of timesteps without
-    clips is left out.
-    clips_per_second counts all processes; data_wait is the share of the time spent waiting for batches; memory_gib is
-    the most held by this process so far, on the GPU where there is one; skipped_steps counts those that `guard` has
-    left out since the training began, and clips whose loss is not finite are in no mean. Sums travel in the checkpoint.
+    """Logs losses, speed and memory every `every` steps.
+
+    Losses are means over all clips of all processes since the last row, without non-finite ones: `loss` is minimised;
+    `diffusion_loss` and `semantic_loss` are its unweighted terms, logged if there is a semantic one. Buckets of
+    timesteps without clips are omitted. `clips_per_second` counts all processes, `data_wait` is the share of time spent
+    waiting for batches, `memory_gib` the peak of this process, on the GPU if there is one, `skipped_steps` the steps
+    that `guard` has skipped so far. Checkpoints contain the sums.
 
     Args:
-        every: steps.
-        timesteps: of the noise schedule, which are split into `BUCKETS` equal parts.
-        guard: of the same training.
+        every: steps between two rows.
+        timesteps: number of timesteps of the noise schedule, split into `BUCKETS` equal parts.
+        guard: the callback that skips non-finite steps.
     """
 
     def __init__(self, every: int, timesteps: int, guard: SkipNonFiniteSteps) -> None:
@@ -34,7 +35,7 @@ class TrainingLog(L.Callback):
         self.guard = guard
         self.sums = torch.zeros(5, BUCKETS, dtype=torch.float64)
         self.waited = self.clips = 0.0
-        self.figures: dict[str, float] = {}  # of the last step: learning rates and gradient norm
+        self.step_metrics: dict[str, float] = {}  # learning rates and gradient norm of the last step
         self._row_began = self._batch_ended = 0.0
         self._last_step = -1
 
@@ -52,13 +53,13 @@ class TrainingLog(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if (trainer.global_step + 1) % self.every == 0:
-            self.figures = learning_rates(optimizer) | gradient_norm(pl_module)
+            self.step_metrics = read_learning_rates(optimizer) | compute_gradient_norm(pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._add(outputs)
-        stepped = trainer.global_step != self._last_step  # not with gradients to accumulate still
+        stepped = trainer.global_step != self._last_step  # false while gradients accumulate
         self._last_step = trainer.global_step
         if stepped and trainer.global_step % self.every == 0:
             self._write(trainer)
@@ -81,10 +82,12 @@ class TrainingLog(L.Callback):
     def _write(self, trainer: L.Trainer) -> None:
         sums = torch.as_tensor(trainer.strategy.reduce(self.sums.clone(), reduce_op="sum")).cpu()
         seconds = time.monotonic() - self._row_began
-        row = losses(sums, self.timesteps) | {f"train/{name}": value for name, value in self.figures.items()}
+        row = compute_losses(sums, self.timesteps) | {
+            f"train/{name}": value for name, value in self.step_metrics.items()
+        }
         row["train/clips_per_second"] = self.clips * trainer.world_size / seconds
         row["train/data_wait"] = self.waited / seconds
-        row["train/memory_gib"] = memory()
+        row["train/memory_gib"] = read_peak_memory()
         row["train/skipped_steps"] = float(self.guard.skipped)
         for logger in trainer.loggers:
             logger.log_metrics(row, trainer.global_step)
@@ -99,8 +102,8 @@ class TrainingLog(L.Callback):
         self.sums = torch.tensor(state_dict["sums"], dtype=torch.float64)
 
 
-def losses(sums: Tensor, timesteps: int) -> dict[str, float]:
-    """The columns of a row; none where no clip had a finite loss."""
+def compute_losses(sums: Tensor, timesteps: int) -> dict[str, float]:
+    """Return the loss columns of a row; none if no clip had a finite loss."""
     clips, noised = sums[CLIPS].sum(), sums[NOISED].sum()
     if not clips:
         return {}
@@ -116,20 +119,20 @@ def losses(sums: Tensor, timesteps: int) -> dict[str, float]:
     return row
 
 
-def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """`learning_rate`, and one for each further group that has a name for its kind."""
+def read_learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return `learning_rate`, and one entry for each further parameter group by its kind."""
     first, *others = optimizer.param_groups
     return {"learning_rate": first["lr"]} | {f"learning_rate_{group['kind']}": group["lr"] for group in others}
 
 
-def gradient_norm(module: L.LightningModule) -> dict[str, float]:
-    """`grad_norm` before clipping; not where the strategy keeps gradients to itself, as DeepSpeed does."""
+def compute_gradient_norm(module: L.LightningModule) -> dict[str, float]:
+    """Return `grad_norm` before clipping; empty if the strategy hides gradients, as DeepSpeed does."""
     gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
     return {"grad_norm": torch.nn.utils.get_total_norm(gradients).item()} if gradients else {}
 
 
-def memory() -> float:
-    """The most memory held so far, in GiB: of the GPU where there is one, else of this process."""
+def read_peak_memory() -> float:
+    """Return the peak memory so far in GiB, on the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
