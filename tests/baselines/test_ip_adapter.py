@@ -1,4 +1,4 @@
-"""IP-Adapter for each panel of a batch, against diffusers' own call for one picture at a time, at random weights."""
+"""IP-Adapter for each panel of a batch, against diffusers' own call for one image at a time, at random weights."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ PROMPTS = ["a cat", "fox", "no cat"]
 STEPS = 2
 
 
-def picture(seed: int) -> Image.Image:
+def image(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8))
 
 
-ONE, OTHER = CharacterReference((picture(1),)), CharacterReference((picture(2),))
+ONE, OTHER = CharacterReference((image(1),)), CharacterReference((image(2),))
 
 
 def adapted(make=stable_diffusion, plus=False, scale=0.8):
@@ -38,8 +38,8 @@ def arguments(guidance: float, panels=range(3)) -> dict:
     }  # fmt: skip
 
 
-def told(adapter: IPAdapter, subjects, guidance=3.0, prompts=PROMPTS) -> torch.Tensor:
-    conditions = adapter.conditions(prompts, [""] * len(prompts), subjects, STEPS, guidance)
+def told(adapter: IPAdapter, references, guidance=3.0, prompts=PROMPTS) -> torch.Tensor:
+    conditions = adapter.conditions(prompts, [""] * len(prompts), references, STEPS, guidance)
     return adapter.pipe(**conditions.arguments, **arguments(guidance)).images
 
 
@@ -48,10 +48,10 @@ def told(adapter: IPAdapter, subjects, guidance=3.0, prompts=PROMPTS) -> torch.T
 @pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl])
 def test_each_panel_is_that_of_diffusers_own_call(make, plus, guidance):
     adapter = adapted(make, plus)
-    subjects = [ONE, OTHER, ONE]
-    ours = told(adapter, subjects, guidance)
-    for panel, subject in enumerate(subjects):
-        alone = adapter.pipe(PROMPTS[panel], ip_adapter_image=subject.pictures[0], **arguments(guidance, [panel]))
+    references = [ONE, OTHER, ONE]
+    ours = told(adapter, references, guidance)
+    for panel, reference in enumerate(references):
+        alone = adapter.pipe(PROMPTS[panel], ip_adapter_image=reference.images[0], **arguments(guidance, [panel]))
         torch.testing.assert_close(ours[panel], alone.images[0], rtol=1e-4, atol=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_at_scale_zero_it_is_the_pipeline_itself():
 
 def test_a_panel_follows_its_own_picture_alone():
     adapter = adapted()
-    before, after = (told(adapter, [ONE, subject, None]) for subject in (ONE, OTHER))
+    before, after = (told(adapter, [ONE, reference, None]) for reference in (ONE, OTHER))
     torch.testing.assert_close(before[[0, 2]], after[[0, 2]], rtol=1e-5, atol=1e-5)
     assert (before[1] - after[1]).abs().max() > 1e-2
     shown = told(adapter, [ONE, OTHER, ONE])

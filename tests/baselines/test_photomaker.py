@@ -10,7 +10,7 @@ from storydiffusion.baselines.photomaker import Fuse, PhotoMaker, add_lora, stac
 from storydiffusion.errors import UserError
 from storydiffusion.models.prompt_encoding import encode_prompts
 from storydiffusion.pipelines.conditioning import CharacterReference
-from storydiffusion.pipelines.story import generate_panels
+from storydiffusion.pipelines.panels import generate_panels
 from tests.attention.conftest import stable_diffusion, stable_diffusion_xl, tiny_tokenizer, tiny_unet
 from tests.helpers.baseline_weights import photomaker_weights, random
 
@@ -18,12 +18,12 @@ PROMPTS, STEPS = ["a cat reads", "a cat", "no"], 4
 OFF = ConsistentSelfAttentionConfig(variant="off")
 
 
-def picture(seed: int) -> Image.Image:
+def image(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8))
 
 
-ONE, OTHER = CharacterReference((picture(1),), "cat"), CharacterReference((picture(2),), "cat")
-BOTH = CharacterReference((picture(1), picture(2)), "cat")
+ONE, OTHER = CharacterReference((image(1),), "cat"), CharacterReference((image(2),), "cat")
+BOTH = CharacterReference((image(1), image(2)), "cat")
 
 
 def photomaker(text_steps=0.25, lora=True) -> PhotoMaker:
@@ -35,14 +35,14 @@ def photomaker(text_steps=0.25, lora=True) -> PhotoMaker:
     return PhotoMaker(pipe, weights, text_steps)
 
 
-def told(method: PhotoMaker, subjects, guidance=3.0, start=None, on_step=lambda step, latents: None):
-    conditions = method.conditions(PROMPTS, [""] * 3, subjects, STEPS, guidance)
+def told(method: PhotoMaker, references, guidance=3.0, start=None, callback=None):
+    conditions = method.conditions(PROMPTS, [""] * 3, references, STEPS, guidance)
     sampling = {"height": 32, "width": 32, "num_inference_steps": STEPS, "guidance_scale": guidance}
-    pictures = generate_panels(
-        method.pipe, {**conditions.arguments, **sampling, "output_type": "np"}, [1, 2, 3], OFF, None, start, on_step,
+    images = generate_panels(
+        method.pipe, {**conditions.arguments, **sampling, "output_type": "np"}, [1, 2, 3], OFF, None, start, callback,
         conditions.at_step_end,
     )  # fmt: skip
-    return torch.from_numpy(np.asarray(pictures))
+    return torch.from_numpy(np.asarray(images))
 
 
 def plain(guidance=3.0):
@@ -70,19 +70,19 @@ def test_the_word_stands_once_for_each_picture():
     assert place.start >= 16
     with pytest.raises(UserError, match=r"'a fox' has no word 'cat'"):
         stack(tokenizer, "a fox", ONE, 1)
-    with pytest.raises(UserError, match=r"no room for 3 pictures of the cat"):
-        stack(tokenizer, "abcdefghij cat", CharacterReference((picture(1),) * 3, "cat"), 1)
+    with pytest.raises(UserError, match=r"no room for 3 images of the cat"):
+        stack(tokenizer, "abcdefghij cat", CharacterReference((image(1),) * 3, "cat"), 1)
 
 
 def test_fusing_without_its_layers_is_a_norm_of_the_words():
     torch.manual_seed(0)
-    fuse, words, pictures = Fuse(6), random(2, 6, seed=1), random(2, 6, seed=2)
-    assert not torch.allclose(fuse(words, pictures), fuse(words, -pictures), atol=1e-3)
+    fuse, words, images = Fuse(6), random(2, 6, seed=1), random(2, 6, seed=2)
+    assert not torch.allclose(fuse(words, images), fuse(words, -images), atol=1e-3)
     with torch.no_grad():
         for mlp in (fuse.mlp1, fuse.mlp2):
             mlp.fc2.weight.zero_()
             mlp.fc2.bias.zero_()
-    torch.testing.assert_close(fuse(words, pictures), torch.nn.functional.layer_norm(words, (6,)))
+    torch.testing.assert_close(fuse(words, images), torch.nn.functional.layer_norm(words, (6,)))
 
 
 def test_only_the_words_own_places_are_fused_and_each_with_its_picture():
@@ -91,7 +91,7 @@ def test_only_the_words_own_places_are_fused_and_each_with_its_picture():
     fused, _ = method._fused(PROMPTS, [ONE, OTHER, None], 16)
     changed = (fused != text.prompt_embeds).any(-1)
     assert [row.nonzero().flatten().tolist() for row in changed] == [[4], [4], []]
-    words, ids = text.prompt_embeds[0, 4:5], method.encoder.id_embeddings(ONE.pictures)
+    words, ids = text.prompt_embeds[0, 4:5], method.encoder.id_embeddings(ONE.images)
     torch.testing.assert_close(fused[0, 4:5], method.encoder.fuse_module(words, ids), rtol=1e-5, atol=1e-5)
     assert ids.shape == (1, 32)
 
@@ -116,7 +116,7 @@ def test_the_first_steps_go_by_text_alone(guidance):
 
 def test_a_panel_follows_its_own_picture_alone():
     method = photomaker()
-    before, after = (told(method, [ONE, subject, None]) for subject in (ONE, OTHER))
+    before, after = (told(method, [ONE, reference, None]) for reference in (ONE, OTHER))
     torch.testing.assert_close(before[[0, 2]], after[[0, 2]], rtol=1e-5, atol=1e-5)
     assert (before[1] - after[1]).abs().max() > 1e-3
     assert (told(method, [ONE, BOTH, None])[1] - before[1]).abs().max() > 1e-3
@@ -129,7 +129,8 @@ def test_by_text_alone_and_without_lora_it_is_the_pipeline_itself():
 
 def test_an_interrupted_telling_ends_with_the_same_pixels():
     method, kept = photomaker(text_steps=0.25), []
-    whole = told(method, [ONE, OTHER, None], on_step=lambda step, latents: kept.append((step, latents.clone())))
+    keep = lambda pipe, step, timestep, tensors: kept.append((step + 1, tensors["latents"].clone()))  # noqa: E731
+    whole = told(method, [ONE, OTHER, None], callback=keep)
     for start in (kept[0], kept[2]):
         assert torch.equal(told(method, [ONE, OTHER, None], start=start), whole)
 

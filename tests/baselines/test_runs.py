@@ -105,7 +105,7 @@ def test_what_a_reference_lacks_is_named_before_anything_is_made(adapted, tmp_pa
     assert "no *.safetensors file in vision" in refusal(adapted("baseline.image_encoder=vision"))
     assert "baseline.scale=-1" in refusal(adapted("baseline.scale=-1"))
     assert "baseline.portraits has none for 'Bo'" in refusal(adapted("baseline.portraits={Pip: a.png}"))
-    assert "nowhere.png is no picture here" in refusal(adapted("baseline.portraits={Pip: nowhere.png, Bo: b.png}"))
+    assert "nowhere.png is no image here" in refusal(adapted("baseline.portraits={Pip: nowhere.png, Bo: b.png}"))
     assert "ip_adapter, photomaker" in refusal(adapted("baseline.kind=styles"))
     assert not (tmp_path / "run").exists()
     assert "portraits" in refusal(adapted("baseline.portraits={Pip: a.png}", "benchmark=stories"))
@@ -261,8 +261,8 @@ def test_sparse_control_is_one_more_way_of_transitions(infer, small, world_model
 
 
 def test_a_story_gets_transitions_by_sparse_control(infer, small, world_model, tmp_path):
-    pictures = [colours(tmp_path / f"{seed}.png", seed) for seed in range(2)]
-    asked = (f"frames=[{pictures[0]},{pictures[1]}]", *small, "model.video.predictor=null", "fps=4", "hold=0.5")
+    images = [colours(tmp_path / f"{seed}.png", seed) for seed in range(2)]
+    asked = (f"frames=[{images[0]},{images[1]}]", *small, "model.video.predictor=null", "fps=4", "hold=0.5")
     shown = ("model.video.boundary_frames=free", "height=64", "width=64")
     strips = []
     for scale in (1.0, 0.0):
@@ -278,8 +278,8 @@ def test_a_story_gets_transitions_by_sparse_control(infer, small, world_model, t
 
 
 def test_sparse_control_that_is_missing_or_does_not_fit_is_named(infer, small, world_model, tmp_path):
-    pictures = [colours(tmp_path / f"{seed}.png", seed) for seed in range(2)]
-    asked = (f"frames=[{pictures[0]},{pictures[1]}]", *small, "height=64", "width=64", "run_dir=run")
+    images = [colours(tmp_path / f"{seed}.png", seed) for seed in range(2)]
+    asked = (f"frames=[{images[0]},{images[1]}]", *small, "height=64", "width=64", "run_dir=run")
     key = "model.video.sparse_control.weights"
     assert f"{key}=/no/such" in refusal(infer(*asked, sparse(Path("/no/such"))))
     other = shutil.copytree(world_model / "sparse_control", tmp_path / "other")

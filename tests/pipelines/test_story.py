@@ -12,7 +12,7 @@ from diffusers import (
 )
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
-from storydiffusion.pipelines.story import generate_panels, panel_seeds, starting_noise, who_shares
+from storydiffusion.pipelines.panels import generate_panels, panel_seeds, shared_characters, starting_noise
 
 STEPS = 5
 PROMPTS = ["a cat on the beach", "a fox in the park", "the girl reads"]
@@ -54,8 +54,8 @@ def test_noise_is_the_seeds_in_any_batch_and_order(pipe):
     assert torch.equal(starting_noise(pipe, SEEDS[::-1], 64, 96)[0], whole.flip(0))
 
 
-def test_who_shares_is_who_has_a_character_in_common():
-    shares = who_shares([("A",), ("B",), ("A", "B"), ()])
+def test_panels_with_a_character_in_common_may_share():
+    shares = shared_characters([("A",), ("B",), ("A", "B"), ()])
     assert shares.tolist() == [
         [True, False, True, False], [False, True, True, False], [True, True, True, False], [False] * 4,
     ]  # fmt: skip
@@ -70,7 +70,7 @@ def test_without_sharing_it_is_the_pipeline_itself(pipe):
 
 def test_a_character_never_reads_the_panels_of_another(pipe):
     """Changing the second character's panel leaves the first one's panels as they are."""
-    share = who_shares([("A",), ("B",), ("A",)])
+    share = shared_characters([("A",), ("B",), ("A",)])
     for rate in (0.5, 1.0):
         told = [
             pixels(
@@ -105,7 +105,7 @@ def test_an_interrupted_telling_ends_with_the_same_pixels(pipe, scheduler, varia
     kept = []
     whole = generate_panels(
         pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, consistency,
-        on_step=lambda step, latents: kept.append((step, latents.clone())),
+        callback_on_step_end=lambda pipe, step, timestep, tensors: kept.append((step + 1, tensors["latents"].clone())),
     )  # fmt: skip
     assert [step for step, _ in kept] == list(range(1, len(kept) + 1))
     calls = []
@@ -120,7 +120,7 @@ def test_an_interrupted_telling_ends_with_the_same_pixels(pipe, scheduler, varia
 
 
 def test_after_an_exception_the_unet_is_as_before(pipe):
-    def fail(step, latents):
+    def fail(pipe, step, timestep, tensors):
         raise RuntimeError("stop")
 
     start = (2, torch.zeros(3, 4, 8, 8))

@@ -11,7 +11,7 @@ from storydiffusion.pipelines import transition as transitions
 from storydiffusion.pipelines.transition import (
     TransitionSampling,
     decode_frames,
-    encode_pictures,
+    encode_images,
     sample_clips,
     sample_latents,
 )
@@ -62,7 +62,7 @@ def inputs_of_the_unet(model, monkeypatch, sampling):
 
 
 def test_exact_ends_stand_clean_in_every_step_and_in_both_halves(model, monkeypatch):
-    ends = [encode_pictures(model.vae, images) for images in (START, END)]
+    ends = [encode_images(model.vae, images) for images in (START, END)]
     seen = inputs_of_the_unet(model, monkeypatch, SAMPLING)
     assert len(seen) == 3
     for latents, _, _ in seen:
@@ -72,7 +72,7 @@ def test_exact_ends_stand_clean_in_every_step_and_in_both_halves(model, monkeypa
 
 
 def test_semantic_ends_are_not_imposed(model, monkeypatch):
-    ends = encode_pictures(model.vae, START)
+    ends = encode_images(model.vae, START)
     for latents, _, _ in inputs_of_the_unet(model, monkeypatch, SEMANTIC):
         assert not torch.allclose(latents[:2, :, 0], ends, atol=1e-2)
     assert not torch.equal(sample(model, SEMANTIC)[:, 0], START)
@@ -134,14 +134,16 @@ def test_sampling_leaves_the_scheduler_as_it_was(model):
 
 def test_each_step_is_told(model):
     steps = []
-    sample_clips(model, START, END, PROMPTS, SEEDS, SAMPLING, lambda: steps.append(1))
+    sample_clips(
+        model, START, END, PROMPTS, SEEDS, SAMPLING, lambda step, timestep, latents: (steps.append(1), latents)[1]
+    )
     assert len(steps) == 3
 
 
 def test_decoding_in_parts_changes_nothing(model, monkeypatch):
     latents = random(2, 4, 5, 8, 8)
     whole = [decode_frames(model.vae, latents)]
-    monkeypatch.setattr(transitions, "PICTURES_AT_ONCE", 3)
+    monkeypatch.setattr(transitions, "IMAGES_AT_ONCE", 3)
     whole.append(decode_frames(model.vae, latents))
     assert whole[0].shape == (2, 5, 3, 16, 16)
     assert (whole[0].int() - whole[1].int()).abs().max() <= 1
@@ -149,7 +151,7 @@ def test_decoding_in_parts_changes_nothing(model, monkeypatch):
 
 def test_pictures_survive_the_vaes_scaling(model):
     """Encoding divides and decoding multiplies by the same factor: seen against the VAE itself."""
-    latents = encode_pictures(model.vae, START)
+    latents = encode_images(model.vae, START)
     with torch.no_grad():
         direct = model.vae(START / 127.5 - 1).sample
     expected = ((direct + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

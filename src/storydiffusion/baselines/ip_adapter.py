@@ -1,8 +1,8 @@
-"""IP-Adapter (2308.06721), a baseline of the paper's table 1: each panel's cross-attention also reads its subject.
+"""IP-Adapter (2308.06721), a baseline of the paper's table 1: each panel's cross-attention also reads its reference.
 
 All of it is diffusers': the adapter's attention, its projection and the image encoder that it reads. But a pipeline
-takes one picture for the whole batch; here each panel has the picture of its own subject, and one that shows nobody has
-what guidance takes for no picture.
+takes one image for the whole batch; here each panel has the image of its own reference, and one that shows nobody has
+what guidance takes for no image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ class IPAdapter:
         pipe: StableDiffusionPipeline, its XL kin, or another with diffusers' `load_ip_adapter`.
         weights: `image_proj` and `ip_adapter`, each name → tensor, as in the authors' files.
         image_encoder: the CLIPVisionModelWithProjection that the adapter was trained with.
-        scale: of the attention to the picture; 0 leaves the pipeline as it was, to the bit.
+        scale: of the attention to the image; 0 leaves the pipeline as it was, to the bit.
 
     Raises:
         UserError: weights that were made for another U-Net or another image encoder.
@@ -57,23 +57,23 @@ class IPAdapter:
         self,
         prompts: Sequence[str],
         negative_prompts: Sequence[str],
-        subjects: Sequence[CharacterReference | None],
+        references: Sequence[CharacterReference | None],
         steps: int,
         guidance_scale: float,
     ) -> Conditions:
-        """Text and, of each panel, the first picture of its subject; see `conditions.Baseline`."""
+        """Text and, of each panel, the first image of its reference; see `conditions.Baseline`."""
         text = text_conditions(self.pipe, prompts, negative_prompts)
-        embeddings = self._embeddings(subjects, is_guided=guidance_scale > 1)
+        embeddings = self._embeddings(references, is_guided=guidance_scale > 1)
         return Conditions({**text.arguments, "ip_adapter_image_embeds": [embeddings]})
 
     @torch.no_grad()
-    def _embeddings(self, subjects: Sequence[CharacterReference | None], is_guided: bool) -> Tensor:
-        """(B, 1, …) of the image encoder; with guidance those of no picture before them, (2B, 1, …)."""
+    def _embeddings(self, references: Sequence[CharacterReference | None], is_guided: bool) -> Tensor:
+        """(B, 1, …) of the image encoder; with guidance those of no image before them, (2B, 1, …)."""
         nothing = Image.new("RGB", (64, 64))  # of a panel that shows nobody; its embedding is not used
-        pictures = [nothing if subject is None else subject.pictures[0] for subject in subjects]
+        images = [nothing if reference is None else reference.images[0] for reference in references]
         device = self.pipe._execution_device
-        shown, nobody = self.pipe.encode_image(pictures, device, 1, self._reads_hidden)
-        absent = torch.tensor([subject is None for subject in subjects], device=shown.device)
+        shown, nobody = self.pipe.encode_image(images, device, 1, self._reads_hidden)
+        absent = torch.tensor([reference is None for reference in references], device=shown.device)
         shown = torch.where(absent.view(-1, *[1] * (shown.ndim - 1)), nobody, shown)[:, None]
         return torch.cat([nobody[:, None], shown]) if is_guided else shown
 
@@ -99,9 +99,9 @@ class IPAdapter:
 
 
 def _one_for_each(
-    original: Callable[..., list[Tensor]], picture: Any, embeddings: list[Tensor] | None, device: Any, *others: Any
+    original: Callable[..., list[Tensor]], image: Any, embeddings: list[Tensor] | None, device: Any, *others: Any
 ) -> list[Tensor]:
     """Stands in for the pipeline's method of preparing: that repeats embeddings for every panel of the batch."""
     if embeddings is None:
-        return original(picture, embeddings, device, *others)
+        return original(image, embeddings, device, *others)
     return [each.to(device) for each in embeddings]

@@ -1,10 +1,10 @@
-"""PhotoMaker (2312.04461), a baseline of the paper's table 1: a word's embedding takes up pictures of the person meant.
+"""PhotoMaker (2312.04461), a baseline of the paper's table 1: a word's embedding takes up images of the person meant.
 
 diffusers does not have it, so this reads the authors' weights of version 1 (photomaker-v1.bin) and does what they do:
 
-- a CLIP image encoder with two projections, one for each of SDXL's text encoders, gives each picture an embedding;
-- the word that stands for the person ("girl") is put into the prompt once for each picture, and at each of these
-  places the text's embedding and a picture's are fused by two small MLPs: the stacked ID embedding;
+- a CLIP image encoder with two projections, one for each of SDXL's text encoders, gives each image an embedding;
+- the word that stands for the person ("girl") is put into the prompt once for each image, and at each of these
+  places the text's embedding and a image's are fused by two small MLPs: the stacked ID embedding;
 - the first steps go by the text alone, the rest by the fused embeddings;
 - LoRA weights are added to the U-Net's attention.
 
@@ -12,7 +12,7 @@ It was trained on photographs of people, and wants their faces cropped, which is
 beyond what it knows. Version 2, which also reads a network for face recognition, is not here. The authors' own weights
 have not been run in this repository's tests.
 
-Shapes: B panels, N tokens of text, C channels of both text encoders, K pictures of a subject.
+Shapes: B panels, N tokens of text, C channels of both text encoders, K images of a reference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class MLP(nn.Module):
 
 
 class Fuse(nn.Module):
-    """Embeddings of a word (K, C) and of pictures (K, C) → the stacked ID embedding (K, C)."""
+    """Embeddings of a word (K, C) and of images (K, C) → the stacked ID embedding (K, C)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -53,8 +53,8 @@ class Fuse(nn.Module):
         self.mlp2 = MLP(width, width)
         self.layer_norm = nn.LayerNorm(width)
 
-    def forward(self, words: Tensor, pictures: Tensor) -> Tensor:
-        mixed = self.mlp1(torch.cat([words, pictures], dim=-1)) + words
+    def forward(self, words: Tensor, images: Tensor) -> Tensor:
+        mixed = self.mlp1(torch.cat([words, images], dim=-1)) + words
         return self.layer_norm(self.mlp2(mixed) + mixed)
 
 
@@ -89,11 +89,11 @@ class IDEncoder(CLIPVisionModelWithProjection):
             raise UserError(f"it holds no ID encoder of PhotoMaker's version 1 ({first_line(error)})") from error
         return encoder.requires_grad_(False).eval()
 
-    def id_embeddings(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """(K, C) of K pictures."""
+    def id_embeddings(self, images: Sequence[Image.Image]) -> Tensor:
+        """(K, C) of K images."""
         side = self.config.image_size
         processor = CLIPImageProcessor(size=side, crop_size=side)
-        pixels = processor(list(pictures), return_tensors="pt").pixel_values
+        pixels = processor(list(images), return_tensors="pt").pixel_values
         features = self.vision_model(pixels.to(self.device, self.dtype)).pooler_output
         return torch.cat([self.visual_projection(features), self.visual_projection_2(features)], dim=-1)
 
@@ -125,17 +125,17 @@ class PhotoMaker:
         self,
         prompts: Sequence[str],
         negative_prompts: Sequence[str],
-        subjects: Sequence[CharacterReference | None],
+        references: Sequence[CharacterReference | None],
         steps: int,
         guidance_scale: float,
     ) -> Conditions:
-        """Text, and later the subjects' stacked ID embeddings in it; see `conditions.Baseline`.
+        """Text, and later the references' stacked ID embeddings in it; see `conditions.Baseline`.
 
         Raises:
-            UserError: a prompt without the subject's word, or with no room for all of the subject's pictures.
+            UserError: a prompt without the reference's word, or with no room for all of the reference's images.
         """
         text = encode_prompts(self.pipe, list(prompts), list(negative_prompts))
-        fused, pooled = self._fused(prompts, subjects, text.prompt_embeds.shape[1])
+        fused, pooled = self._fused(prompts, references, text.prompt_embeds.shape[1])
         if guidance_scale > 1:
             assert text.negative_pooled_prompt_embeds is not None  # SDXL's
             fused = torch.cat([text.negative_prompt_embeds, fused])
@@ -144,50 +144,50 @@ class PhotoMaker:
         return Conditions({**text.as_arguments()}, later)
 
     def _fused(
-        self, prompts: Sequence[str], subjects: Sequence[CharacterReference | None], tokens: int
+        self, prompts: Sequence[str], references: Sequence[CharacterReference | None], tokens: int
     ) -> tuple[Tensor, Tensor]:
-        """(B, N, C) and the pooled (B, D) of prompts in which each subject's word stands once for each picture."""
+        """(B, N, C) and the pooled (B, D) of prompts in which each reference's word stands once for each image."""
         pipe = self.pipe
         ids, places = [], []
         for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):  # one vocabulary: the places are the same in both
             windows = tokens // tokenizer.model_max_length
-            stacked = [stack(tokenizer, *one, windows) for one in zip(prompts, subjects, strict=True)]
+            stacked = [stack(tokenizer, *one, windows) for one in zip(prompts, references, strict=True)]
             ids.append([panel for panel, _ in stacked])
             places = [place for _, place in stacked]
         embeddings, pooled = encode_windows(pipe, ids)
         assert pooled is not None  # the second text encoder has a projection
         self.encoder.to(embeddings.device)
-        for panel, (subject, place) in enumerate(zip(subjects, places, strict=True)):
-            if subject is not None:
+        for panel, (reference, place) in enumerate(zip(references, places, strict=True)):
+            if reference is not None:
                 words = embeddings[panel, place]
-                embeddings[panel, place] = self.encoder.fuse_module(words, self.encoder.id_embeddings(subject.pictures))
+                embeddings[panel, place] = self.encoder.fuse_module(words, self.encoder.id_embeddings(reference.images))
         return embeddings, pooled
 
 
 def stack(
-    tokenizer: Any, prompt: str, subject: CharacterReference | None, windows: int
+    tokenizer: Any, prompt: str, reference: CharacterReference | None, windows: int
 ) -> tuple[list[list[int]], slice]:
-    """The prompt's tokens in windows, the last token of the subject's word once for each picture; and where these are.
+    """The prompt's tokens in windows, the last token of the reference's word once for each image; and where these are.
 
     Raises:
-        UserError: no such word in the prompt, or no room for so many pictures.
+        UserError: no such word in the prompt, or no room for so many images.
     """
     pieces = padded_windows(tokenizer, prompt, windows)
-    if subject is None:
+    if reference is None:
         return pieces, slice(0, 0)
-    word, more = tokenizer(subject.word, add_special_tokens=False).input_ids, len(subject.pictures) - 1
+    word, more = tokenizer(reference.word, add_special_tokens=False).input_ids, len(reference.images) - 1
     for number, piece in enumerate(pieces):
         for first in range(len(piece) - len(word) + 1):
             if piece[first : first + len(word)] == word:
                 at = first + len(word) - 1
                 if piece.index(tokenizer.eos_token_id) + more >= len(piece):
                     raise UserError(
-                        f"{prompt!r} leaves no room for {more + 1} pictures of the {subject.word}: shorten it"
+                        f"{prompt!r} leaves no room for {more + 1} images of the {reference.word}: shorten it"
                     )
                 pieces[number] = [*piece[:at], *[piece[at]] * (more + 1), *piece[at + 1 : len(piece) - more]]
                 place = number * len(piece) + at
                 return pieces, slice(place, place + more + 1)
-    raise UserError(f"{prompt!r} has no word {subject.word!r}: name one that stands for the subject in every prompt")
+    raise UserError(f"{prompt!r} has no word {reference.word!r}: name the class word of the character in every prompt")
 
 
 def add_lora(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:

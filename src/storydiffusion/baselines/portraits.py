@@ -1,6 +1,6 @@
-"""Baselines: config and story → what the U-Net is told of each panel, where pictures keep the characters too.
+"""Baselines: config and story → what the U-Net is told of each panel, where images keep the characters too.
 
-Where the user brings no pictures, the model itself draws one of each character first, without the method: so all
+Where the user brings no images, the model itself draws one of each character first, without the method: so all
 methods start from the same portraits. They are kept in portraits/ of the run, each with a digest of what made it.
 """
 
@@ -39,10 +39,10 @@ class Portrait:
 
 
 def checksums_of_portraits(config: InferConfig, story: Story) -> dict[str, str]:
-    """The user's own pictures with their SHA-256.
+    """The user's own images with their SHA-256.
 
     Raises:
-        UserError: a character that the baseline's settings do not name, or a picture that is not there.
+        UserError: a character that the baseline's settings do not name, or a image that is not there.
     """
     baseline, names = config.baseline, [character.name for character in story.characters]
     if baseline is None or not names:
@@ -78,8 +78,8 @@ def story_conditions(
     if config.baseline is None:
         return text_conditions(model.pipe, prompts, negative_prompts)
     fetch_baseline(config.baseline)  # before minutes of drawing, not after
-    subjects = _subjects(config, story, model, folder, weights)
-    shown = [subjects[panel.characters[0]] if panel.characters else None for panel in story.panels]
+    references = _build_references(config, story, model, folder, weights)
+    shown = [references[panel.characters[0]] if panel.characters else None for panel in story.panels]
     baseline = add_baseline(model, config.model, config.baseline)
     assert config.steps is not None
     assert config.guidance_scale is not None
@@ -95,7 +95,7 @@ def benchmark_conditions(
     characters, each as the first panel of its story shows it. The other arguments are those of `story_conditions`.
     """
     from storydiffusion.pipelines.conditioning import CharacterReference
-    from storydiffusion.pipelines.story import panel_seeds
+    from storydiffusion.pipelines.panels import panel_seeds
 
     @cache  # once there is a story to tell
     def baseline() -> "tuple[Baseline, dict[int, CharacterReference]]":
@@ -107,17 +107,17 @@ def benchmark_conditions(
             for story in stories
         }
         drawn = _portraits(folder, model, config, wanted, weights)
-        subjects = {
+        references = {
             one.number: CharacterReference((drawn[one.number],), one.panels[0].prompted["kind"]) for one in stories
         }
-        return add_baseline(model, config.model, config.baseline), subjects
+        return add_baseline(model, config.model, config.baseline), references
 
     def conditions(told: Sequence[FrozenStory]) -> "Conditions | None":
         if config.baseline is None:
             return None
-        method, subjects = baseline()
+        method, references = baseline()
         prompts = [panel.prompt for story in told for panel in story.panels]
-        shown = [subjects[story.number] for story in told for _ in story.panels]
+        shown = [references[story.number] for story in told for _ in story.panels]
         assert config.steps is not None
         assert config.guidance_scale is not None
         return method.conditions(prompts, [""] * len(prompts), shown, config.steps, config.guidance_scale)
@@ -128,7 +128,7 @@ def benchmark_conditions(
 def _portraits(
     folder: Path, model: StoryModel, config: InferConfig, wanted: Mapping[int, Portrait], weights: Mapping[str, str]
 ) -> "dict[int, Image.Image]":
-    """Number → picture, drawn by the model as it is; `folder`/portraits keeps them."""
+    """Number → image, drawn by the model as it is; `folder`/portraits keeps them."""
     import numpy as np
     from PIL import Image
 
@@ -137,20 +137,20 @@ def _portraits(
     files = {number: folder / "portraits" / f"{number:03d}.png" for number in wanted}
     keys = {number: _digest(config, portrait, weights) for number, portrait in wanted.items()}
     found = {number: read_strip(files[number], 1, keys[number]) for number in wanted}
-    missing = [number for number, picture in found.items() if picture is None]
+    missing = [number for number, image in found.items() if image is None]
     for first in range(0, len(missing), PORTRAITS_AT_ONCE):
         part = missing[first : first + PORTRAITS_AT_ONCE]
-        for number, picture in zip(part, _draw(model, config, [wanted[number] for number in part]), strict=True):
-            strip = np.asarray(picture.convert("RGB"))[None]
+        for number, image in zip(part, _draw(model, config, [wanted[number] for number in part]), strict=True):
+            strip = np.asarray(image.convert("RGB"))[None]
             write_strip(files[number], strip, keys[number])
             found[number] = strip
-    return {number: Image.fromarray(picture[0]) for number, picture in found.items() if picture is not None}
+    return {number: Image.fromarray(image[0]) for number, image in found.items() if image is not None}
 
 
-def _subjects(
+def _build_references(
     config: InferConfig, story: Story, model: StoryModel, folder: Path, weights: Mapping[str, str]
 ) -> "dict[str, CharacterReference]":
-    """Character → the pictures that keep it."""
+    """Character → the images that keep it."""
     import numpy as np
 
     from storydiffusion.pipelines.conditioning import CharacterReference
@@ -171,7 +171,7 @@ def _subjects(
 def _draw(model: StoryModel, config: InferConfig, wanted: Sequence[Portrait]) -> "list[Image.Image]":
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.pipelines.conditioning import text_conditions
-    from storydiffusion.pipelines.story import generate_panels
+    from storydiffusion.pipelines.panels import generate_panels
 
     prompts, negative_prompts = zip(*((one.prompt.prompt, one.prompt.negative_prompt) for one in wanted), strict=True)
     arguments = {
@@ -203,9 +203,9 @@ def _of_each(names: Sequence[str], given: Mapping[str, Any], key: str, example: 
 
 
 def _files(source: str) -> list[Path]:
-    """A picture, or those of a folder."""
+    """A image, or those of a folder."""
     path = Path(source).expanduser()
     files = [path] if not path.is_dir() else sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
     if not files or not files[0].is_file():
-        raise UserError(f"baseline.portraits: {source} is no picture here, nor a folder of pictures: give one")
+        raise UserError(f"baseline.portraits: {source} is no image here, nor a folder of images: give one")
     return files

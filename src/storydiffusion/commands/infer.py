@@ -103,7 +103,7 @@ def _tell_panels(
     run: "RunFolder",
 ) -> dict[str, str]:
     """Makes the panels, unless they are there; returns what else the report should say. The model goes with it."""
-    from storydiffusion.pipelines.story import generate_panels, panel_seeds, who_shares
+    from storydiffusion.pipelines.panels import generate_panels, panel_seeds, shared_characters
 
     model = load_story_model(resolved)
     clock = time.perf_counter()
@@ -131,9 +131,9 @@ def _tell_panels(
             arguments,
             seeds,
             attention,
-            who_shares(characters),
+            shared_characters(characters),
             run.progress(),
-            keep,
+            lambda pipe, step, timestep, tensors: keep(step + 1, tensors["latents"]),
             conditions.at_step_end,
         )
         seconds = {"loading": round(model.seconds, 2), "telling": round(time.perf_counter() - clock, 2)}

@@ -44,7 +44,7 @@ def render(config: InferConfig, resolved: ResolvedModel, run: "RunFolder", cuts:
         UserError: parts of the model that are damaged or do not fit, or a place that cannot be written.
     """
     from storydiffusion.pipelines.story_video import Scene, Showing, render_video
-    from storydiffusion.pipelines.transition import sampling_of
+    from storydiffusion.pipelines.transition import build_sampling
 
     record, video = run.manifest.video, resolved.video
     assert record is not None
@@ -65,7 +65,7 @@ def render(config: InferConfig, resolved: ResolvedModel, run: "RunFolder", cuts:
         run.path / record.file,
         scenes,
         model,
-        sampling_of(video),
+        build_sampling(video),
         Showing(config.fps, config.hold, config.captions),
         config.seed,
         made_by,

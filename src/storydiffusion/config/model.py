@@ -1,12 +1,16 @@
 """conf/model/*.yaml: pretrained models, for telling and for training."""
 
 import dataclasses
+from pathlib import Path
 
-from storydiffusion.config.loading import check_choice, check_range, check_sampling
+from omegaconf import DictConfig, OmegaConf
+
+from storydiffusion.config.loading import check_choice, check_range, check_sampling, load
 from storydiffusion.errors import UserError
 
+CONF = Path(__file__).resolve().parents[1] / "conf" / "model"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 OFFLOADS = ("none", "model", "sequential")
 SCHEDULERS = ("model", "ddim")
 VIDEO_SCHEDULERS = ("model", "animatediff")
@@ -75,5 +79,28 @@ class ModelConfig:
         check_choice("model.offload", self.offload, OFFLOADS)
         check_choice("model.scheduler", self.scheduler, SCHEDULERS)
         check_sampling("model.", self)
-        if self.device == "cpu" and self.offload != "none":
-            raise UserError(f"model.offload={self.offload} needs model.device=cuda: on a CPU take model.offload=none")
+        if self.device in ("cpu", "mps") and self.offload != "none":
+            raise UserError(f"model.offload={self.offload} needs model.device=cuda: set model.offload=none")
+
+
+def load_model_config(name: str) -> ModelConfig:
+    """Return conf/model/NAME.yaml, the default settings of a model.
+
+    Raises:
+        UserError: no such file.
+    """
+    return load(ModelConfig, _merge_defaults(name), "model.")
+
+
+def _merge_defaults(name: str) -> DictConfig:
+    """Return the file's settings on top of those that its `defaults` list names, as Hydra composes them."""
+    file = CONF / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(each.stem for each in CONF.glob("*.yaml")))
+        raise UserError(f"conf/model has no {name!r}: choose one of {known}")
+    own = OmegaConf.load(file)
+    assert isinstance(own, DictConfig)
+    bases = [_merge_defaults(base) for base in own.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+    merged = OmegaConf.merge(*bases, own)
+    assert isinstance(merged, DictConfig)
+    return merged

@@ -6,12 +6,13 @@ for checksums or for the device, so a finished run answers at once.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import ModelConfig, VideoConfig
+from storydiffusion.config.model import load_model_config
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums, get_part_key
 from storydiffusion.loaders.sources import find_model_folder, package_path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CARD = "storydiffusion.json"
 """of a model folder: {"kind": "miniature"} says what a viewer of its images must know of the weights"""
+DEFAULTS = {"StableDiffusionPipeline": "sd15_animatediff", "StableDiffusionXLPipeline": "sdxl"}
+"""class of a pipeline → file of conf/model"""
+VIDEO_PARTS = ("motion_adapter", "image_encoder", "predictor")
 ORIGINS = ("pretrained", "miniature", "random")
 
 
@@ -88,6 +92,55 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     """
     folder = find_model_folder(config.path, config.revision)
     return ResolvedModel(config, folder, read_origin(folder), find_weights(folder))
+
+
+def resolve_pretrained(
+    path: str | Path,
+    config: str | None = None,
+    revision: str | None = None,
+    video: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> ResolvedModel:
+    """Resolve a model by its path alone, with the defaults of conf/model.
+
+    Args:
+        path: `package://miniature`, a folder in diffusers' format, or a hub id.
+        config: the file of conf/model; None chooses it by what the folder contains.
+        video: settings of the video model that replace the defaults; folders motion_adapter/, predictor/ and
+            image_encoder/ in the model's folder do so as well.
+        changes: fields of `ModelConfig`, such as `device` and `dtype`; None leaves the default.
+
+    Raises:
+        UserError: no such model, or a wrong setting.
+    """
+    folder = find_model_folder(str(path), revision)
+    defaults = load_model_config(config or _choose_defaults(folder))
+    given: dict[str, Any] = {
+        name: str(value).removeprefix("torch.") for name, value in changes.items() if value is not None
+    }
+    if defaults.video is not None:
+        parts = {name: str(folder / name) for name in VIDEO_PARTS if (folder / name).is_dir()}
+        given["video"] = replace(defaults.video, **{**parts, **_check_names(video or {})})
+    return resolve_model(replace(defaults, path=str(path), revision=revision, **given))
+
+
+def _check_names(video: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings of the video model whose names are all known, with paths as text."""
+    known = [field.name for field in fields(VideoConfig)]
+    for name in video:
+        if name not in known:
+            raise UserError(f"the video model has no setting {name!r}: choose among {', '.join(known)}")
+    return {name: str(value) if isinstance(value, Path) else value for name, value in video.items()}
+
+
+def _choose_defaults(folder: Path) -> str:
+    """Return the file of conf/model that fits a model folder."""
+    if read_origin(folder) == "miniature":
+        return "miniature"
+    name = read_json(folder / "model_index.json").get("_class_name")
+    if name not in DEFAULTS:
+        raise UserError(f"{folder} contains a {name}: choose a folder of {' or '.join(DEFAULTS)}")
+    return DEFAULTS[name]
 
 
 def get_video_config(config: ModelConfig) -> VideoConfig:

@@ -52,12 +52,12 @@ def load_video_model(model: ResolvedModel) -> "VideoModel":
     return move_to_device(add_sparse_control(parts, model.video, model.dtype), model.device)
 
 
-def move_to_device(model: "VideoModel", device: "torch.device") -> "VideoModel":
-    """Move all networks to one device, frozen and in eval mode."""
+def move_to_device(model: "VideoModel", target: "str | torch.device | torch.dtype") -> "VideoModel":
+    """Move all networks to one device (or dtype), frozen and in eval mode."""
     control = model.sparse_control and model.sparse_control.network
     for network in (model.video_unet, model.vae, model.encode_text, model.predictor, model.image_encoder, control):
         if network is not None:
-            network.to(device).requires_grad_(False).eval()  # type: ignore[union-attr]  # all are networks here
+            network.to(target).requires_grad_(False).eval()  # type: ignore[union-attr]  # all are networks here
     return model
 
 

@@ -19,7 +19,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +94,11 @@ class SemanticMotionPredictor(nn.Module):
         )  # fmt: skip
         _check_sizes(0, layers=layers)
         _check_sizes(2, frames=frames)
+        self.settings: dict[str, Any] = {
+            "tokens": tokens, "image_width": image_width, "width": width, "layers": layers, "heads": heads,
+            "head_width": head_width, "context_width": context_width, "frames": frames, "tokens_per_frame": count,
+            "resampler_layers": resampler_layers,
+        }  # fmt: skip
         self.frames = frames
         self.tokens_per_frame = count
         self.image_width = image_width
@@ -108,6 +113,23 @@ class SemanticMotionPredictor(nn.Module):
         # CLIP's text tokens come out of a LayerNorm too: so neither part drowns the other in their common softmax.
         self.context_projection = nn.Linear(width, context_width)
         self.context_norm = nn.LayerNorm(context_width)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> "SemanticMotionPredictor":
+        """Load the predictor in a folder (config.json, model.safetensors), in eval mode.
+
+        Raises:
+            UserError: a file that is missing or damaged, or weights that do not fit.
+        """
+        from storydiffusion.models.predictor_files import load_predictor
+
+        return load_predictor(folder, dtype)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into a folder, for `from_pretrained`."""
+        from storydiffusion.models.predictor_files import save_predictor
+
+        save_predictor(self, self.settings, folder)
 
     def forward(self, start: Tensor, end: Tensor, frames: int) -> SemanticMotion:
         """Features (B, M, image_width) of the first and the last frame → the semantic motion over `frames` frames.
@@ -164,6 +186,7 @@ class SemanticMotionPredictor(nn.Module):
         """A copy that gives the interpolated tokens, through the same projection, as with `layers=0`."""
         copied = copy.deepcopy(self)
         copied.layers, copied.positions = nn.ModuleList(), None
+        copied.settings = {**self.settings, "layers": 0}
         return copied
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the U-Net is told of each panel: its text, and by the paper's baselines a picture of whom it shows.
+"""Condition the U-Net on each panel: on its text, and with the paper's baselines on images of its character.
 
 Shapes: B panels, N tokens of text, C channels of their embeddings.
 """
@@ -15,22 +15,22 @@ from storydiffusion.models.prompt_encoding import encode_prompts
 
 @dataclass(frozen=True)
 class CharacterReference:
-    """Whom a panel shows: one picture or more, and the word of its prompt that stands for them ("girl").
+    """Reference images of a panel's character, and its class word in the prompt ("girl").
 
-    IP-Adapter reads the first picture and no word.
+    IP-Adapter reads the first image and no word.
     """
 
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
     word: str = ""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Of the panels of one call.
+    """The conditions of the panels of one call.
 
     Attributes:
-        arguments: of the pipeline's call, embeddings in place of prompts.
-        later: (step, tensors): from that step on, 1 or more, these stand in the pipeline's loop in place of its own;
+        arguments: of the pipeline's call, with embeddings in place of prompts.
+        later: (step, tensors): from that step on, 1 or more, these tensors replace those of the pipeline's loop;
             None: nothing changes.
     """
 
@@ -38,24 +38,24 @@ class Conditions:
     later: tuple[int, dict[str, Tensor]] | None = None
 
     def at_step_end(self, step: int, tensors: dict[str, Any]) -> dict[str, Any]:
-        """What the pipeline's `callback_on_step_end` gives back, for the step that ended, counted from 0."""
+        """Return the tensors for `callback_on_step_end` after `step`, counted from 0."""
         if self.later is None or step + 1 != self.later[0]:
             return tensors
         return {**tensors, **self.later[1]}
 
 
 class Baseline(Protocol):
-    """A method that keeps a character by pictures of it, inside a diffusers pipeline."""
+    """A method inside a diffusers pipeline that keeps a character consistent by reference images."""
 
     def conditions(
         self,
         prompts: Sequence[str],
         negative_prompts: Sequence[str],
-        subjects: Sequence[CharacterReference | None],
+        references: Sequence[CharacterReference | None],
         steps: int,
         guidance_scale: float,
     ) -> Conditions:
-        """Of one panel each; None where it shows nobody.
+        """Return the conditions of panels with one reference each; None for a panel without a character.
 
         Args:
             steps, guidance_scale: those of the pipeline's call.
@@ -64,5 +64,5 @@ class Baseline(Protocol):
 
 
 def text_conditions(pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str]) -> Conditions:
-    """By text alone."""
+    """Return conditions by text alone."""
     return Conditions({**encode_prompts(pipe, list(prompts), list(negative_prompts)).as_arguments()})

@@ -1,144 +1,211 @@
-"""Story → consistent panels, through the public call and step callback of any diffusers pipeline that has a U-Net.
+"""Generate a story: prompts → consistent panels, with any Stable Diffusion 1.5 or XL pipeline of diffusers.
 
-All panels of a story are denoised together, since consistent self-attention needs them in one batch. What makes a panel
-its own is its seed, never its place: the same noise in any batch, on any device.
-
-Shapes: P panels, C latent channels, h × w latents (image size / the VAE's factor).
+pipe = StoryPipeline.from_pretrained("package://miniature")
+output = pipe("story.yaml", seed=1)
+output.page.save("page.png")
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
-from storydiffusion.attention.consistent_self_attention import PanelGroup
-from storydiffusion.attention.plugin import consistent_self_attention
-from storydiffusion.errors import UserError
+from storydiffusion.config import ModelConfig
+from storydiffusion.config.infer import NOISES
+from storydiffusion.config.loading import check_choice
+from storydiffusion.loaders.resolve import ResolvedModel, resolve_pretrained
+from storydiffusion.loaders.text_to_image import load_story_model
+from storydiffusion.models.prompt_encoding import unknown_words
+from storydiffusion.pipelines.conditioning import Conditions, text_conditions
+from storydiffusion.pipelines.panels import StepCallback, generate_panels, panel_seeds, shared_characters
+from storydiffusion.story import Story, load_story, panel_prompts
 
-# Schedulers whose step reads its arguments and its own step number only: denoising can go on from stored latents.
-RESUMABLE = ("DDIMScheduler", "EulerDiscreteScheduler")
+OUTPUT_TYPES = ("pil", "np")
 
 
-def panel_seeds(seed: int, characters: Sequence[Sequence[str]], noise: str = "own") -> list[int]:
-    """The seed of each panel's starting noise, a function of the story's seed and the panel's number alone.
+@dataclass(frozen=True)
+class StoryPipelineOutput:
+    """A generated story.
+
+    Attributes:
+        images: one for each panel: a list of PIL images, or with output_type="np" floats in [0, 1], (P, H, W, 3).
+        prompts, negative_prompts: what each panel was generated from.
+        seeds: of each panel's starting noise.
+        story: the script.
+    """
+
+    images: Any
+    prompts: list[str]
+    negative_prompts: list[str]
+    seeds: list[int]
+    story: Story
+
+    @cached_property
+    def page(self) -> Image.Image:
+        """The story as one comic page, with its captions."""
+        from diffusers.image_processor import VaeImageProcessor
+
+        from storydiffusion.output.page import comic_page
+
+        images = self.images
+        if isinstance(images, np.ndarray):
+            images = VaeImageProcessor.numpy_to_pil(images)
+        return comic_page(images, [panel.caption for panel in self.story.panels], self.story.title)
+
+
+class StoryPipeline:
+    """Generate the panels of a story with consistent self-attention.
 
     Args:
-        seed: of the story, 0 or more.
-        characters: the names in each panel.
-        noise: `own`, a seed for each panel; `shared`, panels of one character start from the noise of the first of them
-            (a panel of several counts for the one it names first, a panel of none has its own).
+        pipe: a StableDiffusionPipeline, its XL variant, or another diffusers pipeline that
+            `consistent_self_attention` supports. It is used as it is and left unchanged.
+        defaults: default arguments of a call (`num_inference_steps`, `guidance_scale`, `height`, `width`); what is
+            missing takes the pipeline's own default.
     """
-    first = {}
-    for number, names in enumerate(characters):
-        first.setdefault(names[0] if noise == "shared" and names else number, number)
-    numbers = [first[names[0] if noise == "shared" and names else n] for n, names in enumerate(characters)]
-    return [int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0]) for number in numbers]
 
+    def __init__(self, pipe: Any, defaults: Mapping[str, Any] | None = None) -> None:
+        self.pipe = pipe
+        side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        self.defaults: dict[str, Any] = {"height": side, "width": side, **(defaults or {})}
 
-def starting_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> tuple[Tensor, list[torch.Generator]]:
-    """(P, C, h, w) standard normal noise, drawn on the CPU so that every device starts alike; and its generators."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = (pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), generators
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        offload: str | None = None,
+        scheduler: str | None = None,
+        config: str | None = None,
+    ) -> "StoryPipeline":
+        """Load a pipeline; an argument of None takes the default of conf/model.
 
+        Args:
+            path: `package://miniature`, a folder in diffusers' format, or a hub id.
+            revision: of a hub id.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            dtype: `auto` (float16 on CUDA, else float32), `float32`, `float16` or `bfloat16`.
+            offload: `none`, `model` or `sequential`; the latter two need CUDA.
+            scheduler: `model`, the one in the folder, or `ddim`.
+            config: a file of conf/model to take defaults from, such as `sdxl`; None chooses it by the model's class.
 
-def who_shares(characters: Sequence[Sequence[str]]) -> Tensor:
-    """(P, P) booleans, true where two panels name a character in common."""
-    return torch.tensor([[bool(set(a) & set(b)) for b in characters] for a in characters])
+        Raises:
+            UserError: no such model, hub out of reach, unusable weights, or a device that this machine lacks.
+        """
+        return cls.from_model(
+            resolve_pretrained(path, config, revision, device=device, dtype=dtype, offload=offload, scheduler=scheduler)
+        )
 
+    @classmethod
+    def from_model(cls, model: ResolvedModel) -> "StoryPipeline":
+        """Load the pipeline of a resolved model."""
+        return cls(load_story_model(model).pipe, get_sampling_defaults(model.config))
 
-def generate_panels(
-    pipe: Any,
-    arguments: dict[str, Any],
-    seeds: Sequence[int],
-    consistency: ConsistentSelfAttentionConfig,
-    may_share: Tensor | None = None,
-    start: tuple[int, Tensor] | None = None,
-    on_step: Callable[[int, Tensor], None] = lambda step, latents: None,
-    at_step_end: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda step, tensors: tensors,
-) -> list[Image.Image]:
-    """The pictures of one story.
+    def to(self, *args: Any, **kwargs: Any) -> "StoryPipeline":
+        """Move the networks to a device, a dtype, or both, as `DiffusionPipeline.to`."""
+        self.pipe.to(*args, **kwargs)
+        return self
 
-    Args:
-        arguments: of the pipeline's call: prompts or their embeddings, one each panel, `height` and `width` in pixels,
-            `num_inference_steps`, `guidance_scale`, and whatever else the pipeline takes.
-        seeds: one each panel.
-        may_share: (P, P) booleans, true at [i, j] where panel i may read panel j; None lets all read all.
-        start: (step, latents) where an interrupted call stopped, as `on_step` was given them; the rest gives the same
-            pixels bit for bit. With a scheduler that keeps more than its step number (see RESUMABLE) it is left
-            unread and all steps are made again.
-        on_step: is given the number of steps done, 1 or more, and the latents (P, C, h, w), for keeping.
-        at_step_end: `Conditions.at_step_end` of the panels' conditions, where these change on the way.
+    def __call__(
+        self,
+        story: Story | str | Path,
+        *,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        csa: ConsistentSelfAttentionConfig | None = None,
+        noise: str = "own",
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        output_type: str = "pil",
+        conditions: Conditions | None = None,
+        start: tuple[int, Tensor] | None = None,
+        **arguments: Any,
+    ) -> StoryPipelineOutput:
+        """Generate one image for each panel.
 
-    Raises:
-        UserError: too little memory, or what `consistent_self_attention` refuses.
-    """
-    noise, generators = starting_noise(pipe, seeds, arguments["height"], arguments["width"])
-    resumed = start if start and type(pipe.scheduler).__name__ in RESUMABLE else None
-    group = PanelGroup(len(seeds), may_share=may_share)
-    with (
-        consistent_self_attention(pipe, consistency, [group]) as story,
-        _skipping_to(pipe, resumed) as skip,
-        tqdm(desc=f"denoising {len(seeds)} panels", unit="step", initial=resumed[0] if resumed else 0) as bar,
-    ):
+        Args:
+            story: a `Story`, or the file of one (.yaml, or .txt in the official text syntax).
+            seed: of the story. Each panel's noise derives from it and from the panel's number, and so do the draws of
+                consistent self-attention: it replaces `csa.seed`.
+            generator: draws the seed instead.
+            csa: None: the paper's defaults; `ConsistentSelfAttentionConfig(variant="off")` switches sharing off.
+            noise: `own`, or `shared` by the panels of one character.
+            num_inference_steps, guidance_scale, height, width: None takes the default.
+            callback_on_step_end: diffusers' callback(pipe, step, timestep, tensors), where tensors has `latents`.
+            output_type: `pil` or `np`.
+            conditions: of the panels, such as those of a baseline method; None: the story's prompts.
+            start: (steps done, latents) where an interrupted call stopped; see `generate_panels`.
+            arguments: further ones of the pipeline's call, such as `cross_attention_kwargs`.
 
-        def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            tensors = at_step_end(step, skip(step, story.on_step_end(pipe, step, timestep, tensors)))
-            if resumed is None or step >= resumed[0]:
-                on_step(step + 1, tensors["latents"])
-                bar.total = pipe.num_timesteps
-                bar.update()
-            return tensors
-
-        try:
-            return pipe(
+        Raises:
+            UserError: a story that cannot be read, a wrong argument, or too little memory.
+        """
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_choice("noise", noise, NOISES)
+        story = story if isinstance(story, Story) else load_story(story)
+        seed = seed if generator is None else draw_seed(generator)
+        prompts, negative_prompts = get_prompts(story)
+        characters = [panel.characters for panel in story.panels]
+        seeds = panel_seeds(seed, characters, noise)
+        conditions = conditions or text_conditions(self.pipe, prompts, negative_prompts)
+        given = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "height": height,
+            "width": width,
+        }
+        images = generate_panels(
+            self.pipe,
+            {
+                **self.defaults,
+                **{name: value for name, value in given.items() if value is not None},
+                **conditions.arguments,
                 **arguments,
-                latents=noise.to(pipe.unet.dtype),
-                generator=generators,
-                callback_on_step_end=on_step_end,
-            ).images
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"the GPU has too little memory for {len(seeds)} panels of {arguments['width']} × "
-                f"{arguments['height']}: take a smaller size, fewer panels or model.offload=model"
-            ) from error
+                "output_type": output_type,
+            },
+            seeds,
+            replace(csa or ConsistentSelfAttentionConfig(), seed=seed),
+            shared_characters(characters),
+            start,
+            callback_on_step_end,
+            conditions.at_step_end,
+        )
+        return StoryPipelineOutput(images, prompts, negative_prompts, seeds, story)
+
+    def find_unknown_words(self, story: Story) -> list[str]:
+        """Return the words of the story's prompts that the tokenizer does not know, each once."""
+        prompts, _ = get_prompts(story)
+        return list(dict.fromkeys(word for text in prompts for word in unknown_words(self.pipe.tokenizer, text)))
 
 
-@contextmanager
-def _skipping_to(
-    pipe: Any, start: tuple[int, Tensor] | None
-) -> Iterator[Callable[[int, dict[str, Any]], dict[str, Any]]]:
-    """Lets the pipeline's loop run up to `start` without its U-Net, and puts the stored latents in there.
+def get_prompts(story: Story) -> tuple[list[str], list[str]]:
+    """Return the prompts and the negative prompts of a story's panels."""
+    prompts = panel_prompts(story)
+    return [each.prompt for each in prompts], [each.negative_prompt for each in prompts]
 
-    So the scheduler's step number, the callback's and the story's are those of an uninterrupted run. Yields a function
-    of the step number and the callback's tensors, to be called at the end of every step.
-    """
-    unet, hidden = pipe.unet, vars(pipe.unet).get("forward")  # a hook of offloading may stand there already
 
-    def restore() -> None:
-        if hidden is not None:
-            unet.forward = hidden
-        else:
-            vars(unet).pop("forward", None)
+def get_sampling_defaults(config: ModelConfig) -> dict[str, Any]:
+    """Return the default arguments of a pipeline's call from a model's configuration."""
+    return {
+        "num_inference_steps": config.steps,
+        "guidance_scale": config.guidance_scale,
+        "height": config.height,
+        "width": config.width,
+    }
 
-    def at_step_end(step: int, tensors: dict[str, Any]) -> dict[str, Any]:
-        if start is None or step != start[0] - 1:
-            return tensors
-        restore()
-        stored = start[1].to(tensors["latents"])
-        if stored.shape != tensors["latents"].shape:
-            raise ValueError(f"stored latents have shape {stored.shape}, not {tensors['latents'].shape}")
-        return {**tensors, "latents": stored}
 
-    if start is not None:
-        unet.forward = lambda sample, *args, **kwargs: (torch.zeros_like(sample[:, : unet.config.out_channels]),)
-    try:
-        yield at_step_end
-    finally:
-        restore()
+def draw_seed(generator: torch.Generator) -> int:
+    """Draw a seed from a generator, which then has moved on by one number."""
+    return int(torch.randint(2**32, (), generator=generator, device=generator.device))

@@ -85,7 +85,12 @@ def render_video(
             if frames is not None:
                 bar.update(sampling.steps)
                 return frames
-            clip = sample_clips(model, _tensor(start), _tensor(end), [prompt], [its_seed], sampling, bar.update)
+
+            def on_step(step: int, timestep: Any, latents: Tensor) -> Tensor:
+                bar.update()
+                return latents
+
+            clip = sample_clips(model, _tensor(start), _tensor(end), [prompt], [its_seed], sampling, on_step)
             frames = clip[0].permute(0, 2, 3, 1).numpy()
             write_strip(file, frames, key)
             return frames

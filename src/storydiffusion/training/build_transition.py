@@ -18,7 +18,7 @@ from storydiffusion.loaders.video import (
     load_video_backbone,
 )
 from storydiffusion.models.video_model import VideoModel
-from storydiffusion.pipelines.transition import sampling_of
+from storydiffusion.pipelines.transition import build_sampling
 from storydiffusion.training.callbacks.ema import EMA
 from storydiffusion.training.callbacks.sample_grid import SampleGrid
 from storydiffusion.training.callbacks.training_log import TrainingLog
@@ -69,7 +69,7 @@ def build_transition_callbacks(
     callbacks: list[L.Callback] = [TrainingLog(config.trainer.log_every, timesteps, ema.guard)]
     if recipe.sample_every:
         assert config.model.video is not None
-        sampling = replace(sampling_of(config.model.video), frames=config.data.frames)
+        sampling = replace(build_sampling(config.model.video), frames=config.data.frames)
         example = lambda: data.example(recipe.sample_clips)  # noqa: E731
         callbacks.append(SampleGrid(recipe.sample_every, config.run_dir, example, sampling, ema))
     return callbacks

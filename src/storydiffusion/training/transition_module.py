@@ -24,7 +24,7 @@ from storydiffusion.models.boundary_frames import with_boundary_frames
 from storydiffusion.models.motion_adapters import adapter_arguments
 from storydiffusion.models.predictor_files import save_predictor
 from storydiffusion.models.video_model import VideoModel
-from storydiffusion.pipelines.transition import encode_pictures
+from storydiffusion.pipelines.transition import encode_images
 from storydiffusion.training.clip_noise import ClipNoise, draw_clip_noise
 from storydiffusion.training.diffusion_loss import DiffusionLoss, NoisedLatents, semantic_loss
 from storydiffusion.training.optim.learning_rate import build_schedule
@@ -158,7 +158,7 @@ class TransitionModule(L.LightningModule):
         """Encode a batch with the frozen networks. The VAE's mode is taken, as for boundary frames in sampling."""
         count, frames = batch.frames.shape[:2]
         images = batch.frames.flatten(0, 1)
-        latents = torch.cat([encode_pictures(self.vae, part) for part in images.split(VAE_BATCH)]).float()
+        latents = torch.cat([encode_images(self.vae, part) for part in images.split(VAE_BATCH)]).float()
         # One window, as in the training of the frozen networks: a clip's context must not depend on other clips.
         text = self.text_encoder(batch.captions)[:, : self.text_encoder.window].float()
         return EncodedClips(latents.unflatten(0, (count, frames)).transpose(1, 2), text)

@@ -31,7 +31,7 @@ from storydiffusion.evaluation.metrics.clips import cross_fade
 from storydiffusion.loaders.resolve import get_video_config, resolve_model
 from storydiffusion.loaders.sources import package_path
 from storydiffusion.loaders.video import load_image_encoder, load_video_model
-from storydiffusion.pipelines.transition import sample_clips, sampling_of
+from storydiffusion.pipelines.transition import build_sampling, sample_clips
 from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 from storydiffusion.storyworld.clips import ClipTruth, caption_clip, render_clip, sample_clip
 from storydiffusion.storyworld.images import HELD_OUT_SEED
@@ -210,7 +210,7 @@ def test_the_shipped_video_model_comes_nearer_to_the_truth_than_a_cross_fade():
         AttributeClassifier.load(shipped / "attribute_classifier"),
         load_image_encoder(video.image_encoder, torch.float32),
     )
-    sampling = replace(sampling_of(video), steps=4)
+    sampling = replace(build_sampling(video), steps=4)
     errors = []
     for number in range(4):
         clip = sample_clip(HELD_OUT_SEED, number)

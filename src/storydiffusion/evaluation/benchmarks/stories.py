@@ -142,7 +142,7 @@ def tell(
     `noise` is that of `panel_seeds`; `conditions` are of all their panels, None being the text alone.
     """
     from storydiffusion.attention.consistent_self_attention import PanelGroup
-    from storydiffusion.pipelines.story import panel_seeds
+    from storydiffusion.pipelines.panels import panel_seeds
 
     sizes = [len(story.panels) for story in stories]
     groups = [PanelGroup(size, key=story.number) for story, size in zip(stories, sizes, strict=True)]
@@ -163,7 +163,7 @@ def paint(
     """One picture for each prompt and seed; `groups` of them share attention as `attention` says, None being one."""
     from storydiffusion.attention.plugin import consistent_self_attention
     from storydiffusion.pipelines.conditioning import text_conditions
-    from storydiffusion.pipelines.story import starting_noise
+    from storydiffusion.pipelines.panels import starting_noise
 
     told = conditions or text_conditions(model.pipe, prompts, [""] * len(prompts))
     noise, generators = starting_noise(model.pipe, seeds, config.height, config.width)

@@ -44,7 +44,7 @@ from storydiffusion.loaders.resolve import find_weights, get_video_config, resol
 from storydiffusion.loaders.sources import find_model_folder, package_path
 from storydiffusion.loaders.video import load_image_encoder, load_video_backbone
 from storydiffusion.output.files import compute_folder_sha256, compute_sha256, write_atomically
-from storydiffusion.pipelines.transition import sampling_of
+from storydiffusion.pipelines.transition import build_sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -259,7 +259,7 @@ def maker(way: str, model: "VideoModel | None", config: MeasureVideoConfig) -> M
             )
             prompts = [caption_clip(clip, index) for index, clip in part]
             seeds = [transition_seed(config.seed, index) for index, _ in part]
-            sampled = sample_clips(model, start, end, prompts, seeds, sampling_of(video))
+            sampled = sample_clips(model, start, end, prompts, seeds, build_sampling(video))
             yield from sampled.permute(0, 1, 3, 4, 2).numpy()
 
     return make

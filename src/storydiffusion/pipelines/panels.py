@@ -1,0 +1,149 @@
+"""Denoise the panels of one story together, by the public call and step callback of a diffusers pipeline.
+
+Consistent self-attention needs all panels of a story in one batch. A panel's noise depends on its own seed alone: it is
+the same in any batch and on any device.
+
+Shapes: P panels, C latent channels, h × w latents (image size / the VAE's factor).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.attention.consistent_self_attention import PanelGroup
+from storydiffusion.attention.plugin import consistent_self_attention
+from storydiffusion.errors import UserError
+
+RESUMABLE = ("DDIMScheduler", "EulerDiscreteScheduler")
+"""schedulers whose step depends on its arguments and its own step number only, so that stored latents suffice"""
+
+StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
+"""diffusers' `callback_on_step_end(pipe, step, timestep, tensors)`; returns the tensors to change, or None"""
+
+
+def panel_seeds(seed: int, characters: Sequence[Sequence[str]], noise: str = "own") -> list[int]:
+    """Return the seed of each panel's starting noise, a function of the story's seed and the panel's number alone.
+
+    Args:
+        seed: of the story, 0 or more.
+        characters: the names in each panel.
+        noise: `own`, a seed for each panel; `shared`, panels of one character start from the noise of the first of them
+            (a panel of several characters counts for the first it names, a panel of none has its own).
+    """
+    first = {}
+    for number, names in enumerate(characters):
+        first.setdefault(names[0] if noise == "shared" and names else number, number)
+    numbers = [first[names[0] if noise == "shared" and names else n] for n, names in enumerate(characters)]
+    return [int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0]) for number in numbers]
+
+
+def starting_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> tuple[Tensor, list[torch.Generator]]:
+    """Return (P, C, h, w) standard normal noise, drawn on the CPU to be equal on every device; and its generators."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = (pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), generators
+
+
+def shared_characters(characters: Sequence[Sequence[str]]) -> Tensor:
+    """Return (P, P) booleans, true where two panels name a character in common."""
+    return torch.tensor([[bool(set(a) & set(b)) for b in characters] for a in characters])
+
+
+def generate_panels(
+    pipe: Any,
+    arguments: dict[str, Any],
+    seeds: Sequence[int],
+    csa: ConsistentSelfAttentionConfig,
+    may_share: Tensor | None = None,
+    start: tuple[int, Tensor] | None = None,
+    callback_on_step_end: StepCallback | None = None,
+    at_step_end: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda step, tensors: tensors,
+) -> Any:
+    """Generate the images of one story.
+
+    Args:
+        arguments: of the pipeline's call: prompts or their embeddings, one for each panel, `height` and `width` in
+            pixels, `num_inference_steps`, `guidance_scale`, and whatever else the pipeline takes.
+        seeds: one for each panel.
+        may_share: (P, P) booleans, true at [i, j] where panel i may attend to panel j; None: all to all.
+        start: (steps done, latents (P, C, h, w)) of an interrupted call; the remaining steps give the same pixels, bit
+            for bit. A scheduler that keeps more state than its step number (see RESUMABLE) repeats all steps instead.
+        callback_on_step_end: diffusers' callback, called after every step except those that `start` skips.
+        at_step_end: `Conditions.at_step_end` of the panels' conditions, called after every step.
+
+    Returns:
+        The pipeline's images: a list of PIL images, unless `arguments` sets another `output_type`.
+
+    Raises:
+        UserError: too little memory, or what `consistent_self_attention` refuses.
+    """
+    noise, generators = starting_noise(pipe, seeds, arguments["height"], arguments["width"])
+    resumed = start if start and type(pipe.scheduler).__name__ in RESUMABLE else None
+    group = PanelGroup(len(seeds), may_share=may_share)
+    with (
+        consistent_self_attention(pipe, csa, [group]) as story,
+        _skipping_to(pipe, resumed) as skip,
+        tqdm(desc=f"denoising {len(seeds)} panels", unit="step", initial=resumed[0] if resumed else 0) as bar,
+    ):
+
+        def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            tensors = at_step_end(step, skip(step, story.on_step_end(pipe, step, timestep, tensors)))
+            if resumed is None or step >= resumed[0]:
+                if callback_on_step_end is not None:
+                    tensors = {**tensors, **(callback_on_step_end(pipe, step, timestep, tensors) or {})}
+                bar.total = pipe.num_timesteps
+                bar.update()
+            return tensors
+
+        try:
+            return pipe(
+                **arguments,
+                latents=noise.to(pipe.unet.dtype),
+                generator=generators,
+                callback_on_step_end=on_step_end,
+            ).images
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU has too little memory for {len(seeds)} panels of {arguments['width']} × "
+                f"{arguments['height']}: choose a smaller size, fewer panels or model.offload=model"
+            ) from error
+
+
+@contextmanager
+def _skipping_to(
+    pipe: Any, start: tuple[int, Tensor] | None
+) -> Iterator[Callable[[int, dict[str, Any]], dict[str, Any]]]:
+    """Run the pipeline's loop without its U-Net up to `start`, and insert the stored latents there.
+
+    So the step numbers of scheduler, callback and story are those of an uninterrupted run. Yields a function of the
+    step number and the callback's tensors, to be called at the end of every step.
+    """
+    unet, hidden = pipe.unet, vars(pipe.unet).get("forward")  # a hook of offloading, if any
+
+    def restore() -> None:
+        if hidden is not None:
+            unet.forward = hidden
+        else:
+            vars(unet).pop("forward", None)
+
+    def at_step_end(step: int, tensors: dict[str, Any]) -> dict[str, Any]:
+        if start is None or step != start[0] - 1:
+            return tensors
+        restore()
+        stored = start[1].to(tensors["latents"])
+        if stored.shape != tensors["latents"].shape:
+            raise ValueError(f"stored latents have shape {stored.shape}, not {tensors['latents'].shape}")
+        return {**tensors, "latents": stored}
+
+    if start is not None:
+        unet.forward = lambda sample, *args, **kwargs: (torch.zeros_like(sample[:, : unet.config.out_channels]),)
+    try:
+        yield at_step_end
+    finally:
+        restore()
