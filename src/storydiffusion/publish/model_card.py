@@ -170,7 +170,7 @@ def draw_clips(resolved: ResolvedModel) -> "Image.Image":
     from storydiffusion.storyworld.motions import MOTIONS
     from storydiffusion.training.callbacks.sample_grid import build_grid
 
-    video = resolved.video
+    video, sampling = resolved.video, build_sampling(resolved.video)
     model = load_video_model(resolved)
     true, sampled = [], []
     for number, motion in enumerate(tqdm(MOTIONS, desc="clips", unit="clip")):
