@@ -164,7 +164,7 @@ def draw_clips(resolved: ResolvedModel) -> "Image.Image":
     from PIL import Image
     from tqdm import tqdm
 
-    from storydiffusion.pipelines.transition import sample_clips, build_sampling
+    from storydiffusion.pipelines.transition import build_sampling, sample_clips
     from storydiffusion.storyworld.clips import caption_clip, render_clip, sample_clip
     from storydiffusion.storyworld.images import HELD_OUT_SEED
     from storydiffusion.storyworld.motions import MOTIONS
@@ -178,9 +178,7 @@ def draw_clips(resolved: ResolvedModel) -> "Image.Image":
         frames = torch.from_numpy(render_clip(clip, video.frames, resolved.config.height)).permute(0, 3, 1, 2)[None]
         true.append(frames)
         sampled.append(
-            sample_clips(
-                model, frames[:, 0], frames[:, -1], [caption_clip(clip, number)], [number], build_sampling(video)
-            )
+            sample_clips(model, frames[:, 0], frames[:, -1], [caption_clip(clip, number)], [number], sampling)
         )
     return Image.fromarray(build_grid(torch.cat(true), torch.cat(sampled)))
 
