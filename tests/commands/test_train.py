@@ -340,12 +340,38 @@ def test_parts_of_storyworld_have_no_groups_of_the_video_model(group):
         composed_by_hydra("experiment=storyworld_text2image", group)
 
 
-@pytest.mark.parametrize("group", ["trainer", "logger", "objective", "predictor", "data", "recipe"])
+@pytest.mark.parametrize("group", ["trainer", "logger", "predictor", "data", "recipe"])
 def test_every_choice_of_the_groups_composes(group):
     for file in (ROOT / "conf" / group).glob("*.yaml"):
         shards = ["data.shards=x"] if file.stem == "webvid10m" else []
-        adamw = ["objective=paper"] if file.stem == "deepspeed" else []
+        adamw = ["recipe.optimizer=adamw"] if file.stem == "deepspeed" else []
         composed_by_hydra(f"{group}={file.stem}", *shards, *adamw)
+
+
+def test_a_new_trainable_model_needs_one_file(tmp_path):
+    """Recipe and predictor take the paper's values where no file of the model's name has others."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("defaults: [sd15_animatediff]\nname: mine\n")
+    searchpath = f"hydra.searchpath=[file://{tmp_path}]"
+    mine, paper = composed_by_hydra(searchpath, "model=mine"), composed_by_hydra("model=sd15_animatediff")
+    assert isinstance(mine, TransitionTrainConfig)
+    assert isinstance(paper, TransitionTrainConfig)
+    assert mine.model.name == "mine"
+    assert (mine.recipe, mine.predictor) == (paper.recipe, paper.predictor)
+    assert paper.predictor.width == 1024
+
+
+def test_a_chosen_predictor_replaces_that_of_the_model():
+    small, large = composed_by_hydra(), composed_by_hydra("predictor=paper")
+    assert isinstance(small, TransitionTrainConfig)
+    assert isinstance(large, TransitionTrainConfig)
+    assert (small.predictor.width, large.predictor.width) == (160, 1024)
+    assert small.recipe == large.recipe
+
+
+def test_a_model_of_images_cannot_be_trained_on_clips():
+    with pytest.raises(UserError, match="model=sdxl has no video part to train"):
+        composed_by_hydra("model=sdxl")
 
 
 def test_a_sweep_on_slurm_asks_for_the_nodes_and_devices_of_its_trainer():

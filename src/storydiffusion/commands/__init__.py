@@ -52,7 +52,10 @@ def run_script(verb: str) -> None:
 def run_verb(verb: str, arguments: list[str], program: str) -> None:
     """Run `verb` with the command line's `arguments`; errors name `program`."""
     from storydiffusion.config.command_line import fail, run
+    from storydiffusion.config.renamed import VERBS as RENAMED_VERBS
 
+    if verb in RENAMED_VERBS:
+        fail("storydiffusion", f"{verb} is now storydiffusion {RENAMED_VERBS[verb]}")
     if verb not in VERBS:
         close = get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(VERBS)}"

@@ -4,6 +4,7 @@ A bug keeps its traceback; an error of the user never shows one.
 """
 
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException, Ove
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from storydiffusion.config.loading import closest_key, dictionary_keys, load
+from storydiffusion.config.loading import closest_key, dictionary_keys, keys, load
+from storydiffusion.config.renamed import explain_renamed
 from storydiffusion.config.sweep import experiment_sweeps, job_name
 from storydiffusion.errors import UserError
 
@@ -30,6 +32,9 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 CLASSES = ("_target_", "()", "hydra.callbacks", "hydra/callbacks")
 """Parts of an override that name a class or function to call."""
+
+FORMER_GROUP = re.compile(r"(override '|could not load ')(?P<key>[\w/]+?)(/(?P<value>\w+))?'", re.IGNORECASE)
+"""Where Hydra's messages name a group, or a group and its choice, that do not exist."""
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 
@@ -86,7 +91,7 @@ def run(verb: Command, config_name: str, arguments: Sequence[str], program: str,
     for library in ("DIFFUSERS", "TRANSFORMERS"):  # effective only before they are imported
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        sys.argv = [given[0], *_checked(_in_hydras_grammar(arguments, verb.schema), program)]
+        sys.argv = [given[0], *_checked(_in_hydras_grammar(arguments, verb.schema), verb.schema, program)]
         hydra.main(config_path=str(conf), config_name=config_name, version_base="1.3")(task)()
     except UserError as error:
         fail(program, str(error))
@@ -112,12 +117,17 @@ def fail(program: str, sentence: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
-def _checked(arguments: list[str], program: str) -> list[str]:
+def _checked(arguments: list[str], schema: type, program: str) -> list[str]:
     """Return the arguments as Hydra should see them, once flags and overrides are known to be allowed."""
-    parsed = _parse(arguments, program)
-    for override in parsed.overrides:  # hydra.callbacks and the factories of logging call what they name
-        if any(sign in override for sign in CLASSES):
+    parsed, known = _parse(arguments, program), {*keys(schema), "experiment"}
+    for override in parsed.overrides:
+        if any(
+            sign in override for sign in CLASSES
+        ):  # hydra.callbacks and the factories of logging call what they name
             fail(program, f"{override!r} names a class or function to call, which no setting here does: leave it out")
+        key, _, value = override.lstrip("+~").partition("=")
+        if renamed := explain_renamed(key.replace("/", "."), known, value):
+            fail(program, renamed)
     if parsed.multirun and parsed.overrides:
         arguments.insert(arguments.index(parsed.overrides[0]), _exclude_shared(parsed.overrides))
     return arguments
@@ -184,7 +194,14 @@ def _one_sentence(error: Exception, schema: type) -> str:
         return f"cannot read {error.override!r}: write overrides as key=value, and quote values with special characters"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, wrong = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group} has no choice {wrong!r}: choose one of {', '.join(sorted(error.options))}"
+        return (
+            explain_renamed(group, [group], wrong)
+            or f"{group} has no choice {wrong!r}: choose one of {', '.join(sorted(error.options))}"
+        )
+    if former := FORMER_GROUP.search(str(error)):  # in the defaults list of an experiment
+        key, value = former["key"].replace("/", "."), former["value"]
+        if renamed := explain_renamed(key, {*keys(schema), "experiment"}, value):
+            return renamed
     cause = error.__cause__
     key = getattr(cause, "full_key", None)
     if isinstance(error, ConfigCompositionException) and key:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from storydiffusion.config.renamed import explain_renamed
 from storydiffusion.errors import UserError
 
 Schema = TypeVar("Schema")
@@ -17,9 +18,10 @@ LARGEST_SIDE = 4096  # pixels
 
 
 def load(schema: type[Schema], composed: DictConfig, prefix: str = "") -> Schema:
-    """The composed configuration as an instance of `schema`: every key known, every value of its type.
+    """Return the composed configuration as an instance of `schema`: every key known, every value of its type.
 
-    `prefix` stands before the keys in messages.
+    Args:
+        prefix: written before the keys in messages.
 
     Raises:
         UserError: in one sentence, for an unknown key (`+key=…` included), a missing one, a wrong type or value.
@@ -28,9 +30,9 @@ def load(schema: type[Schema], composed: DictConfig, prefix: str = "") -> Schema
         plain = OmegaConf.to_container(composed, resolve=True)
         loaded = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except ConfigKeyError as error:
-        raise UserError(
-            f"there is no key '{prefix}{error.full_key}'; did you mean '{prefix}{closest_key(error.full_key, schema)}'?"
-        ) from error
+        key, known = f"{prefix}{error.full_key}", [prefix + key for key in keys(schema)]
+        closest = f"there is no key '{key}'; did you mean '{prefix}{closest_key(error.full_key, schema)}'?"
+        raise UserError(explain_renamed(key, known) or closest) from error
     except MissingMandatoryValue as error:
         raise UserError(f"{prefix}{error.full_key} has no value: write {prefix}{error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
@@ -40,7 +42,7 @@ def load(schema: type[Schema], composed: DictConfig, prefix: str = "") -> Schema
 
 
 def keys(schema: type, prefix: str = "") -> list[str]:
-    """Every key of `schema` and of the dataclasses in it, dotted; of those that a field may be, of all."""
+    """Return every key of `schema` and of the dataclasses in it, dotted; for a field of several, the keys of all."""
     names = []
     for name, hint in get_type_hints(schema, include_extras=True).items():
         names.append(prefix + name)
@@ -56,7 +58,7 @@ def dictionary_keys(schema: type) -> list[str]:
 
 
 def closest_key(wrong: str | None, schema: type) -> str:
-    """The key of `schema` that the user most probably meant, compared whole and by its last part."""
+    """Return the key of `schema` closest to a wrong one, compared whole and by its last part."""
 
     def likeness(key: str) -> float:
         last, wrong_last = key.rpartition(".")[2], str(wrong).rpartition(".")[2]
@@ -67,7 +69,7 @@ def closest_key(wrong: str | None, schema: type) -> str:
 
 
 def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys; tuples become lists, as in files."""
+    """Flatten nested settings to dotted keys; tuples become lists, as in files."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
@@ -79,7 +81,8 @@ def flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UserError(f"{key}={value} is not one of {', '.join(choices)}")
+        renamed = explain_renamed(key, [key], value)
+        raise UserError(renamed or f"{key}={value} is not one of {', '.join(choices)}")
 
 
 def check_range(key: str, value: float, low: float, high: float) -> None:
@@ -94,7 +97,7 @@ def check_side(key: str, pixels: int) -> None:
 
 
 def check_sampling(prefix: str, config: Any) -> None:
-    """steps, guidance_scale, height and width, where they are set."""
+    """Check steps, guidance_scale, height and width where they are set."""
     if config.steps is not None:
         check_range(f"{prefix}steps", config.steps, 1, 1000)
     if config.guidance_scale is not None:

@@ -22,8 +22,17 @@ LARGEST = 2**31
 
 
 def training_schema(composed: DictConfig) -> type:
-    """The dataclass that a composed training is loaded as: its recipe decides which groups it has."""
-    return TransitionTrainConfig if composed.get("recipe", {}).get("part") == TRANSITION else TrainConfig
+    """Return the dataclass to load a composed training as: its recipe decides which groups it has.
+
+    Raises:
+        UserError: a model of images where a video model is to be trained.
+    """
+    if composed.get("recipe", {}).get("part") != TRANSITION:
+        return TrainConfig
+    model = composed.get("model")
+    if model is not None and model.get("video") is None:  # before other groups interpolate its values
+        raise UserError(f"model={model.name} has no video part to train: choose miniature or sd15_animatediff")
+    return TransitionTrainConfig
 
 
 @dataclasses.dataclass
@@ -235,8 +244,7 @@ class TransitionTrainConfig:
     def __post_init__(self) -> None:
         self.recipe.steps = self.trainer.max_steps or self.recipe.steps
         video = self.model.video
-        if video is None:
-            raise UserError(f"model={self.model.name} has no video part to train: take miniature or sd15_animatediff")
+        assert video is not None  # training_schema has checked it
         if video.motion_adapter is None and "motion_module" not in self.recipe.trainable:
             raise UserError(
                 "model.video.motion_adapter=null makes new motion modules: name trained ones, or add motion_module to "
