@@ -1,1 +1,1 @@
-"""Networks, and what encodes text and images for them. They know nothing of files, but for their own formats."""
+"""Networks and the encoders of text and images. They handle no files but those of their own formats."""

@@ -1,13 +1,13 @@
-"""Clips whose first and last frame are given exactly, which the paper leaves open.
+"""Clips with a fixed first and last frame, which the paper leaves open.
 
-The U-Net stays as it is; only its input changes. `with_boundary_frames` puts the two given latents in place of the
-first and the last frame, where the motion modules read them from every other frame:
+Only the U-Net's input changes. `with_boundary_frames` replaces the first and the last frame by the two given latents,
+to which the motion modules of every other frame attend:
 
-- training: in the noised latents of a clip, its own clean ends; the loss is then taken over the middle frames only,
-  `noised.frames(slice(1, -1))`;
-- sampling: before each call of the U-Net and once after the last step, so that the clip ends on exactly these latents.
-  A video model that has never seen clean frames beside noisy ones wants them noised to the step's own level with one
-  fixed noise (as in RePaint, 2201.09865), and clean after the last step.
+- training: the clean first and last frame replace those of a clip's noised latents; the loss then covers the middle
+  frames only, `noised.frames(slice(1, -1))`;
+- sampling: before each call of the U-Net and once after the last step, so the clip has exactly these boundary frames.
+  A video model never trained on clean frames among noisy ones needs them noised to the step's level with one fixed
+  noise (as in RePaint, 2201.09865), and clean after the last step.
 """
 
 import torch
@@ -17,14 +17,14 @@ from storydiffusion.errors import UserError
 
 
 def with_boundary_frames(latents: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Latents (B, C, F, H, W) with `start` and `end`, each (B, C, H, W), as first and last frame; a new tensor.
+    """Return a copy of latents (B, C, F, H, W) with `start` and `end`, each (B, C, H, W), as first and last frame.
 
     Raises:
-        UserError: end frames of another size than the clip's, or fewer than two frames.
+        UserError: boundary frames of another size than the clip's, or fewer than two frames.
     """
     frames = latents.shape[2]
     if frames < 2:
-        raise UserError(f"a clip of {frames} frame has no two end frames: ask for 2 frames or more")
+        raise UserError(f"a clip of {frames} frame has no two boundary frames: set 2 frames or more")
     expected = latents.select(2, 0).shape
     for name, frame in (("start", start), ("end", end)):
         if frame.shape != expected:
@@ -32,5 +32,5 @@ def with_boundary_frames(latents: Tensor, start: Tensor, end: Tensor) -> Tensor:
                 f"the {name} frame's latents are {tuple(frame.shape)}, but the clip's are {tuple(expected)}: "
                 "give start and end images of the clip's size"
             )
-    ends = [frame.unsqueeze(2).to(latents) for frame in (start, end)]
-    return torch.cat([ends[0], latents[:, :, 1:-1], ends[1]], dim=2)
+    first, last = [frame.unsqueeze(2).to(latents) for frame in (start, end)]
+    return torch.cat([first, latents[:, :, 1:-1], last], dim=2)

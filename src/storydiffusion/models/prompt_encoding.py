@@ -1,7 +1,7 @@
-"""Prompts of any length → text embeddings: windows of the text encoder's length, encoded one by one and concatenated.
+"""Text embeddings of prompts of any length: windows of the text encoder's length, encoded one by one, concatenated.
 
-A CLIP text encoder reads 77 tokens. Longer prompts are cut after the last whole word that fits, each piece gets its own
-start and end token, and the U-Net's cross-attention reads the embeddings of all windows: nothing of a prompt is lost.
+A CLIP text encoder takes 77 tokens. Longer prompts are cut after the last whole word that fits, each piece gets its own
+start and end token, and the U-Net's cross-attention attends to the embeddings of all windows: no token is dropped.
 
 Shapes: B prompts, N tokens of all windows, C channels (of both encoders together in SDXL), D pooled channels.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """What a Stable Diffusion (XL) pipeline takes in place of prompts; the pooled ones are SDXL's."""
+    """Embeddings that a Stable Diffusion (XL) pipeline takes instead of prompts; SDXL needs the pooled ones too."""
 
     prompt_embeds: Tensor  # (B, N, C)
     negative_prompt_embeds: Tensor  # (B, N, C)
@@ -24,16 +24,16 @@ class PromptEmbeddings:
     negative_pooled_prompt_embeds: Tensor | None = None  # (B, D)
 
     def as_arguments(self) -> dict[str, Tensor]:
-        """Keyword arguments of the pipeline's call."""
+        """Return them as keyword arguments of the pipeline's call."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @torch.no_grad()
 def encode_prompts(pipe: Any, prompts: list[str], negative_prompts: list[str]) -> PromptEmbeddings:
-    """Embeds `prompts` and their negative ones (one each, "" for none) with every text encoder of the pipeline.
+    """Encode `prompts` and their negative ones (one each, "" for none) with every text encoder of the pipeline.
 
-    All are brought to the number of windows of the longest by empty windows. A prompt that fits in one window is
-    embedded exactly as the pipeline itself would do it; the pooled embedding is that of the first window.
+    Empty windows pad all prompts to the number of windows of the longest. A prompt that fits in one window is encoded
+    exactly as by the pipeline itself; the pooled embedding is that of the first window.
     """
     negatives_are_zero = getattr(pipe.config, "force_zeros_for_empty_prompt", False)  # SDXL's own convention
     tokenizers = _parts(pipe, "tokenizer")
@@ -48,9 +48,9 @@ def encode_prompts(pipe: Any, prompts: list[str], negative_prompts: list[str]) -
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
-    """The words of `text` that the tokenizer's vocabulary cannot spell, each once, in order.
+    """Return the words of `text` that the tokenizer does not know, each once, in order.
 
-    A word counts as unknown when its encoding contains the unknown token; an open vocabulary has none of these.
+    A word is unknown when its encoding contains the unknown token; an open vocabulary has no such words.
     """
     words = [word.strip(string.punctuation + "“”‘’…—–") for word in text.split()]
     return [word for word in dict.fromkeys(words) if word and tokenizer.unk_token_id in _tokens(tokenizer, word)]
@@ -65,7 +65,7 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def token_windows(tokenizer: Any, text: str) -> list[list[int]]:
-    """The tokens of `text` in pieces that fit between a start and an end token, cut between words where possible."""
+    """Split the tokens of `text` into pieces that fit between a start and an end token, between words where possible."""
     rest, room, pieces = _tokens(tokenizer, text), tokenizer.model_max_length - 2, []
     while len(rest) > room:
         ends_word = [token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(rest[:room])]
@@ -81,10 +81,10 @@ def _encode(pipe: Any, texts: list[str], windows: int) -> tuple[Tensor, Tensor |
 
 
 def encode_windows(pipe: Any, ids: list[list[list[list[int]]]]) -> tuple[Tensor, Tensor | None]:
-    """(B, windows · length, C) and, of an encoder with a projection, (B, D).
+    """Return embeddings (B, windows · length, C) and, from an encoder with a projection, pooled ones (B, D).
 
     Args:
-        ids: for each tokenizer of the pipeline its tokens (B, windows, length), all of one shape.
+        ids: the tokens of each tokenizer of the pipeline, (B, windows, length), all of one shape.
     """
     is_xl = hasattr(pipe, "text_encoder_2")
     embeddings, pooled = [], None
@@ -99,7 +99,7 @@ def encode_windows(pipe: Any, ids: list[list[list[list[int]]]]) -> tuple[Tensor,
 
 
 def padded_windows(tokenizer: Any, text: str, windows: int) -> list[list[int]]:
-    """The tokens of `text` in `windows` windows of the encoder's length, the last of which may be empty."""
+    """Return the tokens of `text` in `windows` windows of the encoder's length; the last ones may be empty."""
     pieces = token_windows(tokenizer, text)
     pieces += [[] for _ in range(windows - len(pieces))]
     start, end, pad, length = (

@@ -1,32 +1,32 @@
-"""Semantic motion predictor (SMP): what happens between two images, told in the semantic tokens of an image encoder.
+"""Semantic motion predictor (SMP): the motion between two images, in the semantic tokens of an image encoder.
 
 StoryDiffusion (arXiv 2405.01434), section 3.2. From the start and end frame F_s and F_e of a clip,
 
-    K_s, K_e = E(F_s), E(F_e)                            semantic tokens, E frozen but for how its tokens are gathered
+    K_s, K_e = E(F_s), E(F_e)                            semantic tokens: a frozen encoder, then the resampler
     K_i      = K_s + (i − 1)/(F − 1) · (K_e − K_s)       linear interpolation to F frames
     P_1…P_F  = B(K_1…K_F)                                a transformer over all F·N tokens at once
-    V_i      = CrossAttention(V_i, concat(T, P_i), concat(T, P_i))      in the U-Net, which is not here
+    V_i      = CrossAttention(V_i, concat(T, P_i), concat(T, P_i))      in the U-Net, see video_unet.py
 
 The paper gives 8 layers, hidden size 1024, and 12 heads. 12 does not divide 1024, so the heads are 64 wide, as those
 of IP-Adapter's resampler: queries, keys and values have 768 channels and are projected back to 1024. A layer is
-pre-norm: LayerNorm, attention, LayerNorm, MLP of 4 · 1024, every linear layer with a bias, both norms with weight and
-bias, and no norm behind the last layer. That makes 11,546,880 parameters a layer, 92,375,040 in all.
+pre-norm: LayerNorm, attention, LayerNorm, MLP of 4 · 1024; every linear layer has a bias, both norms have weight and
+bias, and no norm follows the last layer. That makes 11,546,880 parameters a layer, 92,375,040 in all.
 
 Shape letters: B batch, F frames, N tokens of a frame, M tokens of the image encoder, W width, D cross-attention width.
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from storydiffusion.attention.consistent_self_attention import multi_head_attention
 from storydiffusion.errors import UserError
+from storydiffusion.models.resampler import Resampler, check_ip_adapter, read_ip_adapter
 
 Tokens = Literal["resampler", "pooled", "patch"]
 
@@ -43,24 +43,24 @@ class SemanticMotion:
 
 
 class SemanticMotionPredictor(nn.Module):
-    """The image encoder's features of two frames → semantic tokens of the F frames from one to the other.
+    """Predict semantic tokens of all F frames from the image encoder's features of the first and the last.
 
-    The defaults are the paper's. Untrained, it returns the interpolation itself: every branch of the transformer ends
-    in a zero projection. With `layers=0` it is the interpolation for good, through the same projection to the U-Net.
+    The defaults are the paper's. An untrained predictor returns the interpolation: every branch of the transformer ends
+    in a zero projection. With `layers=0` it always interpolates, with the same projection to the U-Net.
 
     Attributes:
         layers: the transformer.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
 
     Args:
-        tokens: semantic tokens of a frame: `resampler`, N learnt queries that read all tokens of the image encoder
-            (author's advice, to save compute); `pooled`, the encoder's one embedding; `patch`, all its tokens.
-        image_width: channels of the features that it reads; 1280 are ViT-H-14's hidden states, its pooled ones 1024.
+        tokens: semantic tokens of a frame: `resampler`, N learnt queries that attend to all tokens of the image encoder
+            (the author's advice, to save compute); `pooled`, the encoder's one embedding; `patch`, all its tokens.
+        image_width: channels of the image features: 1280 for ViT-H-14's hidden states, 1024 for its pooled features.
         width: W.
         heads, head_width: of each attention; the resampler's width is their product.
         context_width: D.
-        frames: the most frames, such as AnimateDiff's motion module takes.
-        tokens_per_frame: N; None is 16, 1 or 257 as of `tokens`.
+        frames: the largest number of frames, such as that of AnimateDiff's motion modules.
+        tokens_per_frame: N; None is 16, 1 or 257, depending on `tokens`.
         resampler_layers: depth of the resampler; IP-Adapter-plus has 4.
 
     Raises:
@@ -86,7 +86,7 @@ class SemanticMotionPredictor(nn.Module):
         count = TOKENS_PER_FRAME[tokens] if tokens_per_frame is None else tokens_per_frame
         if tokens == "pooled" and count != 1:
             raise UserError(
-                f"tokens_per_frame is {count} but tokens is pooled: it makes 1, so leave tokens_per_frame out."
+                f"tokens_per_frame is {count} but tokens is pooled, which makes 1: leave tokens_per_frame out."
             )
         _check_sizes(
             1, image_width=image_width, width=width, heads=heads, head_width=head_width, context_width=context_width,
@@ -110,7 +110,7 @@ class SemanticMotionPredictor(nn.Module):
         )
         self.layers = nn.ModuleList(TransformerLayer(width, heads, head_width) for _ in range(layers))
         self.positions = Positions(count, width) if layers else None
-        # CLIP's text tokens come out of a LayerNorm too: so neither part drowns the other in their common softmax.
+        # CLIP's text tokens come out of a LayerNorm too, so neither part dominates their common softmax.
         self.context_projection = nn.Linear(width, context_width)
         self.context_norm = nn.LayerNorm(context_width)
 
@@ -135,7 +135,7 @@ class SemanticMotionPredictor(nn.Module):
         """Features (B, M, image_width) of the first and the last frame → the semantic motion over `frames` frames.
 
         Raises:
-            UserError: for features of other shapes, or a number of frames that is not in 2…`self.frames`.
+            UserError: for features of other shapes, or a number of frames outside 2…`self.frames`.
         """
         if isinstance(frames, bool) or not isinstance(frames, int) or not 2 <= frames <= self.frames:
             raise UserError(f"frames is {frames!r}: this predictor makes 2 to {self.frames} frames.")
@@ -149,7 +149,7 @@ class SemanticMotionPredictor(nn.Module):
     def encode(self, features: Tensor) -> Tensor:
         """The image encoder's features (B, M, image_width) → semantic tokens (B, N, W) of each image.
 
-        M is 1 for `pooled`, N for `patch`, and free for `resampler`.
+        M is 1 for `pooled`, N for `patch`, and any number for `resampler`.
 
         Raises:
             UserError: for features of another shape.
@@ -158,13 +158,13 @@ class SemanticMotionPredictor(nn.Module):
         wrong_count = isinstance(count, int) and features.shape[1:2] != (count,)
         if features.ndim != 3 or features.shape[-1] != self.image_width or wrong_count:
             raise UserError(
-                f"the image features are {_shape(features)}, the predictor reads (B, {count}, {self.image_width}): "
-                "take the image encoder that it was trained with, and its kind of features."
+                f"the image features are {_shape(features)}, the predictor takes (B, {count}, {self.image_width}): "
+                "use the image encoder that it was trained with, and its kind of features."
             )
         return self.to_tokens(features)
 
     def predict(self, start: Tensor, end: Tensor, frames: int) -> Tensor:
-        """Semantic tokens K_s and K_e (B, N, W) of the two ends → P_1…P_F (B, F, N, W)."""
+        """Semantic tokens K_s and K_e (B, N, W) of the boundary frames → P_1…P_F (B, F, N, W)."""
         tokens = interpolate(start, end, frames)
         return tokens if self.positions is None else self.transform(tokens, self.positions(frames))
 
@@ -183,28 +183,28 @@ class SemanticMotionPredictor(nn.Module):
         return x.view_as(tokens)
 
     def without_transformer(self) -> "SemanticMotionPredictor":
-        """A copy that gives the interpolated tokens, through the same projection, as with `layers=0`."""
+        """Return a copy that interpolates, with the same projection to the U-Net, as with `layers=0`."""
         copied = copy.deepcopy(self)
         copied.layers, copied.positions = nn.ModuleList(), None
         copied.settings = {**self.settings, "layers": 0}
         return copied
 
     @torch.no_grad()
-    def start_among(self, words: Tensor) -> None:
-        """Gives a new predictor's context the mean and the spread, channel by channel, of text tokens (count, D).
+    def match_text_statistics(self, text_tokens: Tensor) -> None:
+        """Initialize the context with the mean and standard deviation of text tokens (count, D), channel by channel.
 
-        The paper does not say how its predictor starts. Text tokens share a large mean, on which the U-Net's keys rely:
-        tokens without it can be out of the common softmax by a factor of e^100, and then they get no gradient either.
+        The paper does not say how its predictor is initialized. Text tokens share a large mean, on which the U-Net's
+        keys rely: tokens without it can be off by a factor of e^100 in the common softmax, and then get no gradient.
         """
-        self.context_norm.weight.copy_(words.std(0))
-        self.context_norm.bias.copy_(words.mean(0))
+        self.context_norm.weight.copy_(text_tokens.std(0))
+        self.context_norm.bias.copy_(text_tokens.mean(0))
 
     def load_ip_adapter(self, file: str | Path) -> None:
-        """Starts from IP-Adapter-plus: its resampler's weights, of a file such as ip-adapter-plus_sd15.
+        """Copy the resampler of an IP-Adapter-plus file such as ip-adapter-plus_sd15.
 
-        IP-Adapter ends in a projection to the U-Net and a norm, which here come after the transformer; so between the
-        resampler and them, its 768 channels are only turned into the W of the transformer. Untrained otherwise, the
-        predictor then gives the first and the last frame the very tokens that IP-Adapter-plus makes of these images.
+        IP-Adapter ends in a projection to the U-Net and a norm, which here follow the transformer. In between, an
+        orthogonal matrix maps the resampler's 768 channels to the transformer's W. With an untrained transformer the
+        predictor gives the first and the last frame exactly the tokens of IP-Adapter-plus.
 
         Raises:
             UserError: for a file that cannot be read or whose tensors have other names or shapes; nothing is changed.
@@ -214,12 +214,12 @@ class SemanticMotionPredictor(nn.Module):
             raise UserError(f"{file} holds a resampler's weights: set tokens to resampler, or leave the file out.")
         width, inner = resampler.to_width.weight.shape
         if width < inner:
-            raise UserError(f"width is {width}: to start from {file} make it at least the resampler's {inner}.")
+            raise UserError(f"width is {width}: to load {file} make it at least the resampler's {inner}.")
         targets = {k: v for k, v in resampler.state_dict().items() if not k.startswith("to_width.")}
         targets |= {"proj_out.weight": torch.empty(projection.out_features, inner), "proj_out.bias": projection.bias}
         targets |= {"norm_out.weight": norm.weight, "norm_out.bias": norm.bias}
         weights = read_ip_adapter(file)
-        _check_tensors(file, weights, {name: tuple(target.shape) for name, target in targets.items()})
+        check_ip_adapter(file, weights, {name: tuple(target.shape) for name, target in targets.items()})
         turn = nn.init.orthogonal_(torch.empty(width, inner), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             for name, target in targets.items():
@@ -230,13 +230,13 @@ class SemanticMotionPredictor(nn.Module):
 
 
 def interpolate(start: Tensor, end: Tensor, frames: int) -> Tensor:
-    """(B, N, W), (B, N, W) → (B, F, N, W) from exactly the one to exactly the other in equal steps; F ≥ 2."""
-    way = torch.linspace(0, 1, frames, device=start.device).to(start.dtype)[:, None, None]
-    return torch.lerp(start[:, None], end[:, None], way)
+    """(B, N, W), (B, N, W) → (B, F, N, W), F ≥ 2: equal steps from exactly `start` to exactly `end`."""
+    fractions = torch.linspace(0, 1, frames, device=start.device).to(start.dtype)[:, None, None]
+    return torch.lerp(start[:, None], end[:, None], fractions)
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm attention and MLP over one sequence, (B, L, W) → (B, L, W); the identity when it is new."""
+    """Pre-norm attention and MLP over one sequence, (B, L, W) → (B, L, W); the identity at initialization."""
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -248,10 +248,10 @@ class TransformerLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), zero(nn.Linear(4 * width, width)))
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Positions (L, W) are added behind the norm: so their weight does not depend on the tokens' scale, and none
-        of them gets into the tokens themselves."""
+        """Add positions (L, W) after the norm: their weight does not depend on the tokens' scale, and they stay out of
+        the tokens themselves."""
         query, key, value = self.to_qkv(self.norm1(x) + positions).chunk(3, -1)
-        x = x + self.to_out(attention(query, key, value, self.heads))
+        x = x + self.to_out(multi_head_attention(query, key, value, self.heads))
         return x + self.mlp(self.norm2(x))
 
 
@@ -262,121 +262,25 @@ def zero(linear: nn.Linear) -> nn.Linear:
 
 
 class Positions(nn.Module):
-    """Learnt positions (F, N, W): a frame's place in time and a token's place among the N of its frame.
+    """Learnt positions (F, N, W): a frame's time and a token's slot among the N of its frame.
 
-    Time is told by the fraction of the way from start to end, as a sum of cosines with learnt coefficients, and not by
-    a table of frame numbers: K_i depends on that fraction alone, and a table's rows beyond the frames trained with
-    would stay random, so that no other number of frames could be asked for.
+    Time is the fraction from start to end, encoded as a sum of cosines with learnt coefficients rather than by a table
+    of frame numbers: K_i depends on that fraction alone, and a table's rows beyond the frames seen in training would
+    stay random, which would rule out other numbers of frames.
     """
 
-    COSINES = 8  # half waves over the clip; 8 frames are told apart in full, and 32 still smoothly
+    COSINES = 8  # half waves over the clip, enough to encode 8 frames independently and 32 smoothly
 
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
-        # Together about as large as the normalised tokens that they are added to.
+        # Together about as large as the normalized tokens that they are added to.
         self.time = nn.Parameter(torch.randn(self.COSINES, width) * self.COSINES**-0.5)
         self.slot = nn.Parameter(torch.randn(tokens, width) * 0.5**0.5)
 
     def forward(self, frames: int) -> Tensor:
-        way = torch.linspace(0, torch.pi, frames, device=self.time.device)
-        waves = torch.cos(way[:, None] * torch.arange(self.COSINES, device=way.device))
+        phase = torch.linspace(0, torch.pi, frames, device=self.time.device)
+        waves = torch.cos(phase[:, None] * torch.arange(self.COSINES, device=phase.device))
         return (waves.to(self.time.dtype) @ self.time)[:, None] + self.slot
-
-
-class Resampler(nn.Module):
-    """Perceiver that reads N tokens off an image's M (IP-Adapter-plus, arXiv 2308.06721): (B, M, I) → (B, N, W).
-
-    Names and shapes are those of IP-Adapter-plus, up to the last layer; there a projection to D follows, here one to W.
-    """
-
-    def __init__(self, image_width: int, width: int, heads: int, head_width: int, layers: int, tokens: int) -> None:
-        super().__init__()
-        inner = heads * head_width
-        self.latents = nn.Parameter(torch.randn(1, tokens, inner) / inner**0.5)
-        self.proj_in = nn.Linear(image_width, inner)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(inner, heads), perceiver_mlp(inner)]) for _ in range(layers)
-        )
-        self.to_width = nn.Linear(inner, width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.proj_in(features)
-        latents = self.latents.expand(len(x), -1, -1)
-        for layer in self.layers:
-            assert isinstance(layer, nn.ModuleList)
-            attend, mlp = layer
-            latents = latents + attend(x, latents)
-            latents = latents + mlp(latents)
-        return self.to_width(latents)
-
-
-class PerceiverAttention(nn.Module):
-    """Latents (B, N, C) read the image's tokens (B, M, C) and each other."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_kv = nn.Linear(width, 2 * width, bias=False)
-        self.to_out = nn.Linear(width, width, bias=False)
-
-    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
-        x, latents = self.norm1(x), self.norm2(latents)
-        key, value = self.to_kv(torch.cat([x, latents], 1)).chunk(2, -1)
-        return self.to_out(attention(self.to_q(latents), key, value, self.heads))
-
-
-def perceiver_mlp(width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(width), nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False)
-    )
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """(B, L, C), (B, S, C), (B, S, C) → (B, L, C), by scaled_dot_product_attention."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def read_ip_adapter(file: str | Path) -> dict[str, Tensor]:
-    """The resampler's tensors of an IP-Adapter-plus file: `image_proj` of a .bin, `image_proj.…` of a .safetensors.
-
-    Raises:
-        UserError: for a file that is not there, cannot be read, or has no such part.
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise UserError(f"{file} is not a file: give an IP-Adapter-plus file such as ip-adapter-plus_sd15.safetensors.")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            prefix = "image_proj."
-            weights = {k.removeprefix(prefix): v for k, v in load_file(file).items() if k.startswith(prefix)}
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-            weights = content.get("image_proj") if isinstance(content, dict) else None
-    except Exception as error:  # unpickling damaged bytes can raise anything
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"cannot read {file} as an IP-Adapter-plus file ({reason}): fetch it again.") from error
-    if not isinstance(weights, dict) or not weights:
-        raise UserError(f"{file} has no image_proj: give an IP-Adapter-plus file such as ip-adapter-plus_sd15.")
-    return weights
-
-
-def _check_tensors(file: str | Path, weights: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name, shape in shapes.items():
-        tensor = weights.get(name)
-        if not isinstance(tensor, Tensor):
-            raise UserError(f"{file} lacks image_proj.{name}: give an IP-Adapter-plus file of the predictor's depth.")
-        if tensor.shape != shape:
-            raise UserError(
-                f"image_proj.{name} of {file} is {_shape(tensor)}, the predictor's is {shape}: give another file."
-            )
-    if strange := sorted(weights.keys() - shapes.keys()):
-        raise UserError(f"{file} has image_proj.{strange[0]}, which the predictor has not: give another file.")
 
 
 def _check_sizes(least: int, **sizes: int) -> None:

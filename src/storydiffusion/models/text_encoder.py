@@ -1,4 +1,4 @@
-"""Captions → the text tokens T of the cross-attention, by Stable Diffusion's frozen text encoder."""
+"""Text tokens T for the cross-attention: Stable Diffusion's frozen text encoder, for captions of any length."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,7 @@ from storydiffusion.models.prompt_encoding import padded_windows, token_windows
 class TextEncoder(nn.Module):
     """A tokenizer with its CLIPTextModel, frozen and always in eval mode.
 
-    A text longer than the encoder's window is read in several, one after the other, as for pictures; nothing of it is
-    lost.
+    A text longer than the encoder's window is encoded in several windows, as for images; no token is dropped.
     """
 
     def __init__(self, tokenizer: Any, model: Any) -> None:
@@ -23,11 +22,11 @@ class TextEncoder(nn.Module):
 
     @property
     def window(self) -> int:
-        """Tokens of one window, with its start and its end."""
+        """Tokens of one window, its start and end token included."""
         return self.tokenizer.model_max_length
 
     def train(self, mode: bool = True) -> "TextEncoder":
-        """Stays in eval mode: a trainer puts everything it holds into train mode."""
+        """Stay in eval mode: a trainer puts everything that it holds into train mode."""
         return super().train(False)
 
     @torch.no_grad()

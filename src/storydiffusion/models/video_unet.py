@@ -21,7 +21,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, M
 from torch import Tensor, nn
 
 from storydiffusion.errors import UserError
-from storydiffusion.models.boundary_frame_attention import read_end_frames
+from storydiffusion.models.boundary_frame_attention import add_boundary_frame_attention
 from storydiffusion.models.motion_adapters import check_fits
 
 TRANSLATED = {"attention_head_dim"}  # becomes the motion model's num_attention_heads
@@ -50,7 +50,7 @@ class SemanticVideoUNet(nn.Module):
         """An image model's U-Net and motion modules that fit it; the weights are copied, in the U-Net's dtype.
 
         Args:
-            boundary_attention: let every frame's self-attention read the end frames too, see `end_frame_attention`; the
+            boundary_attention: let every frame's self-attention read the end frames too, see `attend_to_boundary_frames`; the
                 paper's model does not.
 
         Raises:
@@ -62,7 +62,7 @@ class SemanticVideoUNet(nn.Module):
         with _without_empty_warning():
             video_unet: Any = UNetMotionModel.from_unet2d(unet, adapter)
         if boundary_attention:
-            read_end_frames(video_unet)
+            add_boundary_frame_attention(video_unet)
         return cls(video_unet)
 
     @property

@@ -55,7 +55,7 @@ def build_video_model(config: TransitionTrainConfig, dtype: torch.dtype) -> tupl
     width = model.video_unet.unet.config.cross_attention_dim
     predictor, settings = build_predictor(config.predictor, encoder, width)
     if config.predictor.start is None:
-        predictor.start_among(encode_example_words(model))
+        predictor.match_text_statistics(encode_example_words(model))
     features = choose_features(config.predictor.tokens)
     return replace(model, predictor=predictor, image_encoder=encoder, features=features), settings
 
