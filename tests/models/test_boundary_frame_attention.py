@@ -1,4 +1,4 @@
-"""Boundary-frame attention at tiny size: against a dense softmax, against plain attention, and inside the video U-Net."""
+"""Boundary-frame attention at tiny size: against a dense softmax and plain attention, and inside the video U-Net."""
 
 import copy
 
@@ -59,7 +59,7 @@ def test_a_clip_of_different_frames_differs_from_the_plain_model(static_unet):
 
 @pytest.mark.parametrize("boundary", [0, -1])
 def test_a_boundary_frame_reaches_distant_places_of_all_frames(static_unet, boundary):
-    """Without motion modules, and beyond the reach of convolutions: one corner changes, the opposite one is compared."""
+    """Without motion modules, beyond the reach of convolutions: one corner changes, the opposite one is compared."""
     plain, ours = static_unet
     latents = random(2, 4, 5, 16, 16)
     changed = latents.clone()

@@ -14,10 +14,10 @@ from storydiffusion.models.motion_adapters import (
     FIRST_ENCODING,
     animatediff_scheduler,
     check_fits,
-    from_original,
+    convert_original,
+    detect_version,
     load_motion_adapter,
     new_motion_adapter,
-    version_of,
 )
 
 UNET = {"block_out_channels": (16, 24), "layers_per_block": 1, "norm_num_groups": 8}
@@ -81,8 +81,8 @@ def test_the_published_sizes(version):
     for key, value in state.items():
         if "pos_encoder" in key:  # of these the values are checked
             state[key] = sinusoids(*value.shape[1:])
-    adapter = from_original(state)
-    assert version_of(state) == version
+    adapter = convert_original(state)
+    assert detect_version(state) == version
     assert sum(weight.numel() for weight in adapter.parameters()) == PARAMETERS[version]
     assert sum(value.numel() for key, value in state.items() if "pos_encoder" not in key) == PARAMETERS[version]
 
@@ -175,7 +175,7 @@ def test_the_first_key_at_fault_is_named(tmp_path, problem):
 
 def test_a_file_for_another_unet_is_refused(tmp_path):
     torch.save(original_state(tiny_adapter()), tmp_path / "mm.ckpt")
-    with pytest.raises(UserError, match=r"mid_block.*\(24,\).*wants \(1280,\)"):
+    with pytest.raises(UserError, match=r"mid_block.*\(24,\).*needs \(1280,\)"):
         load_motion_adapter(tmp_path / "mm.ckpt")
 
 

@@ -1,4 +1,4 @@
-"""SparseCtrl against diffusers' own pipelines at tiny random weights: with it, and without where it has no say."""
+"""SparseCtrl against diffusers' own pipelines at tiny random weights: with it, and at scale 0."""
 
 import copy
 import dataclasses
@@ -61,7 +61,7 @@ def parts() -> dict:
         motion_num_attention_heads=2, motion_max_seq_length=6,
     ).eval()  # fmt: skip
     vae = tiny_vae()
-    with torch.no_grad():  # no spread: the pipeline draws from what the VAE takes a picture for, we take its mean
+    with torch.no_grad():  # no spread: the pipeline draws from what the VAE takes an image for, we take its mean
         vae.quant_conv.weight[4:], vae.quant_conv.bias[4:] = 0, -30
     return {
         "unet": unet, "motion_adapter": adapter, "vae": vae, "text_encoder": tiny_text_encoder(),
@@ -115,21 +115,21 @@ def test_at_scale_zero_it_is_animatediff(parts):
 
 
 @pytest.mark.parametrize("which", ["start", "end"])
-def test_both_ends_matter(parts, which):
+def test_both_boundary_frames_matter(parts, which):
     model = ours(parts, SparseControl(tiny_network()))
     change = (sampled(model, **{which: pictures(2, 9)}) - sampled(model)).abs()
     assert change.amax((1, 2, 3, 4)).min() > 1e-3
 
 
-def test_without_it_ends_that_are_not_imposed_do_not_matter(parts):
-    """So what the test above sees comes through the network."""
+def test_without_it_boundary_frames_that_are_not_imposed_do_not_matter(parts):
+    """So the effect in the test above comes through the network."""
     assert torch.equal(sampled(ours(parts), start=pictures(2, 9)), sampled(ours(parts)))
 
 
 def test_a_network_that_does_not_fit_is_named(parts):
-    with pytest.raises(UserError, match=r"cross_attention_dim is 24.*is 16: take one made for it"):
+    with pytest.raises(UserError, match=r"cross_attention_dim is 24.*is 16: use one made for it"):
         ours(parts, SparseControl(tiny_network(cross_attention_dim=24)))
-    with pytest.raises(UserError, match="reads sketches"):
+    with pytest.raises(UserError, match="for sketches"):
         SparseControl(
             SparseControlNetModel(
                 **SIZES, down_block_types=KINDS, conditioning_channels=3,

@@ -228,13 +228,13 @@ def test_trained_motion_modules_are_saved_as_an_adapter(video_unet, tmp_path):
 
 
 @pytest.mark.parametrize("frames", [1, 6])
-def test_any_number_of_frames_that_the_motion_modules_can_place(video_unet, frames):
+def test_any_number_of_frames_that_the_motion_modules_support(video_unet, frames):
     latents, semantic = random(2, 4, frames, 8, 8), random(2, frames, 2, WIDTH)
     assert torch.isfinite(predict(video_unet, semantic, latents)).all()
 
 
 def test_what_does_not_fit_is_refused(video_unet):
-    with pytest.raises(UserError, match=r"7 frames asked for.*knows 6"):
+    with pytest.raises(UserError, match=r"7 frames requested.*at most 6"):
         predict(video_unet, None, random(2, 4, 7, 8, 8))
     with pytest.raises(UserError, match=r"width 24 .* width 16: .*context_width=16"):
         predict(video_unet, random(2, 3, 2, 24))
@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_refused(video_unet):
         ),
     ],
 )
-def test_a_unet_that_would_be_computed_otherwise_is_refused(name, change):
+def test_a_unet_that_would_be_computed_differently_is_refused(name, change):
     with pytest.raises(UserError, match=name):
         SemanticVideoUNet.from_parts(tiny_unet(**change), tiny_adapter())
 
@@ -270,7 +270,7 @@ def test_an_adapter_for_another_unet_is_refused():
         SemanticVideoUNet.from_parts(tiny_unet(), tiny_adapter(block_out_channels=(16, 16)))
 
 
-def test_end_frames_are_imposed_and_read_by_the_others(video_unet):
+def test_boundary_frames_are_imposed_and_the_others_attend_to_them(video_unet):
     start, end = random(2, 4, 8, 8, seed=5), random(2, 4, 8, 8, seed=6)
     imposed = with_boundary_frames(LATENTS, start, end)
     assert torch.equal(imposed[:, :, 0], start)
@@ -280,7 +280,7 @@ def test_end_frames_are_imposed_and_read_by_the_others(video_unet):
     assert middle.abs().amax((1, 2, 3)).min() > 1e-3
 
 
-def test_end_frames_that_do_not_fit_are_refused():
+def test_boundary_frames_that_do_not_fit_are_refused():
     start, end = random(2, 4, 8, 8), random(2, 4, 8, 6)
     with pytest.raises(UserError, match=r"end frame's latents are \(2, 4, 8, 6\)"):
         with_boundary_frames(LATENTS, start, end)
@@ -288,6 +288,6 @@ def test_end_frames_that_do_not_fit_are_refused():
         with_boundary_frames(LATENTS[:, :, :1], start, start)
 
 
-def test_nothing_is_said_where_nothing_is_wrong(caplog):
+def test_loading_logs_no_warning(caplog):
     SemanticVideoUNet.from_parts(tiny_unet(), tiny_adapter())
     assert caplog.text == ""

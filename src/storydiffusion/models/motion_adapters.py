@@ -1,14 +1,14 @@
-"""AnimateDiff's motion modules (2307.04725) as diffusers' MotionAdapter: loaded from anywhere, or made afresh.
+"""AnimateDiff's motion modules (2307.04725) as diffusers' MotionAdapter: loaded from any source, or new.
 
-The authors' own files (mm_sd_v15_v2.ckpt and its kin) hold one state dict that names no version; it shows in the keys:
+The authors' files (such as mm_sd_v15_v2.ckpt) hold one state dict without a version; the keys show it:
 
     version    longest clip    motion module in the mid block    parameters at SD1.5's size
     v1         24              no                                417,137,600
     v2         32              yes                               453,209,280
     v3         32              no                                417,137,600
 
-Their keys differ from diffusers' in a few words only. As diffusers' own conversion of single files passes over missing
-keys, the names are translated here, and nothing is loaded half.
+Their keys differ from diffusers' in a few words only. diffusers' own conversion of single files ignores missing keys;
+here names are translated one by one and every key must match.
 """
 
 import pickle
@@ -44,25 +44,25 @@ def load_motion_adapter(
     dtype: torch.dtype = torch.float32,
     unet_config: Mapping[str, Any] = SD15_UNET,
 ) -> MotionAdapter:
-    """The motion modules in `source`, in eval mode.
+    """Load the motion modules in `source`, in eval mode.
 
     Args:
         source: a folder in diffusers' format, a file in AnimateDiff's own (.ckpt, or .safetensors of the same keys), or
             `owner/name` on the hub.
         revision: of a hub id; None is its main branch.
         dtype: of the weights.
-        unet_config: of the U-Net that an AnimateDiff file was trained on, which the file itself does not tell.
+        unet_config: of the U-Net that an AnimateDiff file was trained on, which the file itself does not record.
 
     Raises:
-        UserError: nothing there, hub out of reach, a damaged file or one that holds more than tensors, or weights that
-            are not exactly those of the architecture: the first key at fault is named.
+        UserError: nothing there, an unreachable hub, a damaged file or one that holds more than tensors, or weights
+            other than those of the architecture; names the first wrong key.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         return _from_folder(path, dtype)
     if path.is_file():
         try:
-            return from_original(_read_original(path), dtype, unet_config)
+            return convert_original(_read_original(path), dtype, unet_config)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).startswith("."):
@@ -71,18 +71,18 @@ def load_motion_adapter(
 
 
 def new_motion_adapter(unet_config: Mapping[str, Any], frames: int = 32) -> MotionAdapter:
-    """Fresh motion modules for a U-Net, with its own number of heads, in all blocks but the middle one, as v1 and v3.
+    """Create motion modules for a U-Net, with its number of heads, in all blocks but the middle one, as v1 and v3.
 
-    Their output projections are zero, which MotionAdapter leaves to the caller: until trained, every frame is what the
-    image model makes of it. The other weights are drawn from torch's global generator.
+    Their output projections are set to zero: until trained, every frame is that of the image model. The other weights
+    are drawn from torch's global generator.
 
     Args:
         unet_config: of a UNet2DConditionModel.
-        frames: the longest clip.
+        frames: largest number of frames.
     """
     heads = unet_config.get("num_attention_heads") or unet_config["attention_head_dim"]  # the NUMBER of heads
     adapter = MotionAdapter(
-        **_fitting(unet_config),
+        **_settings_of_unet(unet_config),
         motion_num_attention_heads=heads,
         motion_max_seq_length=frames,
         use_motion_mid_block=False,
@@ -94,42 +94,45 @@ def new_motion_adapter(unet_config: Mapping[str, Any], frames: int = 32) -> Moti
     return adapter
 
 
-def adapter_arguments(unet_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the MotionAdapter whose modules a UNetMotionModel holds, plain data."""
+def get_adapter_arguments(unet_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the MotionAdapter whose modules a UNetMotionModel holds, as plain data."""
     own = ("motion_num_attention_heads", "motion_max_seq_length", "use_motion_mid_block")
-    arguments = _fitting(unet_config) | {name: unet_config[name] for name in own}
+    arguments = _settings_of_unet(unet_config) | {name: unet_config[name] for name in own}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
 
 
 def check_fits(adapter: Any, unet_config: Mapping[str, Any]) -> None:
-    """Raises UserError unless the adapter was made for such a U-Net.
+    """Check that the adapter was made for such a U-Net.
 
-    The number of norm groups shows in no shape: diffusers would take the U-Net's, and silently compute otherwise.
+    No shape shows the number of norm groups: diffusers would use the U-Net's and silently compute something else.
+
+    Raises:
+        UserError: names the setting that differs.
     """
     blocks = len(unet_config["block_out_channels"])
-    for name, wanted in (_fitting(unet_config) | {"conv_in_channels": None}).items():
+    for name, wanted in (_settings_of_unet(unet_config) | {"conv_in_channels": None}).items():
         found = adapter.config[name]
-        if _for_each_block(found, blocks) != _for_each_block(wanted, blocks):
+        if _per_block(found, blocks) != _per_block(wanted, blocks):
             raise UserError(
-                f"the motion adapter's {name} is {found}, but this U-Net wants {wanted}: take one made for it"
+                f"the motion adapter's {name} is {found}, but this U-Net needs {wanted}: use one made for it"
             )
 
 
 def animatediff_scheduler(model_scheduler: Any) -> DDIMScheduler:
-    """DDIM on the noise schedule that AnimateDiff was trained with, which is not that of Stable Diffusion.
+    """Return DDIM on the noise schedule that AnimateDiff was trained with, which is not that of Stable Diffusion.
 
-    For an adapter of AnimateDiff's only: one that was trained with a model's own scheduler keeps that.
+    Only for AnimateDiff's adapters: one trained with a model's own scheduler keeps that.
 
     Args:
-        model_scheduler: of the model folder; it tells what the U-Net predicts.
+        model_scheduler: of the model folder; it gives the prediction type.
 
     Raises:
-        UserError: a model that does not predict the noise, or not over 1000 steps.
+        UserError: a model with another prediction type than epsilon, or other than 1000 steps.
     """
     config = model_scheduler.config
     if (config.prediction_type, config.num_train_timesteps) != ("epsilon", 1000):
         raise UserError(
-            f"AnimateDiff's noise schedule wants a model that predicts epsilon over 1000 steps, not "
+            f"AnimateDiff's noise schedule needs a model that predicts epsilon over 1000 steps, not "
             f"{config.prediction_type} over {config.num_train_timesteps}: keep the model's own scheduler"
         )
     return DDIMScheduler(
@@ -145,34 +148,34 @@ def animatediff_scheduler(model_scheduler: Any) -> DDIMScheduler:
     )
 
 
-def version_of(state: Mapping[str, Any]) -> str:
-    """`v1`, `v2` or `v3` of an AnimateDiff state dict without the prefix `module.`; raises UserError for another."""
+def detect_version(state: Mapping[str, Any]) -> str:
+    """Return `v1`, `v2` or `v3` for an AnimateDiff state dict without the prefix `module.`; UserError for others."""
     encoding = state.get(FIRST_ENCODING)
     if not isinstance(encoding, Tensor) or encoding.ndim != 3:
-        raise UserError(f"no AnimateDiff motion module, for it lacks the tensor {FIRST_ENCODING}")
+        raise UserError(f"lacks the tensor {FIRST_ENCODING}: use an AnimateDiff motion module")
     found = (encoding.shape[1], any(name.startswith("mid_block.") for name in state))
     if found not in VERSIONS:
         raise UserError(
             f"{FIRST_ENCODING} is {tuple(encoding.shape)}, and there is {'a' if found[1] else 'no'} mid block, as in "
-            "no version of AnimateDiff: take a v1, v2 or v3 file"
+            "no version of AnimateDiff: use a v1, v2 or v3 file"
         )
     return VERSIONS[found]
 
 
-def from_original(
+def convert_original(
     state: Mapping[str, Any], dtype: torch.dtype = torch.float32, unet_config: Mapping[str, Any] = SD15_UNET
 ) -> MotionAdapter:
-    """The adapter of an AnimateDiff state dict, in eval mode; position encodings are checked, and computed anew.
+    """Convert an AnimateDiff state dict to an adapter in eval mode; position encodings are checked and recomputed.
 
     Raises:
-        UserError: names the first key that is missing, too many, or of another shape.
+        UserError: names the first key that is missing, unexpected, or of another shape.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     state.pop("animatediff_config", None)  # some files describe their training
-    version = version_of(state)
+    version = detect_version(state)
     with torch.device("meta"):
         adapter = MotionAdapter(
-            **_fitting(unet_config),
+            **_settings_of_unet(unet_config),
             motion_num_attention_heads=ANIMATEDIFF_HEADS,
             motion_max_seq_length=24 if version == "v1" else 32,
             use_motion_mid_block=version == "v2",
@@ -186,14 +189,14 @@ def from_original(
             _check_encodings(original_keys(name), originals, weights[name])
     if state:
         raise UserError(
-            f"AnimateDiff {version} has no key {next(iter(state))}, nor {len(state) - 1} more that are there"
+            f"AnimateDiff {version} has no key {next(iter(state))} (and {len(state) - 1} more): use an unmodified file"
         )
     adapter.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     return adapter.eval()
 
 
 def original_keys(name: str) -> list[str]:
-    """AnimateDiff's key of one of MotionAdapter's; two for the position encodings, which both attentions have there."""
+    """Return AnimateDiff's keys for a key of MotionAdapter: two for the position encodings, one per attention."""
     name = re.sub(r"(motion_modules\.\d+\.)", r"\1temporal_transformer.", name)
     for word, original in ORIGINAL_WORDS.items():
         name = name.replace(word, original)
@@ -202,25 +205,25 @@ def original_keys(name: str) -> list[str]:
 
 
 def _take(state: dict[str, Any], key: str, shape: torch.Size) -> Tensor:
-    """Removes a tensor from the state dict, so that what remains at the end is too many."""
+    """Remove a tensor from the state dict, so that the unexpected ones remain at the end."""
     tensor = state.pop(key, None)
     if tensor is None:
         raise UserError(f"the key {key} is missing: fetch the file again")
     if not isinstance(tensor, Tensor) or tensor.shape != shape:
         found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise UserError(f"{key} is {found}, but this U-Net wants {tuple(shape)}: take a file made for it")
+        raise UserError(f"{key} is {found}, but this U-Net needs {tuple(shape)}: use a file made for it")
     return tensor
 
 
 def _check_encodings(keys: list[str], encodings: list[Tensor], expected: Tensor) -> None:
-    """diffusers knows these sinusoids only; a file in half precision rounds them."""
+    """Check for the only sinusoids that diffusers supports, with room for half precision."""
     for key, encoding in zip(keys, encodings, strict=True):
         if not torch.allclose(encoding.float(), expected, rtol=0, atol=5e-3):
-            raise UserError(f"{key} holds no sinusoidal position encoding: take an AnimateDiff file")
+            raise UserError(f"{key} holds no sinusoidal position encoding: use an AnimateDiff file")
 
 
-def _fitting(unet_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a U-Net settles of its MotionAdapter's settings."""
+def _settings_of_unet(unet_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a MotionAdapter that its U-Net determines."""
     return {
         "block_out_channels": unet_config["block_out_channels"],
         "motion_layers_per_block": unet_config["layers_per_block"],
@@ -228,12 +231,12 @@ def _fitting(unet_config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _for_each_block(value: Any, blocks: int) -> tuple[Any, ...]:
+def _per_block(value: Any, blocks: int) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,) * blocks
 
 
 def _read_original(file: Path) -> Mapping[str, Any]:
-    """The state dict in a file; nothing in it is run."""
+    """Read the state dict in a file without running any code in it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -243,20 +246,20 @@ def _read_original(file: Path) -> Mapping[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            "damaged, or it holds more than tensors, which could run code: take it from its authors"
+            "damaged, or it holds more than tensors, which could run code: download it from its authors"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"damaged or truncated, fetch it again ({first_line(error)})") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise UserError(f"holds a {type(content).__name__} rather than named tensors: take an AnimateDiff file")
+        raise UserError(f"holds a {type(content).__name__} instead of named tensors: use an AnimateDiff file")
     return content
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> MotionAdapter:
     for name in FOLDER_FILES:
         if not (folder / name).is_file():
-            raise UserError(f"{folder} is no motion adapter in diffusers' format: it has no {name}")
+            raise UserError(f"{folder} has no {name}: use a motion adapter in diffusers' format")
     try:
         loaded: Any = MotionAdapter.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
         adapter, info = loaded
@@ -264,9 +267,9 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> MotionAdapter:
         raise UserError(
             f"the weights in {folder} do not fit its config.json: fetch both again ({first_line(error)})"
         ) from error
-    for problem, names in (("lack", info["missing_keys"]), ("have, unasked,", info["unexpected_keys"])):
-        if names:
-            raise UserError(f"the weights in {folder} {problem} {sorted(names)[0]}: fetch them and config.json again")
+    for problem in ("missing", "unexpected"):
+        if names := sorted(info[f"{problem}_keys"]):
+            raise UserError(f"{names[0]} is {problem} in the weights in {folder}: fetch them and config.json again")
     return adapter.eval()
 
 
@@ -278,6 +281,6 @@ def _download(hub_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FOLDER_FILES))
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise UserError(
-            f"cannot get the motion adapter {hub_id} (revision {revision or 'main'}) from the hub, nor is it a folder "
-            f"or file here: connect, or download it elsewhere and give its path ({first_line(error)})"
+            f"cannot get the motion adapter {hub_id} (revision {revision or 'main'}) from the hub, and it is no local "
+            f"folder or file: connect, or download it elsewhere and give its path ({first_line(error)})"
         ) from error

@@ -1,4 +1,4 @@
-"""A semantic motion predictor as a folder: config.json, the arguments that it is made with, and model.safetensors."""
+"""A semantic motion predictor as a folder: config.json with its arguments, and model.safetensors."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_predictor(predictor: SemanticMotionPredictor, settings: Mapping[str, Any], folder: str | Path) -> None:
-    """Writes both files; `settings` are the predictor's arguments, by name."""
+    """Write both files; `settings` are the predictor's arguments, by name."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -25,7 +25,7 @@ def save_predictor(predictor: SemanticMotionPredictor, settings: Mapping[str, An
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
-    """The arguments in a predictor's folder.
+    """Read the arguments in a predictor's folder.
 
     Raises:
         UserError: no such folder, or a config.json that cannot be read.
@@ -34,7 +34,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no predictor, it has no {CONFIG}: name a folder that has") from error
+        raise UserError(f"{folder} has no {CONFIG}: give the folder of a predictor") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file} ({error}): fetch it again") from error
     if not isinstance(settings, dict):
@@ -43,7 +43,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def load_predictor(folder: str | Path, dtype: torch.dtype = torch.float32) -> SemanticMotionPredictor:
-    """The predictor in a folder, in eval mode, with exactly the tensors that its config.json asks for.
+    """Load the predictor in a folder, in eval mode, with exactly the tensors that its config.json requires.
 
     Raises:
         UserError: a file that is missing or damaged, or weights that do not fit.
@@ -56,7 +56,7 @@ def load_predictor(folder: str | Path, dtype: torch.dtype = torch.float32) -> Se
         predictor = SemanticMotionPredictor(**settings)
         predictor.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no predictor, it has no {WEIGHTS}: name a folder that has") from error
+        raise UserError(f"{folder} has no {WEIGHTS}: give the folder of a predictor") from error
     except (SafetensorError, OSError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the predictor in {folder} cannot be loaded ({reason[:200]}): fetch it again") from error

@@ -65,7 +65,7 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def token_windows(tokenizer: Any, text: str) -> list[list[int]]:
-    """Split the tokens of `text` into pieces that fit between a start and an end token, between words where possible."""
+    """Split the tokens of `text` into pieces that fit between start and end token, cut between words if possible."""
     rest, room, pieces = _tokens(tokenizer, text), tokenizer.model_max_length - 2, []
     while len(rest) > room:
         ends_word = [token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(rest[:room])]

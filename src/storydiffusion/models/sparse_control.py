@@ -1,9 +1,9 @@
-"""SparseCtrl (2311.16933), the paper's video baseline: a ControlNet of AnimateDiff's that knows some frames of a clip.
+"""SparseCtrl (2311.16933), the paper's video baseline: AnimateDiff's ControlNet for some frames of a clip.
 
-Here these are the first and the last. At every step it reads their latents, zeros for the frames between and a mask
-that tells them apart, never the noise, and adds residuals to the video U-Net's. The network is diffusers'
-SparseControlNetModel, the result that of AnimateDiffSparseControlNetPipeline, but for two things: several clips make
-one batch, and a picture's latents are the mean of what the VAE takes them for, not a draw from it.
+Here these are the first and the last. At every step its input is their latents, zeros for the frames between, and a
+mask of the given frames, never the noise; it adds residuals to the video U-Net's. The network is diffusers'
+SparseControlNetModel and the result that of AnimateDiffSparseControlNetPipeline, with two differences: several clips
+make one batch, and an image's latents are the mean of the VAE's posterior instead of a sample.
 
 Shapes: B clips, C latent channels, F frames, h × w latents, T text tokens, D the width of the context.
 """
@@ -18,15 +18,15 @@ from torch import Tensor
 from storydiffusion.errors import UserError
 
 Residuals = tuple[list[Tensor], Tensor]
-"""what is added to the video U-Net's down blocks and to its mid block"""
+"""added to the video U-Net's down blocks and to its mid block"""
 
 
 @dataclass(frozen=True)
 class SparseControl:
-    """A SparseControlNetModel for pictures, and how strongly it acts: `scale` multiplies its residuals.
+    """A SparseControlNetModel for images; `scale` multiplies its residuals.
 
     Raises:
-        UserError: a network for sketches or depth, which are not what a transition starts from.
+        UserError: a network for sketches or depth instead of images.
     """
 
     network: Any
@@ -35,16 +35,17 @@ class SparseControl:
     def __post_init__(self) -> None:
         if not self.network.config.use_simplified_condition_embedding:
             raise UserError(
-                "this SparseCtrl reads sketches, not the latents of pictures: take the one for pictures, "
-                "animatediff-sparsectrl-rgb"
+                "this SparseCtrl is for sketches, not for images: use the one for images, animatediff-sparsectrl-rgb"
             )
 
-    def reading(self, start: Tensor, end: Tensor, frames: int, text: Tensor) -> Callable[[Tensor, Tensor], Residuals]:
-        """A function of (noised latents (B, C, F, h, w), timestep) that gives the residuals.
+    def make_residual_function(
+        self, start: Tensor, end: Tensor, frames: int, text: Tensor
+    ) -> Callable[[Tensor, Tensor], Residuals]:
+        """Return a function from (noised latents (B, C, F, h, w), timestep) to the residuals.
 
         Args:
             start, end: latents (B, C, h, w) of the first and the last frame.
-            text: (B, T, D), or with guidance (2B, T, D), the unconditional ones first; both parts know the frames.
+            text: (B, T, D), or with guidance (2B, T, D), the unconditional ones first; both parts get the frames.
         """
         given = torch.zeros(*start.shape[:2], frames, *start.shape[2:], dtype=start.dtype, device=start.device)
         given[:, :, 0], given[:, :, -1] = start, end
@@ -63,15 +64,15 @@ class SparseControl:
 
 
 def check_fits(network: Any, unet: Any) -> None:
-    """Raises UserError unless the SparseControlNetModel was made for such a U-Net, whose residuals it adds to."""
+    """Raise UserError unless the SparseControlNetModel was made for such a U-Net, to which it adds residuals."""
     for name in ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels"):
         found, wanted = (_plain(model.config[name]) for model in (network, unet))
         if found != wanted:
-            raise UserError(f"SparseCtrl's {name} is {found}, but the video U-Net's is {wanted}: take one made for it")
+            raise UserError(f"SparseCtrl's {name} is {found}, but the video U-Net's is {wanted}: use one made for it")
 
 
 def _plain(value: Any) -> Any:
-    """One number where all blocks have the same."""
+    """Return one number where all blocks have the same."""
     if not isinstance(value, list | tuple):
         return value
     return value[0] if len(set(value)) == 1 else list(value)

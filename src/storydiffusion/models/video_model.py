@@ -1,4 +1,4 @@
-"""The parts that make a transition, checked against each other.
+"""The parts that generate a transition, checked against each other.
 
 Shapes: B clips, T text tokens, D the width of the cross-attention's context.
 """
@@ -18,14 +18,14 @@ from storydiffusion.models.video_unet import SemanticVideoUNet
 
 @dataclass(frozen=True)
 class VideoModel:
-    """The parts that make a transition, all on one device.
+    """The parts that generate a transition, all on one device.
 
     Attributes:
         encode_text: texts → (B, T, D), all of one length.
-        scheduler: a diffusers one of the schedule that the motion modules were trained with; it is never changed.
-        predictor: None leaves the video model to the text and to what it sees of the end frames.
-        features: what the predictor reads of the image encoder.
-        sparse_control: a ControlNet that knows the end frames, of the paper's baseline; None: there is none.
+        scheduler: a diffusers scheduler with the schedule that the motion modules were trained on; never modified.
+        predictor: None conditions the video model on the text and the boundary frames alone.
+        features: the kind of image features that the predictor takes.
+        sparse_control: the ControlNet of the paper's baseline, conditioned on the boundary frames; None for none.
 
     Raises:
         UserError: parts whose widths do not fit each other.
@@ -46,27 +46,27 @@ class VideoModel:
         if self.predictor is None:
             return
         if self.image_encoder is None:
-            raise UserError("the semantic motion predictor has no image encoder: give the one it was trained with")
+            raise UserError("the semantic motion predictor has no image encoder: give the one that it was trained with")
         wanted, found = self.video_unet.unet.config.cross_attention_dim, self.predictor.context_norm.weight.shape[0]
         if wanted != found:
             raise UserError(
-                f"the predictor makes context of width {found}, the video model reads {wanted}: "
-                f"take a predictor with context_width={wanted}"
+                f"the predictor makes context of width {found}, the video model takes {wanted}: "
+                f"use a predictor with context_width={wanted}"
             )
         wanted, found = self.predictor.image_width, self.image_encoder.widths[self.features]
         if wanted != found:
             raise UserError(
-                f"the predictor reads image features of width {wanted}, the image encoder gives {found}: "
-                "take the image encoder that it was trained with"
+                f"the predictor takes image features of width {wanted}, the image encoder gives {found}: "
+                "use the image encoder that it was trained with"
             )
 
     @property
     def max_frames(self) -> int:
-        """Of a transition, its two ends included."""
+        """Largest number of frames of a transition, both boundary frames included."""
         unet = self.video_unet.max_frames
         return unet if self.predictor is None else min(unet, self.predictor.frames)
 
     @property
     def vae_factor(self) -> int:
-        """Pixels a latent, in height and in width."""
+        """Pixels per latent, in height and in width."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)

@@ -29,10 +29,10 @@ WITHOUT_EXTRAS = {"addition_embed_type", "encoder_hid_dim_type", "time_cond_proj
 
 
 class SemanticVideoUNet(nn.Module):
-    """Denoises clips, each frame told by the text and by semantic tokens of its own.
+    """Denoise clips, each frame conditioned on the text and on its own semantic tokens.
 
-    All weights are frozen at first; `for p in video_unet.motion_parameters(): p.requires_grad_()` before `train()`
-    makes the motion modules trainable. The image layers never are, and stay in eval mode whatever `train` is told.
+    All weights start frozen; `for p in video_unet.motion_parameters(): p.requires_grad_()` before `train()` makes the
+    motion modules trainable. The image layers always stay frozen and in eval mode.
 
     `unet` is a plain UNetMotionModel, so diffusers' own methods apply: `unet.save_motion_modules(folder)`,
     `unet.enable_gradient_checkpointing()`.
@@ -47,15 +47,15 @@ class SemanticVideoUNet(nn.Module):
     def from_parts(
         cls, unet: UNet2DConditionModel, adapter: MotionAdapter, boundary_attention: bool = False
     ) -> "SemanticVideoUNet":
-        """An image model's U-Net and motion modules that fit it; the weights are copied, in the U-Net's dtype.
+        """Combine an image model's U-Net with motion modules made for it; copies the weights, in the U-Net's dtype.
 
         Args:
-            boundary_attention: let every frame's self-attention read the end frames too, see `attend_to_boundary_frames`; the
+            boundary_attention: let every frame also attend to the boundary frames, see boundary_frame_attention.py; the
                 paper's model does not.
 
         Raises:
-            UserError: a U-Net that diffusers' UNetMotionModel would compute otherwise (SDXL's, or one without a mid
-                block), or an adapter made for another U-Net.
+            UserError: a U-Net that diffusers' UNetMotionModel would compute differently (SDXL's, or one without a
+                mid block), or an adapter made for another U-Net.
         """
         _check_image_unet(unet)
         check_fits(adapter, unet.config)
@@ -67,7 +67,7 @@ class SemanticVideoUNet(nn.Module):
 
     @property
     def max_frames(self) -> int:
-        """The length of the motion modules' position encodings."""
+        """Largest number of frames: the length of the motion modules' position encodings."""
         return self.unet.config.motion_max_seq_length
 
     def forward(
@@ -78,21 +78,23 @@ class SemanticVideoUNet(nn.Module):
         semantic: Tensor | None = None,
         residuals: tuple[Sequence[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The prediction for noised latents, of the image model's kind (epsilon or v), in their shape.
+        """Return the prediction for noised latents, of the image model's type (epsilon or v), in their shape.
 
         Args:
             latents: (B, C, F, H, W).
             timesteps: (B,), or () for the whole batch.
             text: (B, T, D).
-            semantic: (B, F, N, D); None leaves the text alone, which is AnimateDiff.
+            semantic: (B, F, N, D); None uses the text alone, which is AnimateDiff.
             residuals: a ControlNet's, for the down blocks and the mid block.
 
         Raises:
-            UserError: more frames than the motion modules can place, or semantic tokens of another width than the text.
+            UserError: more frames than the motion modules support, or semantic tokens of another width than the text.
         """
         frames = latents.shape[2]
         if frames > self.max_frames:
-            raise UserError(f"{frames} frames asked for, but this motion module knows {self.max_frames} at most")
+            raise UserError(
+                f"{frames} frames requested, but the motion modules support at most {self.max_frames}: request fewer"
+            )
         down, mid = residuals or (None, None)
         return self.unet(
             latents,
@@ -103,15 +105,15 @@ class SemanticVideoUNet(nn.Module):
         ).sample
 
     def motion_parameters(self) -> Iterator[nn.Parameter]:
-        """The weights of the motion modules."""
+        """Iterate over the weights of the motion modules."""
         return (weight for name, weight in self.named_parameters() if ".motion_modules." in name)
 
     def image_parameters(self) -> Iterator[nn.Parameter]:
-        """The image model's weights: all but the motion modules'."""
+        """Iterate over the image model's weights: all but the motion modules'."""
         return (weight for name, weight in self.named_parameters() if ".motion_modules." not in name)
 
     def train(self, mode: bool = True) -> "SemanticVideoUNet":
-        """Puts into train mode what is trained: the motion modules, where their weights want gradients."""
+        """Put motion modules whose weights all require gradients into train mode; the rest stays in eval mode."""
         super().train(False)
         self.training = mode
         for module in self.unet.modules():
@@ -127,8 +129,8 @@ def frame_contexts(text: Tensor, semantic: Tensor | None, frames: int) -> Tensor
     batch, tokens, width = text.shape
     if semantic.shape[-1] != width:
         raise UserError(
-            f"semantic tokens of width {semantic.shape[-1]} cannot join a text of width {width}: "
-            f"take a predictor with context_width={width}"
+            f"semantic tokens of width {semantic.shape[-1]} do not fit text of width {width}: "
+            f"use a predictor with context_width={width}"
         )
     if semantic.shape[:2] != (batch, frames):
         raise ValueError(f"semantic tokens {tuple(semantic.shape)} for {batch} clips of {frames} frames")
@@ -138,26 +140,26 @@ def frame_contexts(text: Tensor, semantic: Tensor | None, frames: int) -> Tensor
 
 @contextmanager
 def _without_empty_warning() -> Iterator[None]:
-    """diffusers 0.42 warns at every change of dtype of the modules to be kept in float32, though there are none."""
+    """Hide diffusers 0.42's warning at changes of dtype about modules to keep in float32, of which there are none."""
     logger = logging.getLogger("diffusers.models.modeling_utils")
 
-    def names_any(record: logging.LogRecord) -> bool:
+    def names_modules(record: logging.LogRecord) -> bool:
         return "should be kept in float32: []" not in record.getMessage()
 
-    logger.addFilter(names_any)
+    logger.addFilter(names_modules)
     try:
         yield
     finally:
-        logger.removeFilter(names_any)
+        logger.removeFilter(names_modules)
 
 
 def _check_image_unet(unet: Any) -> None:
-    """`from_unet2d` drops silently what UNetMotionModel has no word for: such settings must be at their defaults."""
+    """Refuse non-default settings that UNetMotionModel lacks: `from_unet2d` drops them silently."""
     settings = signature(UNet2DConditionModel.__init__).parameters
     unknown = settings.keys() - signature(UNetMotionModel.__init__).parameters.keys() - TRANSLATED
     for name in sorted(unknown | WITHOUT_EXTRAS):
         if unet.config[name] != settings[name].default:
             raise UserError(
-                f"the U-Net's {name} is {unet.config[name]!r}, which no motion model can be built around: "
-                "take an SD1.5-like U-Net"
+                f"the U-Net's {name} is {unet.config[name]!r}, which a motion model does not support: "
+                "use an SD1.5-like U-Net"
             )

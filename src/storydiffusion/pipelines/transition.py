@@ -278,7 +278,9 @@ def sample_latents(
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     scheduler = copy.deepcopy(model.scheduler)  # set_timesteps changes it
     scheduler.set_timesteps(sampling.steps, device=weight.device)
-    control = model.sparse_control and model.sparse_control.reading(ends[0], ends[1], sampling.frames, text)
+    control = model.sparse_control and model.sparse_control.make_residual_function(
+        ends[0], ends[1], sampling.frames, text
+    )
     latents = torch.stack(noise).to(weight) * scheduler.init_noise_sigma
     for step, timestep in enumerate(scheduler.timesteps):
         if sampling.boundary_frames == "clamped":

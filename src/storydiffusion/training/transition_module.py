@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from storydiffusion.config import TransitionRecipe
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.models.boundary_frames import with_boundary_frames
-from storydiffusion.models.motion_adapters import adapter_arguments
+from storydiffusion.models.motion_adapters import get_adapter_arguments
 from storydiffusion.models.predictor_files import save_predictor
 from storydiffusion.models.video_model import VideoModel
 from storydiffusion.pipelines.transition import encode_images
@@ -228,7 +228,7 @@ class TransitionModule(L.LightningModule):
         if "predictor" in self.parts:
             arguments["predictor"] = dict(self.predictor_settings or {})
         if "motion_module" in self.parts:
-            arguments["motion_adapter"] = adapter_arguments(self.video_unet.unet.config)
+            arguments["motion_adapter"] = get_adapter_arguments(self.video_unet.unet.config)
         return arguments
 
     def export(self, folder: Path) -> dict[str, float]:
