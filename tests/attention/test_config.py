@@ -23,16 +23,16 @@ from tests.attention.story_plans import TOKENS, attended_tokens
     ],
 )
 def test_neighbor_window_and_anchor_panels_bound_the_sources(reach, sources):
-    reads = attended_tokens(PanelGroup(5), rate=1.0, **reach)
+    story = attended_tokens(PanelGroup(5), rate=1.0, **reach)
     assert [
-        "".join(str(panel) for panel in (attended.rows // TOKENS).unique().tolist()) for attended in reads
+        "".join(str(panel) for panel in (attended.rows // TOKENS).unique().tolist()) for attended in story
     ] == sources
 
 
 def test_neighbor_window_and_may_share_both_apply():
     group = PanelGroup(4, may_share=torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [1, 0, 1, 1], [1, 0, 1, 1]]))
-    reads = attended_tokens(group, rate=1.0, neighbor_window=2)
-    assert [(attended.rows // TOKENS).unique().tolist() for attended in reads] == [[0, 2], [1], [0, 2, 3], [2, 3]]
+    story = attended_tokens(group, rate=1.0, neighbor_window=2)
+    assert [(attended.rows // TOKENS).unique().tolist() for attended in story] == [[0, 2], [1], [0, 2, 3], [2, 3]]
 
 
 def test_each_grid_has_its_rate():

@@ -103,7 +103,7 @@ def test_many_panels_are_gathered_in_turns():
     [(0, {}), (2.0, {}), (2, {"may_share": [[True]]}), (2, {"masks": torch.ones(3, 4, 4)})],
     ids=["none", "float", "may_share", "masks"],
 )
-def test_impossible_stories_are_refused(panels, more):
+def test_invalid_stories_are_refused(panels, more):
     with pytest.raises(UserError):
         PanelGroup(panels, **more)
 

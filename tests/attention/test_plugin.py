@@ -16,7 +16,7 @@ WORDS = ["fox", "cat", "red fox", "a cat", "fox reads", "cat runs", "big fox", "
 
 
 def arguments(panels=range(4), guidance=5.0, steps=3, **more) -> dict:
-    """One prompt and one noise for each panel, the same wherever it stands in a batch."""
+    """One prompt and one noise for each panel, the same at any place in a batch."""
     noise = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(5))
     return {
         "prompt": [WORDS[panel] for panel in panels],
@@ -66,7 +66,7 @@ def test_every_pipeline_generates_two_stories_at_once_as_alone(any_pipe, guidanc
 
 
 @pytest.mark.parametrize("any_pipe", ["controlnet", "ip_adapter"], indirect=True)
-def test_the_control_and_the_image_prompt_still_act(any_pipe):
+def test_the_control_and_the_image_prompt_still_have_an_effect(any_pipe):
     pipe, extra = any_pipe
     ours, other = (generate(pipe, **extra(range(4), True, variant)) for variant in (0, 1))
     assert (ours - other).abs().amax((1, 2, 3)).min() > 1e-3
@@ -96,7 +96,7 @@ def test_stories_of_one_panel_each_equal_plain(sd_pipe):
 
 
 def test_guidance_parts_never_mix(sd_pipe):
-    """The U-Net's unconditional half does not feel the prompts of the other half."""
+    """The U-Net's unconditional half does not depend on the prompts of the other half."""
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 1, 1)
     text = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(2))
     other = torch.cat([text[:2], -text[2:]])
@@ -234,7 +234,7 @@ def test_attention_slicing_gives_the_same_images(sd_pipe):
     torch.testing.assert_close(generate(sd_pipe), plain, rtol=1e-4, atol=1e-4)
 
 
-def test_what_does_not_fit_is_refused(sd_pipe):
+def test_stories_that_do_not_fit_the_batch_are_refused(sd_pipe):
     with pytest.raises(UserError, match="batch of 8 for 3 panels"):
         generate(sd_pipe, stories=[3])
     with pytest.raises(UserError, match="batch of 8 for 8 panels"):  # guidance would otherwise pass for a story

@@ -129,7 +129,7 @@ KEY = "down_blocks.1.motion_modules.0.temporal_transformer.transformer_blocks.0.
 
 
 def spoilt(problem: str, state: dict) -> str:
-    """Damages the state dict in place; returns the key at fault."""
+    """Damage the state dict in place; return the wrong key."""
     if problem == "missing":
         del state[KEY]
     elif problem == "shape":
@@ -162,7 +162,7 @@ def spoilt(problem: str, state: dict) -> str:
     ["missing", "shape", "no tensor", "unexpected", "one module too many", "position encoding", "length",
      "no motion module"],
 )  # fmt: skip
-def test_the_first_key_at_fault_is_named(tmp_path, problem):
+def test_the_first_wrong_key_is_named(tmp_path, problem):
     state = original_state(tiny_adapter())
     key = spoilt(problem, state)
     torch.save(state, tmp_path / "mm.ckpt")
@@ -197,7 +197,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
 
 
 class Payload:
-    """What a malicious file holds: unpickling it would create the named file."""
+    """An object as in a malicious file: unpickling it would create the named file."""
 
     def __init__(self, file):
         self.file = file
@@ -254,12 +254,12 @@ def test_a_damaged_folder_is_refused(tmp_path, spoil):
 
 
 @pytest.mark.parametrize("source", ["/nowhere/mm.ckpt", "./nowhere", "mm_sd_v15_v2.ckpt", "a/b/c"])
-def test_a_source_that_is_nothing_is_refused_without_the_network(source):
+def test_a_missing_source_is_refused_without_the_network(source):
     with pytest.raises(UserError, match="no motion adapter at"):
         load_motion_adapter(source)
 
 
-def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
+def test_an_unreachable_hub_is_one_sentence(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"nobody/nothing.*abc123") as error:
         load_motion_adapter("nobody/nothing", revision="abc123")
@@ -308,13 +308,13 @@ def test_animatediffs_schedule():
 
 
 @pytest.mark.parametrize("other", [{"prediction_type": "v_prediction"}, {"num_train_timesteps": 500}])
-def test_a_model_that_animatediffs_schedule_does_not_suit_is_refused(other):
+def test_a_model_that_does_not_fit_animatediffs_schedule_is_refused(other):
     with pytest.raises(UserError, match="keep the model's own scheduler"):
         animatediff_scheduler(DDIMScheduler(**other))
 
 
-def test_a_mid_block_tells_v2_from_v3(tmp_path):
-    """A folder copied over another: the config must not say otherwise than the weights."""
+def test_a_mid_block_distinguishes_v2_from_v3(tmp_path):
+    """A folder whose config.json is that of another version."""
     tiny_adapter("v2").save_pretrained(tmp_path / "v2")
     shutil.copytree(tmp_path / "v2", tmp_path / "mixed")
     config = json.loads((tmp_path / "mixed" / "config.json").read_text()) | {"use_motion_mid_block": False}

@@ -65,7 +65,7 @@ def test_sdxl_embeds_with_both_encoders_as_the_pipeline_does(sdxl, negatives):
     assert torch.equal(ours.negative_pooled_prompt_embeds, theirs[3])
 
 
-def test_no_token_of_a_long_prompt_is_lost(sd):
+def test_no_token_of_a_long_prompt_is_dropped(sd):
     pieces = token_windows(sd.tokenizer, LONG)
     assert len(pieces) >= 3
     assert all(len(piece) <= sd.tokenizer.model_max_length - 2 for piece in pieces)
@@ -78,11 +78,11 @@ def test_windows_are_cut_between_words(sd):
     assert all(sd.tokenizer.convert_ids_to_tokens(piece)[-1].endswith("</w>") for piece in pieces)
 
 
-def test_a_word_longer_than_a_window_is_cut_where_it_must(sd):
+def test_a_word_longer_than_a_window_is_cut_inside(sd):
     assert [len(piece) for piece in token_windows(sd.tokenizer, "z" * 30)] == [14, 14, 2]
 
 
-def test_a_long_prompt_is_its_windows_side_by_side_and_the_others_are_filled_with_empty_ones(sd):
+def test_a_long_prompt_is_the_concatenation_of_its_windows_and_others_are_padded_with_empty_ones(sd):
     first, second = "a cat runs on the beach, the red fox runs in the park", "the girl in the red hat."
     ours = encode_prompts(sd, [f"{first} {second}", "fox"], ["", ""])
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_a_long_negative_prompt_lengthens_all(sd):
     assert ours.prompt_embeds.shape[1] >= 3 * sd.tokenizer.model_max_length
 
 
-def test_the_pooled_embedding_is_the_first_windows(sdxl):
+def test_the_pooled_embedding_is_that_of_the_first_window(sdxl):
     first = "a cat runs on the beach, the red fox runs in the park"
     long, short = (encode_prompts(sdxl, [text], [""]) for text in (f"{first} the girl in the red hat.", first))
     assert long.pooled_prompt_embeds is not None

@@ -1,4 +1,4 @@
-"""The paper's size; the interpolation it starts from; what it can learn; IP-Adapter-plus's weights; bad input."""
+"""The paper's size; the initial interpolation; what it can learn; IP-Adapter-plus's weights; invalid input."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def features(tokens="resampler", batch=2, seed=1):
 
 
 def perturbed(predictor, scale=0.1):
-    """The predictor as if trained: no weight is zero any more."""
+    """Return the predictor with no weight zero, as if trained."""
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in predictor.parameters():
@@ -81,14 +81,14 @@ def test_what_it_adds_reaches_the_tokens_and_the_context():
     torch.testing.assert_close(motion.context, projected)
 
 
-def test_the_context_is_of_the_scale_of_text_tokens():
+def test_the_context_has_the_scale_of_text_tokens():
     start, end = features(batch=8)
     for scale in (0.1, 10):
         context = tiny()(start * scale, end * scale, 8).context
         torch.testing.assert_close(context.square().mean(-1), torch.ones(context.shape[:-1]), rtol=0.05, atol=0)
 
 
-def test_every_frame_sees_both_ends_and_every_token():
+def test_every_frame_attends_to_both_boundary_frames_and_every_token():
     predictor = perturbed(tiny("patch"))
     start, end = (x.requires_grad_() for x in features("patch"))
     tokens = predictor(start, end, 5).tokens
@@ -96,7 +96,7 @@ def test_every_frame_sees_both_ends_and_every_token():
         for given in (start, end):
             (gradient,) = torch.autograd.grad(tokens[0, frame].square().sum(), given, retain_graph=True)
             assert gradient[0].norm(dim=-1).min() > 0
-            assert gradient[1].norm() == 0  # another clip of the batch has no part in it
+            assert gradient[1].norm() == 0  # clips of a batch are independent
 
 
 def test_the_order_of_time_and_of_slots_matters():
@@ -111,7 +111,7 @@ def test_the_order_of_time_and_of_slots_matters():
     torch.testing.assert_close(predictor(start[:, order], end[:, order], 6).tokens, there[:, :, order])
 
 
-def test_positions_tell_the_way_gone_whatever_the_number_of_frames():
+def test_positions_depend_on_the_fraction_of_the_clip_not_on_the_number_of_frames():
     positions = tiny().positions
     torch.testing.assert_close(positions(9)[::2], positions(5), rtol=0, atol=1e-5)
     for frames in (2, 8, 32):
@@ -125,7 +125,7 @@ def test_the_gradient_reaches_every_parameter_after_one_step(tokens):
     start, end = features(tokens)
     target = torch.randn(2, 6, TOKENS[tokens], TINY["context_width"])
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=1e-3)
-    for _ in range(2):  # in the first step the zero projections at the branches' ends hold the gradient back
+    for _ in range(2):  # in the first step the branches' final zero projections block the gradient
         optimizer.zero_grad()
         (predictor(start, end, 6).context - target).square().mean().backward()
         optimizer.step()
@@ -133,7 +133,7 @@ def test_the_gradient_reaches_every_parameter_after_one_step(tokens):
         assert parameter.grad.abs().max() > 1e-9, name
 
 
-def test_learns_a_motion_whose_middle_is_no_mix_of_its_ends():
+def test_learns_a_motion_whose_middle_is_no_mixture_of_its_boundary_frames():
     start, end = features("patch", batch=4)
     predictor = tiny("patch", layers=1)
     middle = predictor.encode(features("patch", batch=4, seed=5)[0]).detach()
@@ -183,7 +183,7 @@ def ip_adapter_weights(context_width=TINY["context_width"], layers=4):
 
 
 def write(file, weights):
-    """As the hub has it: nested in a .bin, with dots in a .safetensors; beside it the U-Net's part."""
+    """Write both parts as on the hub: nested in a .bin, with dots in a .safetensors."""
     unet = {"1.to_k_ip.weight": torch.zeros(2, 2)}
     if file.suffix == ".bin":
         torch.save({"image_proj": weights, "ip_adapter": unet}, file)
@@ -242,7 +242,7 @@ def test_refuses_other_weights_and_changes_nothing(tmp_path, weights, message):
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
-def test_refuses_a_damaged_file_and_one_that_is_not_there(tmp_path, suffix):
+def test_refuses_a_damaged_or_missing_file(tmp_path, suffix):
     file = write(tmp_path / f"weights{suffix}", ip_adapter_weights())
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(UserError, match="cannot read"):

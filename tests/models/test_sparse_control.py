@@ -96,9 +96,9 @@ def test_each_clip_is_that_of_diffusers_own_pipeline(parts, guidance):
     together = sampled(model, sampling=sampling)
     pipe = AnimateDiffSparseControlNetPipeline(**copy.deepcopy(parts), controlnet=network)
     for clip in (0, 1):
-        ends = [to_pil_image(picture[clip]) for picture in (START, END)]
+        boundary = [to_pil_image(image[clip]) for image in (START, END)]
         reference = theirs(
-            pipe, clip, sampling, conditioning_frames=ends, controlnet_frame_indices=[0, 3],
+            pipe, clip, sampling, conditioning_frames=boundary, controlnet_frame_indices=[0, 3],
             controlnet_conditioning_scale=0.7,
         )  # fmt: skip
         its = slice(clip, clip + 1)

@@ -163,7 +163,7 @@ def draw_tokens(counts: Tensor, tokens: int, shared: bool, generator: torch.Gene
 class AttendedTokens(NamedTuple):
     """The tokens that one panel attends to: `rows` (L,) number the story's P·N tokens.
 
-    A panel has several entries where windows overlap (Algorithm 1), told apart by `tile`; their outputs are averaged.
+    A panel has one entry per window that holds it (Algorithm 1), whose first panel is `tile`; their outputs are averaged.
     """
 
     panel: int

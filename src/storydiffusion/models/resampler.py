@@ -1,4 +1,4 @@
-"""The resampler of IP-Adapter-plus (arXiv 2308.06721): reads N tokens from the many of an image encoder.
+"""The resampler of IP-Adapter-plus (arXiv 2308.06721): N tokens from the M of an image encoder.
 
 Shape letters: B batch, M tokens of the image encoder, N tokens of a frame, I image width, C channels, W width.
 """

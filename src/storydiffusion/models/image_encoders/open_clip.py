@@ -62,7 +62,7 @@ def load_open_clip(weights: str | None = "laion2b_s32b_b79k", name: str = "ViT-H
 
 
 def _fetch(name: str, tag: str) -> None:
-    """Download weights into open_clip's cache, so that errors of the hub are told apart from damaged weights."""
+    """Download weights into open_clip's cache, so that an unreachable hub is not reported as damaged weights."""
     import open_clip
 
     if tag not in (tags := open_clip.list_pretrained_tags_by_model(name)):
