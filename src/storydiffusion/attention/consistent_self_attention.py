@@ -163,7 +163,8 @@ def draw_tokens(counts: Tensor, tokens: int, shared: bool, generator: torch.Gene
 class AttendedTokens(NamedTuple):
     """The tokens that one panel attends to: `rows` (L,) number the story's P·N tokens.
 
-    A panel has one entry per window that holds it (Algorithm 1), whose first panel is `tile`; their outputs are averaged.
+    A panel has one entry per window that holds it (Algorithm 1): `tile` is the window's first panel. Their outputs are
+    averaged.
     """
 
     panel: int
