@@ -1,12 +1,11 @@
-"""Times the loader at WebVid's size against bare decord decoding of the same clips, in one run.
+"""Time the loader at WebVid's size against bare decord decoding of the same clips, in one run.
 
     python benchmarks/loader.py --processes 1 2 --backends decord pyav
 
 Videos of 336 × 596 pixels, H.264 with x264's usual groups of pictures, 18 s at 25 frames a second; 16 frames of stride
-4 from a drawn place, as 256 × 256 pictures. `bare` decodes the very frames that the loader asks for, from videos in
-memory, by decord, and does nothing with them; `loader` reads shards, checks them, decodes by the backend, resizes,
-crops and makes batches. Both have as many processes (a worker and its decoder count as one, for they take turns), and
-the two take turns too.
+4 from a random start, as 256 × 256 images. `bare` decodes the frames that the loader reads, from videos in memory, by
+decord, and discards them; `loader` reads and checks shards, decodes by the backend, crops, resizes and collates. Both
+use the same number of processes (a worker and its decoder count as one, because they alternate) and run alternately.
 """
 
 import argparse
@@ -34,13 +33,13 @@ from storydiffusion.training.record import machine
 
 HEIGHT, WIDTH, FRAMES, FPS = 336, 596, 450, 25
 SHARDS, VIDEOS = 2, 6  # videos in each shard
-COPIES = 6  # of each video, so that an epoch is long enough for its beginning and end not to count
+COPIES = 6  # of each video, so that start and end of an epoch do not matter
 CRF = 18
 BATCH = 4
 
 
-def pictures(seed: int) -> Iterator[np.ndarray]:
-    """A camera that pans over a textured ground, with a sensor's grain."""
+def draw_frames(seed: int) -> Iterator[np.ndarray]:
+    """Yield frames of a camera that pans over a textured ground, with sensor noise."""
     random = np.random.default_rng(seed)
     ground = np.zeros((2 * HEIGHT, 2 * WIDTH, 3), np.float32)
     for size in (8, 32, 128, 512):  # coarse shapes and fine ones
@@ -59,7 +58,7 @@ def write_shards(folder: Path) -> None:
     for shard in range(SHARDS):
         with tarfile.open(folder / f"{shard}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for number in range(VIDEOS):
-                write_video(folder / "video.mp4", pictures(shard * VIDEOS + number), FPS, CRF)
+                write_video(folder / "video.mp4", draw_frames(shard * VIDEOS + number), FPS, CRF)
                 video = (folder / "video.mp4").read_bytes()
                 for copy in range(COPIES):
                     for name, data in (("mp4", video), ("txt", b"words"), ("json", b"{}")):
@@ -69,8 +68,8 @@ def write_shards(folder: Path) -> None:
     (folder / "video.mp4").unlink()
 
 
-def clips_of(index: ShardIndex, options: LoaderOptions, epoch: int) -> list[tuple[bytes, list[int]]]:
-    """The videos of an epoch and the frames that the loader asks of each."""
+def list_clips(index: ShardIndex, options: LoaderOptions, epoch: int) -> list[tuple[bytes, list[int]]]:
+    """Return the videos of an epoch and the frames that the loader reads from each."""
     order = ClipOrder(index.counts, options.seed, options.window)
     clips = []
     for position in range(order.total):
@@ -82,11 +81,11 @@ def clips_of(index: ShardIndex, options: LoaderOptions, epoch: int) -> list[tupl
 
 
 def decode(connection: "Connection[Any, Any]", index: ShardIndex, options: LoaderOptions, share: slice) -> None:
-    """A process of `bare`: decodes its share of an epoch's clips whenever it is told to."""
+    """Run a process of `bare`: decode its share of an epoch's clips on request."""
     import decord
 
     while (epoch := connection.recv()) is not None:
-        clips = clips_of(index, options, epoch)[share]
+        clips = list_clips(index, options, epoch)[share]
         connection.send("ready")
         connection.recv()
         for video, numbers in clips:
@@ -95,36 +94,36 @@ def decode(connection: "Connection[Any, Any]", index: ShardIndex, options: Loade
 
 
 class Bare:
-    """Processes that decode and do nothing else."""
+    """Processes that only decode."""
 
     def __init__(self, index: ShardIndex, options: LoaderOptions, processes: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipes = []
         for number in range(processes):
-            ours, its = context.Pipe()
+            ours, theirs = context.Pipe()
             share = slice(number, None, processes)
-            context.Process(target=decode, args=(its, index, options, share), daemon=True).start()
+            context.Process(target=decode, args=(theirs, index, options, share), daemon=True).start()
             self.pipes.append(ours)
 
     def seconds(self, epoch: int) -> float:
-        self._tell(epoch)
+        self._send(epoch)
         begin = time.perf_counter()
-        self._tell("go")
+        self._send("go")
         return time.perf_counter() - begin
 
     def close(self) -> None:
         for pipe in self.pipes:
             pipe.send(None)
 
-    def _tell(self, word: Any) -> None:
+    def _send(self, word: Any) -> None:
         for pipe in self.pipes:
             pipe.send(word)
         for pipe in self.pipes:
             pipe.recv()
 
 
-def loader_seconds(loader: ClipLoader) -> float:
-    """Of an epoch, after its processes have started."""
+def time_loader(loader: ClipLoader) -> float:
+    """Return the seconds of an epoch, scaled from the batches after its processes have started."""
     batches = iter(loader)
     for _ in range(max(1, loader.options.workers)):
         next(batches)
@@ -134,7 +133,7 @@ def loader_seconds(loader: ClipLoader) -> float:
 
 
 def measure(folder: Path, backend: str, processes: int, rounds: int) -> str:
-    """A row of the table: medians over the rounds."""
+    """Return a row of the table: medians over the rounds."""
     clips = ClipOptions(frames=16, stride=4, height=256, width=256)
     options = LoaderOptions([str(folder)], BATCH, clips, workers=processes, backend=backend)
     index = ShardIndex(find_shards(str(folder)))
@@ -142,12 +141,12 @@ def measure(folder: Path, backend: str, processes: int, rounds: int) -> str:
     count = len(loader) * BATCH
     rates: list[tuple[float, float]] = []
     for epoch in range(rounds):
-        rates.append((count / bare.seconds(epoch), count / loader_seconds(loader)))
+        rates.append((count / bare.seconds(epoch), count / time_loader(loader)))
     bare.close()
     alone, ours = np.median(rates, axis=0)
     ratios = [ours / alone for alone, ours in rates]
-    figures = f"{alone:.2f} | {ours:.2f} | {np.median(ratios):.2f} | {min(ratios):.2f}–{max(ratios):.2f}"
-    return f"| {backend} | {processes} | {figures} |"
+    cells = f"{alone:.2f} | {ours:.2f} | {np.median(ratios):.2f} | {min(ratios):.2f}–{max(ratios):.2f}"
+    return f"| {backend} | {processes} | {cells} |"
 
 
 def main() -> None:

@@ -1,11 +1,10 @@
-"""Measures what an index of WebVid-10M's size costs: 10,700 shards of 1,000 samples, their rows synthetic.
+"""Measure time and memory of an index of WebVid-10M's size: 10,700 shards of 1,000 samples with synthetic rows.
 
     python benchmarks/shard_index.py
 
-`open` is what a process does before its first batch: it finds the shards and opens their index. Then as many workers as
-asked for walk through the order and look up samples as the loader does, without reading shards. Memory is the
-proportional set size, so what processes share counts once; a node's is what the process that opened the index and all
-its workers took more than before.
+`open` is the work of a process before its first batch: finding the shards and opening their index. Then the workers
+walk through the order and look up samples as the loader does, without reading shards. Memory is the proportional set
+size, so that shared memory counts once; that of a node is the increase in the opening process and all its workers.
 """
 
 import argparse
@@ -31,7 +30,7 @@ WINDOW = 8
 
 
 def write_index(folder: Path, shards: int, samples: int) -> None:
-    """The index of shards that are holes as large as they would be."""
+    """Write the index of sparse files as large as real shards."""
     (folder / INDEX).mkdir()
     types = [("key", "S9"), ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("members", "<u4", (3, 2))]
     rows = np.zeros(samples, np.dtype(types))  # type: ignore[arg-type]
@@ -52,16 +51,16 @@ def write_index(folder: Path, shards: int, samples: int) -> None:
     write_summary(folder, records)
 
 
-def megabytes() -> float:
-    """This process's proportional set size."""
+def read_memory() -> float:
+    """Return this process's proportional set size in MB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
 
 
 def walk(index: ShardIndex, begin: int, look_ups: int, start: Any, results: Any) -> None:
-    """A worker: looks up samples from a position on; tells how long one took and the memory that it took for it."""
+    """Run a worker: look up samples from a position on; report the seconds per look-up and the memory used."""
     start.wait()
-    before = megabytes()
+    before = read_memory()
     start.wait()
     order = ClipOrder(index.counts, 0, WINDOW)
     kept: dict[int, np.ndarray] = {}
@@ -75,16 +74,17 @@ def walk(index: ShardIndex, begin: int, look_ups: int, start: Any, results: Any)
         _ = kept[shard][sample]
     seconds = time.perf_counter() - clock
     start.wait()
-    results.put((seconds / look_ups, megabytes() - before))
+    results.put((seconds / look_ups, read_memory() - before))
     start.wait()
 
 
 def measure(folder: Path, workers: int, look_ups: int) -> str:
-    before = megabytes()
+    """Return a row of the table."""
+    before = read_memory()
     clock = time.perf_counter()
     index = ShardIndex(find_shards(str(folder)))
     opening = time.perf_counter() - clock
-    alone = megabytes() - before
+    alone = read_memory() - before
     context = multiprocessing.get_context("fork")
     start, results = context.Barrier(workers), context.Queue()
     begins = np.linspace(0, int(index.counts.sum()) - look_ups, workers).astype(int).tolist()
@@ -102,9 +102,9 @@ def measure(folder: Path, workers: int, look_ups: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=10_700)
-    parser.add_argument("--samples", type=int, default=1000, help="in each shard")
+    parser.add_argument("--samples", type=int, default=1000, help="samples in each shard")
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--look-ups", type=int, default=40_000, help="of each worker")
+    parser.add_argument("--look-ups", type=int, default=40_000, help="look-ups of each worker")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -31,7 +31,7 @@ def test_frames_are_stride_apart_and_inside(frames, stride, spare, start):
     assert 0 <= chosen[0] <= chosen[-1] < available
 
 
-def test_every_start_comes_up_equally_often():
+def test_every_start_is_equally_likely():
     random, options = np.random.default_rng(0), ClipOptions(frames=3, stride=2)
     starts = [choose_frames(8, options, draw_clip(random))[0] for _ in range(4000)]
     counts = np.bincount(starts)
@@ -45,21 +45,21 @@ def test_too_few_frames_are_refused():
     assert choose_frames(61, ClipOptions(16, 4), NEVER)[-1] == 60
 
 
-def test_what_is_drawn_depends_on_the_generator_alone():
+def test_draws_depend_on_the_generator_alone():
     assert draw_clip(np.random.default_rng(3)) == draw_clip(np.random.default_rng(3))
     assert draw_clip(np.random.default_rng(3)) != draw_clip(np.random.default_rng(4))
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(8, 90), st.integers(8, 90), st.integers(8, 64), st.integers(8, 64))
-def test_any_size_becomes_the_one_asked_for(height, width, to_height, to_width):
+def test_any_size_is_resized_to_the_requested_one(height, width, to_height, to_width):
     frames = torch.full((2, 3, height, width), 77, dtype=torch.uint8)
     result = resize_and_crop(frames, to_height, to_width)
     assert (result.shape, result.dtype) == ((2, 3, to_height, to_width), torch.uint8)
     assert (result == 77).all()  # no border is made up
 
 
-def test_the_middle_is_kept_and_proportions_too():
+def test_crop_is_centred_and_keeps_proportions():
     frames = torch.zeros(1, 3, 32, 96, dtype=torch.uint8)
     frames[..., 32:64] = 200  # a square in the middle of a wide picture
     result = resize_and_crop(frames, 16, 16)
@@ -76,12 +76,12 @@ def test_shrinking_is_antialiased():
     assert (resize_and_crop(stripes, 32, 32).float() - 100).abs()[..., 2:-2].max() < 8
 
 
-def test_a_picture_of_the_right_size_is_not_touched():
+def test_frames_of_the_right_size_are_unchanged():
     frames = torch.randint(256, (3, 3, 24, 40), dtype=torch.uint8)
     assert torch.equal(prepare_frames(frames, ClipOptions(height=24, width=40), NEVER), frames)
 
 
-def test_every_frame_is_treated_alike():
+def test_all_frames_are_transformed_alike():
     frame = torch.randint(256, (1, 3, 24, 24), dtype=torch.uint8)
     options = ClipOptions(height=16, width=16, flip=0.5, brightness=0.5)
     result = prepare_frames(frame.expand(4, -1, -1, -1), options, ClipDraw(0, 0.2, 0.9, 0))
@@ -89,7 +89,7 @@ def test_every_frame_is_treated_alike():
     assert not torch.equal(result, prepare_frames(frame.expand(4, -1, -1, -1), options, ClipDraw(0, 0.6, 0.9, 0)))
 
 
-def test_flip_and_brightness_do_what_they_say():
+def test_flip_and_brightness():
     frames = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
     flip = ClipOptions(height=16, width=16, flip=0.3)
     assert torch.equal(prepare_frames(frames, flip, ClipDraw(0, 0.29, 0, 0)), frames.flip(-1))
@@ -100,7 +100,7 @@ def test_flip_and_brightness_do_what_they_say():
     assert prepare_frames(frames, bright, ClipDraw(0, 0, 0.1, 0)).float().mean() < frames.float().mean()
 
 
-def test_captions_are_dropped_as_often_as_asked():
+def test_captions_are_dropped_at_their_probability():
     random, options = np.random.default_rng(0), ClipOptions(caption_dropout=0.25)
     dropped = sum(prepare_caption("words", options, draw_clip(random)) == "" for _ in range(2000))
     assert abs(dropped - 500) < 4 * np.sqrt(2000 * 0.25 * 0.75)
@@ -111,6 +111,6 @@ def test_captions_are_dropped_as_often_as_asked():
     "wrong",
     [{"frames": 0}, {"stride": 0}, {"height": 4}, {"width": 5000}, {"flip": 1.5}, {"caption_dropout": float("nan")}],
 )
-def test_impossible_options_are_refused(wrong):
+def test_invalid_options_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         ClipOptions(**wrong)

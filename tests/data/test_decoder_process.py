@@ -1,4 +1,4 @@
-"""Decoding in a process of its own: the same frames, and no video stops the one that asked for them."""
+"""Decoding in a separate process: the same frames, and no video stops the caller."""
 
 import ctypes
 import os
@@ -24,7 +24,7 @@ from tests.helpers.videos import video, write_tar
 
 
 def marked(blob: bytes, word: bytes) -> bytes:
-    """The same video with a box that says this: players skip it."""
+    """Return the same video with an extra box of this text, which players skip."""
     return blob + struct.pack(">I4s", 8 + len(word), b"free") + word
 
 
@@ -35,7 +35,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def traps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """decord hangs, crashes or errs in native code at videos that are marked so."""
+    """Make decord hang, crash or raise at videos marked so."""
     decode = video_reader._DECODERS["decord"]
 
     def trap(blob, indices, index):
@@ -51,11 +51,11 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decoders() -> list[int]:
-    """Processes that this one has started."""
+    """Return the child processes."""
     return [int(child) for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
-def test_the_frames_are_those_of_the_reader(clip, tmp_path):
+def test_frames_equal_the_readers(clip, tmp_path):
     decoder = DecoderProcess()
     large = video(tmp_path / "large.mp4", 20, height=64, width=128)
     for blob, indices in ((clip, [0, 5, 3]), (large, list(range(20))), (clip, [11])):
@@ -64,7 +64,7 @@ def test_the_frames_are_those_of_the_reader(clip, tmp_path):
     np.testing.assert_array_equal(decoder.read([0]), Video(clip).read([0]))  # more of the video opened last
 
 
-def test_what_is_wrong_with_a_video_is_told_and_the_next_is_decoded(clip, traps):
+def test_fault_of_a_video_is_reported_and_the_next_is_decoded(clip, traps):
     decoder = DecoderProcess(limits=VideoLimits(frames=20), seconds=0.5)
     reasons = {
         b"": "it is empty",
@@ -84,7 +84,7 @@ def first_frame(decoder: DecoderProcess, blob: bytes) -> np.ndarray:
     return decoder.read([0])
 
 
-def test_a_job_that_is_signalled_does_not_lose_the_video_at_hand(clip):
+def test_signals_do_not_interrupt_decoding(clip):
     decoder = DecoderProcess()
     decoder.open(clip)
     (process,) = decoders()
@@ -94,7 +94,7 @@ def test_a_job_that_is_signalled_does_not_lose_the_video_at_hand(clip):
     assert decoders() == [process]
 
 
-def test_it_is_made_anew_after_some_videos_and_leaves_nothing(clip, monkeypatch):
+def test_process_is_replaced_after_some_videos_and_leaves_nothing(clip, monkeypatch):
     monkeypatch.setattr(decoder_process, "MAX_VIDEOS", 3)
     files = len(os.listdir("/proc/self/fd"))
     decoder, seen = DecoderProcess(), []
@@ -108,7 +108,7 @@ def test_it_is_made_anew_after_some_videos_and_leaves_nothing(clip, monkeypatch)
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-def test_it_ends_with_the_process_that_asked_even_while_it_hangs(clip, traps):
+def test_process_ends_with_its_parent_even_while_hanging(clip, traps):
     read, write = os.pipe()
     parent = os.fork()
     if not parent:
@@ -138,13 +138,13 @@ def is_running(process: int) -> bool:
         return False
 
 
-def test_a_decoder_that_is_not_there_is_named(clip):
+def test_error_names_a_missing_decoder(clip):
     with pytest.raises(UserError, match="'opencv'"):
         DecoderProcess("opencv").open(clip)
 
 
 def resident() -> float:
-    """MB of this process and of the one that decodes for it."""
+    """Return the memory of this process and its decoder in MB."""
     pages = [int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in (os.getpid(), *decoders())]
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -152,8 +152,8 @@ def resident() -> float:
 DECODES = 2000
 
 
-def test_two_thousand_decodes_with_a_tenth_bad_neither_hang_nor_grow(tmp_path, clip, traps):
-    """Every tenth video is cut off, garbage, empty or broken in its frames; three hang, three crash their decoder."""
+def test_two_thousand_decodes_with_a_tenth_bad_neither_hang_nor_leak(tmp_path, clip, traps):
+    """Every tenth video is truncated, garbage, empty or has broken frames; three hang, three crash the decoder."""
     at = clip.index(b"mdat") + 4
     bad = [clip[: len(clip) // 2], b"garbage" * 300, b"", clip[:at] + bytes(len(clip) - at)]
     marks = {50: marked(clip, b"HANG"), 60: marked(clip, b"CRASH")}

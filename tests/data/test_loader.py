@@ -27,7 +27,7 @@ def blob(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="module")
 def shards(blob: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 5, 4 and 4 samples."""
+    """Return options for shards of 5, 4 and 4 samples."""
     folder = tmp_path_factory.mktemp("shards")
     for number, count in enumerate((5, 4, 4)):
         write_shard(folder / f"{number}.tar", [f"s{number}k{sample}" for sample in range(count)], blob)
@@ -55,7 +55,7 @@ def same(one: list[ClipBatch], two: list[ClipBatch]) -> bool:
     )
 
 
-def test_a_batch_is_what_it_says(options):
+def test_batch_has_the_documented_shapes(options):
     batch = next(iter(ClipLoader(options)))
     assert isinstance(batch, ClipBatch)
     assert (batch.frames.shape, batch.frames.dtype) == ((4, 3, 3, 16, 16), torch.uint8)
@@ -65,7 +65,7 @@ def test_a_batch_is_what_it_says(options):
         assert rest == [first + 2, first + 4]
 
 
-def test_an_epoch_has_every_sample_but_the_rest(options):
+def test_epoch_has_every_sample_except_the_remainder(options):
     loader = ClipLoader(options)
     assert len(loader) == 3
     first = keys(loader)
@@ -81,13 +81,13 @@ def test_an_epoch_has_every_sample_but_the_rest(options):
 
 
 @pytest.mark.parametrize("backend", ["decord", "pyav"])
-def test_workers_change_nothing(options, backend):
+def test_batches_are_independent_of_workers(options, backend):
     options = replace(options, clips=replace(SMALL, flip=0.5, brightness=0.3, caption_dropout=0.5), backend=backend)
     alone, helped = ClipLoader(options), ClipLoader(replace(options, workers=2))
     assert same([*alone, *alone], [*helped, *helped])
 
 
-def test_ranks_share_each_batch_and_make_equally_many_steps(options):
+def test_ranks_share_each_batch_and_take_equally_many_steps(options):
     whole = list(ClipLoader(options))
     halves = [list(ClipLoader(options, rank, 2)) for rank in range(2)]
     assert [len(half) for half in halves] == [3, 3]
@@ -96,7 +96,7 @@ def test_ranks_share_each_batch_and_make_equally_many_steps(options):
         assert batch.keys == [key for part in parts for key in part.keys]
 
 
-def test_chance_differs_between_clips_and_between_epochs(options):
+def test_random_draws_differ_between_clips_and_epochs(options):
     loader = ClipLoader(replace(options, batch_size=12, clips=replace(SMALL, caption_dropout=0.5)))
     starts = [[numbers_in(clip[..., 6:].numpy())[0] for clip in batch.frames] for batch in [*loader, *loader]]
     assert len(set(starts[0])) > 2
@@ -108,7 +108,7 @@ def test_chance_differs_between_clips_and_between_epochs(options):
 
 
 @pytest.mark.parametrize(("stop", "workers"), [(1, 0), (3, 0), (4, 0), (4, 2)])
-def test_a_loaded_state_goes_on_with_the_very_next_batch(options, stop, workers):
+def test_restored_loader_resumes_with_the_very_next_batch(options, stop, workers):
     straight = ClipLoader(options)
     expected = [*straight, *straight, *straight]
     loader, seen, state = ClipLoader(replace(options, workers=workers)), [], {}
@@ -125,7 +125,7 @@ def test_a_loaded_state_goes_on_with_the_very_next_batch(options, stop, workers)
     assert same(seen, expected)
 
 
-def test_the_state_is_plain_and_the_same_on_all_ranks(options):
+def test_state_is_plain_and_equal_on_all_ranks(options):
     loaders = [ClipLoader(options, rank, 2) for rank in range(2)]
     for loader in loaders:
         next(iter(loader))
@@ -134,17 +134,17 @@ def test_the_state_is_plain_and_the_same_on_all_ranks(options):
 
 
 @pytest.mark.parametrize("change", [{"seed": 5}, {"batch_size": 2}, {"window": 3}])
-def test_the_state_of_another_order_is_refused(options, change):
+def test_state_of_another_order_is_refused(options, change):
     with pytest.raises(UserError, match=f"{next(iter(change))}=.*set it back"):
         ClipLoader(replace(options, **change)).load_state_dict(ClipLoader(options).state_dict())
 
 
-def test_the_state_of_another_version_is_refused(options):
+def test_state_of_another_version_is_refused(options):
     with pytest.raises(UserError, match="version=0"):
         ClipLoader(options).load_state_dict({**ClipLoader(options).state_dict(), "version": 0})
 
 
-def test_the_state_of_other_data_is_refused_though_it_is_as_much(options, shards, blob, tmp_path):
+def test_state_of_other_data_of_equal_size_is_refused(options, shards, blob, tmp_path):
     for path in shards.glob("*.tar"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     same_data = replace(options, shards=str(indexed(tmp_path)))
@@ -155,7 +155,7 @@ def test_the_state_of_other_data_is_refused_though_it_is_as_much(options, shards
         ClipLoader(same_data).load_state_dict(ClipLoader(options).state_dict())
 
 
-def test_keys_are_those_of_one_process_whatever_changes_in_the_middle_of_an_epoch(options):
+def test_keys_are_independent_of_processes_changed_within_an_epoch(options):
     """World size and workers change twice in each epoch, over two edges between epochs."""
     expected = keys(ClipLoader(replace(options, batch_size=2)), epochs=3)  # 6 steps each
     seen: list[list[str]] = []
@@ -174,7 +174,7 @@ def test_keys_are_those_of_one_process_whatever_changes_in_the_middle_of_an_epoc
 
 
 def take(loader: ClipLoader, steps: int) -> list[list[str]]:
-    """The keys of so many steps, of the next epoch too."""
+    """Return the keys of the next steps, across epochs."""
     taken: list[list[str]] = []
     while len(taken) < steps:
         for batch in loader:
@@ -184,8 +184,8 @@ def take(loader: ClipLoader, steps: int) -> list[list[str]]:
     return taken
 
 
-def test_an_epoch_of_ten_million_samples_costs_no_memory(options, tmp_path):
-    """The steps of an epoch are counted off, not listed: 10,700 shards of 1,000 samples, of which none is read."""
+def test_epoch_of_ten_million_samples_needs_no_memory(options, tmp_path):
+    """Steps are generated, not listed: 10,700 shards of 1,000 samples, none of them read."""
     import tracemalloc
 
     from storydiffusion.data.shard_index import write_summary
@@ -201,7 +201,7 @@ def test_an_epoch_of_ten_million_samples_costs_no_memory(options, tmp_path):
     tracemalloc.stop()
 
 
-def test_places_in_shards_are_kept_for_one_window_only(options, monkeypatch):
+def test_rows_are_cached_for_one_window_only(options, monkeypatch):
     kept: list[weakref.ref[np.ndarray]] = []
     read = ShardIndex.rows
 
@@ -229,7 +229,7 @@ def test_places_in_shards_are_kept_for_one_window_only(options, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_sample_is_named_in_one_sentence(tmp_path, blob, members, needs, workers):
+def test_error_names_a_bad_sample_in_one_sentence(tmp_path, blob, members, needs, workers):
     stand_in = {b"VIDEO": blob, b"CUT": blob[:-300], b"SHORT": video(tmp_path / "short.mp4", 4)}
     path = write_tar(tmp_path / "bad.tar", {name: stand_in.get(data, data) for name, data in members.items()})
     indexed(path)
@@ -240,7 +240,7 @@ def test_a_bad_sample_is_named_in_one_sentence(tmp_path, blob, members, needs, w
     assert "\n" not in str(error.value)
 
 
-def test_bad_samples_are_replaced_up_to_a_share_the_same_way_each_time(tmp_path, blob, caplog):
+def test_bad_samples_are_replaced_deterministically_up_to_a_share(tmp_path, blob, caplog):
     write_shard(tmp_path / "0.tar", [f"good{number}" for number in range(9)], blob)
     write_tar(tmp_path / "1.tar", {"bad.mp4": blob[: len(blob) // 2], "bad.txt": b"words"})
     options = LoaderOptions(str(indexed(tmp_path)), 5, SMALL, rejected_share=0.1)
@@ -267,7 +267,7 @@ def quarantined(file: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damage_is_met_counted_named_and_replaced_the_same_way_each_time(tmp_path, blob, kind):
+def test_damage_is_counted_named_and_replaced_deterministically(tmp_path, blob, kind):
     for number in range(4):
         write_shard(tmp_path / f"{number}.tar", [f"s{number}k{n}" for n in range(4)], blob)
     indexed(tmp_path)
@@ -289,7 +289,7 @@ def test_damage_is_met_counted_named_and_replaced_the_same_way_each_time(tmp_pat
         keys(ClipLoader(replace(options, rejected_share=too_few)))
 
 
-def test_what_cannot_be_loaded_is_refused_at_once(options, tmp_path):
+def test_unloadable_shards_are_refused_on_construction(options, tmp_path):
     with pytest.raises(UserError, match="hold 13 samples, too few"):
         ClipLoader(replace(options, batch_size=14))
     with pytest.raises(UserError, match="batch_size=4 cannot be shared by 3"):

@@ -22,8 +22,8 @@ def make(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_pat
     return lambda *overrides: run_verb("make-shards", ["workers=1", *overrides], capsys)
 
 
-def record_of(folder: Path, shard: int) -> dict:
-    """What the first sample of a shard says of itself."""
+def read_record(folder: Path, shard: int) -> dict:
+    """Return the JSON record of a shard's first sample."""
     index = ShardIndex(find_shards(str(folder)))
     return json.loads(index.read(shard, index.rows(shard)[0]).members["json"])
 
@@ -36,12 +36,12 @@ def test_storyworld(make, tmp_path):
     (batch,) = ClipLoader(options)
     assert batch.frames.shape == (3, 4, 3, 64, 64)
     assert all(batch.captions)
-    record = record_of(tmp_path / "shards", 1)
+    record = read_record(tmp_path / "shards", 1)
     assert (record["id"], len(record["truth"]), record["stream"]["frames"]) == ("storyworld-0-2", 4, 4)
     assert record["clip"]["motion"]
 
 
-def test_the_video_shows_the_clip_that_the_record_tells_of(make, tmp_path):
+def test_video_shows_the_clip_of_its_record(make, tmp_path):
     import numpy as np
 
     from storydiffusion.storyworld.clips import ClipTruth, render_clip
@@ -49,7 +49,7 @@ def test_the_video_shows_the_clip_that_the_record_tells_of(make, tmp_path):
     make("out=shards", "clips=1", "frames=4", "size=128", "seed=5")
     options = LoaderOptions(str(tmp_path / "shards"), 1, ClipOptions(4, 1, 128, 128))
     (batch,) = ClipLoader(options)
-    record = record_of(tmp_path / "shards", 0)
+    record = read_record(tmp_path / "shards", 0)
     truth = render_clip(ClipTruth.from_dict(record["clip"]), 4, 128).transpose(0, 3, 1, 2)
     assert np.abs(batch.frames[0].numpy().astype(float) - truth).mean() < 6
 

@@ -14,12 +14,12 @@ def epoch_of(order: ClipOrder, epoch: int) -> list[Place]:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(0, 2**32 - 1), st.integers(1, 5))
-def test_every_sample_comes_once(counts, seed, window):
+def test_every_sample_occurs_once(counts, seed, window):
     places = epoch_of(ClipOrder(counts, seed, window), 3)
     assert sorted(places) == [(shard, sample) for shard, count in enumerate(counts) for sample in range(count)]
 
 
-def test_positions_can_be_asked_in_any_order():
+def test_positions_can_be_read_in_any_order():
     straight = {(epoch, p): ClipOrder([5, 0, 7, 3, 9], 1, 2)[epoch, p] for epoch in range(2) for p in range(24)}
     order, keys = ClipOrder([5, 0, 7, 3, 9], 1, 2), list(straight)
     for number in np.random.default_rng(0).permutation(len(keys)):
@@ -38,12 +38,12 @@ def test_reading_stays_inside_a_window_of_shards():
     assert set.union(*windows) == set(range(12))
 
 
-def test_the_order_is_frozen():
-    """A change of this order breaks runs that are resumed: it needs a new version of the loader's state."""
+def test_order_is_frozen():
+    """A change of this order breaks resumed runs: it needs a new version of the loader's state."""
     assert epoch_of(ClipOrder([3, 2], 7), 0) == [(1, 1), (1, 0), (0, 0), (0, 2), (0, 1)]
 
 
 @pytest.mark.parametrize("position", [-1, 5])
-def test_a_position_outside_is_refused(position):
+def test_positions_outside_the_epoch_are_refused(position):
     with pytest.raises(IndexError):
         ClipOrder([5], 0)[0, position]

@@ -30,7 +30,7 @@ SAMPLES = 4
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten indexed shards of 4 samples of 3000 bytes."""
+    """Write ten indexed shards of 4 samples of 3000 bytes."""
     for number in range(10):
         write_shard(tmp_path / f"{number}.tar", [f"s{number}k{n}" for n in range(SAMPLES)], bytes([number + 1]) * 3000)
     index_missing(find_shards(str(tmp_path)))
@@ -41,7 +41,7 @@ def opened(folder: Path) -> ShardIndex:
     return ShardIndex(find_shards(str(folder)))
 
 
-def test_it_finds_the_bytes_of_every_member(folder):
+def test_index_locates_the_bytes_of_every_member(folder):
     index = opened(folder)
     assert index.counts.tolist() == [SAMPLES] * 10
     for shard in (0, 9):
@@ -54,8 +54,8 @@ def test_it_finds_the_bytes_of_every_member(folder):
         assert found == bytes_of
 
 
-def test_members_in_any_order_and_long_names_of_other_writers(tmp_path):
-    """PAX headers lie before the members that they tell of: they belong to the sample's bytes too."""
+def test_members_in_any_order_and_long_names_are_indexed(tmp_path):
+    """PAX headers precede their members and belong to the sample's bytes."""
     key = "k" * 150
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "global"}) as tar:
         for name in (f"{key}.txt", f"{key}.mp4", "b.json", "b.txt", "b.mp4"):
@@ -69,7 +69,7 @@ def test_members_in_any_order_and_long_names_of_other_writers(tmp_path):
     assert samples[1] == ("b", {"mp4": b"b.mp4", "txt": b"b.txt", "json": b"b.json"})
 
 
-def test_opening_reads_a_line_for_each_shard_and_nothing_else(folder):
+def test_opening_reads_one_line_for_each_shard_and_nothing_else(folder):
     """The rows of all samples would not fit in memory: they are read with the first sample of their shard."""
     expected = opened(folder).fingerprint
     rows = folder / "index" / "3.tar.npy"
@@ -86,7 +86,7 @@ def test_opening_reads_a_line_for_each_shard_and_nothing_else(folder):
         index.rows(4)
 
 
-def test_the_fingerprint_is_of_the_contents_and_their_order(folder, tmp_path_factory):
+def test_fingerprint_depends_on_contents_and_their_order(folder, tmp_path_factory):
     paths = find_shards(str(folder))
     copy = tmp_path_factory.mktemp("copy")
     for path in paths:
@@ -111,7 +111,7 @@ def test_verification_names_all_seven_damages_at_once(folder):
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_each_damage_is_met_where_a_sample_is_read(folder, kind):
+def test_each_damage_is_detected_on_reading(folder, kind):
     index = opened(folder)
     DAMAGES[kind](folder / "0.tar")
     bad = []
@@ -125,14 +125,14 @@ def test_each_damage_is_met_where_a_sample_is_read(folder, kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DAMAGES if kind != "flipped bit"])
-def test_damage_that_a_tar_shows_is_found_without_an_index_too(folder, kind):
+def test_damage_visible_in_a_tar_is_detected_without_an_index(folder, kind):
     DAMAGES[kind](folder / "0.tar")
     with pytest.raises(UserError, match=r"1 of 1 shards cannot be used: \S+/0\.tar: it "):
         index_shards(find_shards(str(folder)))
     assert len(read_summary(folder)) == 9
 
 
-def test_what_was_indexed_is_not_read_again_unless_it_has_changed(folder):
+def test_indexed_shards_are_reread_only_if_changed(folder):
     times = {path.name: path.stat().st_mtime_ns for path in (folder / "index").glob("*.npy")}
     (folder / "index" / "2.tar.npy").unlink()
     write_shard(folder / "5.tar", ["new"], b"new")
@@ -142,7 +142,7 @@ def test_what_was_indexed_is_not_read_again_unless_it_has_changed(folder):
     assert opened(folder).counts.tolist() == [4, 4, 4, 4, 4, 1, 4, 4, 4, 4]
 
 
-def test_an_interrupted_run_keeps_what_it_has_done(tmp_path, monkeypatch):
+def test_interrupted_indexing_keeps_its_progress(tmp_path, monkeypatch):
     from storydiffusion.data import shard_index
 
     for number in range(6):
@@ -165,7 +165,7 @@ def test_an_interrupted_run_keeps_what_it_has_done(tmp_path, monkeypatch):
     assert opened(tmp_path).counts.tolist() == [1] * 6
 
 
-def test_training_indexes_what_is_missing_and_never_what_has_changed(folder):
+def test_training_indexes_missing_shards_and_never_changed_ones(folder):
     (folder / "0.tar").write_bytes((folder / "1.tar").read_bytes())
     write_shard(folder / "new.tar", ["n"], b"x")
     index_missing(find_shards(str(folder)))
@@ -175,7 +175,7 @@ def test_training_indexes_what_is_missing_and_never_what_has_changed(folder):
         index.read(0, index.rows(0)[0])
 
 
-def test_shards_without_an_index_are_named_with_the_command(folder):
+def test_error_names_the_command_for_shards_without_an_index(folder):
     path = write_shard(folder / "new.tar", ["n"], b"x")
     with pytest.raises(UserError, match=r"new\.tar is in no index: storydiffusion index-shards shards=/"):
         ShardIndex([path])
@@ -219,7 +219,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("info", HOSTILE.values(), ids=list(HOSTILE))
-def test_hostile_members_are_refused_by_name_and_nothing_runs(tmp_path, info):
+def test_hostile_members_are_refused_by_name_without_executing(tmp_path, info):
     data = pickled(tmp_path)
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(member("good.mp4"))
@@ -235,7 +235,7 @@ def test_hostile_members_are_refused_by_name_and_nothing_runs(tmp_path, info):
     assert not (tmp_path / "owned").exists()
 
 
-def test_keys_and_members_that_stand_twice_are_refused(tmp_path):
+def test_duplicate_keys_and_members_are_refused(tmp_path):
     write_tar(tmp_path / "0.tar", {"a.mp4": b""})
     with tarfile.open(tmp_path / "0.tar", "a") as tar:
         tar.addfile(member("a.mp4"))
@@ -244,7 +244,7 @@ def test_keys_and_members_that_stand_twice_are_refused(tmp_path):
         index_missing(find_shards(str(tmp_path)))
 
 
-def test_a_negative_size_does_not_send_the_reader_back_for_ever(tmp_path):
+def test_negative_member_size_does_not_loop(tmp_path):
     path = write_shard(tmp_path / "0.tar", ["a", "b"], b"x" * 600)
     data = bytearray(path.read_bytes())
     at = data.index(b"b.txt")
@@ -256,7 +256,7 @@ def test_a_negative_size_does_not_send_the_reader_back_for_ever(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pipe:touch owned.tar", "https://x.tar", "a|b.tar", "a\nb.tar", ".hidden.tar"])
-def test_shards_of_odd_names_are_refused_wherever_they_are_named(folder, name):
+def test_shards_with_unsafe_names_are_refused_everywhere(folder, name):
     if "/" not in name:
         write_shard(folder / name, ["n"], b"x")
         with pytest.raises(UserError, match="unsafe name"):
@@ -287,7 +287,7 @@ def test_a_damaged_or_foreign_summary_is_refused_in_one_sentence(folder, spoil: 
         opened(folder)
 
 
-def test_rows_that_hold_a_pickle_are_not_loaded(folder):
+def test_pickled_rows_are_not_loaded(folder):
     file = io.BytesIO()
     np.save(file, np.array([pickled(folder)], dtype=object), allow_pickle=True)
     (folder / "index" / "0.tar.npy").write_bytes(file.getvalue())

@@ -26,7 +26,7 @@ from tests.helpers.videos import video, write_tar
 
 @dataclass(frozen=True)
 class Folder:
-    """`count` clips, all of one video file, those in `bad` of one that is no video."""
+    """A source of `count` clips of one video file; those in `bad` have a file that is no video."""
 
     folder: Path
     count: int
@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_shards_hold_what_the_contract_says(source, tmp_path):
+def test_shards_follow_the_contract(source, tmp_path):
     manifest = write_shards(source, tmp_path, FEW)
     assert manifest == read_manifest(tmp_path)
     assert [(shard.name, shard.samples) for shard in manifest.shards] == [
@@ -76,7 +76,7 @@ def test_shards_hold_what_the_contract_says(source, tmp_path):
     assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "")}
 
 
-def test_other_tools_read_them(source, tmp_path):
+def test_other_tools_read_shards(source, tmp_path):
     from webdataset.compat import WebDataset  # here, for it takes seconds that the other processes need not spend
 
     write_shards(source, tmp_path, FEW)
@@ -89,7 +89,7 @@ def test_other_tools_read_them(source, tmp_path):
     assert json.loads(samples[3]["json"]) == {"id": "clip 4", "number": 4, "stream": stream}
 
 
-def test_they_are_indexed_as_they_are_written(source, tmp_path):
+def test_shards_are_indexed_when_written(source, tmp_path):
     manifest = write_shards(source, tmp_path, FEW)
     index = ShardIndex(find_shards(str(tmp_path)))
     assert [index.read(0, row).key for row in index.rows(0)] == ["000000000", "000000001", "000000002"]
@@ -100,7 +100,7 @@ def test_they_are_indexed_as_they_are_written(source, tmp_path):
     verify_shards(index.paths)
 
 
-def test_a_video_that_cannot_be_used_is_named_with_the_reason(source, tmp_path):
+def test_unusable_video_is_listed_with_the_reason(source, tmp_path):
     write_shards(source, tmp_path, FEW)
     rejects = [json.loads(line) for line in (tmp_path / REJECTS).read_text().splitlines()]
     assert [(reject["shard"], reject["key"], reject["id"]) for reject in rejects] == [
@@ -109,13 +109,13 @@ def test_a_video_that_cannot_be_used_is_named_with_the_reason(source, tmp_path):
     assert "no video" in rejects[0]["reason"]
 
 
-def test_the_number_of_processes_changes_no_byte(source, tmp_path):
+def test_bytes_are_independent_of_the_number_of_processes(source, tmp_path):
     write_shards(source, tmp_path / "one", FEW)
     write_shards(source, tmp_path / "two", replace(FEW, workers=2))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_the_same_command_again_writes_no_shard_and_mends_what_is_missing(source, tmp_path):
+def test_second_run_rewrites_missing_shards_only(source, tmp_path):
     write_shards(source, tmp_path, FEW)
     first, times = contents(tmp_path), {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
     (tmp_path / "000001.tar").unlink()
@@ -125,15 +125,15 @@ def test_the_same_command_again_writes_no_shard_and_mends_what_is_missing(source
     assert [path.name for path in sorted(times) if times[path] != again[path]] == ["000001.tar"]
 
 
-def test_more_clips_go_on_where_fewer_ended(source, tmp_path):
+def test_longer_source_extends_the_shards(source, tmp_path):
     write_shards(replace(source, count=5), tmp_path / "grown", FEW)
     write_shards(source, tmp_path / "grown", FEW)
     write_shards(source, tmp_path / "straight", FEW)
     assert contents(tmp_path / "grown") == contents(tmp_path / "straight")
 
 
-def test_a_killed_run_is_finished_by_the_next(source, tmp_path):
-    """Killed in the middle of a shard: nothing half-written counts, nothing finished is lost."""
+def test_killed_run_is_completed_by_the_next(source, tmp_path):
+    """Killed in the middle of a shard: incomplete shards are invalid, finished ones are kept."""
     program = (
         "import sys, time; from tests.data import test_shards; from tests.data.test_shards import *\n"
         "class Slow(VideoFile):\n"
@@ -157,7 +157,7 @@ def test_a_killed_run_is_finished_by_the_next(source, tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
 
 
-def test_a_folder_of_another_source_is_refused(source, tmp_path):
+def test_folder_of_another_source_is_refused(source, tmp_path):
     write_shards(source, tmp_path, FEW)
     with pytest.raises(UserError, match="version=1, not 2: choose another folder"):
         write_shards(replace(source, version=2), tmp_path, FEW)
@@ -168,14 +168,14 @@ def test_a_folder_of_another_source_is_refused(source, tmp_path):
         write_shards(source, tmp_path / "foreign", FEW)
 
 
-def test_no_usable_video_at_all_is_an_error(source, tmp_path):
+def test_error_if_no_video_is_usable(source, tmp_path):
     with pytest.raises(UserError, match=r"not one of 7 videos can be used.*no video.*rejects\.jsonl"):
         write_shards(replace(source, bad=frozenset(range(7))), tmp_path, FEW)
     assert len((tmp_path / REJECTS).read_text().splitlines()) == 7
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_that_cannot_be_written_is_named(source, tmp_path, workers):
+def test_error_names_an_unwritable_folder(source, tmp_path, workers):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write into .*file"):
         write_shards(source, tmp_path / "file" / "out", replace(FEW, workers=workers))
@@ -204,7 +204,7 @@ def test_patterns_folders_and_lists_name_shards(tmp_path):
         ("touch owned |", "no local path"),
     ],
 )
-def test_shards_that_are_not_there_or_not_local_are_refused(tmp_path, monkeypatch, pattern, needs):
+def test_missing_and_remote_shards_are_refused(tmp_path, monkeypatch, pattern, needs):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=needs):
@@ -212,20 +212,20 @@ def test_shards_that_are_not_there_or_not_local_are_refused(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == ["empty"]
 
 
-def test_a_shard_named_twice_is_refused(tmp_path):
+def test_duplicate_shards_are_refused(tmp_path):
     path = write_tar(tmp_path / "0.tar", {})
     with pytest.raises(UserError, match="named twice"):
         find_shards([str(path), str(tmp_path)])
 
 
 @pytest.mark.parametrize("data", [b"", b"words, no tar" * 100, bytes(100)])
-def test_a_shard_that_is_not_a_tar_is_named(tmp_path, data):
+def test_error_names_a_shard_that_is_not_a_tar(tmp_path, data):
     (tmp_path / "0.tar").write_bytes(data)
     with pytest.raises(UserError, match=r"0\.tar: it is damaged or not a tar"):
         index_missing([tmp_path / "0.tar"])
 
 
-def test_a_shard_of_another_content_than_its_manifest_says_is_named(source, tmp_path):
+def test_error_names_a_shard_that_differs_from_its_manifest(source, tmp_path):
     write_shards(source, tmp_path, FEW)
     shutil.rmtree(tmp_path / "index")
     with open(tmp_path / "000002.tar", "ab") as file:
@@ -235,7 +235,7 @@ def test_a_shard_of_another_content_than_its_manifest_says_is_named(source, tmp_
 
 
 @pytest.mark.parametrize("name", ["../0.tar", "/0.tar", "pipe:touch owned", "s3://0.tar", ""])
-def test_a_manifest_that_leads_out_of_its_folder_is_refused(source, tmp_path, name):
+def test_manifest_that_leaves_its_folder_is_refused(source, tmp_path, name):
     write_shards(source, tmp_path, FEW)
     text = (tmp_path / "manifest.json").read_text()
     (tmp_path / "manifest.json").write_text(text.replace('"000001.tar"', json.dumps(name)))
@@ -244,7 +244,7 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(source, tmp_path, na
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 2}', '{"format": 1, "shards": []}'])
-def test_a_damaged_manifest_is_named(tmp_path, text):
+def test_error_names_a_damaged_manifest(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
         read_manifest(tmp_path)

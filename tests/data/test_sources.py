@@ -50,13 +50,13 @@ def test_openvid(tmp_path):
 
 
 @pytest.mark.parametrize(("layout", "missing"), [(WEBVID, "name"), (WEBVID, "videoid"), (OPENVID, "caption")])
-def test_a_missing_column_is_named_with_those_that_are_there(tmp_path, layout, missing):
+def test_error_names_a_missing_column_and_the_existing_ones(tmp_path, layout, missing):
     columns = [column for column in (*COLUMNS, "video", "caption") if column != missing]
     with pytest.raises(UserError, match=f"no column '{missing}'.*{', '.join(columns)}"):
         make(tmp_path, layout, columns)
 
 
-def test_what_is_no_table_is_refused(tmp_path):
+def test_unreadable_tables_are_refused(tmp_path):
     (tmp_path / "videos").mkdir()
     for data in (b"", b"\xff\xfe\x00videoid,name"):
         (tmp_path / "table.csv").write_bytes(data)
@@ -68,14 +68,14 @@ def test_what_is_no_table_is_refused(tmp_path):
         CsvSource(WEBVID, table(tmp_path, COLUMNS), tmp_path / "nowhere")
 
 
-def test_a_video_that_is_not_there_is_named(tmp_path):
+def test_error_names_a_missing_video(tmp_path):
     (clip,) = make(tmp_path, WEBVID, COLUMNS, ["5", "", "", "p", "A dog"])
     with pytest.raises(UnreadableVideoError, match=r"no file .*p/5\.mp4 or .*5\.mp4"):
         clip.video()
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret"])
-def test_a_name_that_leads_out_of_the_folder_is_not_read(tmp_path, name):
+def test_names_that_leave_the_folder_are_not_read(tmp_path, name):
     (tmp_path / "secret").write_bytes(b"secret")
     (clip,) = make(tmp_path, OPENVID, ["video", "caption"], [name, "A dog"])
     with pytest.raises(UnreadableVideoError, match="no file"):

@@ -46,7 +46,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def encode(codec: str = "libx264", container: str = "mp4", colours: int | None = None, **options: str) -> bytes:
-    """24 frames of moving coloured stripes, 46 × 62, in the file format and with the encoder's options asked for."""
+    """Encode 24 frames of moving coloured stripes, 46 × 62, in the given format with the encoder's options."""
     buffer = io.BytesIO()
     y, x = np.mgrid[:46, :62]
     with av.open(buffer, "w", format=container) as output:
@@ -69,13 +69,13 @@ def decoded_from_the_start(blob: bytes) -> np.ndarray:
     return frames
 
 
-def test_it_tells_what_the_video_is(clip):
+def test_video_properties_are_read(clip):
     assert Video(clip).info == VideoInfo(FRAMES, 8.0, 32, 64)
 
 
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("indices", [[0], [23], [0, 4, 8, 12], [20, 3, 3, 11], list(range(FRAMES))])
-def test_the_frames_asked_for_come_in_that_order(clip, backend, indices):
+def test_frames_are_decoded_in_the_requested_order(clip, backend, indices):
     frames = Video(clip).read(indices, backend)
     assert (frames.shape, frames.dtype) == ((len(indices), 32, 64, 3), np.uint8)
     assert numbers_in(frames.transpose(0, 3, 1, 2)) == indices
@@ -95,7 +95,7 @@ def test_the_frames_asked_for_come_in_that_order(clip, backend, indices):
     ids=str,
 )
 @pytest.mark.parametrize("backend", HERE)
-def test_all_decoders_give_the_same_frames(backend, form):
+def test_all_decoders_return_the_same_frames(backend, form):
     blob = encode(**form)
     assert Video(blob).info.frames == FRAMES
     for indices in ([0, 5, 6, 7, 13, 22, 23], [13, 14], [23]):
@@ -103,15 +103,15 @@ def test_all_decoders_give_the_same_frames(backend, form):
 
 
 @pytest.mark.parametrize("codec", ["libsvtav1", "libx265"])
-def test_pyav_decodes_what_is_wanted_whatever_it_leaves_out(codec):
-    """AV1's decoder takes what it is to leave out from the first packet, and would do so to the end."""
+def test_pyav_decodes_wanted_frames_while_skipping_others(codec):
+    """AV1's decoder takes the frames to skip from the first packet and would keep skipping to the end."""
     blob = encode(codec)
     for number, frame in enumerate(decoded_from_the_start(blob)):
         np.testing.assert_array_equal(Video(blob).read([number], "pyav"), frame[None])
 
 
 @pytest.mark.parametrize("backend", HERE)
-def test_a_number_beyond_the_end_is_refused(clip, backend):
+def test_frame_numbers_beyond_the_end_are_refused(clip, backend):
     with pytest.raises(UnreadableVideoError, match="it has 24 frames, not frames 5…24"):
         Video(clip).read([5, 24], backend)
 
@@ -126,24 +126,24 @@ def test_a_number_beyond_the_end_is_refused(clip, backend):
     ],
     ids=["empty", "words", "cut in its frames", "cut in its header"],
 )
-def test_a_damaged_video_is_refused_with_the_reason(clip, spoil, reason):
+def test_damaged_video_is_refused_with_the_reason(clip, spoil, reason):
     with pytest.raises(UnreadableVideoError, match=reason):
         Video(spoil(clip))
 
 
 @pytest.mark.parametrize("backend", HERE)
-def test_frames_that_cannot_be_decoded_are_refused(clip, backend):
+def test_undecodable_frames_are_refused(clip, backend):
     start = clip.index(b"mdat") + 4
     with pytest.raises(UnreadableVideoError):
         Video(clip[:start] + bytes(len(clip) - start)).read([0, FRAMES - 1], backend)
 
 
-def test_a_single_frame_is_no_clip(tmp_path):
+def test_single_frame_is_refused(tmp_path):
     with pytest.raises(UnreadableVideoError, match="1 frame: a clip needs 2"):
         Video(video(tmp_path / "a.mp4", 1))
 
 
-def test_sound_alone_is_no_video():
+def test_sound_alone_is_refused():
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="wav") as output:
         stream = output.add_stream("pcm_s16le", rate=8000)
@@ -163,17 +163,17 @@ def test_sound_alone_is_no_video():
         (VideoLimits(pixels=32 * 64 - 1), "2048 pixels"),
     ],
 )
-def test_a_huge_video_is_refused_before_it_is_decoded(clip, limits, reason):
+def test_huge_video_is_refused_before_decoding(clip, limits, reason):
     with pytest.raises(UnreadableVideoError, match=reason):
         Video(clip, limits)
 
 
-def test_a_decoder_that_is_not_there_is_named(clip):
+def test_error_names_a_missing_decoder(clip):
     with pytest.raises(UserError, match=r"'opencv'.*decord, pyav, torchcodec"):
         Video(clip).read([0], "opencv")
 
 
-def test_a_decoder_that_cannot_be_loaded_is_named(monkeypatch):
+def test_error_names_a_decoder_that_cannot_be_loaded(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "decord", None)
     with pytest.raises(UserError, match="'decord' cannot be loaded"):
         check_backend("decord")

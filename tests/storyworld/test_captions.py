@@ -19,7 +19,7 @@ EVERYTHING = (*ATTIRE, "object")
 
 
 def phrase(truth: Truth, name: str, named: tuple[str, ...]) -> str | None:
-    """What must stand in the caption when `name` is named, or None where there is nothing to tell."""
+    """Return the words that a caption must contain when `name` is named, or None if there are none."""
     if name in ("shirt", "pattern"):
         return " ".join([getattr(truth, part) for part in ("shirt", "pattern") if part in named] + ["shirt"])
     return {
@@ -47,22 +47,22 @@ def subsets():
 
 
 @pytest.mark.parametrize("wording", range(len(WORDINGS)))
-def test_named_attire_is_told_and_the_rest_left_open(wording):
+def test_captions_contain_named_attire_and_omit_the_rest(wording):
     for index, named in enumerate(subsets()):
         truth = sample_truth(11, 100 * wording + index)
         text = describe(truth, named, wording)
-        told = words(text)
+        used = words(text)
         for name in named:
             expected = phrase(truth, name, named)
             assert expected is None or expected in text, (name, text)
         for name in set(ATTIRE) - set(named):
-            assert not set(SIGNS[name]) & set(told), (name, text)
+            assert not set(SIGNS[name]) & set(used), (name, text)
         if not {"shirt", "pattern"} & set(named):
-            assert "shirt" not in told
+            assert "shirt" not in used
 
 
 @pytest.mark.parametrize("wording", range(len(WORDINGS)))
-def test_kind_action_and_place_are_always_told_and_the_object_when_named(wording):
+def test_captions_contain_kind_action_place_and_a_named_object(wording):
     for index in range(60):
         truth = sample_truth(12, index)
         for named in ((), EVERYTHING):
@@ -106,10 +106,10 @@ def test_random_captions_stay_in_the_vocabulary_and_short():
     known = set(vocabulary())
     for index in range(3000):
         text = caption(sample_truth(13, index), index)
-        told = words(text)
-        assert set(told) <= known
-        assert len(told) <= 46
-        assert "".join(told) == text.replace(" ", "")
+        used = words(text)
+        assert set(used) <= known
+        assert len(used) <= 46
+        assert "".join(used) == text.replace(" ", "")
 
 
 def test_the_longest_captions_are_short_enough():
@@ -118,7 +118,7 @@ def test_the_longest_captions_are_short_enough():
             assert len(words(describe(sample_truth(14, index), EVERYTHING, wording))) <= 46
 
 
-def test_the_vocabulary_is_sorted_and_every_word_is_used():
+def test_vocabulary_is_sorted_and_every_word_is_used():
     entries = vocabulary()
     assert list(entries) == sorted(set(entries))
     used = {word for index in range(4000) for word in words(caption(sample_truth(15, index), index))}
@@ -131,10 +131,10 @@ def test_captions_repeat_and_vary_with_the_seed():
     assert len({caption(truth, seed) for seed in range(200)}) > 50
 
 
-def test_each_attire_is_told_at_its_probability():
+def test_attire_is_named_at_its_probability():
     truth = sample_truth(0, 0, pattern="striped")
-    told = sum("striped" in caption(truth, seed) for seed in range(2000)) / 2000
-    assert 0.51 < told < 0.59
+    share = sum("striped" in caption(truth, seed) for seed in range(2000)) / 2000
+    assert 0.51 < share < 0.59
 
 
 def test_unknown_names_are_refused():

@@ -36,17 +36,17 @@ def clips(motion: str, count: int) -> list[ClipTruth]:
     sys.platform != "linux" or platform.machine() != "x86_64", reason="rounding of colours may differ elsewhere"
 )
 def test_stills_keep_their_pixels():
-    """Models were trained on them: whatever clips need must leave stills as they are."""
+    """Models were trained on stills: changes for clips must not change them."""
     assert sha256(b"".join(render(sample_truth(5, index)).tobytes() for index in range(150))) == STILLS
 
 
-def test_clips_and_words_are_the_same_everywhere():
+def test_clips_and_captions_are_the_same_on_every_machine():
     records = [sample_clip(7, index).to_dict() for index in range(300)]
     assert sha256(json.dumps(records, sort_keys=True).encode()) == CLIPS
     assert sha256(" ".join(vocabulary()).encode()) == VOCABULARY
 
 
-def test_every_motion_happens_at_its_share_and_seeds_differ():
+def test_every_motion_occurs_at_its_share_and_seeds_differ():
     drawn = [sample_clip(SEED, index).motion for index in range(2000)]
     for motion, share in SHARES.items():
         expected = len(drawn) * share / sum(SHARES.values())
@@ -66,7 +66,7 @@ def test_clips_start_and_end_in_stills_of_one_character(motion):
 
 
 @every_motion
-def test_the_number_of_frames_is_free_and_pictures_repeat(motion):
+def test_frame_count_is_free_and_rendering_repeats(motion):
     clip = sample_clip(SEED, 9, motion)
     few, many = render_clip(clip, 3, 64), render_clip(clip, 5, 64)
     assert many.shape == (5, 64, 64, 3)
@@ -105,7 +105,7 @@ def test_the_character_stays_whole_in_the_frame(motion):
 @pytest.mark.parametrize(
     "motion", sorted(MOTIONS.keys() - {"transition", "travelling", "sitting", "rising", "reading"})
 )
-def test_the_middle_is_no_mixture_of_the_ends(motion):
+def test_middle_is_no_blend_of_the_ends(motion):
     for clip in clips(motion, 4):
         frames = render_clip(clip, 13, 64).astype(float)
         mixtures = [(1 - weight) * frames[0] + weight * frames[-1] for weight in np.linspace(0, 1, 11)]
@@ -159,7 +159,7 @@ def test_a_turn_shows_the_back():
     assert np.abs(first[nose[1] - 8 : nose[1] + 8].astype(int) - middle[nose[1] - 8 : nose[1] + 8]).max() > 100
 
 
-def test_what_happens_to_the_action():
+def test_phase_of_each_motion():
     assert {(c.start.action, c.end.action) for c in clips("sitting", 5)} == {("standing", "sitting")}
     assert {(c.start.action, c.end.action) for c in clips("rising", 5)} == {("sitting", "standing")}
     assert {(c.start.action, c.end.action) for c in clips("reading", 5)} == {("standing", "reading")}
@@ -169,7 +169,7 @@ def test_what_happens_to_the_action():
     assert all(c.start.object == "none" != c.end.object for c in clips("arriving", 20))
 
 
-def test_the_scenery_stands_still_behind_a_walker():
+def test_scenery_is_static_behind_a_walker():
     for clip in clips("crossing", 4):
         frames, truths = render_clip(clip, 6), follow(clip, 6)
         left, right = min(f.box[0] for f in truths), max(f.box[2] for f in truths)
@@ -180,7 +180,7 @@ def test_the_scenery_stands_still_behind_a_walker():
             assert np.array_equal(frame[:, right + 1 :], frames[0][:, right + 1 :])
 
 
-def test_the_scenery_passes_by_without_a_cut():
+def test_scenery_passes_by_without_a_cut():
     for clip in clips("travelling", 3):
         frames = follow(clip, 9, 64)
         assert frames[0].place == clip.start.place
@@ -190,7 +190,7 @@ def test_the_scenery_passes_by_without_a_cut():
         assert max(steps) < 0.5 * np.abs(pictures[-1] - pictures[0]).mean()
 
 
-def test_captions_are_in_the_words_of_the_stills():
+def test_captions_use_the_words_of_the_stills():
     tokenizer = build_tokenizer()
     unknown = SPECIAL["<|unknown|>"]
     for index in range(600):
@@ -206,7 +206,7 @@ def test_captions_are_in_the_words_of_the_stills():
 
 
 @pytest.mark.parametrize(
-    ("motion", "told"),
+    ("motion", "expected"),
     [
         ("crossing", "running"),
         ("returning", "running"),
@@ -218,10 +218,10 @@ def test_captions_are_in_the_words_of_the_stills():
         ("reading", "reading"),
     ],
 )
-def test_captions_tell_the_motion(motion, told):
+def test_captions_name_the_motion(motion, expected):
     for clip in clips(motion, 8):
         text = caption_clip(clip, 1)
-        assert told in text or THIRD_PERSON[told] in text
+        assert expected in text or THIRD_PERSON[expected] in text
 
 
 @every_motion
@@ -230,7 +230,7 @@ def test_json_round_trip(motion):
     assert ClipTruth.from_dict(json.loads(json.dumps(clip.to_dict()))) == clip
 
 
-def test_wrong_clips_are_named():
+def test_errors_name_invalid_clips():
     clip = sample_clip(SEED, 0, "waving")
     with pytest.raises(UserError, match="motion is 'flying'"):
         sample_clip(SEED, 0, "flying")

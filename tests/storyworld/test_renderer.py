@@ -10,13 +10,13 @@ from storydiffusion.storyworld.truth import ATTRIBUTES, MAX_SHIFT, Truth, sample
 
 
 def changed_pixels(a: Truth, b: Truth) -> int:
-    """How many pixels differ by more than 24 of 255 in some channel."""
+    """Count pixels that differ by more than 24 of 255 in some channel."""
     difference = np.abs(render(a).astype(int) - render(b).astype(int)).max(-1)
     return int((difference > 24).sum())
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_pictures_have_the_size_asked_for_and_repeat(size):
+def test_images_have_the_requested_size_and_repeat(size):
     for index in range(10):
         truth = sample_truth(21, index)
         picture = render(truth, size)
@@ -27,7 +27,7 @@ def test_pictures_have_the_size_asked_for_and_repeat(size):
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
-def test_every_change_of_an_attribute_shows(name):
+def test_every_attribute_change_is_visible(name):
     for index in range(4):
         base = {"kind": ("girl", "boy")[index % 2], "hat": "cap", "x": 6.0}
         views = [sample_truth(22, index, **{**base, name: value}) for value in ATTRIBUTES[name]]
@@ -36,7 +36,7 @@ def test_every_change_of_an_attribute_shows(name):
                 assert changed_pixels(a, b) >= 24, (name, getattr(a, name), getattr(b, name))
 
 
-def test_view_and_layout_show():
+def test_view_and_layout_are_visible():
     truth = sample_truth(23, 0, action="waving", place="city", x=0.0)
     assert changed_pixels(truth, replace(truth, facing=-truth.facing)) > 100
     assert changed_pixels(truth, replace(truth, x=8.0)) > 1000
@@ -67,8 +67,8 @@ def test_the_box_is_tight():
             assert edge.any()
 
 
-def test_the_mask_is_the_character_and_nothing_else():
-    """Another background leaves the character's inside as it is; a shirt's colour changes nothing outside."""
+def test_mask_covers_exactly_the_character():
+    """Another background changes nothing inside the mask; another shirt changes nothing outside."""
     for index in range(20):
         truth = sample_truth(27, index, place="park", shirt="red", object="none")
         mask = character_mask(truth)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from storydiffusion.storyworld.skia_import import RETURN_ZERO, load_from_memory, shared_library
+from storydiffusion.storyworld.skia_import import RETURN_ZERO, build_shared_library, load_from_memory
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in RETURN_ZERO, reason="made for Linux on x86-64 and arm64"
@@ -35,14 +35,14 @@ sys.meta_path.insert(0, NoSkiaYet())
 
 def test_functions_of_the_library_return_zero():
     names = [f"function_{i}" for i in range(200)]
-    load_from_memory([shared_library("libstorydiffusion_test.so.1", names, platform.machine())])
+    load_from_memory([build_shared_library("libstorydiffusion_test.so.1", names, platform.machine())])
     library = ctypes.CDLL("libstorydiffusion_test.so.1")  # found by its name, as skia finds libGL
     assert [library[name](1, 2) for name in names] == [0] * len(names)
     with pytest.raises(AttributeError):
         _ = library.function_200
 
 
-def test_skia_draws_the_same_on_top_of_it():
+def test_skia_draws_the_same_with_stubs():
     usual, without = draw(""), draw(STAND_IN)
     assert without == [usual[0], "True False"]
 

@@ -21,13 +21,13 @@ CONTENT = json.loads(FILE.read_text(encoding="utf-8"))
 STORIES = load_stories()
 
 
-def test_the_file_is_what_its_seed_draws():
+def test_file_equals_the_draw_of_its_seed():
     drawn = draw_stories(SEED)
     assert {"sha256": checksum(drawn), **drawn} == CONTENT
     assert draw_stories(SEED + 1) != drawn
 
 
-def test_a_changed_file_is_refused(tmp_path):
+def test_changed_file_is_refused(tmp_path):
     file = tmp_path / "stories.json"
     file.write_text(FILE.read_text(encoding="utf-8").replace("a ", "the ", 1), encoding="utf-8")
     with pytest.raises(UserError, match="was changed"):
@@ -39,7 +39,7 @@ def test_a_changed_file_is_refused(tmp_path):
         load_stories(tmp_path / "missing.json")
 
 
-def test_twenty_characters_and_a_hundred_activities_are_told_evenly():
+def test_twenty_characters_and_a_hundred_activities_occur_evenly():
     characters, activities = CONTENT["characters"], CONTENT["activities"]
     assert len(characters) == 20
     assert len({json.dumps(character["looks"]) for character in characters}) == 20
@@ -47,8 +47,8 @@ def test_twenty_characters_and_a_hundred_activities_are_told_evenly():
     kinds = Counter(character["looks"]["kind"] for character in characters)
     assert set(kinds) == set(ATTRIBUTES["kind"])
     assert max(kinds.values()) - min(kinds.values()) <= 1
-    told = Counter(story["character"] for story in CONTENT["stories"])
-    assert set(told.values()) == {6, 7}
+    counts = Counter(story["character"] for story in CONTENT["stories"])
+    assert set(counts.values()) == {6, 7}
     used = Counter(number for story in CONTENT["stories"] for number in story["activities"])
     assert len(used) == 100
     assert max(used.values()) - min(used.values()) <= 2
@@ -94,18 +94,18 @@ def test_stories_of_four_panels_are_the_frozen_ones():
     assert draw_stories(SEED_OF_OTHER_LENGTHS)["characters"] != CONTENT["characters"]
 
 
-def test_open_and_told_attributes_are_all_that_a_character_has():
+def test_open_and_prompted_attributes_cover_the_character():
     for story in STORIES:
-        told = set(story.panels[0].prompted)
+        prompted = set(story.panels[0].prompted)
         assert story.open
-        assert not told & set(story.open)
-        missing = {*ATTIRE, "hat_color"} - told - set(story.open)
+        assert not prompted & set(story.open)
+        missing = {*ATTIRE, "hat_color"} - prompted - set(story.open)
         bald = {"hair"} if story.panels[0].prompted["kind"] not in WITH_HAIR else set()
         bare = {"hat_color"} if story.panels[0].prompted.get("hat") == "none" else set()
         assert missing == bald | bare
 
 
-def test_prompts_say_what_is_told_and_nothing_of_what_is_open():
+def test_prompts_state_prompted_and_omit_open_attributes():
     signs = {"shirt": {"shirt"}, "hair": {"hair"}, "bottom": {"pants", "skirt"}, "accessory": {"glasses", "bowtie"}}
     signs |= {"pattern": {*ATTRIBUTES["pattern"]}, "hat": {"hat", "cap", "tophat", "beanie", "crown"}}
     for story in STORIES:
@@ -118,10 +118,10 @@ def test_prompts_say_what_is_told_and_nothing_of_what_is_open():
                 if name in ATTIRE and value != "none":
                     assert value in said, (name, panel.prompt)
             for name in set(story.open) & set(signs):
-                if (name, "pattern" in panel.prompted) != ("shirt", True):  # "a striped shirt" tells no colour
+                if (name, "pattern" in panel.prompted) != ("shirt", True):  # "a striped shirt" has no colour word
                     assert not signs[name] & said, (name, panel.prompt)
 
 
-def test_a_hat_that_is_not_there_has_no_colour():
+def test_missing_hat_has_no_colour():
     assert existing({"hat": "none", "hat_color": "red"}) == {"hat": "none"}
     assert existing({"hat": "cap", "hat_color": "red"}) == {"hat": "cap", "hat_color": "red"}

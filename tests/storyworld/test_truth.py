@@ -23,7 +23,7 @@ print(sorted({"skia", "numpy", "torch"} & set(sys.modules)))
 """
 
 
-def test_the_world_is_the_same_everywhere():
+def test_world_is_the_same_on_every_machine():
     records = [sample_truth(7, i).to_dict() for i in range(200)]
     assert hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest() == DIGEST
 
@@ -67,7 +67,7 @@ def test_stills_take_the_phase_of_their_action():
     assert sample_truth(0, 0, action="jumping", phase=0.1).phase == 0.1
 
 
-def test_colours_without_a_bearer_are_none():
+def test_colours_of_absent_parts_are_none():
     for index in range(200):
         t = sample_truth(4, index)
         assert (t.hair is None) == (t.kind not in ("girl", "boy"))
@@ -95,7 +95,7 @@ def test_json_round_trip_and_frozen():
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_wrong_values_are_named(wrong, message):
+def test_errors_name_invalid_values(wrong, message):
     with pytest.raises(UserError, match=message):
         sample_truth(0, 0, **wrong)
 

@@ -1,16 +1,14 @@
 """`storydiffusion make-shards`: write shards of captioned videos."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
 
-if TYPE_CHECKING:
-    from storydiffusion.data.sources import ClipSource
-
+COMMON = ("source", "out", "clips_per_shard", "workers", "backend")
+"""Settings of the command; all others belong to the source."""
 RANGES = {
     "clips_per_shard": (1, 100_000),
     "workers": (0, 1024),
@@ -48,26 +46,15 @@ class MakeShardsConfig:
             raise UserError(f"size={self.size} is odd, which video cannot be: take {self.size + 1}")
 
 
-def build_source(config: MakeShardsConfig) -> "ClipSource":
-    """Return the source that config.source names."""
-    from storydiffusion.data.sources import OPENVID, WEBVID, CsvSource
-
-    if config.source == "storyworld":
-        from storydiffusion.storyworld.clip_source import StoryWorldSource
-
-        values = (config.clips, config.seed, config.frames, config.size, config.fps)
-        return StoryWorldSource(*(value for value in values if value is not None))
-    layout = {layout.name: layout for layout in (WEBVID, OPENVID)}[config.source]
-    return CsvSource(layout, str(config.csv), str(config.videos))
-
-
 @command(MakeShardsConfig)
 def main(config: MakeShardsConfig) -> None:
     from storydiffusion.data.shard_writer import REJECTS, WriterOptions, write_shards
     from storydiffusion.data.video_reader import check_backend
+    from storydiffusion.training.clip_sources import build_source
 
     check_backend(config.backend)
     options = WriterOptions(config.clips_per_shard, config.workers or os.cpu_count() or 1, config.backend)
-    manifest = write_shards(build_source(config), config.out, options)
+    source = build_source(config.source, {key: value for key, value in asdict(config).items() if key not in COMMON})
+    manifest = write_shards(source, config.out, options)
     rejected = f", {manifest.rejected} rejected, see {Path(config.out) / REJECTS}" if manifest.rejected else ""
     print(f"made {len(manifest.shards)} shards of {manifest.samples:,} clips{rejected}: {config.out}")

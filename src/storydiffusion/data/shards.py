@@ -111,7 +111,7 @@ def read_summary(folder: Path) -> dict[str, IndexRecord]:
 def find_shards(patterns: str | Sequence[str]) -> list[Path]:
     """Return the shards named by folders, files and brace patterns: `shards`, `a/{000000..000099}.tar`, or a list.
 
-    A folder stands for the shards of its manifest, or without one for its *.tar files and those of its index, sorted.
+    A folder gives the shards of its manifest, or without one its *.tar files and those of its index, sorted.
 
     Raises:
         UserError: a command or a remote address, a file that neither exists nor is in an index, or no shard at all.

@@ -1,4 +1,4 @@
-"""What a character wears: patterned shirt, skirt or trousers, hats and accessories."""
+"""A character's clothes: patterned shirt, skirt or trousers, hats and accessories."""
 
 import math
 
@@ -14,7 +14,7 @@ WHITE: Color = (255, 255, 255)
 
 
 def draw_shirt(canvas: Canvas, truth: Truth, x: float, lean: float, shoulder: float, hip: float) -> None:
-    """The torso from `shoulder` to `hip`, its top shifted by `lean` against its bottom at `x`."""
+    """Draw the torso from `shoulder` to `hip`, its top shifted by `lean` from its bottom at `x`."""
     top = x + lean
     path = outline(
         (top - 11, shoulder),
@@ -24,7 +24,7 @@ def draw_shirt(canvas: Canvas, truth: Truth, x: float, lean: float, shoulder: fl
         (top - 15, shoulder + 1, top - 11, shoulder),
     )
     canvas.fill(path, SHIRT[truth.shirt])
-    # White would vanish on white, and any colour of another shirt would tell a lie: slate is nobody's colour.
+    # White would vanish on white, and another shirt's colour would mislead: no shirt is slate.
     mark = (112, 132, 172) if truth.shirt == "white" else WHITE
     with canvas.clipped(path):
         if truth.pattern == "striped":
@@ -38,7 +38,7 @@ def draw_shirt(canvas: Canvas, truth: Truth, x: float, lean: float, shoulder: fl
 
 
 def draw_bottom(canvas: Canvas, truth: Truth, color: Color, x: float, hip: float, spread: float) -> None:
-    """A girl's skirt, wider by `spread`, or the seat of the trousers."""
+    """Draw a girl's skirt, wider by `spread`, or the seat of the trousers."""
     if truth.kind == "girl":
         width, low = 19 + spread, hip + 9
         skirt = outline((x - 12, hip - 6), (x + 12, hip - 6), (x + width, low), (x, low + 4, x - width, low))
@@ -48,7 +48,7 @@ def draw_bottom(canvas: Canvas, truth: Truth, color: Color, x: float, hip: float
 
 
 def draw_neckwear(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: float) -> None:
-    """A scarf or a bow tie about the neck at (x, y); each has one colour that no shirt has."""
+    """Draw a scarf or bow tie about the neck at (x, y); each has a colour that no shirt has."""
     ahead = math.cos(stance.turn)
     if ahead > 0:
         with canvas.moved((x, y), (11 * math.sin(stance.turn), 0), scale=(ahead, 1)):
@@ -69,7 +69,7 @@ def _front_of_neckwear(canvas: Canvas, truth: Truth, stance: Stance, x: float, y
 
 
 def draw_glasses(canvas: Canvas, x: float, y: float) -> None:
-    """Round glasses about eyes whose middle is (x, y)."""
+    """Draw round glasses about eyes whose middle is (x, y)."""
     canvas.line(curve((x - 3, y), (x, y - 3, x + 3, y)), FRAMES, 2.6)
     for side in (-1, 1):
         lens = ellipse(x + side * 10.5, y, 8.6, 8.6)
@@ -78,7 +78,7 @@ def draw_glasses(canvas: Canvas, x: float, y: float) -> None:
 
 
 def draw_hat(canvas: Canvas, truth: Truth, stance: Stance, x: float, head: float) -> None:
-    """The hat on a head whose centre is (x, head); narrow enough that ears and hair show beside and below it."""
+    """Draw the hat on a head centred at (x, head), narrow enough to show ears and hair beside and below it."""
     if truth.hat_color is None:
         return
     color = HAT[truth.hat_color]

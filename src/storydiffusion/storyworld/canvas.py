@@ -1,4 +1,4 @@
-"""The pen: flat shapes with thick ink outlines on a 128×128 frame, drawn by Skia on the CPU."""
+"""Draw flat shapes with thick ink outlines on a 128×128 frame, by Skia on the CPU."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ class Canvas:
         self._canvas.scale(size / FRAME, size / FRAME)
 
     def pixels(self) -> np.ndarray:
-        """RGBA with premultiplied alpha, uint8 (size, size, 4)."""
+        """Return RGBA with premultiplied alpha, uint8 (size, size, 4)."""
         return self._pixels
 
     def fill(self, path: skia.Path, color: Color, alpha: int = 255) -> None:
@@ -41,12 +41,12 @@ class Canvas:
         self._canvas.drawPath(path, paint)
 
     def shape(self, path: skia.Path, color: Color, outline: float = OUTLINE) -> None:
-        """A filled shape with an ink outline."""
+        """Draw a filled shape with an ink outline."""
         self.fill(path, color)
         self.line(path, INK, outline)
 
     def limb(self, points: Sequence[Point], color: Color, width: float) -> None:
-        """A round, outlined tube along `points`."""
+        """Draw a round, outlined tube along `points`."""
         path = _smooth(points)
         self.line(path, INK, width + 2 * OUTLINE - 1)
         self.line(path, color, width)
@@ -59,7 +59,7 @@ class Canvas:
         self._canvas.drawRect(rect, skia.Paint(Color=_argb(color), AntiAlias=True))
 
     def gradient(self, top: float, bottom: float, upper: Color, lower: Color) -> None:
-        """A band over the whole width that fades from `upper` to `lower`."""
+        """Draw a band over the whole width that fades from `upper` to `lower`."""
         shader = skia.GradientShader.MakeLinear([(0, top), (0, bottom)], [_argb(upper), _argb(lower)])
         rect = skia.Rect.MakeLTRB(0, top, FRAME, bottom)
         self._canvas.drawRect(rect, skia.Paint(Shader=shader, AntiAlias=True))
@@ -121,7 +121,7 @@ def rounded(left: float, top: float, right: float, bottom: float, radius: float)
 
 
 def curve(start: Point, *beziers: tuple[float, ...]) -> skia.Path:
-    """An open path of lines (x, y), quadratic (4 numbers) and cubic (6 numbers) Bézier pieces."""
+    """Return an open path of lines (x, y), quadratic (4 numbers) and cubic (6 numbers) Bézier pieces."""
     path = skia.Path()
     path.moveTo(*start)
     for piece in beziers:
@@ -130,14 +130,14 @@ def curve(start: Point, *beziers: tuple[float, ...]) -> skia.Path:
 
 
 def outline(start: Point, *beziers: tuple[float, ...]) -> skia.Path:
-    """A closed `curve`."""
+    """Return a closed `curve`."""
     path = curve(start, *beziers)
     path.close()
     return path
 
 
 def _smooth(points: Sequence[Point]) -> skia.Path:
-    """A soft bend through three joints: the middle one bends the path, without the kink of a polyline."""
+    """Return a smooth path past three joints: the middle one bends it, without the kink of a polyline."""
     (ax, ay), (bx, by), (cx, cy) = points
     return curve(
         (ax, ay), ((ax + 3 * bx) / 4, (ay + 3 * by) / 4), (bx, by, (3 * bx + cx) / 4, (3 * by + cy) / 4), (cx, cy)

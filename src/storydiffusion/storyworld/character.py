@@ -1,4 +1,4 @@
-"""One dressed character, from the shadow at its feet to the hat."""
+"""Draw one dressed character, from the shadow at its feet to the hat."""
 
 import math
 
@@ -16,13 +16,13 @@ SLIMMER_FROM_THE_SIDE = 0.28
 
 
 def draw_shadow(canvas: Canvas, stance: Stance) -> None:
-    """A soft pool of shade on the ground, smaller under a jump."""
+    """Draw a soft shadow on the ground, smaller under a jump."""
     width = 28 - 0.5 * max(0.0, stance.pose.hip - 21)
     canvas.fill(ellipse(MIDDLE + stance.x, GROUND + 2, width, 4.5), (24, 22, 48), 70)
 
 
 def draw_character(canvas: Canvas, truth: Truth, stance: Stance) -> None:
-    """The character alone, without shadow: the looks of `truth` in `stance`."""
+    """Draw the character of `truth` in `stance`, without shadow."""
     body = stance.pose
     x, hip = MIDDLE + stance.x, GROUND - body.hip
     shoulder = hip - TORSO_HEIGHT
@@ -48,7 +48,7 @@ def draw_character(canvas: Canvas, truth: Truth, stance: Stance) -> None:
 
 
 def _draw_body(canvas: Canvas, truth: Truth, stance: Stance, x: float, hip: float) -> None:
-    """Limbs, clothes and a book that is read."""
+    """Draw limbs, clothes and a book that is read."""
     body = stance.pose
     chest, shoulder = x + body.lean, hip - TORSO_HEIGHT
     reads = body.book is not None and body.book.in_front
@@ -64,7 +64,7 @@ def _draw_body(canvas: Canvas, truth: Truth, stance: Stance, x: float, hip: floa
 
 
 def _skirt_spread(body: Pose) -> float:
-    """A skirt follows the knees when they spread."""
+    """Return the extra width of a skirt, which follows the knees when they spread."""
     return 0.3 * max(0.0, max(abs(leg[1][0]) for leg in body.legs) - 10)
 
 
@@ -127,7 +127,7 @@ def _draw_book(canvas: Canvas, book: Book, chest: float, shoulder: float) -> Non
 
 
 def _draw_hands(canvas: Canvas, truth: Truth, body: Pose, chest: float, shoulder: float) -> None:
-    """The hands once more, over the book."""
+    """Draw the hands again, over the book."""
     for arm in body.arms:
         hand = _at(arm, chest, shoulder)[2]
         canvas.shape(ellipse(*hand, 4, 4), COAT[truth.kind][truth.tone], 2.6)

@@ -1,4 +1,4 @@
-"""Heads: the ears, hair and faces by which the six kinds are told apart."""
+"""Draw heads: the ears, hair and faces that distinguish the six kinds."""
 
 import math
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ MOUTH: Color = (150, 40, 56)
 
 
 def draw_behind_head(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
-    """What hangs behind the body: the long hair of a girl."""
+    """Draw the parts behind the body: the long hair of a girl."""
     if truth.kind == "girl" and truth.hair:
         canvas.shape(_long_hair(x, y), shade(HAIR[truth.hair], 0.9))
 
 
 def draw_head(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: float) -> None:
-    """The head about its centre (x, y), 26 pixels wide to either side, without hat and accessory."""
+    """Draw the head centred at (x, y), 26 pixels wide to either side, without hat and accessory."""
     coat = COAT[truth.kind][truth.tone]
     robot = truth.kind == "robot"
     if robot:
@@ -45,7 +45,7 @@ def draw_head(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: float) 
 
 @contextmanager
 def turned_face(canvas: Canvas, stance: Stance, x: float, y: float) -> Iterator[bool]:
-    """Draw on the front of a head centred at (x, y) as it has turned; false while it looks away."""
+    """Draw on the front of a turned head centred at (x, y); yield whether the face is visible."""
     ahead = math.cos(stance.turn)
     with canvas.moved((x, y), (25 * math.sin(stance.turn), 0), scale=(max(ahead, 0.01), 1)):
         yield ahead > 0
@@ -62,7 +62,7 @@ def _skull(x: float, y: float) -> skia.Path:
 
 
 def eye_line(truth: Truth, pose: Pose, y: float) -> float:
-    """The height of the eyes in a head centred at `y`."""
+    """Return the height of the eyes in a head centred at `y`."""
     return y - 1 if truth.kind == "robot" else y + 2 + 0.5 * pose.gaze
 
 
@@ -154,7 +154,7 @@ def _tuft(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
 
 
 def _hair(canvas: Canvas, kind: str, color: Color, turn: float, x: float, y: float) -> None:
-    """The fringe, narrower as the head turns, and the hair at the back, which comes to the front."""
+    """Draw the fringe, narrower as the head turns, and the hair at the back, which comes to the front."""
     ahead = math.cos(turn)
     if ahead > 0.4:
         aside = math.copysign(31 * (1 - ahead), math.sin(turn))
@@ -190,7 +190,7 @@ def _fringe(canvas: Canvas, kind: str, color: Color, x: float, y: float) -> None
 
 
 def _back_of_hair(canvas: Canvas, kind: str, color: Color, turn: float, x: float, y: float) -> None:
-    """The hair that a turn brings to the front: all above the brow, and from the far edge up to the hairline."""
+    """Draw the hair that a turn brings to the front: all above the brow, and from the far edge to the hairline."""
     side = 1 if math.sin(turn) > 0 else -1
     hairline = x + 30 * math.sin(turn - side * math.pi / 4)
     far = x - side * 40

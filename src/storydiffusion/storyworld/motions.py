@@ -1,6 +1,6 @@
-"""How a character moves: its stance at every instant of a clip, between the stills in which the clip starts and ends.
+"""Motions: a character's stance at every instant of a clip, between the stills at its start and end.
 
-Time t runs from 0 to 1. Pure mathematics, no drawing. Every motion passes through stances that are no mixture of its
+Time t runs from 0 to 1. Pure mathematics, no drawing. Every motion passes through stances that are no blend of its
 ends: legs step, a jump leaves the ground, a turn shows the back.
 """
 
@@ -12,14 +12,14 @@ from storydiffusion.storyworld.poses import STILL_PHASE, Book, Limb, Pose, Stanc
 from storydiffusion.storyworld.truth import Truth
 
 TURNING_POINT = 17.0
-"""How far from the middle a character that returns turns round."""
+"""Distance from the middle at which a returning character turns round."""
 STANDING = pose("standing", 0.0, 1)
 
 
 def stance_at(motion: str, start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """The stance at `t`; exactly that of the still `start` at 0 and of `end` at 1.
+    """Return the stance at `t`: exactly that of the still `start` at 0 and of `end` at 1.
 
-    `cycles` is how often legs or a waving arm go to and fro.
+    `cycles` is how often legs or a waving arm swing back and forth.
     """
     if t <= 0:
         return start.stance()
@@ -29,13 +29,13 @@ def stance_at(motion: str, start: Truth, end: Truth, cycles: int, t: float) -> S
 
 
 def ease(t: float) -> float:
-    """From 0 to 1 with rest at both; clamped outside."""
+    """Rise smoothly from 0 to 1 with slope 0 at both; clamp outside."""
     t = min(1.0, max(0.0, t))
     return t * t * (3 - 2 * t)
 
 
 def _window(t: float, rise: float, fall: float, slope: float) -> float:
-    """1 between `rise` and `fall`, 0 outside, with eased flanks of length `slope` inside."""
+    """Return 1 between `rise` and `fall` and 0 outside, with eased flanks of length `slope` inside."""
     return ease((t - rise) / slope) * ease((fall - t) / slope)
 
 
@@ -43,15 +43,15 @@ def _lerp(a: float, b: float, weight: float) -> float:
     return a + (b - a) * weight
 
 
-def _gait(phase: float, way: int, vigour: float = 1.0) -> Pose:
-    """Running at vigour 1, walking below."""
-    return blend_poses(STANDING, pose("running", phase % 1, way), vigour)
+def _gait(phase: float, direction: int, vigour: float = 1.0) -> Pose:
+    """Return running at vigour 1, walking below."""
+    return blend_poses(STANDING, pose("running", phase % 1, direction), vigour)
 
 
 def _relaxed(truth: Truth, progress: float, time: int) -> Pose:
-    """From the still of `truth` at progress 0 to standing at 1.
+    """Blend from the still of `truth` at progress 0 to standing at 1.
 
-    `time` is 1 for the way out of the still, −1 for the way into it, played with falling progress.
+    `time` is 1 for leaving the still, −1 for entering it with falling progress.
     """
     action, facing, begin = truth.action, truth.facing, STILL_PHASE[truth.action]
     if action == "reading":
@@ -66,7 +66,7 @@ def _relaxed(truth: Truth, progress: float, time: int) -> Pose:
 
 
 def _reading(progress: float, facing: int) -> Pose:
-    """Puts the book away: shut, to the side, behind the back."""
+    """Put the book away: shut, to the side, behind the back."""
     reading = pose("reading", 0.0, facing)
     beside: Limb = ((13, 4), (23, 11), (28, 17))
     behind: Limb = ((13, 4), (20, 13), (7, 19))
@@ -82,7 +82,7 @@ def _reading(progress: float, facing: int) -> Pose:
 
 
 def _reaching(arm: Limb, facing: int) -> Pose:
-    """Standing with one arm at `arm`, given for the right side."""
+    """Return standing with one arm at `arm`, given for the right side."""
     if facing > 0:
         return replace(STANDING, arms=(STANDING.arms[0], arm))
     (ax, ay), (bx, by), (cx, cy) = arm
@@ -90,21 +90,21 @@ def _reaching(arm: Limb, facing: int) -> Pose:
 
 
 def _transition(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """Out of one still and into another, with steps between when the place to stand differs."""
+    """Leave one still and enter another, with steps between if the position differs."""
     distance = end.x - start.x
     if distance == 0:
         body = _relaxed(start, 2 * t, 1) if t < 0.5 else _relaxed(end, 2 - 2 * t, -1)
         return Stance(body, start.x, _lerp(start.facing, end.facing, ease(t)))
     body = _relaxed(start, min(1.0, t / 0.36), 1) if t < 0.5 else _relaxed(end, min(1.0, (1 - t) / 0.36), -1)
     walking = _window(t, 0.2, 0.8, 0.16)
-    way = 1 if distance > 0 else -1
-    body = blend_poses(body, _gait(cycles * (t - 0.2) / 0.6, way, 0.85), walking)
-    facing = _lerp(start.facing if t < 0.5 else end.facing, way, walking)
+    direction = 1 if distance > 0 else -1
+    body = blend_poses(body, _gait(cycles * (t - 0.2) / 0.6, direction, 0.85), walking)
+    facing = _lerp(start.facing if t < 0.5 else end.facing, direction, walking)
     return Stance(body, start.x + distance * ease((t - 0.22) / 0.56), facing)
 
 
 def _travelling(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """Runs on the spot while the scenery passes by."""
+    """Run on the spot while the scenery passes by."""
     body = _relaxed(start, min(1.0, t / 0.3), 1) if t < 0.5 else _relaxed(end, min(1.0, (1 - t) / 0.3), -1)
     running = _window(t, 0.12, 0.88, 0.16)
     body = blend_poses(body, _gait(cycles * (t - 0.1) / 0.8, end.facing), running)
@@ -113,13 +113,13 @@ def _travelling(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
 
 
 def _crossing(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """Stands at one side, walks to the other and stands there."""
+    """Walk from one side to the other, standing at both ends."""
     body = blend_poses(STANDING, _gait(cycles * t, end.facing, 0.85), _window(t, 0, 1, 0.16))
     return Stance(body, _lerp(start.x, end.x, _glide(t)), end.facing)
 
 
 def _glide(t: float, slope: float = 0.2) -> float:
-    """From 0 to 1 at constant speed save for a soft start and end of length `slope`."""
+    """Rise from 0 to 1 at constant speed except for a soft start and end of length `slope`."""
     if t > 0.5:
         return 1 - _glide(1 - t, slope)
     distance = t - slope / 2 if t > slope else t * t / (2 * slope)
@@ -127,13 +127,13 @@ def _glide(t: float, slope: float = 0.2) -> float:
 
 
 def _running(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """Runs through the picture without a stop."""
+    """Run through the image without a stop."""
     body = _gait(STILL_PHASE["running"] + cycles * t, end.facing)
     return Stance(body, _lerp(start.x, end.x, t), end.facing)
 
 
 def _returning(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """Runs to the other side, turns round and runs back."""
+    """Run to the other side, turn round and run back."""
     out = t < 0.5
     left = abs(2 * t - 1)
     phase = STILL_PHASE["running"] + cycles * (t if out else t - 1)
@@ -144,7 +144,7 @@ def _returning(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
 
 
 def _jumping(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """Crouches, leaps and lands."""
+    """Crouch, leap and land."""
     crouch = 0.14
     flight = min(1.0, max(0.0, (t - crouch) / (1 - 2 * crouch)))
     body = blend_poses(STANDING, pose("jumping", flight, start.facing), ease(min(t, 1 - t) / crouch))
@@ -152,7 +152,7 @@ def _jumping(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
 
 
 def _turning(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """Once round about itself: shows its side, its back, its other side."""
+    """Turn once about the vertical: show one side, the back, the other side."""
     arm: Limb = ((13, 4), (21, 10), (26, 17))
     out = _reaching(arm, 1), _reaching(arm, -1)
     spread = replace(STANDING, arms=(out[1].arms[0], out[0].arms[1]), hip=STANDING.hip + abs(math.sin(4 * math.pi * t)))
@@ -162,23 +162,23 @@ def _turning(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
 
 
 def _starting(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """From standing into the last still: sits down, takes out a book."""
+    """Go from standing to the last still: sit down, or take out a book."""
     return Stance(_relaxed(end, 1 - t, -1), end.x, end.facing)
 
 
 def _stopping(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """Out of the first still to standing: gets up."""
+    """Go from the first still to standing: get up."""
     return Stance(_relaxed(start, t, 1), start.x, start.facing)
 
 
 def _waving(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """Raises an arm, waves and lowers it."""
+    """Raise an arm, wave and lower it."""
     phase = (STILL_PHASE["waving"] + cycles * (t - 0.2) / 0.6) % 1
     return Stance(blend_poses(STANDING, pose("waving", phase, end.facing), _window(t, 0, 1, 0.25)), end.x, end.facing)
 
 
 def _watching(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
-    """Goes on with what it does and is glad about what comes."""
+    """Continue the action and smile at the arriving object."""
     phase = STILL_PHASE[end.action]
     body = pose(end.action, phase if end.action == "sitting" else (phase + cycles * t) % 1, end.facing)
     return Stance(replace(body, joy=_lerp(body.joy, 0.9, _window(t, 0.1, 0.95, 0.3))), end.x, end.facing)

@@ -1,4 +1,4 @@
-"""The things that lie beside a character, drawn on the ground line at y = 119."""
+"""Draw the objects beside a character, on the ground line at y = 119."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,10 +13,10 @@ BALL_RADIUS = 10.5
 
 @dataclass(frozen=True)
 class Prop:
-    """An object about the vertical line `x`, at most 12 pixels to either side, standing on the ground.
+    """An object on the ground about the vertical line `x`, at most 12 pixels to either side.
 
-    shift: pixels from there, by which a thing that moves is away. turned: clockwise about its middle, in radians.
-    size: 0 is not there, 1 full grown.
+    shift: offset of a moving object in pixels. turned: clockwise rotation about its middle, in radians.
+    size: 0 is absent, 1 full size.
     """
 
     name: str
@@ -39,7 +39,7 @@ def draw_object(canvas: Canvas, prop: Prop, ground: float) -> None:
 
 
 def entering(name: str, x: float, progress: float) -> Prop:
-    """`name` on its way to `x`: at progress 0 out of sight, at 1 at its place. Backwards it leaves.
+    """Return `name` on its way to `x`: out of sight at progress 0, in place at 1. Falling progress makes it leave.
 
     A ball rolls and bounces in from the nearer edge, a balloon floats down, a gift falls, flowers grow.
     """

@@ -60,10 +60,10 @@ HAT: Mapping[str, Color] = {
 
 
 def shade(color: Color, factor: float) -> Color:
-    """`color` made darker by a factor below one."""
+    """Darken `color` by a factor below one."""
     return color[0] * factor, color[1] * factor, color[2] * factor
 
 
 def blend(a: Color, b: Color, weight: float) -> Color:
-    """The colour that is `weight` of the way from `a` to `b`."""
+    """Return the colour `weight` of the way from `a` to `b`."""
     return tuple(x + (y - x) * weight for x, y in zip(a, b, strict=True))  # type: ignore[return-value]

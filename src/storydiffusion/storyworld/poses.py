@@ -1,4 +1,4 @@
-"""How a character holds its body: the joints of every action as a function of the phase of its motion.
+"""Poses: the joints of every action as a function of the phase of its motion.
 
 All lengths are in pixels of the 128×128 frame, y grows downwards. Pure mathematics, no drawing.
 """
@@ -21,12 +21,12 @@ STILL_PHASE: Mapping[str, float] = {
     "running": 0.25,
     "reading": 0.0,
 }
-"""The phase at which an action is most itself; still pictures are drawn there."""
+"""The most typical phase of an action, used for stills."""
 
 
 @dataclass(frozen=True)
 class Book:
-    """A book in the hands: its middle and top edge relative to the middle of the shoulders.
+    """A book in the hands, by its middle and top edge relative to the middle of the shoulders.
 
     opening: 0 is shut, 1 lies open. in_front: held before the body, otherwise beside or behind it.
     """
@@ -63,8 +63,8 @@ class Pose:
 class Stance:
     """A pose at its place: x is the shift from the middle of the frame in pixels.
 
-    facing: −1 or 1 is the side that acts, between them the body is on its way from one to the other.
-    turn: by how many radians the body has turned about the vertical; 0 looks at us, π away.
+    facing: −1 or 1 is the acting side; values between are on the way from one to the other.
+    turn: rotation of the body about the vertical in radians; 0 faces the viewer, π faces away.
     """
 
     pose: Pose
@@ -74,14 +74,14 @@ class Stance:
 
     @property
     def front(self) -> float:
-        """Where what sticks out in front (a peak) points, −1 left to 1 right; a tail points the other way."""
+        """Direction of parts at the front (a peak), −1 left to 1 right; a tail points the other way."""
         if self.turn == 0:
             return self.facing
         return min(1.0, max(-1.0, math.sqrt(2) * math.sin(self._bearing)))
 
     @property
     def front_is_hidden(self) -> bool:
-        """Whether what sticks out in front is on the far side of the body, and a tail on the near one."""
+        """Whether parts at the front are on the far side of the body, and a tail on the near side."""
         return math.cos(self._bearing) < 0
 
     @property
@@ -90,7 +90,7 @@ class Stance:
 
 
 def pose(action: str, phase: float, facing: int) -> Pose:
-    """The joints of `action` at `phase` in [0, 1]; `facing` (−1 or 1) is the side that acts.
+    """Return the joints of `action` at `phase` in [0, 1]; `facing` (−1 or 1) is the acting side.
 
     Every motion but sitting down is a cycle: phase 0 and 1 are the same instant.
     """
@@ -98,7 +98,7 @@ def pose(action: str, phase: float, facing: int) -> Pose:
 
 
 def blend_poses(a: Pose, b: Pose, weight: float) -> Pose:
-    """From `a` at weight 0 to `b` at weight 1; limbs swing about their joints, so they keep their lengths.
+    """Blend from `a` at weight 0 to `b` at weight 1; limbs swing about their joints and keep their lengths.
 
     Arms swing by the outside of the body and legs below it. The book is that of the nearer pose.
     """
@@ -123,12 +123,12 @@ def blend_poses(a: Pose, b: Pose, weight: float) -> Pose:
 
 
 def _swapped(body: Pose) -> Pose:
-    """The same pose with its limbs listed in the other order, which is the order of drawing."""
+    """Return the same pose with its limbs listed, and so drawn, in the other order."""
     return replace(body, legs=body.legs[::-1], arms=body.arms[::-1], toes=body.toes[::-1])
 
 
 def _swing_pair(a: tuple[Limb, Limb], b: tuple[Limb, Limb], weight: float, axis: complex | None) -> tuple[Limb, Limb]:
-    """`axis` is the direction that limbs swing through; None for each limb's own outside."""
+    """Blend two pairs of limbs; `axis` is the direction they swing through, None for each limb's outside."""
     first, second = (
         _swing(one, other, weight, axis or complex(math.copysign(1, one[0][0])))
         for one, other in zip(a, b, strict=True)

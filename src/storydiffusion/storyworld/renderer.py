@@ -1,4 +1,4 @@
-"""Draws a truth: the picture, the mask of its character and the box about it."""
+"""Render a truth: the image, the mask of its character and its bounding box."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ OBJECT_DISTANCE = 48.0
 
 
 def render(truth: Truth, size: int = 128) -> np.ndarray:
-    """The picture of `truth`, RGB uint8 (size, size, 3). The same truth gives the same pixels."""
+    """Render `truth` as RGB uint8 (size, size, 3). The same truth gives the same pixels."""
     canvas = Canvas(size * SUPERSAMPLE)
     draw_place(canvas, truth.place, truth.layout)
     draw_scene(canvas, truth, truth.stance(), [Prop(truth.object, object_spot(truth))])
@@ -24,7 +24,7 @@ def render(truth: Truth, size: int = 128) -> np.ndarray:
 
 
 def draw_scene(canvas: Canvas, truth: Truth, stance: Stance, props: Sequence[Prop]) -> None:
-    """Objects and the character of `truth` in `stance`, over a place that is already there."""
+    """Draw objects and the character of `truth` in `stance` over an existing place."""
     draw_shadow(canvas, stance)
     for prop in props:
         draw_object(canvas, prop, GROUND)
@@ -32,15 +32,15 @@ def draw_scene(canvas: Canvas, truth: Truth, stance: Stance, props: Sequence[Pro
 
 
 def object_spot(truth: Truth) -> float:
-    """Where the object of a still stands: on the side where the character leaves more space."""
+    """Return the x of a still's object: on the side where the character leaves more space."""
     side = -1 if truth.x >= 0 else 1
     return MIDDLE + truth.x + side * OBJECT_DISTANCE
 
 
 def character_mask(truth: Truth, size: int = 128, stance: Stance | None = None) -> np.ndarray:
-    """Where the character is, with ears, tail, hat and book but without shadow and object: bool (size, size).
+    """Return the mask of the character with ears, tail, hat and book, without shadow and object: bool (size, size).
 
-    It stands as in a still, or in `stance`.
+    The character is in `stance`, by default that of the still.
     """
     canvas = Canvas(size * SUPERSAMPLE)
     draw_character(canvas, truth, stance or truth.stance())
@@ -48,7 +48,7 @@ def character_mask(truth: Truth, size: int = 128, stance: Stance | None = None) 
 
 
 def character_box(truth: Truth, size: int = 128, stance: Stance | None = None) -> tuple[int, int, int, int]:
-    """The tight box (x0, y0, x1, y1) about the character's mask; x1 and y1 are the first column and row outside."""
+    """Return the tight box (x0, y0, x1, y1) of the character's mask; x1 and y1 are the first column and row outside."""
     mask = character_mask(truth, size, stance)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -1,4 +1,4 @@
-"""The six places: calm, flat backgrounds that differ at a glance."""
+"""Draw the six places: calm, flat backgrounds that differ at a glance."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ WHITE: Color = (255, 255, 255)
 
 
 def draw_place(canvas: Canvas, place: str, layout: int) -> None:
-    """Cover the frame with `place`; `layout` seeds its few details (which side things stand, where clouds drift)."""
+    """Cover the frame with `place`; `layout` seeds its few details (sides, clouds, flowers)."""
     rng = random.Random(layout)
     _PLACES[place](canvas, rng, rng.choice((-1, 1)))
 

@@ -1,9 +1,9 @@
-"""Imports skia, on machines without OpenGL too: `from storydiffusion.storyworld.skia_import import skia`.
+"""Import skia, also on machines without OpenGL: `from storydiffusion.storyworld.skia_import import skia`.
 
-The wheel is linked to libGL and libEGL, which servers and containers often lack and only an administrator can install.
-StoryWorld draws on the CPU and calls nothing in them. So where they are missing, the dynamic linker is given two
-libraries of these names, made in memory: the first defines every OpenGL function that skia mentions as one that returns
-0. The format is that of the System V ABI (gABI chapters 4 and 5); a loaded library serves whatever needs its name.
+The wheel links to libGL and libEGL, which servers and containers often lack and only an administrator can install.
+StoryWorld draws on the CPU and calls nothing in them. If they are missing, two libraries of these names are built in
+memory and loaded: the first defines every OpenGL function that skia mentions as one that returns 0. The format is that
+of the System V ABI (gABI chapters 4 and 5); a loaded library satisfies every later request for its name.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import re
 import struct
 from pathlib import Path
 
-RETURN_ZERO = {  # processor → ELF's number of it, machine code
+RETURN_ZERO = {  # processor → its ELF number, machine code
     "x86_64": (62, bytes.fromhex("31c0c3")),  # xor eax, eax; ret
     "aarch64": (183, bytes.fromhex("000080d2c0035fd6")),  # mov x0, #0; ret
 }
@@ -26,8 +26,8 @@ HASH, STRTAB, SYMTAB, STRSZ, SYMENT, SONAME = 4, 5, 6, 10, 11, 14
 GLOBAL_FUNCTION = 0x12
 
 
-def shared_library(soname: str, functions: list[str], processor: str) -> bytes:
-    """An ELF shared library called `soname` whose `functions` take anything and return 0."""
+def build_shared_library(soname: str, functions: list[str], processor: str) -> bytes:
+    """Build an ELF shared library named `soname` whose `functions` take anything and return 0."""
     machine, code = RETURN_ZERO[processor]
     names = b"\0" + b"".join(name.encode() + b"\0" for name in [soname, *functions])
     count = len(functions) + 1  # symbol 0 is none
@@ -65,22 +65,22 @@ def shared_library(soname: str, functions: list[str], processor: str) -> bytes:
 
 
 def load_from_memory(libraries: list[bytes]) -> None:
-    """Loads shared libraries that are no files. Linux only."""
+    """Load shared libraries from memory. Linux only."""
     for library in libraries:
         file = os.memfd_create("opengl")  # stays open: its number is in the path, and one path loads one library
         os.write(file, library)
         ctypes.CDLL(f"/proc/self/fd/{file}")
 
 
-def stand_in_for_opengl() -> None:
-    """Loads libGL and libEGL whose functions do nothing, before skia asks for them."""
+def load_opengl_stubs() -> None:
+    """Load stub libGL and libEGL before skia requests them."""
     spec = importlib.util.find_spec("skia")
     assert spec is not None
     assert spec.origin is not None
     mentioned = re.findall(rb"(?<=\0)e?gl[A-Z]\w*(?=\0)", Path(spec.origin).read_bytes())
     functions = sorted({name.decode() for name in mentioned})
     wanted = {"libGL.so.1": functions, "libEGL.so.1": []}
-    load_from_memory([shared_library(*library, platform.machine()) for library in wanted.items()])
+    load_from_memory([build_shared_library(*library, platform.machine()) for library in wanted.items()])
 
 
 try:
@@ -88,7 +88,7 @@ try:
 except ImportError as error:
     if not re.search(r"lib(GL|EGL)\.so", str(error)) or platform.machine() not in RETURN_ZERO:
         raise
-    stand_in_for_opengl()
+    load_opengl_stubs()
     import skia
 
 __all__ = ["skia"]
