@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.test_architecture import MAY_IMPORT
+
 ROOT = Path(__file__).resolve().parents[1]
 MINIATURE = ROOT / "src" / "storydiffusion" / "miniature"
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -216,6 +218,12 @@ def test_paths_below_the_package_and_the_tests_exist():
             rf"`((?:{folders}|golden|slurm)/[\w/]*(?:\.py)?)`", document.read_text(encoding="utf-8")
         ):
             assert (base / path).exists() or (ROOT / path).exists(), f"{document.name} names {path}"
+
+
+def test_the_design_names_every_folder():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    folders = [folder for folder in MAY_IMPORT if folder != "errors"]
+    assert [folder for folder in folders if f"`{folder}/`" not in text] == []
 
 
 def test_the_readme_is_short():
