@@ -101,14 +101,14 @@ def in_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Image.new("RGB", (128, 128), "white").save(name)
 
 
-def registries() -> list[dict]:
-    from storydiffusion.attention.token_samplers import TOKEN_SAMPLERS
-    from storydiffusion.attention.variants import VARIANTS
-    from storydiffusion.evaluation.metrics.registry import METRICS
-
-    from storydiffusion.models.image_encoders import IMAGE_ENCODERS
-
-    return [VARIANTS, TOKEN_SAMPLERS, METRICS, IMAGE_ENCODERS]
+REGISTRIES = {
+    "attention.variants": "VARIANTS",
+    "attention.token_samplers": "TOKEN_SAMPLERS",
+    "models.image_encoders": "IMAGE_ENCODERS",
+    "training.clip_sources": "SOURCES",
+    "training.diffusion_loss": "ERROR_SPACES",
+    "evaluation.metrics.registry": "METRICS",
+}
 
 
 @pytest.fixture
@@ -116,7 +116,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """A working directory for a document's code; registrations and imports of its files are undone afterwards."""
     in_workspace(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(str(tmp_path))
-    saved = [(registry, dict(registry)) for registry in registries()]
+    registries = [getattr(importlib.import_module(f"storydiffusion.{at}"), name) for at, name in REGISTRIES.items()]
+    saved = [(registry, dict(registry)) for registry in registries]
     yield tmp_path
     for registry, entries in saved:
         registry.clear()
