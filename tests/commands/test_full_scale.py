@@ -1,4 +1,4 @@
-"""The exact architectures of the paper: counted without weights; at random weights told a story with, and trained."""
+"""The exact architectures of the paper: parameter counts without weights; generation and training at random weights."""
 
 import gc
 from collections.abc import Iterator
@@ -43,22 +43,22 @@ SDXL_UNET = {
     ],
     ids=["SD1.5 U-Net", "VAE", "SDXL U-Net"],
 )
-def test_the_architectures_have_the_published_number_of_parameters(network, shape, parameters):
+def test_architectures_have_the_published_number_of_parameters(network, shape, parameters):
     with torch.device("meta"):
         model = network(**shape)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
 @pytest.fixture(autouse=True)
-def _no_network_is_left_behind() -> Iterator[None]:
-    """A trainer and its module hold each other: the next test would start with gigabytes of them still there."""
+def _free_networks() -> Iterator[None]:
+    """Free the reference cycle of trainer and module, which would keep gigabytes until the next test."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def sd15_folder(tmp_path):
-    """SD1.5 at random weights in float16, 2 GB; its tokenizer is the tests' own."""
+    """Save SD1.5 with random weights in float16, 2 GB, and the tests' own tokenizer."""
     folder = tmp_path / "sd15"
     write_tokenizer(folder / "tokenizer")
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def sd15_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_sd15_tells_a_two_panel_story(infer, sd15_folder, story_file, tmp_path):
+def test_sd15_generates_a_two_panel_story(infer, sd15_folder, story_file, tmp_path):
     story_file.write_text(STORY.replace('  - {prompt: "[Pip] and [Bo] in the park", caption: Three.}\n', ""))
     outcome = infer(
         f"story={story_file}", "model=sd15", f"model.path={sd15_folder}", "model.dtype=float32", "run_dir=run",
@@ -88,13 +88,13 @@ def test_sd15_tells_a_two_panel_story(infer, sd15_folder, story_file, tmp_path):
     assert manifest.complete
     assert manifest.origin == "random"
     assert manifest.config["model"]["scheduler"] == "ddim"
-    pictures = [np.asarray(Image.open(tmp_path / "run" / panel.file)) for panel in manifest.panels]
-    assert [picture.shape for picture in pictures] == [(256, 256, 3)] * 2
-    assert all(picture.std() > 1 for picture in pictures)
+    images = [np.asarray(Image.open(tmp_path / "run" / panel.file)) for panel in manifest.panels]
+    assert [image.shape for image in images] == [(256, 256, 3)] * 2
+    assert all(image.std() > 1 for image in images)
 
 
 class Learning(L.Callback):
-    """Notes which weights have gradients when the optimizer is to use them."""
+    """Records which weights have gradients before the optimizer step."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -119,7 +119,7 @@ def test_one_training_step_of_the_exact_video_model(sd15_folder, tmp_path, train
         "trainer.log_every=1",
     )  # fmt: skip
     training = train_command.build_training(config)
-    training.trainer.callbacks.remove(training.checkpoints)  # type: ignore[attr-defined]  # 9 GB that nobody reads
+    training.trainer.callbacks.remove(training.checkpoints)  # type: ignore[attr-defined]  # 9 GB that no test reads
     learning = Learning()
     training.trainer.callbacks.append(learning)  # type: ignore[attr-defined]
     module = training.module

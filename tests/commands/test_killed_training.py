@@ -1,4 +1,4 @@
-"""A training that is killed again and again ends as if it never had been: every bit, and every clip of every step."""
+"""A training killed repeatedly ends bit-equal to an undisturbed one, with the same clips in every step."""
 
 import json
 import os
@@ -29,9 +29,7 @@ MOMENTS = ("batch begins", "gradients", "batch ends", "checkpoint")
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process ends itself by SIGKILL: the step, the moment in it, and in the moment of a checkpoint how many
-    seconds after its writing has begun.
-    """
+    """When a process kills itself: the step, the moment in it, and for checkpoints the seconds since writing began."""
 
     step: int
     moment: str
@@ -39,7 +37,7 @@ class Kill:
 
 
 class Keys(L.Callback):
-    """Notes the clips of each step before they are learnt from, on the disk."""
+    """Writes the clips of each step to the disk before the step."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -56,27 +54,27 @@ class Killer(L.Callback):
         self.kill = kill
 
     def on_train_batch_start(self, trainer, *_):
-        self._perhaps(trainer.global_step + 1, "batch begins")
+        self._kill_at(trainer.global_step + 1, "batch begins")
 
     def on_after_backward(self, trainer, *_):
-        self._perhaps(trainer.global_step + 1, "gradients")
+        self._kill_at(trainer.global_step + 1, "gradients")
 
     def on_train_batch_end(self, trainer, *_):
-        self._perhaps(trainer.global_step, "batch ends")
+        self._kill_at(trainer.global_step, "batch ends")
         if (trainer.global_step, "checkpoint") == (self.kill.step, self.kill.moment):
-            threading.Thread(target=self._later, daemon=True).start()
+            threading.Thread(target=self._kill_later, daemon=True).start()
 
-    def _perhaps(self, step: int, moment: str) -> None:
+    def _kill_at(self, step: int, moment: str) -> None:
         if (step, moment) == (self.kill.step, self.kill.moment):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _later(self) -> None:
+    def _kill_later(self) -> None:
         time.sleep(self.kill.delay)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def attempt(rank: int, config: TransitionTrainConfig, kills: list[Kill | None]) -> None:
-    """One start of the training, on one of its processes: to the kill, or to the end, when its state is left too."""
+    """Run one process of the training until it is killed, or to the end, where it saves its state."""
     folder = Path(config.run_dir)
     folder.mkdir(exist_ok=True)
     log = os.open(folder / f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -96,14 +94,14 @@ def attempt(rank: int, config: TransitionTrainConfig, kills: list[Kill | None]) 
 
 
 def keys(folder: Path, world_size: int) -> dict[int, list[str]]:
-    """The clips of each batch, of all processes in their order; batches that were made again had the same."""
+    """Return the clips of each batch over all processes, after checking that repeated batches are equal."""
     seen: list[dict[int, list[str]]] = []
     for rank in range(world_size):
         seen.append({})
         for line in (folder / f"keys-{rank}.txt").read_text().splitlines():
             step, names = json.loads(line)
             assert seen[rank].setdefault(step, names) == names, (rank, step)
-    steps = set.intersection(*(set(part) for part in seen))  # a process may die before the other begins its step
+    steps = set.intersection(*(set(part) for part in seen))  # a process may die before the other starts its step
     return {step: [name for part in seen for name in part[step]] for step in sorted(steps)}
 
 
@@ -123,9 +121,9 @@ Configure = Callable[..., TransitionTrainConfig]
 
 @pytest.fixture(scope="module")
 def configure(tiny_video_model, cache, tmp_path_factory) -> Configure:
-    """The configuration of a run in folder NAME, and its clips drawn."""
+    """Return a factory of configurations of runs in folder NAME; their clips are drawn."""
     folder = tmp_path_factory.mktemp("killed")
-    # one thread decodes in forks of a process that may have decoded before, which decord does not bear
+    # this process may have decoded before, and decord may deadlock in its forks
     base = composed(
         *overrides(tiny_video_model, cache), f"trainer.max_steps={STEPS}", "recipe.sample_every=0",
         "data.backend=pyav",
@@ -149,7 +147,7 @@ def configure(tiny_video_model, cache, tmp_path_factory) -> Configure:
 
 @pytest.fixture(scope="module")
 def straight(configure) -> Callable[[int], Path]:
-    """The folder of a run of `world_size` processes that nothing disturbs, made once."""
+    """Return the folder of an undisturbed run of `world_size` processes, trained once."""
     done: dict[int, Path] = {}
 
     def make(world_size: int) -> Path:
@@ -166,7 +164,7 @@ def straight(configure) -> Callable[[int], Path]:
     ("world_size", "workers"),
     [(1, 0), *(pytest.param(*numbers, marks=pytest.mark.slow) for numbers in ((1, 2), (2, 0), (2, 2)))],
 )
-def test_killed_ten_times_it_ends_as_the_straight_run(configure, straight, world_size, workers):
+def test_run_killed_ten_times_equals_the_undisturbed_one(configure, straight, world_size, workers):
     whole = straight(world_size)
     # every third of a second, so that several steps are lost; the straight run saves after each
     config = configure(f"killed-{world_size}-{workers}", world_size, workers)
@@ -188,10 +186,10 @@ def test_killed_ten_times_it_ends_as_the_straight_run(configure, straight, world
 
 
 @pytest.mark.slow
-def test_other_numbers_of_processes_and_workers_take_over_in_mid_epoch(configure):
-    """One process, two, one, over the edges of epochs of four steps; in each step the same clips, and the same loss.
+def test_processes_and_workers_may_change_within_an_epoch(configure):
+    """One process, two, one, across epochs of four steps: the same clips and the same loss in each step.
 
-    The learning rate is small, as the order of float additions is another and AdamW divides by what may be near zero.
+    The learning rate is small because the order of float additions differs and AdamW may divide by values near zero.
     """
     recipe = {"optimizer": "adamw", "learning_rate": 1e-6}
     steps = 13

@@ -32,7 +32,7 @@ from tests.helpers.videos import video, write_shard
 
 @pytest.fixture
 def training(tiny_video_model, cache, tmp_path) -> Callable[..., TrainingRun]:
-    """The training of `python train.py run_dir=NAME …`."""
+    """Return a factory of trainings as built by `python train.py run_dir=NAME …`."""
 
     def make(name: str, *changes: str) -> TrainingRun:
         config = composed(*overrides(tiny_video_model, cache), f"run_dir={tmp_path}/{name}", *changes)
@@ -42,7 +42,7 @@ def training(tiny_video_model, cache, tmp_path) -> Callable[..., TrainingRun]:
 
 
 class PowerCut(L.Callback):
-    """Ends the process's training in the middle, as a killed job does."""
+    """Interrupts the training as a killed job does."""
 
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == 3:
@@ -52,7 +52,7 @@ class PowerCut(L.Callback):
 BOTH = ("recipe.trainable=[predictor,motion_module]", "recipe.teacher_forcing=0.5", "recipe.boundary_frame_prob=0.5")
 
 
-def test_a_run_leaves_its_files_and_a_resumed_one_equals_it_bit_for_bit(training, tmp_path):
+def test_run_writes_its_files_and_a_resumed_run_is_bit_equal(training, tmp_path):
     steps = ("trainer.max_steps=5", "recipe.sample_every=5", "trainer.log_every=2")  # 4 steps are an epoch
     whole = training("whole", *BOTH, *steps)
     whole.fit()
@@ -92,8 +92,8 @@ def check_files(run: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["recipe"]["trainable"] == ["predictor", "motion_module"]
     assert config["recipe"]["steps"] == 5
-    with Image.open(run / "samples" / "000005.png") as picture:
-        assert picture.size == (FRAMES * SIZE, 4 * SIZE + 4)  # two clips, each true and sampled, and a gap
+    with Image.open(run / "samples" / "000005.png") as image:
+        assert image.size == (FRAMES * SIZE, 4 * SIZE + 4)  # two clips, each true and sampled, and a gap
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == [
         f"step-0000000{step}.{suffix}" for step in (4, 5) for suffix in ("ckpt", "json")
     ]
@@ -104,7 +104,7 @@ def check_files(run: Path) -> None:
 
 
 def check_export(folder: Path, trained: TrainingRun) -> None:
-    """What is exported are the averaged weights."""
+    """Check that the exported weights are the averaged ones."""
     average = trained.ema.average
     for name, weight in load_predictor(folder / "predictor").named_parameters():
         assert torch.equal(weight, average[f"predictor.{name}"]), name
@@ -114,7 +114,7 @@ def check_export(folder: Path, trained: TrainingRun) -> None:
     assert set(json.loads((folder / "training.json").read_text())) == {"predictor", "motion_module"}
 
 
-def test_a_finished_run_goes_on_when_more_steps_are_asked_for(training):
+def test_finished_run_continues_if_max_steps_is_raised(training):
     training("longer", "trainer.max_steps=1").fit()
     longer = training("longer", "trainer.max_steps=2")
     longer.fit()
@@ -123,7 +123,7 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(training):
 
 
 def rank(number: int, port: int, config: TransitionTrainConfig, file: Path) -> None:
-    """One of two processes, as a launcher starts them; leaves its weights in `file`."""
+    """Run one of two processes as a launcher starts them; save its weights in `file`."""
     torch.set_num_threads(1)  # the threads of the parent were not copied
     os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     trained = train_command.build_training(config)
@@ -168,7 +168,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny_video_model, cache, t
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_motion_modules_are_trained_from_nothing_without_a_predictor(training, tmp_path):
+def test_motion_modules_are_trained_from_scratch_without_a_predictor(training, tmp_path):
     new = training(
         "motion", "experiment=storyworld_motion", "trainer.max_steps=1", "model.video.motion_adapter=null"
     )  # fmt: skip
@@ -182,7 +182,7 @@ def test_motion_modules_are_trained_from_nothing_without_a_predictor(training, t
     assert {file.name for file in (tmp_path / "export").iterdir()} == {"motion_adapter", "training.json"}
 
 
-def test_frozen_weights_may_be_halves_under_mixed_precision(training, tmp_path):
+def test_frozen_weights_may_be_half_precision_under_mixed_precision(training, tmp_path):
     changes = ("trainer.precision=bf16-mixed", "model.dtype=auto", "trainer.max_steps=1", "recipe.sample_every=1")
     half = training("half", *BOTH, *changes)
     half.fit()
@@ -237,7 +237,7 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_what_cannot_be_is_refused_in_one_sentence(train, tmp_path, changes, needs):
+def test_invalid_settings_are_refused_in_one_sentence(train, tmp_path, changes, needs):
     outcome = train("run_dir=run", *changes)
     assert outcome.code == 1, outcome
     assert outcome.err.startswith("train.py: ")
@@ -248,7 +248,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(train, tmp_path, changes, nee
 
 
 def test_all_damaged_shards_are_named_before_the_first_step(train, tmp_path):
-    """Without verification a run meets them as it goes, names them in its folder, and reaches its end."""
+    """Without verification the run detects them as it reads, lists them in its folder and completes."""
     folder = tmp_path / "shards"
     blob = video(tmp_path / "a.mp4", FRAMES)
     for number in range(12):
@@ -269,13 +269,13 @@ def test_all_damaged_shards_are_named_before_the_first_step(train, tmp_path):
     assert lines[1].startswith(str(folder))
 
 
-def test_shards_that_were_not_named(train):
+def test_missing_shards_setting_is_named(train):
     outcome = train("data=webvid10m", "model=sd15_animatediff", tiny=False)
     assert outcome.code == 1
     assert outcome.err == "train.py: data.shards has no value: write data.shards=VALUE\n"
 
 
-def test_a_predictor_of_other_widths_is_refused(train, training, tmp_path):
+def test_predictor_of_other_widths_is_refused(train, training, tmp_path):
     from storydiffusion.models.predictor_files import save_predictor
     from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
 
@@ -295,7 +295,7 @@ def test_a_predictor_of_other_widths_is_refused(train, training, tmp_path):
     assert "context_width=24, not 16" in outcome.err
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(training, tmp_path):
+def test_checkpoint_of_another_configuration_is_refused(training, tmp_path):
     training("run", "trainer.max_steps=1").fit()
     kept = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(UserError, match=r"recipe\.boundary_frame_prob=0\.0, not 0\.25"):

@@ -1,4 +1,4 @@
-"""Clips: the right frames, the right pictures, and the same treatment for every frame."""
+"""Clips: the right frames at the right size, transformed alike."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_any_size_is_resized_to_the_requested_one(height, width, to_height, to_w
 
 def test_crop_is_centred_and_keeps_proportions():
     frames = torch.zeros(1, 3, 32, 96, dtype=torch.uint8)
-    frames[..., 32:64] = 200  # a square in the middle of a wide picture
+    frames[..., 32:64] = 200  # a square in the middle of a wide image
     result = resize_and_crop(frames, 16, 16)
     assert result[..., 1:-1].min() > 190
     frames = torch.zeros(1, 3, 96, 32, dtype=torch.uint8)

@@ -56,8 +56,8 @@ def encode(codec: str = "libx264", container: str = "mp4", colours: int | None =
         if colours is not None:
             stream.codec_context.colorspace, stream.codec_context.color_range = colours, 1
         for number in range(FRAMES):
-            picture = np.stack([(x * 4 + 9 * number) % 256, (y * 5 + 3 * number) % 256, (x + y) * 2], -1)
-            rgb = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
+            image = np.stack([(x * 4 + 9 * number) % 256, (y * 5 + 3 * number) % 256, (x + y) * 2], -1)
+            rgb = av.VideoFrame.from_ndarray(image.astype(np.uint8), format="rgb24")
             output.mux(stream.encode(rgb.reformat(format="yuv420p", dst_colorspace=colours)))
         output.mux(stream.encode())
     return buffer.getvalue()

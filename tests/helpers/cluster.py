@@ -69,15 +69,15 @@ def wait_for_state(name: str, state: str, log: Path) -> None:
     assert found["JobState"] == state, f"{found}\n{log.read_text(errors='replace')[-4000:]}"
 
 
-def let_it_begin_again(name: str, log: Path) -> None:
-    """Waits until a job is queued again and begins it at once: Slurm would let it wait for two minutes."""
+def restart_requeued_job(name: str, log: Path) -> None:
+    """Wait until a job is requeued and start it at once: Slurm would delay it for two minutes."""
     wait_for_state(name, "PENDING", log)
     assert job(name)["Restarts"] == "1"
     slurm("scontrol", "update", f"jobid={name}", "StartTime=now")
 
 
 def rows(run: Path) -> list[dict[str, float]]:
-    """Of metrics.csv, without empty cells; the last one may be being written and is left out then."""
+    """Return the rows of metrics.csv without empty cells; an incomplete last row is dropped."""
     file = run / "metrics.csv"
     if not file.exists():
         return []

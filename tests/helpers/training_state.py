@@ -1,4 +1,4 @@
-"""What must be the same after a training, however it came there."""
+"""The state that equal trainings must share."""
 
 import torch
 
@@ -6,7 +6,7 @@ from storydiffusion.training.training_run import TrainingRun
 
 
 def state(trained: TrainingRun) -> dict[str, torch.Tensor]:
-    """Weights, their average, and the optimizer's state."""
+    """Return weights, their average, and the optimizer's state."""
     found = {f"weight {name}": tensor for name, tensor in trained.module.state_dict().items()}
     found |= {f"average {name}": tensor for name, tensor in trained.ema.average.items()}
     for index, entry in trained.trainer.optimizers[0].state_dict()["state"].items():

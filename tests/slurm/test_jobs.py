@@ -15,7 +15,7 @@ from tests.helpers.cluster import (
     SMALL,
     has_processes,
     job,
-    let_it_begin_again,
+    restart_requeued_job,
     rows,
     slurm,
     steps,
@@ -27,12 +27,12 @@ from tests.helpers.cluster import (
 pytestmark = pytest.mark.slurm
 
 STEPS = 14
-RARELY = "trainer.checkpoint_minutes=600"  # so that nothing but a signal saves
+RARELY = "trainer.checkpoint_minutes=600"  # so that only a signal saves
 
 
 @pytest.fixture(scope="module", autouse=True)
 def environment(tmp_path_factory):
-    """What the jobs inherit."""
+    """Set the environment that the jobs inherit."""
     if not shutil.which("sbatch") or "SLURM_CONF" not in os.environ:
         pytest.fail("there is no Slurm to test with: make test-slurm starts one")
     with pytest.MonkeyPatch.context() as patch:
@@ -43,7 +43,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    """Where the first job draws the clips."""
+    """Return the folder into which the first job draws the clips."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -72,43 +72,43 @@ def test_two_nodes_train_to_the_end(cache, tmp_path):
     assert "Starting with 2 processes" in log.read_text()
 
 
-def test_a_job_whose_time_is_up_saves_is_queued_again_and_finishes(cache, tmp_path):
-    """In an array, which gives the seed. scancel sends the signal as Slurm does 180 s before the end."""
+def test_job_at_its_time_limit_saves_is_requeued_and_finishes(cache, tmp_path):
+    """The job array gives the seed. scancel sends the signal that Slurm sends 180 s before the limit."""
     run, log = tmp_path / "run", tmp_path / "log"
     changes = (f"run_dir={run}", f"cache={cache}", f"trainer.max_steps={STEPS}", RARELY, "data.workers=1")
     name = submit(tmp_path, *changes, options=("--array=7",)) + "_7"
     wait_for(lambda: len(steps(run)) >= 3, "three steps", log)
     slurm("scancel", "--signal=USR1", name)
-    let_it_begin_again(name, log)
+    restart_requeued_job(name, log)
     step, before = saved_step(run), rows(run)
     assert 3 <= step < STEPS
     assert steps(run) == list(range(1, step + 1))
     assert log.read_text().count(f"SIGUSR1: saved step {step} and stopped; job {name} is requeued") == 1
     wait_for_state(name, "COMPLETED", log)
     check_finished(run, name, restarts=1)
-    assert rows(run)[:step] == before  # their times too: not trained again
+    assert rows(run)[:step] == before  # including their times: not retrained
     assert yaml.safe_load((run / "config.yaml").read_text())["recipe"]["seed"] == 7
 
 
-def test_a_job_that_loses_a_node_is_queued_again_and_finishes(cache, tmp_path):
+def test_job_that_loses_a_node_is_requeued_and_finishes(cache, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     often = "trainer.checkpoint_minutes=0"
     name = submit(tmp_path, f"run_dir={run}", f"cache={cache}", f"trainer.max_steps={STEPS}", often)
     wait_for(lambda: len(steps(run)) >= 3, "three steps", log)
-    slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")  # it comes back when it is heard of again
+    slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")  # it returns when it reports again
     wait_for_state(name, "PENDING", log)
     step = saved_step(run)
     before = rows(run)[:step]
     # A node that is set down is not dead: while a step is still ending there, Slurm takes a new one of its name for it.
     wait_for(lambda: not has_processes(), "free of processes", log)
-    let_it_begin_again(name, log)
+    restart_requeued_job(name, log)
     wait_for_state(name, "COMPLETED", log)
     check_finished(run, name, restarts=1)
     assert 2 <= step < STEPS
     assert rows(run)[: len(before)] == before
 
 
-def test_a_job_that_is_cancelled_saves_and_stays_cancelled(cache, tmp_path):
+def test_cancelled_job_saves_and_stays_cancelled(cache, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     changes = (f"run_dir={run}", f"cache={cache}", f"trainer.max_steps={STEPS}", RARELY, "data.workers=1")
     name = submit(tmp_path, *changes)
@@ -124,7 +124,7 @@ def test_a_job_that_is_cancelled_saves_and_stays_cancelled(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_three_jobs_in_which_one_is_preempted(cache, tmp_path):
+def test_sweep_of_three_jobs_survives_a_preemption(cache, tmp_path):
     launcher = [f"hydra.launcher.{each}" for each in ("gpus_per_node=null", "cpus_per_task=1", "mem_gb=4")]
     own = [f"cache={cache}", f"trainer.max_steps={STEPS}", RARELY, "trainer=cpu"]
     sweep = "recipe.seed=1,2,3"
@@ -139,7 +139,7 @@ def test_a_sweep_of_three_jobs_in_which_one_is_preempted(cache, tmp_path):
         names = slurm("squeue", "--noheader", "--array", "--format=%i").split()
         (name,) = [name for name in names if name.endswith("_1")]
         slurm("scancel", "--signal=USR2", name)
-        let_it_begin_again(name, tmp_path / "runs" / ".submitit" / name / f"{name}_0_log.err")
+        restart_requeued_job(name, tmp_path / "runs" / ".submitit" / name / f"{name}_0_log.err")
         step, before = saved_step(runs[1]), rows(runs[1])
         wait_for(lambda: launched.poll() is not None, "the sweep ended", tmp_path / "log")
     finally:

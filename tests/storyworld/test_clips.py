@@ -185,9 +185,9 @@ def test_scenery_passes_by_without_a_cut():
         frames = follow(clip, 9, 64)
         assert frames[0].place == clip.start.place
         assert frames[-1].place == clip.end.place
-        pictures = render_clip(clip, 65, 64).astype(float)
-        steps = [np.abs(b - a).mean() for a, b in pairwise(pictures)]
-        assert max(steps) < 0.5 * np.abs(pictures[-1] - pictures[0]).mean()
+        images = render_clip(clip, 65, 64).astype(float)
+        steps = [np.abs(b - a).mean() for a, b in pairwise(images)]
+        assert max(steps) < 0.5 * np.abs(images[-1] - images[0]).mean()
 
 
 def test_captions_use_the_words_of_the_stills():

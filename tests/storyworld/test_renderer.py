@@ -19,10 +19,10 @@ def changed_pixels(a: Truth, b: Truth) -> int:
 def test_images_have_the_requested_size_and_repeat(size):
     for index in range(10):
         truth = sample_truth(21, index)
-        picture = render(truth, size)
-        assert picture.shape == (size, size, 3)
-        assert picture.dtype == np.uint8
-        assert np.array_equal(picture, render(truth, size))
+        image = render(truth, size)
+        assert image.shape == (size, size, 3)
+        assert image.dtype == np.uint8
+        assert np.array_equal(image, render(truth, size))
         assert character_mask(truth, size).shape == (size, size)
 
 

@@ -60,7 +60,7 @@ def test_attire_is_named_in_part_and_every_shirt_colour_once():
     shirts = [character["looks"]["shirt"] for character in characters if "shirt" in character["named"]]
     assert sorted(shirts) == sorted(ATTRIBUTES["shirt"])
     with_shirt = [story for story in STORIES if "shirt" in story.panels[0].prompted]
-    assert len(with_shirt) * 4 >= 200  # pictures, so that 90 % is known to ± 2 points
+    assert len(with_shirt) * 4 >= 200  # images, so that 90 % is known to ± 2 points
 
 
 def test_a_story_has_four_different_actions_and_places_and_one_character():

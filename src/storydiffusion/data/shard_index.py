@@ -142,7 +142,7 @@ def verify_shards(paths: Sequence[Path], workers: int = 0) -> None:
 
 
 def is_indexed(shard: Path, record: IndexRecord | None) -> bool:
-    """Return whether `record` and its rows are up to date with the shard, judged by size and age as make does."""
+    """Return whether `record` and its rows are up to date with the shard, by size and age as make does."""
     try:
         tar, rows = shard.stat(), _get_rows_file(shard).stat()
     except FileNotFoundError:

@@ -77,8 +77,8 @@ def test_diffusers_and_transformers_load_the_export(miniature):
 def test_stable_diffusion_pipeline_loads_the_folder_and_generates(folder, miniature):
     pipe = StableDiffusionPipeline.from_pretrained(miniature if folder == "trained here" else SHIPPED)
     pipe.set_progress_bar_config(disable=True)
-    (picture,) = pipe("a girl is running in the park", num_inference_steps=2).images
-    assert picture.size == (128, 128)
+    (image,) = pipe("a girl is running in the park", num_inference_steps=2).images
+    assert image.size == (128, 128)
     assert pipe.scheduler.config["prediction_type"] == "v_prediction"
 
 
