@@ -1,6 +1,7 @@
 """Tiny folders of the real classes: whatever tells a story at full scale is tested on these in a second."""
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,12 @@ def write_tokenizer(folder: Path) -> None:
         vocab=ids, merges=list(dict.fromkeys(merges)), unk_token="<|unknown|>", model_max_length=16
     )
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_arrive() -> None:
+    """Restore Ctrl-C where the parent ignores it, as a shell does for `make test &`; children inherit it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +167,7 @@ def infer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_pa
 
 
 @pytest.fixture
-def tell(infer: Callable[..., Outcome], tiny_model: Path, story_file: Path) -> Callable[..., Outcome]:
+def generate_story(infer: Callable[..., Outcome], tiny_model: Path, story_file: Path) -> Callable[..., Outcome]:
     """Tells the story of `story_file` with the tiny model; further overrides come last."""
     small = ("height=64", "width=64", "steps=6", "guidance_scale=3")
     return lambda *overrides: infer(f"story={story_file}", f"model.path={tiny_model}", *small, *overrides)

@@ -48,15 +48,15 @@ def ip_adapter(tiny_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def adapted(tell: Callable[..., Outcome], ip_adapter: Path) -> Callable[..., Outcome]:
+def adapted(generate_story: Callable[..., Outcome], ip_adapter: Path) -> Callable[..., Outcome]:
     """Tells the story of `story_file` into run/, with the tiny IP-Adapter."""
     baseline = ("baseline=ip_adapter", "baseline.file=adapter.safetensors", "baseline.image_encoder=image_encoder")
-    return lambda *overrides: tell(
+    return lambda *overrides: generate_story(
         *baseline, f"baseline.weights={ip_adapter}", "steps=2", "run_dir=run", "csa=off", *overrides
     )
 
 
-def test_a_story_is_told_with_ip_adapter(adapted, tell, tmp_path):
+def test_a_story_is_told_with_ip_adapter(adapted, generate_story, tmp_path):
     outcome = adapted()
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
@@ -74,7 +74,7 @@ def test_a_story_is_told_with_ip_adapter(adapted, tell, tmp_path):
 
     told = pixels(run)
     assert adapted("baseline.scale=0", "run_dir=silent").code == 0
-    assert tell("steps=2", "csa=off", "run_dir=plain").code == 0
+    assert generate_story("steps=2", "csa=off", "run_dir=plain").code == 0
     silent, plain = pixels(tmp_path / "silent"), pixels(tmp_path / "plain")
     assert {name: silent[name] for name in plain} == plain
     assert all(told[name] != plain[name] for name in plain)
@@ -153,9 +153,9 @@ def tiny_xl(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_story_is_told_with_photomaker(tell, tiny_xl, tmp_path):
+def test_a_story_is_told_with_photomaker(generate_story, tiny_xl, tmp_path):
     def told(*overrides: str) -> Outcome:
-        return tell(
+        return generate_story(
             "experiment=baseline_photomaker", f"model.path={tiny_xl}", "model.dtype=float32", "model.device=cpu",
             f"baseline.weights={tiny_xl}", "baseline.file=photomaker.bin", "steps=3", "height=64", "width=64",
             "run_dir=run", *overrides,
@@ -179,7 +179,7 @@ def test_a_story_is_told_with_photomaker(tell, tiny_xl, tmp_path):
     assert told(words, given, "run_dir=given").code == 0
     after = pixels(tmp_path / "given")
     assert [before[name] == after[name] for name in sorted(after)] == [False, True, False]  # Bo's portrait is the same
-    sd15 = tell("baseline=photomaker", f"baseline.weights={tiny_xl}", "baseline.file=photomaker.bin", words)
+    sd15 = generate_story("baseline=photomaker", f"baseline.weights={tiny_xl}", "baseline.file=photomaker.bin", words)
     assert "needs the two text encoders of SDXL" in refusal(sd15)
 
 

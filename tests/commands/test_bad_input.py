@@ -41,15 +41,15 @@ def is_unfinished(run) -> bool:
         (STORY + "style: Cubist\n", "Cubist"),
     ],
 )
-def test_a_story_that_cannot_be_told(tell, tmp_path, story_file, text, needs):
+def test_a_story_that_cannot_be_told(generate_story, tmp_path, story_file, text, needs):
     story_file.write_text(text)
-    check(tell("run_dir=run"), str(story_file), needs)
+    check(generate_story("run_dir=run"), str(story_file), needs)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("path", ["nowhere.yaml", "nowhere", "."])
-def test_a_story_that_is_not_there(tell, path):
-    check(tell(f"story={path}"), path)
+def test_a_story_that_is_not_there(generate_story, path):
+    check(generate_story(f"story={path}"), path)
 
 
 @pytest.mark.parametrize(
@@ -74,38 +74,38 @@ def test_a_story_that_is_not_there(tell, path):
         ("model.path=package://nothing", ["'nothing'"]),
     ],
 )
-def test_a_setting_that_cannot_be(tell, tmp_path, override, needs):
-    check(tell("run_dir=run", override), *needs)
+def test_a_setting_that_cannot_be(generate_story, tmp_path, override, needs):
+    check(generate_story("run_dir=run", override), *needs)
     assert not (tmp_path / "run").exists()
 
 
-def test_impossible_combinations(tell, tmp_path):
-    check(tell("run_dir=run", "csa=shared_row", "csa.sampler=progressive"), "progressive", "shared_row")
-    check(tell("run_dir=run", "+csa.tile_size=3"), "tile_size", "eq2")
-    check(tell("run_dir=run", "model.device=cpu", "model.offload=sequential"), "model.offload=sequential")
+def test_impossible_combinations(generate_story, tmp_path):
+    check(generate_story("run_dir=run", "csa=shared_row", "csa.sampler=progressive"), "progressive", "shared_row")
+    check(generate_story("run_dir=run", "+csa.tile_size=3"), "tile_size", "eq2")
+    check(generate_story("run_dir=run", "model.device=cpu", "model.offload=sequential"), "model.offload=sequential")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_grid_that_the_unet_does_not_have(tell, tmp_path):
-    check(tell("run_dir=run", "csa.rate={64: 0.5}"), "64")
+def test_a_grid_that_the_unet_does_not_have(generate_story, tmp_path):
+    check(generate_story("run_dir=run", "csa.rate={64: 0.5}"), "64")
     assert is_unfinished(tmp_path / "run")
 
 
-def test_a_truncated_weights_file(tell, tmp_path, tiny_model):
+def test_a_truncated_weights_file(generate_story, tmp_path, tiny_model):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    check(tell(f"model.path={folder}", "run_dir=run"), str(file), "truncated")
+    check(generate_story(f"model.path={folder}", "run_dir=run"), str(file), "truncated")
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_of_the_wrong_shape(tell, tmp_path, tiny_model):
+def test_weights_of_the_wrong_shape(generate_story, tmp_path, tiny_model):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     tensors["decoder.conv_in.bias"] = tensors["decoder.conv_in.bias"][:-1].clone()
     save_file(tensors, file, metadata={"format": "pt"})
-    check(tell(f"model.path={folder}", "run_dir=run"), str(folder / "vae"))
+    check(generate_story(f"model.path={folder}", "run_dir=run"), str(folder / "vae"))
     assert is_unfinished(tmp_path / "run")
 
 
@@ -126,30 +126,30 @@ def test_a_hub_that_cannot_be_reached(tmp_path, story_file):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_output_folder_below_a_file(tell, tmp_path):
+def test_an_output_folder_below_a_file(generate_story, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    check(tell("run_dir=file/run"), "file/run")
+    check(generate_story("run_dir=file/run"), "file/run")
 
 
-def test_an_output_folder_that_is_a_file(tell, tmp_path):
+def test_an_output_folder_that_is_a_file(generate_story, tmp_path):
     (tmp_path / "run").write_text("in the way")
-    check(tell("run_dir=run"), "run")
+    check(generate_story("run_dir=run"), "run")
     assert (tmp_path / "run").read_text() == "in the way"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_folder_without_permission(tell, tmp_path):
+def test_an_output_folder_without_permission(generate_story, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    check(tell("run_dir=locked/run"), "locked/run")
+    check(generate_story("run_dir=locked/run"), "locked/run")
 
 
 @pytest.mark.parametrize("limit", [100, 5_000, 30_000])
-def test_a_full_disk(tell, tmp_path, limit):
+def test_a_full_disk(generate_story, tmp_path, limit):
     """No file may grow beyond `limit` bytes: the manifest, a panel or the page fails with the system's own error."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     try:
-        outcome = tell("run_dir=run")
+        outcome = generate_story("run_dir=run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     check(outcome, "cannot write", "run/")
@@ -157,4 +157,4 @@ def test_a_full_disk(tell, tmp_path, limit):
     assert is_unfinished(run)
     assert not list(run.rglob("*.tmp"))
     assert not (run / "page.png").exists()
-    assert tell("run_dir=run").code == 0  # once there is room, the same command tells it
+    assert generate_story("run_dir=run").code == 0  # once there is room, the same command tells it

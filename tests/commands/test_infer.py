@@ -35,9 +35,9 @@ def interrupted_at(monkeypatch):
     return arrange
 
 
-def test_a_story_becomes_a_run_folder_and_nothing_else(tell, tmp_path):
+def test_a_story_becomes_a_run_folder_and_nothing_else(generate_story, tmp_path):
     before = set(tmp_path.iterdir())
-    outcome = tell()
+    outcome = generate_story()
     assert outcome.code == 0
     run = tmp_path / "runs" / "friends"
     assert set(tmp_path.iterdir()) - before == {tmp_path / "runs"}
@@ -48,8 +48,8 @@ def test_a_story_becomes_a_run_folder_and_nothing_else(tell, tmp_path):
     assert all(Image.open(file).size == (64, 64) for file in (run / "panels").iterdir())
 
 
-def test_the_manifest_tells_how(tell, tmp_path, tiny_model):
-    tell("run_dir=run", "seed=5")
+def test_the_manifest_tells_how(generate_story, tmp_path, tiny_model):
+    generate_story("run_dir=run", "seed=5")
     manifest = read_manifest(tmp_path / "run" / "manifest.json")
     assert manifest.complete
     assert manifest.origin == "random"
@@ -66,84 +66,86 @@ def test_the_manifest_tells_how(tell, tmp_path, tiny_model):
     assert manifest.seconds["telling"] > 0
 
 
-def test_it_says_that_weights_are_random_and_which_words_are_unknown(tell, tmp_path, story_file):
+def test_it_says_that_weights_are_random_and_which_words_are_unknown(generate_story, tmp_path, story_file):
     story_file.write_text(story_file.read_text().replace("on the beach", "on the zebra beach"))
-    outcome = tell("run_dir=run")
+    outcome = generate_story("run_dir=run")
     report = (tmp_path / "run" / "report.html").read_text()
     assert "random" in report
     assert "zebra" in report
     assert "does not know these words of the prompts: zebra" in outcome.err
 
 
-def test_known_words_give_no_warning(tell):
-    assert not [line for line in tell().err.splitlines() if line.startswith("warning: the model")]
+def test_known_words_give_no_warning(generate_story):
+    assert not [line for line in generate_story().err.splitlines() if line.startswith("warning: the model")]
 
 
-def test_a_finished_story_is_not_made_again_unless_asked(tell, tmp_path):
-    tell("run_dir=run")
+def test_a_finished_story_is_not_made_again_unless_asked(generate_story, tmp_path):
+    generate_story("run_dir=run")
     first = panels(tmp_path / "run")
     page = tmp_path / "run" / "page.png"
     made = page.stat().st_mtime_ns
-    outcome = tell("run_dir=run")
+    outcome = generate_story("run_dir=run")
     assert outcome.code == 0
     assert "already" in outcome.out
     assert page.stat().st_mtime_ns == made
-    assert tell("run_dir=run", "overwrite=true").code == 0
+    assert generate_story("run_dir=run", "overwrite=true").code == 0
     assert page.stat().st_mtime_ns > made
     assert panels(tmp_path / "run") == first
 
 
 @pytest.mark.parametrize("change", ["seed=1", "csa=off", "noise=shared"])
-def test_settings_change_the_pictures(tell, tmp_path, change):
-    tell("run_dir=a")
-    tell("run_dir=b", change)
+def test_settings_change_the_pictures(generate_story, tmp_path, change):
+    generate_story("run_dir=a")
+    generate_story("run_dir=b", change)
     assert panels(tmp_path / "a") != panels(tmp_path / "b")
 
 
-def test_shared_noise_is_told_in_the_manifest(tell, tmp_path):
-    tell("run_dir=run", "noise=shared")
+def test_shared_noise_is_told_in_the_manifest(generate_story, tmp_path):
+    generate_story("run_dir=run", "noise=shared")
     seeds = [panel.seed for panel in read_manifest(tmp_path / "run" / "manifest.json").panels]
     assert seeds[0] == seeds[2] != seeds[1]
 
 
-def test_rate_0_is_no_sharing(tell, tmp_path):
-    tell("run_dir=a", "csa=off")
-    tell("run_dir=b", "csa.rate=0")
+def test_rate_0_is_no_sharing(generate_story, tmp_path):
+    generate_story("run_dir=a", "csa=off")
+    generate_story("run_dir=b", "csa.rate=0")
     assert panels(tmp_path / "a") == panels(tmp_path / "b")
 
 
-def test_ctrl_c_while_pictures_are_written_keeps_the_last_step(tell, tmp_path, monkeypatch):
-    tell("run_dir=whole")
+def test_ctrl_c_while_pictures_are_written_keeps_the_last_step(generate_story, tmp_path, monkeypatch):
+    generate_story("run_dir=whole")
     monkeypatch.setattr(run_folder, "comic_page", lambda *_: signal.raise_signal(signal.SIGINT))
-    assert tell("run_dir=run").code == 130
+    assert generate_story("run_dir=run").code == 130
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    outcome = tell("run_dir=run")
+    outcome = generate_story("run_dir=run")
     assert "denoising 3 panels: 6step" in outcome.err
     assert panels(tmp_path / "run") == panels(tmp_path / "whole")
 
 
-def test_a_sweep_tells_into_folders_of_its_own(tell, tmp_path):
-    outcome = tell("csa.rate=0,0.5", "run_dir=runs/rate-${csa.rate}", "-m")
+def test_a_sweep_tells_into_folders_of_its_own(generate_story, tmp_path):
+    outcome = generate_story("csa.rate=0,0.5", "run_dir=runs/rate-${csa.rate}", "-m")
     assert outcome.code == 0
     assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == {"rate-0", "rate-0.5"}
     assert not (tmp_path / "multirun.yaml").exists()
 
 
-def test_another_configuration_is_refused(tell, tmp_path):
-    tell("run_dir=run")
+def test_another_configuration_is_refused(generate_story, tmp_path):
+    generate_story("run_dir=run")
     first = panels(tmp_path / "run")
-    outcome = tell("run_dir=run", "seed=1")
+    outcome = generate_story("run_dir=run", "seed=1")
     assert outcome.code == 1
     assert len(outcome.sentences) == 1
     assert "run_dir" in outcome.err
     assert panels(tmp_path / "run") == first
 
 
-def test_after_ctrl_c_the_same_command_goes_on_to_the_same_pixels(tell, tmp_path, interrupted_at, monkeypatch):
-    tell("run_dir=whole")
+def test_after_ctrl_c_the_same_command_resumes_to_the_same_pixels(
+    generate_story, tmp_path, interrupted_at, monkeypatch
+):
+    generate_story("run_dir=whole")
     interrupted_at(4, lambda: signal.raise_signal(signal.SIGINT))
-    outcome = tell("run_dir=run")
+    outcome = generate_story("run_dir=run")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert outcome.code == 130
@@ -151,15 +153,15 @@ def test_after_ctrl_c_the_same_command_goes_on_to_the_same_pixels(tell, tmp_path
     run = tmp_path / "run"
     assert not (run / "page.png").exists()
     assert not read_manifest(run / "manifest.json").complete
-    outcome = tell("run_dir=run")
+    outcome = generate_story("run_dir=run")
     assert outcome.code == 0
     assert "denoising 3 panels: 3step" in outcome.err  # the bar goes on from the third step
     assert panels(run) == panels(tmp_path / "whole")
     assert read_manifest(run / "manifest.json").complete
 
 
-def test_after_a_crash_the_last_saved_step_is_where_it_goes_on(tell, tmp_path, interrupted_at, monkeypatch):
-    tell("run_dir=whole")
+def test_after_a_crash_the_last_saved_step_is_where_it_goes_on(generate_story, tmp_path, interrupted_at, monkeypatch):
+    generate_story("run_dir=whole")
     monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_SAVES", 0.0)
 
     def power_cut():
@@ -167,34 +169,34 @@ def test_after_a_crash_the_last_saved_step_is_where_it_goes_on(tell, tmp_path, i
 
     interrupted_at(5, power_cut)
     with pytest.raises(RuntimeError, match="power cut"):
-        tell("run_dir=run")
+        generate_story("run_dir=run")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    outcome = tell("run_dir=run")
+    outcome = generate_story("run_dir=run")
     assert "denoising 3 panels: 4step" in outcome.err
     assert panels(tmp_path / "run") == panels(tmp_path / "whole")
 
 
-def test_a_prompt_longer_than_the_text_encoder_is_told_whole(tell, tmp_path, story_file):
+def test_a_prompt_longer_than_the_text_encoder_is_told_whole(generate_story, tmp_path, story_file):
     """Words beyond the encoder's 16 tokens still change the picture."""
     text = story_file.read_text()
     for run, end in (("a", "a hat"), ("b", "a book")):
         long = "on the beach, the cat in the park, the girl in the blue hat, " + end
         story_file.write_text(text.replace("on the beach", long))
-        assert tell(f"run_dir={run}", "csa=off").code == 0
+        assert generate_story(f"run_dir={run}", "csa=off").code == 0
     assert panels(tmp_path / "a")[0] != panels(tmp_path / "b")[0]
 
 
 @pytest.mark.parametrize("variant", ["eq2", "shared_row", "algorithm1", "official", "off"])
-def test_every_semantics_tells_a_story(tell, tmp_path, variant):
-    assert tell(f"csa={variant}", "run_dir=run").code == 0
+def test_every_semantics_tells_a_story(generate_story, tmp_path, variant):
+    assert generate_story(f"csa={variant}", "run_dir=run").code == 0
     pictures = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "run" / "panels").iterdir())]
     assert all(picture.std() > 0 for picture in pictures)
 
 
 @pytest.mark.parametrize("override", ["csa.sampler=progressive", "csa.rate={2: 0.5}", "guidance_scale=1", "width=96"])
-def test_settings_that_a_user_tries(tell, override):
-    assert tell(override).code == 0
+def test_settings_that_a_user_tries(generate_story, override):
+    assert generate_story(override).code == 0
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples" / "stories").iterdir()), ids=lambda file: file.stem)

@@ -219,7 +219,7 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
         (["data.shards='pipe:touch owned'"], ["pipe:touch owned", "no local path"]),
         (["data.storyworld=null", "data.shards=['s3://a/{0..9}.tar']"], ["s3://a", "no local path"]),
         (["data.decode_seconds=0"], ["data.decode_seconds=0"]),
-        (["model=sd15"], ["sd15", "sd15_animatediff"]),
+        (["model=sd15"], ["model.video.motion_adapter"]),
         (
             ["model.video.motion_adapter=package://miniature/nothing"],
             ["model.video.motion_adapter", "miniature/nothing"],

@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 class Small:
     number: int
     word: str
-    run_dir: str = "runs/a"
+    run_dir: str | None = "runs/a"
+
+    def __post_init__(self) -> None:
+        self.run_dir = f"runs/default-{self.word}" if self.run_dir is None else self.run_dir
 
 
 CONF = """
@@ -106,6 +109,34 @@ def test_a_job_of_a_sweep_has_a_folder_named_after_what_is_swept(small):
     assert small(lambda config: seen.append(config.run_dir), *sweep, "run_dir=mine", "-m")[0] == 0
     assert seen[:4] == ["runs/b/number=1", "runs/b/number=2", "mine-1", "mine-2"]
     assert seen[4:] == ["mine/number=1", "mine/number=2"]
+
+
+def test_a_job_of_a_sweep_has_its_own_folder_below_the_default_run_dir(small):
+    seen = []
+    sweep = ("hydra.sweep.dir=.", "hydra.sweep.subdir=.", "run_dir=null", "number=1,2", "-m")
+    assert small(lambda config: seen.append(config.run_dir), *sweep)[0] == 0
+    assert seen == ["runs/default-a/number=1", "runs/default-a/number=2"]
+
+
+def test_the_whole_command_line_is_seen_while_running_and_restored(small, monkeypatch):
+    """Launchers of further processes repeat it."""
+    monkeypatch.setattr(sys, "argv", ["storydiffusion", "small", "number=3"])
+    seen = []
+    assert small(lambda config: seen.append(list(sys.argv)), "number=3")[0] == 0
+    assert seen == [sys.argv] == [["storydiffusion", "small", "number=3"]]
+
+
+def test_a_value_with_an_equals_sign_needs_no_quotes(small):
+    seen = []
+    assert small(lambda config: seen.append(config.word), "word=csa.rate=0.5,csa.sampler=uniform")[0] == 0
+    assert seen == ["csa.rate=0.5,csa.sampler=uniform"]
+
+
+@pytest.mark.parametrize("flag", ["--foo", "--cfg=foo", "--experimental-rerun=x.pickle"])
+def test_a_wrong_flag_is_one_sentence(small, flag):
+    code, err = small(lambda config: pytest.fail("reached"), flag)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert flag.partition("=")[0] in err
 
 
 def test_an_experiment_that_is_a_sweep_wants_to_be_one(small, tmp_path):

@@ -33,7 +33,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 CLASSES = ("_target_", "()", "hydra.callbacks", "hydra/callbacks")
 """Parts of an override that name a class or function to call."""
 
-FORMER_GROUP = re.compile(r"(override '|could not load ')(?P<key>[\w/]+?)(/(?P<value>\w+))?'", re.IGNORECASE)
+FORMER_GROUP = re.compile(r"(override |could not (load|find) )'(?P<key>[\w/]+?)(/(?P<value>\w+))?'", re.IGNORECASE)
 """Where Hydra's messages name a group, or a group and its choice, that do not exist."""
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
