@@ -171,7 +171,7 @@ def test_what_cannot_be_sampled_is_refused_in_one_sentence(model):
         sample(model, start=pictures(2, 0, size=15), end=pictures(2, 1, size=15))
     with pytest.raises(UserError, match=r"frames is 7.*at most 6"):
         sample(model, dataclasses.replace(SAMPLING, frames=7))
-    with pytest.raises(UserError, match=r"width 24, .* reads 16.*context_width=16"):
+    with pytest.raises(UserError, match=r"width 24, .* takes 16.*context_width=16"):
         dataclasses.replace(model, predictor=tiny_predictor(context_width=24))
     with pytest.raises(UserError, match=r"features of width 10, the image encoder gives 8"):
         dataclasses.replace(model, predictor=tiny_predictor(image_width=10))

@@ -326,7 +326,7 @@ def test_predictor_survives_saving_and_loading(untouched, tmp_path):
     (tmp_path / "predictor" / "config.json").write_text('{"width": 32}')
     with pytest.raises(UserError, match="cannot be loaded"):
         load_predictor(tmp_path / "predictor")
-    with pytest.raises(UserError, match="no predictor"):
+    with pytest.raises(UserError, match="give the folder of a predictor"):
         load_predictor(tmp_path)
 
 
