@@ -16,7 +16,7 @@ demo: $(READY)  ## tell the example story
 	$(BIN)/python infer.py
 
 results: $(READY)  ## measure what RESULTS.md claims, on the miniature; takes an hour or two, goes on where it was stopped
-	$(BIN)/python -m storydiffusion.experiments.reproduce
+	$(BIN)/python -m storydiffusion.commands.reproduce
 
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

@@ -231,16 +231,21 @@ def test_a_benchmark_of_stories_takes_a_reference(infer, small, world_model):
     assert found.settings["baseline.scale"] == 0.6
     assert "model.weights.baseline/adapter.safetensors" in found.settings
     assert [file.name for file in sorted(Path("run/portraits").iterdir())] == ["000.png", "001.png"]
-    assert "measured already" in infer(*baseline).out
+    assert "already measured" in infer(*baseline).out
     assert "measured with" in refusal(infer(*bench))
     assert infer(*bench, "run_dir=plain").code == 0
     assert load_result(Path("plain/result.json")).settings["baseline.kind"] is None
 
 
-def test_sparse_control_is_one_more_way_of_transitions(infer, small, world_model):
-    def measured(way: str, run: str, *overrides: str) -> dict:
+def test_sparse_control_is_a_method_of_the_transitions_benchmark(infer, small, world_model):
+    def measured(method: str, run: str, *overrides: str) -> dict:
         outcome = infer(
-            "benchmark=transitions", f"benchmark.way={way}", "benchmark.clips=2", f"run_dir={run}", *small, *overrides
+            "benchmark=transitions",
+            f"benchmark.method={method}",
+            "benchmark.clips=2",
+            f"run_dir={run}",
+            *small,
+            *overrides,
         )
         assert outcome.code == 0, outcome.err
         return json.loads(Path(run, "records.json").read_text())
@@ -253,11 +258,11 @@ def test_sparse_control_is_one_more_way_of_transitions(infer, small, world_model
         measured("no_semantic_tokens", run, *more)
         for run, more in (("other", ()), ("same", (sparse(world_model / "sparse_control"),)))
     ]
-    figures = [[one["figures"] for one in found["records"]] for found in (with_it, silent, *others)]
-    assert figures[0] != figures[1]
-    assert figures[2] == figures[3]  # no other way has it
-    assert figures[1][0]["end error"] > 0.01  # ends are not imposed
-    assert figures[2][0]["end error"] == 0
+    metrics = [[one["metrics"] for one in found["records"]] for found in (with_it, silent, *others)]
+    assert metrics[0] != metrics[1]
+    assert metrics[2] == metrics[3]  # other methods ignore it
+    assert metrics[1][0]["boundary_frame_error"] > 0.01  # boundary frames are free
+    assert metrics[2][0]["boundary_frame_error"] == 0
 
 
 def test_a_story_gets_transitions_by_sparse_control(infer, small, world_model, tmp_path):
@@ -287,5 +292,5 @@ def test_sparse_control_that_is_missing_or_does_not_fit_is_named(infer, small, w
     (other / "config.json").write_text(json.dumps({**settings, "cross_attention_dim": 24}))
     assert "cross_attention_dim 24" in refusal(infer(*asked, sparse(other)))
     assert "sparse_control.scale=-1" in refusal(infer(*asked, sparse(other, -1)))
-    way = ("benchmark=transitions", "benchmark.way=sparse_control", *small)
-    assert "name the SparseCtrl" in refusal(infer(*way, "run_dir=bench"))
+    asked = ("benchmark=transitions", "benchmark.method=sparse_control", *small)
+    assert "Name the SparseCtrl" in refusal(infer(*asked, "run_dir=bench"))

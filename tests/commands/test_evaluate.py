@@ -1,4 +1,4 @@
-"""python -m storydiffusion.evaluate: of a run folder, of pictures, of videos; and what it refuses."""
+"""The command `evaluate`: run folders, images, videos; and what it refuses."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ ENCODER = f"encoder={MINIATURE}"
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Outcome]:
-    """Calls `python -m storydiffusion.evaluate OVERRIDES` in this process, where LPIPS has no weights."""
+    """Call the command in this process, without weights of LPIPS."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
     return lambda *overrides: run_verb("evaluate", ["device=cpu", *overrides], capsys)
@@ -34,9 +34,9 @@ def measured(folder: Path) -> Result:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Three pictures of StoryWorld: the same twice, and another."""
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """Three images of StoryWorld: the same twice, and another."""
+    folder = tmp_path / "images"
     for name, index in (("1", 0), ("2", 0), ("3", 7)):
         write_image(folder / f"{name}.png", Image.fromarray(render(sample_truth(3, index), 128)))
     return folder
@@ -51,64 +51,67 @@ def test_a_run_end_to_end(command, infer, tiny_video_model, story_file, tmp_path
     assert outcome.code == 0, outcome.err
     out = tmp_path / "run" / "evaluation"
     assert sorted(file.name for file in out.iterdir()) == [
-        "figures.png", "motion.png", "result.json", "similarity.png", "table.md",
+        "metrics.png", "motion.png", "result.json", "similarity.png", "table.md",
     ]  # fmt: skip
     assert all(Image.open(file).size[0] > 200 for file in out.glob("*.png"))
     assert (out / "table.md").read_text() in outcome.out
     found, story = measured(out), "Two friends (seed 0)"
-    assert found.values("text-image similarity (miniature)").keys() == {f"{story} 00{i}" for i in (1, 2, 3)}
-    assert found.values("character similarity (miniature)").keys() == {story}
+    assert found.values("text_image_similarity").keys() == {f"{story} 00{i}" for i in (1, 2, 3)}
+    assert found.values("character_similarity").keys() == {story}
     clips = {f"{story} 001-002", f"{story} 002-003"}
-    for name in ("motion (Farnebäck flow)", "LPIPS-first (tokens of miniature)", "LPIPS-frames (tokens of miniature)",
-                 "CLIPSIM-first (miniature)", "CLIPSIM-frames (miniature)"):  # fmt: skip
+    for name in ("motion", "lpips_first", "lpips_frames", "clipsim_first", "clipsim_frames"):
         assert found.values(name).keys() == clips
-    assert found.values("end-frame error (pixels)") == dict.fromkeys(clips, 0)
-    assert len(found.figures) == 9
-    assert found.settings["made with"][story]["origin"] == "random"
+    assert found.values("boundary_frame_error") == dict.fromkeys(clips, 0)
+    assert len(found.metrics) == 9
+    networks = {name: values.network for name, values in found.metrics.items()}
+    assert networks["motion"] == "Farnebäck flow"
+    assert networks["lpips_first"] == "tokens of miniature"
+    assert networks["clipsim_first"] == networks["character_similarity"] == "miniature"
+    assert networks["boundary_frame_error"] is None
+    assert found.settings["inputs"][story]["origin"] == "random"
     said = " ".join(found.remarks)
-    for part in ("StoryWorld alone", "not LPIPS proper", "standard error", "names a winner"):
+    for part in ("StoryWorld only", "not LPIPS proper", "standard error", "declares a winner"):
         assert part in said
 
 
-def test_pictures_with_captions_and_boxes(command, pictures, tmp_path):
+def test_images_with_captions_and_boxes(command, images, tmp_path):
     (tmp_path / "captions").write_text("a girl\n\na zeppelin " + "in the park " * 30)
     (tmp_path / "boxes.json").write_text('{"1.png": [0, 0, 60, 90], "3.png": [10, 0, 60, 90]}')
     arguments = (f"captions={tmp_path / 'captions'}", f"boxes={tmp_path / 'boxes.json'}", f"out={tmp_path / 'out'}")
-    outcome = command(f"images={pictures}", *arguments, ENCODER)
+    outcome = command(f"images={images}", *arguments, ENCODER)
     assert outcome.code == 0, outcome.err
     found, encoder = measured(tmp_path / "out"), load_image_text_encoder(MINIATURE, torch.device("cpu"))
 
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
-    shown = [np.asarray(Image.open(pictures / f"{i}.png")) for i in (1, 2, 3)]
-    one, other = encoder.of_picture(shown[0]), encoder.of_picture(shown[2])
-    raw = found.values("text-image similarity (miniature)")
+    shown = [np.asarray(Image.open(images / f"{i}.png")) for i in (1, 2, 3)]
+    one, other = encoder.embed_image(shown[0]), encoder.embed_image(shown[2])
+    raw = found.values("text_image_similarity")
     assert raw.keys() == {"1.png", "3.png"}
-    assert raw["1.png"] == pytest.approx(cosine(one, encoder.of_texts(["a girl"])[0]), abs=1e-5)
-    scaled = found.values("text-image similarity, 2.5 × (miniature)")
+    assert raw["1.png"] == pytest.approx(cosine(one, encoder.embed_texts(["a girl"])[0]), abs=1e-5)
+    scaled = found.values("clip_score")
     assert scaled == {name: pytest.approx(2.5 * max(0, value)) for name, value in raw.items()}
     whole = (1 + 2 * cosine(one, other)) / 3  # two are the same
-    assert found.values("character similarity (miniature)") == {"pictures": pytest.approx(whole, abs=1e-5)}
-    crops = [encoder.of_picture(picture[:90, :90]) for picture in (shown[0], shown[2])]  # both at the left edge
-    assert found.values("character similarity, crops (miniature)") == {
-        "pictures": pytest.approx(cosine(crops[0], crops[1]), abs=1e-5)
-    }
+    assert found.values("character_similarity") == {"images": pytest.approx(whole, abs=1e-5)}
+    crops = [encoder.embed_image(image[:90, :90]) for image in (shown[0], shown[2])]  # both at the left edge
+    assert found.values("character_crop_similarity") == {"images": pytest.approx(cosine(crops[0], crops[1]), abs=1e-5)}
     said = " ".join(found.remarks)
     assert "1 of 2 texts are longer" in said
     assert "words of the texts: zeppelin." in said
     assert not (tmp_path / "out" / "motion.png").exists()
 
 
-def test_emotions_by_a_probe_are_named_after_it(command, pictures, tmp_path):
+def test_emotions_by_a_probe_are_named_after_it(command, images, tmp_path):
     encoder = load_image_text_encoder(MINIATURE, torch.device("cpu"))
     bias = np.log([1, 9, 1, 1, 1, 1, 1, 1])
     np.savez(tmp_path / "probe.npz", weight=np.zeros((8, encoder.width)), bias=bias)
     arguments = ("emotion=awe", f"emotion_probe={tmp_path / 'probe.npz'}", f"out={tmp_path / 'out'}")
-    assert command(f"images={pictures}", *arguments, ENCODER).code == 0
+    assert command(f"images={images}", *arguments, ENCODER).code == 0
     found = measured(tmp_path / "out")
-    assert list(found.values("Emo-Score (probe on miniature)").values()) == pytest.approx([9 / 16] * 3)
-    assert list(found.values("Emo-A (probe on miniature)").values()) == [1] * 3
+    assert list(found.values("emo_score").values()) == pytest.approx([9 / 16] * 3)
+    assert list(found.values("emo_a").values()) == [1] * 3
+    assert found.metrics["emo_a"].network == "probe on miniature"
     assert len(found.settings["weights"]["emotion_probe"]) == 64
 
 
@@ -121,9 +124,9 @@ def videos(tmp_path: Path) -> Path:
     """true/ and still/ of two clips of 10 frames, nearly without loss."""
     for number, motion in enumerate(("crossing", "running")):
         true = render_clip(sample_clip(1, number, motion), 10)
-        ways = {"true": true, "still": np.stack([true[0]] * 10)}
-        for way, frames in ways.items():
-            write_video(tmp_path / way / f"{motion}.mp4", frames, fps=8, crf=1)
+        versions = {"true": true, "still": np.stack([true[0]] * 10)}
+        for name, frames in versions.items():
+            write_video(tmp_path / name / f"{motion}.mp4", frames, fps=8, crf=1)
     return tmp_path
 
 
@@ -134,33 +137,37 @@ class MeanOverPixels(torch.nn.Module):
         return video.mean(dim=[3, 4]).flatten(1)
 
 
-def test_a_still_video_wins_lpips_and_clipsim_but_not_the_summary(command, videos):
+def test_a_static_video_wins_lpips_and_clipsim_but_not_the_report(command, videos):
     torch.jit.script(MeanOverPixels()).save(str(videos / "i3d.pt"))
     found = {}
-    for way in ("true", "still"):
-        outcome = command(f"videos={videos / way}", f"reference={videos / 'true'}", f"i3d={videos / 'i3d.pt'}", ENCODER)
+    for name in ("true", "still"):
+        outcome = command(
+            f"videos={videos / name}", f"reference={videos / 'true'}", f"i3d={videos / 'i3d.pt'}", ENCODER
+        )
         assert outcome.code == 0, outcome.err
-        found[way] = measured(videos / way / "evaluation")
+        found[name] = measured(videos / name / "evaluation")
     true, still = found["true"], found["still"]
-    for name, best in (("LPIPS-first (tokens of miniature)", 0), ("CLIPSIM-frames (miniature)", 1)):
+    for name, best in (("lpips_first", 0), ("clipsim_frames", 1)):
         assert mean(still, name) == pytest.approx(best, abs=0.01)
         assert abs(mean(still, name) - best) < abs(mean(true, name) - best)
-    motion = "motion, × reference (Farnebäck flow)"
+    motion = "relative_motion"
     assert mean(true, motion) == 1
     assert mean(still, motion) < 0.01
-    assert true.figures[motion].better == "truth"
-    error = "middle-frame error (tokens of miniature)"
+    assert mean(true, "pixel_change") == 1
+    assert mean(still, "pixel_change") < 0.1
+    assert mean(still, "pixel_error") > 0.01
+    error = "perceptual_error"
     assert mean(true, error) == 0
     assert mean(still, error) > 0.1
-    assert mean(true, "end-frame error (pixels)") == 0
-    assert mean(still, "end-frame error (pixels)") > 0.01
-    assert true.values("FVD (I3D i3d.pt)") == {"all clips": pytest.approx(0, abs=1e-6)}
-    assert still.values("FVD (I3D i3d.pt)")["all clips"] > 1e-4
-    assert "2 of 2 clips hardly move" in " ".join(still.remarks)
-    assert "hardly" not in " ".join(true.remarks)
+    assert mean(true, "boundary_frame_error") == 0
+    assert mean(still, "boundary_frame_error") > 0.01
+    assert true.values("fvd") == {"all clips": pytest.approx(0, abs=1e-6)}
+    assert still.values("fvd")["all clips"] > 1e-4
+    assert "2 of 2 clips are nearly static" in " ".join(still.remarks)
+    assert "nearly" not in " ".join(true.remarks)
 
 
-def test_clips_that_differ_from_the_true_ones_in_length_are_refused(command, videos):
+def test_clips_that_differ_from_their_references_in_length_are_refused(command, videos):
     write_video(videos / "true" / "running.mp4", render_clip(sample_clip(1, 1, "running"), 12), fps=8)
     arguments = (f"videos={videos / 'still'}", f"reference={videos / 'true'}", ENCODER)
     outcome = command(*arguments)
@@ -197,23 +204,23 @@ def test_bad_input_ends_in_one_sentence(command, overrides, said):
     assert outcome.err.count("\n") == 1
 
 
-def test_the_miniature_has_no_words_for_emotions(command, pictures):
-    outcome = command(f"images={pictures}", "emotion=awe", ENCODER)
+def test_the_miniature_has_no_words_for_emotions(command, images):
+    outcome = command(f"images={images}", "emotion=awe", ENCODER)
     assert outcome.code == 1
     assert "does not know the word" in outcome.err
-    assert not (pictures / "evaluation").exists()
+    assert not (images / "evaluation").exists()
 
 
-def test_a_single_picture_without_a_text_is_nothing_to_measure(command, pictures):
+def test_a_single_image_without_a_text_is_refused(command, images):
     for name in ("2.png", "3.png"):
-        (pictures / name).unlink()
-    outcome = command(f"images={pictures}", ENCODER)
+        (images / name).unlink()
+    outcome = command(f"images={images}", ENCODER)
     assert outcome.code == 1
     assert "nothing to measure" in outcome.err
 
 
-def test_a_box_outside_its_picture_is_refused(command, pictures, tmp_path):
+def test_a_box_outside_its_image_is_refused(command, images, tmp_path):
     (tmp_path / "boxes.json").write_text(json.dumps({"2.png": [0, 0, 129, 9]}))
-    outcome = command(f"images={pictures}", f"boxes={tmp_path / 'boxes.json'}", ENCODER)
+    outcome = command(f"images={images}", f"boxes={tmp_path / 'boxes.json'}", ENCODER)
     assert outcome.code == 1
-    assert "2.png: the box [0, 0, 129, 9] is not inside the picture of 128 × 128" in outcome.err
+    assert "2.png: the box [0, 0, 129, 9] is not inside the image of 128 × 128" in outcome.err

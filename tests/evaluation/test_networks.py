@@ -1,4 +1,4 @@
-"""The networks of evaluation: pictures and texts of both libraries' CLIPs, LPIPS, I3D, and what is refused."""
+"""The networks of evaluation: images and texts of both libraries' CLIPs, LPIPS, I3D, and what is refused."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from storydiffusion.evaluation.metrics.embeddings import cosines
 from storydiffusion.evaluation.networks import (
     MINIATURE,
     ImageTextEncoder,
-    backbone_file,
+    get_backbone_file,
     load_dreamsim,
     load_i3d,
     load_image_text_encoder,
@@ -35,7 +35,7 @@ def miniature() -> ImageTextEncoder:
 
 @pytest.fixture(scope="module")
 def open_clip_name(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny architecture that open_clip knows like its own."""
+    """A tiny architecture registered with open_clip."""
     file = tmp_path_factory.mktemp("open_clip") / "tiny-pair.json"
     vision = {"image_size": 28, "patch_size": 14, "width": 32, "layers": 1, "head_width": 16}
     text = {"context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -56,15 +56,15 @@ def frames(count: int = 4, side: int = 64) -> np.ndarray:
     return RNG.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
-def test_the_miniature_tells_what_its_pictures_show(miniature):
+def test_the_miniature_matches_images_with_their_captions(miniature):
     from storydiffusion.storyworld.captions import caption
     from storydiffusion.storyworld.renderer import render
     from storydiffusion.storyworld.truth import sample_truth
 
     truths = [sample_truth(5, i) for i in range(12)]
-    pictures = np.stack([miniature.of_picture(render(truth, 128)) for truth in truths])
-    texts = miniature.of_texts([caption(truth, i) for i, truth in enumerate(truths)])
-    assert cosines(pictures, texts).mean() > cosines(pictures, np.roll(texts, 1, axis=0)).mean() + 0.3
+    images = np.stack([miniature.embed_image(render(truth, 128)) for truth in truths])
+    texts = miniature.embed_texts([caption(truth, i) for i, truth in enumerate(truths)])
+    assert cosines(images, texts).mean() > cosines(images, np.roll(texts, 1, axis=0)).mean() + 0.3
     assert miniature.label == "miniature"
     assert miniature.scale == pytest.approx(np.exp(2.67), rel=0.01)
 
@@ -81,12 +81,12 @@ def test_the_miniature_embeds_as_transformers_own_model(miniature):
     with torch.no_grad():
         theirs = clip(input_ids=ids, pixel_values=pixels)
         picture = miniature.images.pooled(pixels).numpy()
-    np.testing.assert_allclose(cosines(miniature.of_texts(texts), theirs.text_embeds.numpy()), 1, atol=1e-6)
-    logits = miniature.scale * cosines(picture, miniature.of_texts(texts))
+    np.testing.assert_allclose(cosines(miniature.embed_texts(texts), theirs.text_embeds.numpy()), 1, atol=1e-6)
+    logits = miniature.scale * cosines(picture, miniature.embed_texts(texts))
     np.testing.assert_allclose(logits, theirs.logits_per_image.diagonal().numpy(), rtol=1e-4)
 
 
-def test_words_that_are_unknown_and_texts_that_are_too_long_are_known(miniature):
+def test_unknown_words_and_long_texts_are_found(miniature):
     assert miniature.unknown_words("a girl evokes awe in the park") == ["evokes", "awe"]
     assert miniature.length("a cat") == 4
     long = "a girl " * 40
@@ -105,14 +105,14 @@ def test_open_clip_embeds_as_its_own_model(open_clip_name, tmp_path):
     pixels = torchvision.transforms.functional.normalize(pixels, clip.visual.image_mean, clip.visual.image_std)
     with torch.no_grad():
         theirs, words, scale = clip(pixels, tokens)
-    np.testing.assert_allclose(cosines(encoder.of_picture(picture[0])[None], theirs.numpy()), 1, atol=1e-6)
-    np.testing.assert_allclose(cosines(encoder.of_texts(texts), words.numpy()), 1, atol=1e-6)
+    np.testing.assert_allclose(cosines(encoder.embed_image(picture[0])[None], theirs.numpy()), 1, atol=1e-6)
+    np.testing.assert_allclose(cosines(encoder.embed_texts(texts), words.numpy()), 1, atol=1e-6)
     assert encoder.scale == pytest.approx(scale.item())
     assert encoder.length("a cat on the beach") == 7
     assert encoder.label == f"{open_clip_name}/{tmp_path / 'weights.pt'}"
 
 
-def test_a_folder_normalises_pixels_as_it_says(tiny_video_model, tmp_path):
+def test_a_folder_sets_the_normalization_of_pixels(tiny_video_model, tmp_path):
     import shutil
 
     folder = tmp_path / "clip"
@@ -120,7 +120,7 @@ def test_a_folder_normalises_pixels_as_it_says(tiny_video_model, tmp_path):
     with pytest.raises(UserError, match="no tokenizer"):
         load_image_text_encoder(str(folder), CPU)
     shutil.copytree(package_path("package://miniature/tokenizer"), tmp_path / "tokenizer")
-    with pytest.raises(UserError, match="knows 8"):
+    with pytest.raises(UserError, match="takes 8"):
         load_image_text_encoder(str(folder), CPU)
     from storydiffusion.models.image_encoders import ClipImageEncoder
 
@@ -136,7 +136,7 @@ def test_a_folder_normalises_pixels_as_it_says(tiny_video_model, tmp_path):
     ("source", "said"),
     [("/no/such/folder", "encoder=/no/such/folder"), ("open_clip://ViT-H-14", "encoder=open_clip://ViT-H-14 is not")],
 )
-def test_an_encoder_that_is_not_there_is_refused(source, said):
+def test_a_missing_encoder_is_refused(source, said):
     with pytest.raises(UserError, match=said):
         load_image_text_encoder(source, CPU)
 
@@ -145,23 +145,23 @@ def test_lpips_over_time_agrees_with_torchmetrics(torch_home, miniature):
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     torch.manual_seed(0)
-    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), backbone_file("squeeze"))
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), get_backbone_file("squeeze"))
     distance = load_perceptual_distance("squeeze", miniature)
     assert distance.label == "LPIPS squeeze"
     clip = frames(4)
     pixels = torch.from_numpy(clip).permute(0, 3, 1, 2) / 127.5 - 1
-    first, neighbours = (LearnedPerceptualImagePatchSimilarity("squeeze", reduction="mean") for _ in range(2))
+    first, neighbors = (LearnedPerceptualImagePatchSimilarity("squeeze", reduction="mean") for _ in range(2))
     first.update(pixels[:1].expand(3, -1, -1, -1), pixels[1:])
-    neighbours.update(pixels[:-1], pixels[1:])
+    neighbors.update(pixels[:-1], pixels[1:])
     seen = distance.prepare(clip)
     assert from_first(distance.compare, seen) == pytest.approx(first.compute().item(), abs=1e-5)
-    assert from_previous(distance.compare, seen) == pytest.approx(neighbours.compute().item(), abs=1e-5)
+    assert from_previous(distance.compare, seen) == pytest.approx(neighbors.compute().item(), abs=1e-5)
     assert first.compute().item() > 1e-3
     with pytest.raises(UserError, match="too small"):
         distance.prepare(frames(2, 32))
 
 
-def test_without_lpips_weights_the_encoder_is_taken_and_named(torch_home, miniature):
+def test_without_lpips_weights_the_encoder_is_used_and_named(torch_home, miniature):
     distance = load_perceptual_distance("auto", miniature)
     assert distance.label == "tokens of miniature"
     assert not distance.is_lpips
@@ -172,14 +172,14 @@ def test_without_lpips_weights_the_encoder_is_taken_and_named(torch_home, miniat
         load_perceptual_distance("vgg", miniature)
 
 
-def test_damaged_lpips_weights_are_no_missing_ones(torch_home, miniature):
-    backbone_file("alex").write_bytes(b"half a fil")
-    with pytest.raises(UserError, match="fetch it again"):
+def test_damaged_lpips_weights_do_not_count_as_missing(torch_home, miniature):
+    get_backbone_file("alex").write_bytes(b"half a fil")
+    with pytest.raises(UserError, match="Download it again"):
         load_perceptual_distance("auto", miniature)
 
 
 class MeanOverTime(torch.nn.Module):
-    """What an I3D file looks like from outside: (1, 3, F, 224, 224) → features."""
+    """A stand-in with the signature of an I3D file: (1, 3, F, 224, 224) → features."""
 
     def forward(self, video: torch.Tensor, rescale: bool, resize: bool, return_features: bool) -> torch.Tensor:
         assert return_features
@@ -189,7 +189,7 @@ class MeanOverTime(torch.nn.Module):
         return video.mean(dim=[2, 3, 4])
 
 
-def test_i3d_gets_clips_in_its_range(tmp_path):
+def test_i3d_takes_clips_in_its_range(tmp_path):
     file = tmp_path / "i3d.pt"
     torch.jit.script(MeanOverTime()).save(str(file))
     i3d = load_i3d(file, CPU)
@@ -201,7 +201,7 @@ def test_i3d_gets_clips_in_its_range(tmp_path):
         i3d.embed(clip[:9])
 
 
-def test_an_i3d_file_that_is_none_is_refused(tmp_path):
+def test_a_file_that_is_not_i3d_is_refused(tmp_path):
     for name in ("missing.pt", "broken.pt"):
         (tmp_path / "broken.pt").write_bytes(b"no archive")
         with pytest.raises(UserError, match=name):

@@ -2,7 +2,14 @@ import pytest
 
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.statistics import Estimate, PairedDifference
-from storydiffusion.evaluation.tables import markdown_table, p_value, percent, points, replace_section
+from storydiffusion.evaluation.tables import (
+    format_difference,
+    format_mean,
+    format_p,
+    format_points,
+    markdown_table,
+    replace_section,
+)
 
 DOCUMENT = (
     "# Title\n<!-- measured: speed -->\nold\n<!-- end -->\nmiddle\n<!-- measured: size -->\nold\n<!-- end -->\nlast\n"
@@ -10,10 +17,13 @@ DOCUMENT = (
 
 
 def test_numbers():
-    assert percent(Estimate(0.5142, 0.0178, 9)) == "51.4 ± 1.8"
+    assert format_mean(Estimate(0.5142, 0.0178, 9)) == "0.514 ± 0.018"
+    assert format_mean(Estimate(0.5142, 0.0178, 9), 4) == "0.5142 ± 0.0178"
     rise, fall = PairedDifference(0.27, 0.015, 9, 1e-9), PairedDifference(-0.004, 0.01, 9, 0.25)
-    assert (points(rise), p_value(rise)) == ("+27.0 ± 1.5", "< 0.001")
-    assert (points(fall), p_value(fall)) == ("-0.4 ± 1.0", "0.250")
+    assert (format_points(rise), format_p(rise)) == ("+27.0 ± 1.5", "< 0.001")
+    assert (format_points(fall), format_p(fall)) == ("-0.4 ± 1.0", "0.250")
+    assert format_difference(rise) == "+0.270 ± 0.015"
+    assert {format_mean(None), format_difference(None), format_p(None)} == {"–"}
 
 
 def test_table():

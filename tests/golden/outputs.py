@@ -78,7 +78,7 @@ def benchmarks(scratch: Path) -> dict[str, dict[str, Any]]:
     for name, overrides in BENCHMARKS.items():
         infer(scratch / name, *overrides)
         result = json.loads((scratch / name / "result.json").read_text(encoding="utf-8"))
-        found[name] = {metric: figure["values"] for metric, figure in result["figures"].items()}
+        found[name] = {metric: one["values"] for metric, one in result["metrics"].items()}
     return found
 
 

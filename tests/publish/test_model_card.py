@@ -1,4 +1,4 @@
-"""The model card, written for a tiny model of random weights; its sheets, of pictures of known colours."""
+"""The model card of a tiny model of random weights, and its sheets, of images of known colors."""
 
 import io
 import json
@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.publish.model_card import CardConfig, count_parameters, png, sheet, training_table, write_card
+from storydiffusion.publish.model_card import (
+    ModelCardConfig,
+    count_parameters,
+    create_card,
+    encode_png,
+    sheet,
+    write_training_table,
+)
 from storydiffusion.storyworld.motions import MOTIONS
 from tests.conftest import compose_config
 from tests.helpers.world_model import build_world_model, build_world_video_model
@@ -21,7 +28,7 @@ def plain(shade: int) -> Image.Image:
     return Image.new("RGB", (8, 6), (shade,) * 3)
 
 
-def test_a_sheet_has_every_picture_in_its_place_and_halves_lie_apart():
+def test_a_sheet_has_every_image_in_its_place_and_a_gap_between_halves():
     rows = [[plain(10 * r + c) for c in range(4)] for r in range(3)]
     for halves, extra in ((False, 0), (True, 16 + 4)):
         page = np.asarray(sheet(rows, halves))
@@ -33,14 +40,14 @@ def test_a_sheet_has_every_picture_in_its_place_and_halves_lie_apart():
         assert (page == 255).all(-1).sum() == page[..., 0].size - 12 * 48
 
 
-def test_drawn_pictures_make_sheets_of_moderate_size_and_true_colours():
+def test_drawn_images_make_sheets_of_moderate_size_and_true_colors():
     from storydiffusion.storyworld.images import draw
 
     rng = np.random.default_rng(0)
     images = draw(10_000, range(8)).images.permute(0, 2, 3, 1).numpy() * 127.5 + 127.5
-    noisy = np.clip(images + rng.normal(0, 3, images.shape), 0, 255).astype(np.uint8)  # an autoencoder's faults
-    page = sheet([[Image.fromarray(picture) for picture in noisy]])
-    data = png(page)
+    noisy = np.clip(images + rng.normal(0, 3, images.shape), 0, 255).astype(np.uint8)  # like an autoencoder's errors
+    page = sheet([[Image.fromarray(image) for image in noisy]])
+    data = encode_png(page)
     assert len(data) * 12 < LARGEST  # the stories' sheet is 12 such rows
     again = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float)
     assert np.abs(again - np.asarray(page, float)).mean() < 8
@@ -58,7 +65,7 @@ def test_parameters_are_those_of_the_networks(tmp_path):
 
 def test_the_training_table_has_a_row_for_each_part():
     entry = {"recipe": {"steps": 1200, "batch_size": 8}, "wall_seconds": 3600, "machine": "M", "figures": {}}
-    table = training_table(
+    table = write_training_table(
         {"attribute_classifier": {**entry, "figures": {"kind": 0.995}}, "text2image": entry}
     ).splitlines()
     assert table[2:] == [
@@ -67,26 +74,24 @@ def test_the_training_table_has_a_row_for_each_part():
     ]
 
 
-def test_what_is_odd_about_a_training_stands_under_the_table():
+def test_notes_on_a_training_follow_the_table():
     entry = {"recipe": {"steps": 2, "batch_size": 8}, "wall_seconds": 60, "machine": "M", "figures": {}}
-    table = training_table({"attribute_classifier": {**entry, "notes": ["It was stopped twice."]}, "clip": entry})
+    table = write_training_table({"attribute_classifier": {**entry, "notes": ["It was stopped twice."]}, "clip": entry})
     assert table.endswith("| – |\n\nattribute_classifier: It was stopped twice.\n")
 
 
-def config_of(folder: Path, measured: Path, *video: str) -> CardConfig:
-    overrides = [f"model.path={folder}", f"measured={measured}", "model.steps=1", "model.device=cpu"]
+def config_of(folder: Path, *video: str) -> ModelCardConfig:
+    overrides = [f"model.path={folder}", "model.steps=1", "model.device=cpu"]
     overrides += video or ["model.video.predictor=null"]
     return compose_config("model-card", *overrides)
 
 
 def test_the_card_of_a_model(tmp_path):
     folder = build_world_model(tmp_path / "model")
-    (tmp_path / "measured").mkdir()
-    (tmp_path / "measured" / "table.md").write_text("| the table |\n")
-    write_card(config_of(folder, tmp_path / "measured"))
+    create_card(config_of(folder))
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlicense: apache-2.0\n")
-    assert "| the table |" in card
+    assert "RESULTS.md" in card
     assert "| attribute_classifier | 1 | 2 | 2 min | a machine | kind 0.995, shirt 0.5 |" in card
     assert {f"{count:,}" for count in count_parameters(folder).values()} <= {c.strip() for c in card.split("|")}
     assert "\n63. " in card
@@ -94,7 +99,7 @@ def test_the_card_of_a_model(tmp_path):
         assert Image.open(folder / name).size == size
         assert (folder / name).stat().st_size < LARGEST
         assert f"({name})" in card
-    from diffusers import StableDiffusionPipeline  # what the card promises
+    from diffusers import StableDiffusionPipeline  # as the card says
 
     assert type(StableDiffusionPipeline.from_pretrained(folder)) is StableDiffusionPipeline
 
@@ -108,29 +113,19 @@ def test_the_card_of_a_model_with_video(tmp_path):
     }
     (folder / "training.json").write_text(json.dumps(record))
     parts = [f"model.video.{part}={folder}/{part}" for part in ("motion_adapter", "image_encoder", "predictor")]
-    write_card(
-        config_of(
-            folder,
-            tmp_path,
-            *parts,
-            "model.video.steps=1",
-            "model.video.guidance_scale=2",
-            f"measured_video={tmp_path}",
-        )
-    )
+    create_card(config_of(folder, *parts, "model.video.steps=1", "model.video.guidance_scale=2"))
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "0.25 times (`recipe.semantic_weight`)" in card
-    assert "Not measured yet: `python -m storydiffusion.measure_video` does." in card
+    assert "with weight 0.25 (`recipe.semantic_weight`)" in card
     assert f"in 1 steps at guidance 2:\n{', '.join(MOTIONS)}." in card
     sheet = np.asarray(Image.open(folder / "clips.png").convert("RGB"))
     assert sheet.shape == (len(MOTIONS) * (2 * 128 + 4) - 4, 8 * 128, 3)
     assert (folder / "clips.png").stat().st_size < LARGEST
 
 
-def test_a_model_without_a_record_is_refused_before_telling(tmp_path):
-    with pytest.raises(UserError, match="does not tell how the model was trained"):
-        write_card(config_of(tmp_path, tmp_path))
+def test_a_model_without_a_record_is_refused_before_generating(tmp_path):
+    with pytest.raises(UserError, match="the training is unknown"):
+        create_card(config_of(tmp_path))
     (tmp_path / "training.json").write_text(json.dumps([])[:1])
-    with pytest.raises(UserError, match="does not tell how the model was trained"):
-        write_card(config_of(tmp_path, tmp_path))
+    with pytest.raises(UserError, match="the training is unknown"):
+        create_card(config_of(tmp_path))
     assert not (tmp_path / "README.md").exists()

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 @command(InferConfig)
 def main(config: InferConfig) -> None:
     from storydiffusion.commands.video import why_no_video
-    from storydiffusion.evaluation.benchmarks.run import benchmark
+    from storydiffusion.evaluation.benchmarks.run import run_benchmark
     from storydiffusion.loaders.resolve import resolve_model
 
     if config.benchmark is not None:
-        print(*benchmark(config), sep="\n  ")
+        print(*run_benchmark(config), sep="\n  ")
         return
     script = story(config)
     attention = config.csa.build(config.seed)

@@ -15,7 +15,7 @@ from storydiffusion.errors import UserError
 NOISES = ("own", "shared")
 VIDEOS = ("auto", "on", "off")
 LONGEST_HOLD = 60.0  # seconds
-WAYS = ("predictor", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
+METHODS = ("predictor", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
 MOST_STORIES, MOST_PANELS = 128, 1000
 
 
@@ -66,16 +66,16 @@ class StoriesBenchmark:
 
 @dataclasses.dataclass
 class TransitionsBenchmark:
-    """conf/benchmark/transitions.yaml: held-out clips of StoryWorld, made between their ends in one way."""
+    """conf/benchmark/transitions.yaml: held-out clips, generated between their boundary frames."""
 
     kind: str
-    way: str
-    interpolation: str | None  # of that way: a released folder, its predictor of no layers; null: ours without them
+    method: str
+    interpolation: str | None  # of that method: a released folder of predictor.layers=0; null: without transformer
     clips: int
     batch: int  # clips made at once
 
     def __post_init__(self) -> None:
-        check_choice("benchmark.way", self.way, WAYS)
+        check_choice("benchmark.method", self.method, METHODS)
         check_range("benchmark.clips", self.clips, 2, 10**6)
         check_range("benchmark.batch", self.batch, 1, 10**6)
 

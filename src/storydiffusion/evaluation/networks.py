@@ -1,8 +1,8 @@
-"""Loads the networks that pictures and clips are evaluated with: image-text encoders, LPIPS, DreamSim and I3D.
+"""Load the networks that images and clips are evaluated with: image-text encoders, LPIPS, DreamSim and I3D.
 
-Each has a label, which stands beside every figure that it gives. As in `models.py`, nothing is loaded half.
+Each has a label that accompanies every value that depends on it. A network is loaded completely or refused.
 
-Shapes: P pictures or texts, F frames, H × W pixels, M tokens of a frame, D channels.
+Shapes: P images or texts, F frames, H × W pixels, M tokens per frame, D channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,27 +25,28 @@ MINIATURE = "package://miniature/image_encoder"
 FULL_SCALE = "open_clip://ViT-H-14/laion2b_s32b_b79k"
 
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
-"""LPIPS's choices → torchvision's names"""
+"""LPIPS backbone → torchvision's name"""
 LPIPS_CHOICES = ("auto", *BACKBONES, "encoder")
-SMALLEST_FOR_LPIPS = 64  # pixels: what is left of smaller frames does not fill the last layers
+SMALLEST_FOR_LPIPS = 64  # pixels; smaller frames do not fill the last layers
 
 DREAMSIM_WEIGHTS = ("dino_vitb16_lora", "open_clip_vitb16_lora", "clip_vitb16_lora")
-FEWEST_FOR_I3D = 10  # frames: of fewer its strides leave nothing
+FEWEST_FOR_I3D = 10  # frames; its strides need as many
 I3D_SIDE = 224
 FRAMES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class ImageTextEncoder:
-    """A CLIP: pictures and texts become embeddings that can be compared.
+    """A CLIP: embeds images and texts into one space.
 
     Attributes:
-        source: where it comes from, as the setting `encoder` names it.
-        tokenize: texts → token ids (P, N), cut after the last one that fits.
+        source: the value of the setting `encoder`.
+        tokenize: texts → token ids (P, N), truncated to the window.
         encode_text: token ids → embeddings (P, D).
-        length: how many tokens a text has, were it not cut; `window`: how many fit.
+        length: the number of tokens of a text before truncation.
+        window: the largest number of tokens that the encoder takes.
         unknown_words: the words of a text that its vocabulary cannot spell.
-        scale: what cosines are multiplied by before a softmax, as in training.
+        scale: the factor of cosines before a softmax, as in training.
     """
 
     label: str
@@ -66,20 +67,20 @@ class ImageTextEncoder:
     def width(self) -> int:
         return self.images.widths["pooled"]
 
-    def of_picture(self, picture: "np.ndarray") -> "np.ndarray":
-        """uint8 (H, W, 3) → (D,), float32."""
-        return self.of_frames(picture[None], "pooled")[0, 0]
+    def embed_image(self, image: "np.ndarray") -> "np.ndarray":
+        """Embed an image, uint8 (H, W, 3) → (D,), float32."""
+        return self.embed_frames(image[None], "pooled")[0, 0]
 
-    def of_frames(self, frames: "np.ndarray", kind: Any) -> "np.ndarray":
-        """Frames uint8 (F, H, W, 3) → all their tokens (F, M, D) for `hidden`, (F, 1, D) for `pooled`; float32."""
+    def embed_frames(self, frames: "np.ndarray", kind: Any) -> "np.ndarray":
+        """Embed frames, uint8 (F, H, W, 3) → (F, M, D), all tokens, for `hidden`; (F, 1, D) for `pooled`; float32."""
         import numpy as np
         import torch
 
         parts = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).split(FRAMES_AT_ONCE)
         return np.concatenate([self.images.features(part, kind).cpu().numpy() for part in parts])
 
-    def of_texts(self, texts: Sequence[str]) -> "np.ndarray":
-        """Texts → (P, D), float32."""
+    def embed_texts(self, texts: Sequence[str]) -> "np.ndarray":
+        """Embed texts → (P, D), float32."""
         import torch
 
         with torch.no_grad():
@@ -88,29 +89,69 @@ class ImageTextEncoder:
 
 @dataclass(frozen=True)
 class PerceptualDistance:
-    """How different two frames look, 0 for the same: `compare` of what `prepare` makes of frames uint8 (F, H, W, 3)."""
+    """A distance of two frames, 0 for equal ones.
+
+    Attributes:
+        is_lpips: LPIPS proper rather than the distance of an encoder's tokens.
+        prepare: frames uint8 (F, H, W, 3) → the features of each.
+        compare: the features of two frames → their distance.
+    """
 
     label: str
-    is_lpips: bool  # not the distance of an encoder's tokens
+    is_lpips: bool
     prepare: "Callable[[np.ndarray], np.ndarray]"
     compare: "Callable[[np.ndarray, np.ndarray], float]"
 
 
 @dataclass(frozen=True)
 class Features:
-    """`embed` makes one vector (D,) of a picture uint8 (H, W, 3), or of a clip uint8 (F, H, W, 3)."""
+    """A network whose `embed` maps an image uint8 (H, W, 3), or a clip uint8 (F, H, W, 3), to one vector (D,)."""
 
     label: str
     embed: "Callable[[np.ndarray], np.ndarray]"
 
 
-def load_image_text_encoder(source: str, device: "torch.device") -> ImageTextEncoder:
-    """The CLIP in `source`, as `model.video.image_encoder` names one: `package://…`, a folder, `open_clip://NAME/TAG`.
+@dataclass(frozen=True)
+class EmotionReader:
+    """Classifies the emotion that images evoke.
 
-    A folder is a CLIPModel's, with the tokenizer in it, or in tokenizer/ beside it. In float32.
+    Attributes:
+        emotion: the intended one.
+        logits: embeddings of images (P, D) → (P, 8).
+    """
+
+    emotion: str
+    label: str
+    logits: "Callable[[np.ndarray], np.ndarray]"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of an evaluation; `distance` is there for clips."""
+
+    encoder: ImageTextEncoder
+    distance: PerceptualDistance | None
+    emotion: EmotionReader | None
+    dreamsim: Features | None
+    i3d: Features | None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The kind of network, as the registry of metrics names it → the label of the network used."""
+        from storydiffusion.evaluation.metrics import optical_flow
+
+        parts = {name: getattr(self, name) for name in ("encoder", "distance", "emotion", "dreamsim", "i3d")}
+        labels = {name: part.label for name, part in parts.items() if part is not None}
+        return labels | {"optical_flow": optical_flow.NAME}
+
+
+def load_image_text_encoder(source: str, device: "torch.device") -> ImageTextEncoder:
+    """Load the CLIP in `source` in float32: `package://…`, a folder, or `open_clip://NAME/TAG`.
+
+    A folder holds a CLIPModel, with its tokenizer inside or in tokenizer/ beside it.
 
     Raises:
-        UserError: for a source that is none of these, or weights or a tokenizer that cannot be had.
+        UserError: the source is none of these, or its weights or tokenizer are missing or damaged.
     """
     if source.startswith(OPEN_CLIP_SCHEME):
         return _open_clip(source, device)
@@ -124,22 +165,22 @@ def _clip_folder(source: str, device: "torch.device") -> ImageTextEncoder:
     from storydiffusion.models.image_encoders import ClipImageEncoder, load_clip, read_normalization
     from storydiffusion.models.prompt_encoding import unknown_words
 
-    logging.disable_progress_bar()  # what is read in a moment needs none
+    logging.disable_progress_bar()  # these weights load within a second
     folder = find_part_folder(source, "encoder")
     clip = load_clip(folder).to(device).requires_grad_(False).eval()
     places = (folder, folder.parent / "tokenizer")
     place = next((place for place in places if (place / "tokenizer_config.json").exists()), None)
     if place is None:
-        raise UserError(f"encoder={source} has no tokenizer, neither in it nor in tokenizer/ beside it: put it there")
+        raise UserError(f"encoder={source} has no tokenizer, neither inside nor in tokenizer/ beside it. Put it there")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(place, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot load the tokenizer in {place} ({first_line(error)}): fetch it again") from error
+        raise UserError(f"cannot load the tokenizer in {place} ({first_line(error)}). Download it again") from error
     window = clip.config.text_config.max_position_embeddings
     if len(tokenizer) > clip.config.text_config.vocab_size:
         raise UserError(
-            f"the tokenizer in {place} has {len(tokenizer)} words, encoder={source} knows "
-            f"{clip.config.text_config.vocab_size}: take the one that it was trained with"
+            f"the tokenizer in {place} has {len(tokenizer)} words, encoder={source} takes "
+            f"{clip.config.text_config.vocab_size}. Use the tokenizer of its training"
         )
 
     def tokenize(texts: list[str]) -> "Tensor":
@@ -170,7 +211,7 @@ def _open_clip(source: str, device: "torch.device") -> ImageTextEncoder:
     clip = load_open_clip(weights, name).to(device).requires_grad_(False).eval()
     tokenizer = open_clip.get_tokenizer(name)
     if not isinstance(tokenizer, open_clip.SimpleTokenizer):
-        raise UserError(f"encoder={source} has another tokenizer than CLIP's: take a model such as ViT-H-14")
+        raise UserError(f"encoder={source} does not use CLIP's tokenizer. Use a model such as ViT-H-14")
     return ImageTextEncoder(
         label=source.removeprefix(OPEN_CLIP_SCHEME),
         source=source,
@@ -179,31 +220,31 @@ def _open_clip(source: str, device: "torch.device") -> ImageTextEncoder:
         encode_text=clip.encode_text,
         length=lambda text: len(tokenizer.encode(text)) + 2,  # start and end
         window=tokenizer.context_length or 77,
-        unknown_words=lambda text: [],  # it spells everything
+        unknown_words=lambda text: [],  # byte-pair encoding spells every word
         scale=clip.logit_scale.exp().item(),
     )
 
 
 def load_perceptual_distance(choice: str, encoder: ImageTextEncoder) -> PerceptualDistance:
-    """LPIPS (1801.03924) with the backbone `choice`, or, for `encoder`, the distance of the encoder's tokens.
+    """Load LPIPS (1801.03924) with the backbone `choice`, or, for `encoder`, the distance of the encoder's tokens.
 
-    `auto` is AlexNet's where its weights are on this machine, else the encoder's. Nothing is downloaded.
+    `auto` is AlexNet where its weights are on this machine, otherwise the encoder. Nothing is downloaded.
 
     Raises:
-        UserError: for another choice, or a backbone whose weights are not here or are damaged.
+        UserError: the choice is unknown, or the weights of the backbone are missing or damaged.
     """
     check_choice("lpips", choice, LPIPS_CHOICES)
-    if choice == "encoder" or (choice == "auto" and not backbone_file("alex").is_file()):
+    if choice == "encoder" or (choice == "auto" and not get_backbone_file("alex").is_file()):
         from storydiffusion.evaluation.metrics.clips import token_distance
 
         return PerceptualDistance(
-            f"tokens of {encoder.label}", False, lambda frames: encoder.of_frames(frames, "hidden"), token_distance
+            f"tokens of {encoder.label}", False, lambda frames: encoder.embed_frames(frames, "hidden"), token_distance
         )
     return _lpips("alex" if choice == "auto" else choice, encoder.device)
 
 
-def backbone_file(choice: str) -> Path:
-    """Where torchvision looks for the weights of an LPIPS backbone: under TORCH_HOME."""
+def get_backbone_file(choice: str) -> Path:
+    """Return where torchvision looks for the weights of an LPIPS backbone, under TORCH_HOME."""
     import torch
     from torchvision.models import get_model_weights
 
@@ -216,18 +257,18 @@ def _lpips(choice: Any, device: "torch.device") -> PerceptualDistance:
     import torch
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    file = backbone_file(choice)
+    file = get_backbone_file(choice)
     if not file.is_file():
-        raise UserError(f"lpips={choice} needs torchvision's weights in {file}: put them there, or take lpips=encoder")
+        raise UserError(f"lpips={choice} needs torchvision's weights in {file}. Put them there, or pass lpips=encoder")
     try:
         network = LearnedPerceptualImagePatchSimilarity(choice).net.to(device)
     except Exception as error:  # unpickling damaged bytes can raise anything
-        raise UserError(f"cannot load {file} ({first_line(error)}): fetch it again") from error
+        raise UserError(f"cannot load {file} ({first_line(error)}). Download it again") from error
 
     def prepare(frames: "np.ndarray") -> "np.ndarray":
         if min(frames.shape[1:3]) < SMALLEST_FOR_LPIPS:
             raise UserError(
-                f"frames of {frames.shape[2]} × {frames.shape[1]} pixels are too small for LPIPS: take lpips=encoder"
+                f"frames of {frames.shape[2]} × {frames.shape[1]} pixels are too small for LPIPS. Pass lpips=encoder"
             )
         return frames
 
@@ -240,54 +281,54 @@ def _lpips(choice: Any, device: "torch.device") -> PerceptualDistance:
 
 
 def load_dreamsim(folder: Path, device: "torch.device") -> Features:
-    """DreamSim's ensemble (2306.09344), by its authors' package, with the weights in `folder`; nothing is downloaded.
+    """Load DreamSim's ensemble (2306.09344) from its authors' package and the weights in `folder`, without downloads.
 
-    The distance of two pictures is 1 − cosine of their embeddings.
+    The distance of two images is 1 − cosine of their embeddings.
 
     Raises:
-        UserError: where the package or its weights are not here.
+        UserError: the package or its weights are missing.
     """
     try:
         from dreamsim import dreamsim  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            f"dreamsim={folder} needs the package dreamsim, which is not installed: install it, or leave dreamsim out"
+            f"dreamsim={folder} needs the package dreamsim, which is not installed. Install it, or leave dreamsim out"
         ) from error
     if missing := [name for name in DREAMSIM_WEIGHTS if not (folder / name).exists()]:
-        raise UserError(f"dreamsim={folder} has no {missing[0]}: unpack the weights of DreamSim's ensemble there")
+        raise UserError(f"dreamsim={folder} has no {missing[0]}. Unpack the weights of DreamSim's ensemble there")
     model, preprocess = dreamsim(pretrained=True, device=str(device), cache_dir=str(folder))
 
-    def embed(picture: "np.ndarray") -> "np.ndarray":
+    def embed(image: "np.ndarray") -> "np.ndarray":
         from PIL import Image
 
-        return model.embed(preprocess(Image.fromarray(picture)).to(device)).flatten().cpu().numpy()
+        return model.embed(preprocess(Image.fromarray(image)).to(device)).flatten().cpu().numpy()
 
     return Features("DreamSim ensemble", embed)
 
 
 def load_i3d(file: Path, device: "torch.device") -> Features:
-    """I3D as a TorchScript file of the form that FVD's users share: (video, rescale, resize, return_features).
+    """Load I3D from a TorchScript file with FVD's usual call: (video, rescale, resize, return_features).
 
-    A clip's shorter side is brought to 224 pixels, by a bicubic filter with antialias (others use bilinear ones), and
-    its centre cropped. Such a file is a program: load only one that you trust.
+    The shorter side of a clip is resized to 224 pixels by a bicubic filter with antialiasing (others use bilinear
+    ones), then its center is cropped. Such a file is a program: load only files that you trust.
 
     Raises:
-        UserError: a file that is missing or no TorchScript; when called, a clip of too few frames, or a network
-            that is called otherwise.
+        UserError: the file is missing or not TorchScript; when called, the clip has too few frames, or the network
+            has another signature.
     """
     import torch
 
     try:
         network = torch.jit.load(file, map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"cannot load i3d={file} ({first_line(error)}): give I3D as a TorchScript file") from error
+        raise UserError(f"cannot load i3d={file} ({first_line(error)}). Pass I3D as a TorchScript file") from error
 
     @torch.no_grad()
     def embed(frames: "np.ndarray") -> "np.ndarray":
         from storydiffusion.models.image_encoders import centre_square
 
         if len(frames) < FEWEST_FOR_I3D:
-            raise UserError(f"I3D reads clips of {FEWEST_FOR_I3D} frames or more, not {len(frames)}: leave i3d out")
+            raise UserError(f"I3D takes clips of {FEWEST_FOR_I3D} frames or more, not {len(frames)}. Leave i3d out")
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(device, torch.float32) / 255
         video = 2 * centre_square(pixels, I3D_SIDE).transpose(0, 1)[None] - 1
         try:
@@ -298,3 +339,26 @@ def load_i3d(file: Path, device: "torch.device") -> Features:
             ) from error
 
     return Features(f"I3D {file.name}", embed)
+
+
+def load_emotion_reader(emotion: str, probe_file: str | None, encoder: ImageTextEncoder) -> EmotionReader:
+    """Load the linear probe, or, without one, compare with the encoder's embeddings of words.
+
+    Raises:
+        UserError: the probe does not fit the encoder, or the encoder does not know the words for emotions.
+    """
+    from storydiffusion.evaluation.metrics.emotion import ZERO_SHOT_PROMPTS, load_probe, zero_shot_logits
+
+    if probe_file is not None:
+        probe = load_probe(Path(probe_file), encoder.width)
+        return EmotionReader(emotion, f"probe on {encoder.label}", probe.logits)
+    for prompt in ZERO_SHOT_PROMPTS:
+        if unknown := encoder.unknown_words(prompt):
+            raise UserError(
+                f"emotion={emotion} cannot be read by {encoder.label}, which does not know the word "
+                f"{unknown[-1]!r}. Pass emotion_probe=FILE or another encoder"
+            )
+    prompts = encoder.embed_texts(ZERO_SHOT_PROMPTS)
+    return EmotionReader(
+        emotion, f"zero-shot {encoder.label}", lambda images: zero_shot_logits(images, prompts, encoder.scale)
+    )

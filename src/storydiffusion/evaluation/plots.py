@@ -1,4 +1,4 @@
-"""Plots of evaluations and of sweeps, as PNG in memory: no window, no global state of matplotlib's."""
+"""Plots of evaluations and sweeps, as PNG in memory, without matplotlib's global state."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ INK, MEAN, TRUTH = "#2b2230", "#c0392b", "#27805a"
 COLUMNS = 4
 
 
-def plot_figures(figures: Mapping[str, Sequence[float]]) -> bytes:
-    """Every value of every figure as a dot, one plot for each figure, with the mean as a line."""
-    columns = min(COLUMNS, len(figures))
-    rows = math.ceil(len(figures) / columns)
+def plot_metrics(metrics: Mapping[str, Sequence[float]]) -> bytes:
+    """Plot every value of every metric as a dot, one plot per metric, with the mean as a line."""
+    columns = min(COLUMNS, len(metrics))
+    rows = math.ceil(len(metrics) / columns)
     canvas = _figure(3.4 * columns, 2.4 * rows)
-    for place, (name, values) in enumerate(figures.items(), 1):
+    for place, (name, values) in enumerate(metrics.items(), 1):
         axes = canvas.add_subplot(rows, columns, place)
         axes.plot(range(1, len(values) + 1), values, "o", color=INK, markersize=4, alpha=0.7)
         axes.axhline(float(np.mean(values)), color=MEAN, linewidth=1)
@@ -34,7 +34,7 @@ def plot_figures(figures: Mapping[str, Sequence[float]]) -> bytes:
 
 
 def plot_similarity(matrix: np.ndarray, labels: Sequence[str], title: str) -> bytes:
-    """Cosines of the pictures of a story with each other, (P, P)."""
+    """Plot the cosines of a story's images with each other, (P, P)."""
     side = 2.5 + 0.45 * len(labels)
     canvas = _figure(side + 1, side)
     axes = canvas.add_subplot()
@@ -47,9 +47,10 @@ def plot_similarity(matrix: np.ndarray, labels: Sequence[str], title: str) -> by
 
 
 def plot_motion(motion: Sequence[float], change: Sequence[float], change_name: str, true: Sequence[float]) -> bytes:
-    """Each clip by its motion and by what the paper calls better the smaller it is; still clips sit in the corner.
+    """Plot each clip by its motion and by a metric that the paper takes as better when smaller; static clips are at 0.
 
-    `true` is the motion of each clip's reference, to which lines lead; empty where there is none.
+    Args:
+        true: the motion of each clip's reference, to which lines lead; empty without references.
     """
     canvas = _figure(5, 4)
     axes = canvas.add_subplot()
@@ -57,8 +58,8 @@ def plot_motion(motion: Sequence[float], change: Sequence[float], change_name: s
         axes.hlines(change, motion, true, color=TRUTH, linewidth=0.7)
         axes.plot(true, change, "|", color=TRUTH, label="motion of the reference")
     axes.plot(motion, change, "o", color=INK, markersize=4, alpha=0.7, label="clips")
-    axes.plot([0], [0], "x", color=MEAN, label="a clip that stands still")
-    axes.set_xlabel("motion, share of the diagonal a frame", fontsize=8)
+    axes.plot([0], [0], "x", color=MEAN, label="a static clip")
+    axes.set_xlabel("motion, diagonals per frame", fontsize=8)
     axes.set_ylabel(change_name, fontsize=8)
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=7)
@@ -66,17 +67,17 @@ def plot_motion(motion: Sequence[float], change: Sequence[float], change_name: s
 
 
 def plot_sweep(
-    figures: Mapping[str, Mapping[str, Estimate]], swept: str, traded: tuple[str, str] | None = None
+    metrics: Mapping[str, Mapping[str, Estimate]], swept: str, trade_off: tuple[str, str] | None = None
 ) -> bytes:
-    """A PNG with one plot for each figure: its means over the jobs' labels, with standard errors.
+    """Return a PNG with one plot per metric: its means over the jobs' labels, with standard errors.
 
     Args:
-        figures: title → label of a job → mean. One whose labels are all numbers becomes a curve, others bars.
-        swept: what the labels are values of, written under the plots.
-        traded: titles of two figures that are also plotted against each other, one point for each job.
+        metrics: title → label of a job → mean. Where all labels are numbers the plot is a curve, otherwise bars.
+        swept: the name of the horizontal axis.
+        trade_off: the titles of two metrics that are also plotted against each other, one point per job.
     """
-    shown = {title: means for title, means in figures.items() if means}
-    count = len(shown) + (traded is not None)
+    shown = {title: means for title, means in metrics.items() if means}
+    count = len(shown) + (trade_off is not None)
     columns = min(COLUMNS, max(1, count))
     rows = max(1, math.ceil(count / columns))
     canvas = _figure(3 * columns, 3 * rows)
@@ -86,20 +87,19 @@ def plot_sweep(
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(swept, fontsize=7, wrap=True)
         axes.tick_params(labelsize=8)
-    if traded is not None:
-        _draw_trade(canvas.add_subplot(rows, columns, count), shown, traded)
+    if trade_off is not None:
+        _draw_trade_off(canvas.add_subplot(rows, columns, count), shown, trade_off)
     return _png(canvas)
 
 
-def _draw_trade(axes: "Axes", figures: Mapping[str, Mapping[str, Estimate]], traded: tuple[str, str]) -> None:
-    """What of one figure is paid for the other."""
-    across, up = (figures[title] for title in traded)
+def _draw_trade_off(axes: "Axes", metrics: Mapping[str, Mapping[str, Estimate]], titles: tuple[str, str]) -> None:
+    across, up = (metrics[title] for title in titles)
     for label in across.keys() & up.keys():
         x, y = across[label], up[label]
         axes.errorbar(x.mean, y.mean, xerr=x.standard_error, yerr=y.standard_error, marker="o", color=INK, capsize=3)
         axes.annotate(label, (x.mean, y.mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes.set_title(" against ".join(reversed(traded)), fontsize=10)
-    axes.set_xlabel(traded[0], fontsize=8)
+    axes.set_title(" against ".join(reversed(titles)), fontsize=10)
+    axes.set_xlabel(titles[0], fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
 

@@ -1,4 +1,4 @@
-"""Measurements that go on: a JSON file with one record a subject, kept up to date after every batch of subjects."""
+"""Resumable measurements: a JSON file with one record per item, updated after every batch of items."""
 
 import json
 import time
@@ -10,35 +10,35 @@ from storydiffusion.errors import UserError
 from storydiffusion.output.files import write_atomically
 
 RECORDS = "records.json"
-"""the file of a benchmark"""
+"""The name of a benchmark's file"""
 
-CharacterReference = TypeVar("CharacterReference")
+Item = TypeVar("Item")
 
 
 def measure_all(
     file: Path,
     settings: Mapping[str, Any],
-    subjects: Sequence[CharacterReference],
-    measure: Callable[[Sequence[CharacterReference]], Sequence[Mapping[str, Any]]],
+    items: Sequence[Item],
+    measure: Callable[[Sequence[Item]], Sequence[Mapping[str, Any]]],
     batch: int,
     label: str,
     unit: str,
 ) -> list[dict[str, Any]]:
-    """What `measure` makes of the subjects, `batch` at a time: one record each, with the `seconds` that it took.
+    """Return one record per item: what `measure` returns for `batch` items at a time, and the `seconds` it took.
 
-    What `file` holds already, of the first subjects, is not measured again.
+    Items whose records `file` already holds are skipped.
 
     Raises:
-        UserError: where it holds records of other settings.
+        UserError: `file` holds records of other settings.
     """
     from tqdm import tqdm
 
-    content = _stored(file, settings)
+    content = _load(file, settings)
     done: list[dict[str, Any]] = content["records"]
-    total = len(subjects)
+    total = len(items)
     with tqdm(desc=label, unit=unit, total=total, initial=min(len(done), total)) as bar:
         for first in range(len(done), total, batch):
-            part = subjects[first : first + batch]
+            part = items[first : first + batch]
             clock = time.perf_counter()
             found = measure(part)
             seconds = round((time.perf_counter() - clock) / len(part), 3)
@@ -48,10 +48,10 @@ def measure_all(
     return done[:total]
 
 
-def are_of(file: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether `file` is not there yet, or holds records of these settings."""
+def can_resume(file: Path, settings: Mapping[str, Any]) -> bool:
+    """Return whether `file` is missing or holds records of these settings."""
     try:
-        _stored(file, settings)
+        _load(file, settings)
     except UserError:
         return False
     return True
@@ -61,17 +61,17 @@ def json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _stored(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _load(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if not file.exists():
         return {"settings": dict(settings), "records": []}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         before, _ = content["settings"], content["records"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} holds no records: delete it or choose another folder") from error
+        raise UserError(f"{file} holds no records. Delete it or choose another run_dir") from error
     if other := [name for name in settings if before.get(name) != settings[name]]:
         raise UserError(
-            f"{file} was measured with {other[0]} {before.get(other[0])}, not {settings[other[0]]}: "
-            "delete it or choose another folder"
+            f"{file} was measured with {other[0]} {before.get(other[0])}, not {settings[other[0]]}. "
+            "Pass overwrite=true or choose another run_dir"
         )
     return content

@@ -1,76 +1,87 @@
-"""result.json: what one way of doing something measured on each of several subjects (stories, clips, images).
+"""result.json: the metrics of several items (stories, clips, images), all generated with the same settings.
 
-Two results are compared subject by subject, so the values of every subject are kept, not their mean alone.
+Two results are compared item by item, so result.json keeps the value of every item, not only the mean.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from storydiffusion.errors import UserError
+from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.output.files import write_atomically
 
 FILE = "result.json"
 
-Better = Literal["higher", "lower", "truth"]
-"""which values are better: higher ones, lower ones, or those nearer to the truth's, as of motion"""
-
 
 @dataclass(frozen=True)
-class Figure:
-    """One value for each subject, in their order; None where a subject has no such thing."""
+class MetricValues:
+    """The values of one metric.
+
+    Attributes:
+        values: one per item, in their order; None where an item has none.
+        network: the name of the network that the values depend on, where there is one.
+    """
 
     values: list[float | None]
-    better: Better
-
-    def __post_init__(self) -> None:
-        if self.better not in get_args(Better):
-            raise UserError(f"better={self.better!r}: choose one of {', '.join(get_args(Better))}")
+    network: str | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """All figures of one way.
+    """All metrics of one run.
 
     Attributes:
-        subjects: a name for each; those of the same name are paired between results.
-        figures: by name.
-        settings: plain data, all that the values depend on.
-        remarks: sentences that a reader of the figures must know: which networks gave them, that a model is small.
+        items: unique names; items of the same name are paired between results.
+        metrics: by name, see `evaluation.metrics.registry`.
+        settings: plain data, everything that the values depend on.
+        remarks: sentences that a reader of the values must know.
+        groups: one per item, such as the motion of a clip; empty where items are not grouped.
     """
 
-    subjects: list[str]
-    figures: dict[str, Figure]
+    items: list[str]
+    metrics: dict[str, MetricValues]
     settings: dict[str, Any]
     remarks: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if len(set(self.subjects)) < len(self.subjects):
-            raise UserError("two subjects of a result have one name: give each its own")
-        for name, figure in self.figures.items():
-            if len(figure.values) != len(self.subjects):
-                raise UserError(f"{name} has {len(figure.values)} values for {len(self.subjects)} subjects")
+        if len(set(self.items)) < len(self.items):
+            raise UserError("two items of a result have the same name. Give each item a unique name")
+        if self.groups and len(self.groups) != len(self.items):
+            raise UserError(f"a result has {len(self.groups)} groups for {len(self.items)} items. Give one per item")
+        for name, metric in self.metrics.items():
+            if name not in METRICS:
+                raise UserError(f"metric {name!r} is unknown. Register it in evaluation/metrics/registry.py")
+            if len(metric.values) != len(self.items):
+                raise UserError(f"{name} has {len(metric.values)} values for {len(self.items)} items")
 
     def values(self, name: str) -> dict[str, float]:
-        """Subject → value of the figure `name`, without those that have none; empty where there is no such figure."""
-        if name not in self.figures:
+        """Return item → value of the metric `name`, without items that have none; empty where it was not measured."""
+        if name not in self.metrics:
             return {}
-        pairs = zip(self.subjects, self.figures[name].values, strict=True)
-        return {subject: value for subject, value in pairs if value is not None}
+        pairs = zip(self.items, self.metrics[name].values, strict=True)
+        return {item: value for item, value in pairs if value is not None}
 
 
 def save_result(result: Result, folder: Path) -> None:
-    """Writes `folder`/result.json, whole or not at all."""
+    """Write `folder`/result.json atomically."""
     write_atomically(folder / FILE, (json.dumps(asdict(result), indent=1, allow_nan=False) + "\n").encode())
 
 
 def load_result(file: Path) -> Result:
-    """Raises UserError for a file that is missing or is no result."""
+    """Read a result.json.
+
+    Raises:
+        UserError: the file is missing or is not a result.
+    """
     try:
         content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        figures = {name: Figure(**figure) for name, figure in content["figures"].items()}
-        return Result(**{**content, "figures": figures})
+        metrics = {name: MetricValues(**values) for name, values in content["metrics"].items()}
+        return Result(**{**content, "metrics": metrics})
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is no result: measure it again") from error
+        raise UserError(f"{file} is not a result. Run the benchmark or evaluation again") from error

@@ -1,4 +1,4 @@
-"""Means with their standard errors, and differences between two ways of telling the same stories."""
+"""Means with standard errors, and paired differences between two runs on the same items."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedDifference(Estimate):
-    """The mean of differences between pairs; `p_value` is of the two-sided paired t-test of no difference."""
+    """The mean of differences between pairs; `p_value` is of the two-sided paired t-test against no difference."""
 
     p_value: float
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Raises ValueError for fewer than two values, of which no spread can be told."""
+    """Return the mean and its standard error.
+
+    Raises:
+        ValueError: fewer than two values, which have no spread.
+    """
     if len(values) < 2:
         raise ValueError(f"a standard error needs two values or more, not {len(values)}")
     deviation = float(np.std(values, ddof=1))
@@ -31,9 +35,9 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
-    """`values` − `baseline`, which are of the same subjects in the same order; two or more.
+    """Return the mean of `values` − `baseline`, two or more each, of the same items in the same order.
 
-    Differences that are all the same leave t undefined: p is then 1 where they are 0, else 0.
+    Where all differences are equal, t is undefined: p is then 1 for differences of 0, else 0.
     """
     from scipy.stats import ttest_rel
 

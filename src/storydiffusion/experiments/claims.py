@@ -1,6 +1,6 @@
-"""The claims that RESULTS.md puts to the test: which sweep measures each, what is shown of it, and how it is judged.
+"""The claims that RESULTS.md tests: the sweep that measures each, the metrics shown, and the rule that judges it.
 
-A judgement is computed from the sweep's results and from nothing else. What the paper says is told in RESULTS.md.
+A verdict is computed from the sweep's results only. RESULTS.md quotes what the paper says.
 """
 
 from collections.abc import Callable
@@ -8,29 +8,31 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from storydiffusion.evaluation.benchmarks.stories import TOLD
-from storydiffusion.evaluation.compare import Collected
+from storydiffusion.evaluation.compare import Comparison
+from storydiffusion.evaluation.metrics.registry import FRAME_ATTRIBUTES, METRICS, PROMPTED_ATTRIBUTES
 
 if TYPE_CHECKING:
     from storydiffusion.evaluation.statistics import PairedDifference
 
 Status = Literal["reproduced", "not reproduced"]
-Subjects = Literal["stories", "clips"]
+Items = Literal["stories", "clips"]
 
 LEVEL = 0.01  # of significance
 STRICT_LEVEL = 0.001
-MOST_LOST = 0.02  # of text alignment, as a share of the pictures
-OF_STORIES = ("consistency", "neighbours", "alignment", *TOLD, "text-image similarity, 2.5 ×", "character similarity")
-MIDDLE = ("perceptual error", "place error")
-OF_CLIPS = (
-    *MIDDLE, "end error", "motion", "shirt", "hat", "tone", "LPIPS-first", "LPIPS-frames", "CLIPSIM-first",
-    "CLIPSIM-frames",
+LARGEST_LOSS = 0.02  # of alignment, as a share of the images
+STORY_METRICS = (
+    "consistency", "neighbor_consistency", "alignment", *PROMPTED_ATTRIBUTES, "clip_score", "character_similarity",
+)  # fmt: skip
+DECIDING_ERRORS = ("perceptual_error", "place_error")
+CLIP_METRICS = (
+    *DECIDING_ERRORS, "boundary_frame_error", "pixel_change", *FRAME_ATTRIBUTES, "lpips_first", "lpips_frames",
+    "clipsim_first", "clipsim_frames",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether what was claimed shows in the figures; and how far, and what of it cannot be judged at this scale."""
+    """Whether a claim shows in the metrics, by how much, and which part of it cannot be judged at this scale."""
 
     status: Status
     sentence: str
@@ -41,198 +43,207 @@ class Sweep:
     """A sweep of infer.py.
 
     Attributes:
-        name: of its folder.
-        experiment: in conf/experiment.
-        subjects: what each job measures.
-        count: how many of them.
-        overrides: of the experiment.
+        name: the name of its folder.
+        experiment: the file in conf/experiment.
+        items: what each job measures.
+        count: the number of items.
+        overrides: overrides of the experiment.
     """
 
     name: str
     experiment: str
-    subjects: Subjects
+    items: Items
     count: int
     overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim and what decides it.
+    """One claim and the rule that judges it.
 
     Attributes:
-        name: of its section in RESULTS.md and of its plot.
-        sweep: what measures it.
-        judge: what the sweep, which is whole, says of the claim.
-        compared: figures whose differences to the baseline are shown.
-        shown: all figures that are shown.
-        baseline: job that the others are compared with; None: the first planned.
-        jobs: those that are shown; None: all.
+        name: the name of its section in RESULTS.md and of its plot.
+        sweep: the sweep that measures it.
+        judge: a complete sweep → verdict.
+        compared: metrics whose differences to the baseline are shown.
+        shown: all metrics that are shown.
+        baseline: the job that the others are compared with; None: the first planned.
+        jobs: the jobs that are shown; None: all.
     """
 
     name: str
     sweep: Sweep
-    judge: Callable[[Collected], Verdict]
+    judge: Callable[[Comparison], Verdict]
     compared: tuple[str, ...]
     shown: tuple[str, ...]
     baseline: str | None = None
     jobs: tuple[str, ...] | None = None
 
 
-def judge_sharing(collected: Collected) -> Verdict:
-    """Table 1: attention shared at rate 0.5 makes characters alike, and pictures still show what was told."""
+def judge_sharing(comparison: Comparison) -> Verdict:
+    """Judge table 1: sharing at rate 0.5 raises consistency, and images still show the prompted attributes."""
     off, half = "csa.rate=0", "csa.rate=0.5"
-    gain = _difference(collected, "consistency", half, off)
-    lost = {name: -_difference(collected, name, half, off).mean for name in TOLD}
+    gain = _difference(comparison, "consistency", half, off)
+    lost = {name: -_difference(comparison, name, half, off).mean for name in PROMPTED_ATTRIBUTES}
     most = max(lost, key=lambda name: lost[name])
-    holds = gain.mean > 0 and gain.p_value < STRICT_LEVEL and lost[most] <= MOST_LOST
+    holds = gain.mean > 0 and gain.p_value < STRICT_LEVEL and lost[most] <= LARGEST_LOSS
     alignment = (
-        f"{most} loses most of what was told, {100 * lost[most]:.1f} points"
+        f"the largest loss of alignment is {100 * lost[most]:.1f} points, of {most}"
         if lost[most] > 0
-        else f"nothing of {', '.join(TOLD)} is lost"
+        else f"no alignment is lost in {', '.join(PROMPTED_ATTRIBUTES)}"
     )
     return Verdict(
         _status(holds),
         f"Sharing at rate 0.5 changes consistency by {_points(gain)}; {alignment}. The order among IP-Adapter, "
-        "PhotoMaker and StoryDiffusion cannot be judged here: the others exist as weights for SD1.5 and SDXL alone.",
+        "PhotoMaker and StoryDiffusion cannot be judged here: the baselines exist only as weights for SD1.5 and SDXL.",
     )
 
 
-def judge_rate(collected: Collected) -> Verdict:
-    """The ablation of the sampling rate: more is more consistent, and 0.5 holds what 0.3 does not."""
-    means = {job: _mean(collected, "consistency", job) for job in collected.labels}
-    falls = [collected.labels[job] for before, job in pairwise(means) if means[job] <= means[before]]
-    step = _difference(collected, "consistency", "csa.rate=0.5", "csa.rate=0.3")
+def judge_rate(comparison: Comparison) -> Verdict:
+    """Judge the ablation of the sampling rate: consistency rises with the rate, and clearly from 0.3 to 0.5."""
+    means = {job: _mean(comparison, "consistency", job) for job in comparison.labels}
+    falls = [comparison.labels[job] for before, job in pairwise(means) if means[job] <= means[before]]
+    step = _difference(comparison, "consistency", "csa.rate=0.5", "csa.rate=0.3")
     rises = f"falls at {', '.join(falls)}" if falls else "rises from rate to rate"
     return Verdict(
         _status(not falls and step.mean > 0 and step.p_value < LEVEL),
-        f"Consistency {rises}, and from 0.3 to 0.5 it changes by {_points(step)}. At which rate SDXL begins to hold a "
+        f"Consistency {rises}, and changes by {_points(step)} from 0.3 to 0.5. The rate at which SDXL begins to keep a "
         "subject cannot be judged at this scale.",
     )
 
 
-def judge_sampler(collected: Collected) -> Verdict:
-    """The progressive sampler: nearer panels are read more, at the same number of tokens in all."""
+def judge_sampler(comparison: Comparison) -> Verdict:
+    """Judge the progressive sampler: it samples more tokens of nearer panels, at the same total number of tokens."""
     uniform = "csa.rate=0.25,csa.sampler=uniform"
     progressive = "csa.rate=0.3333,csa.sampler=progressive"
-    near, every = (_difference(collected, name, progressive, uniform) for name in ("neighbours", "consistency"))
+    names = ("neighbor_consistency", "consistency")
+    near, every = (_difference(comparison, name, progressive, uniform) for name in names)
     holds = near.mean > 0 and near.p_value < LEVEL and not (every.mean < 0 and every.p_value < LEVEL)
     return Verdict(
         _status(holds),
-        f"At an equal number of tokens in a story, progressive changes the agreement of neighbouring panels by "
-        f"{_points(near)} and that of all pairs by {_points(every)}. What it does to emotion cannot be judged here, as "
-        "StoryWorld has none.",
+        f"At an equal number of tokens per story, the progressive sampler changes neighbor consistency by "
+        f"{_points(near)} and the consistency of all pairs by {_points(every)}. Its effect on emotion cannot be judged "
+        "here, as StoryWorld has none.",
     )
 
 
-def judge_variant(collected: Collected) -> Verdict:
-    """Equations 2 and 3, Algorithm 1 and the official code: different forms of what is called one method."""
+def judge_variant(comparison: Comparison) -> Verdict:
+    """Judge the variants: equations 2 and 3, Algorithm 1 and the official code differ in what they share."""
     off = "csa=off"
-    gains = {job: _difference(collected, "consistency", job, off) for job in collected.labels if job != off}
-    fail = [collected.labels[job] for job, gain in gains.items() if gain.mean <= 0 or gain.p_value >= STRICT_LEVEL]
+    gains = {job: _difference(comparison, "consistency", job, off) for job in comparison.labels if job != off}
+    fail = [comparison.labels[job] for job, gain in gains.items() if gain.mean <= 0 or gain.p_value >= STRICT_LEVEL]
     ordered = sorted(gains, key=lambda job: -gains[job].mean)
-    told = ", ".join(f"{collected.labels[job]} {100 * gains[job].mean:+.1f}" for job in ordered)
-    spread = _difference(collected, "consistency", ordered[0], ordered[-1])
-    every = f"Not every form raises consistency ({', '.join(fail)})" if fail else "Every form raises consistency"
+    listed = ", ".join(f"{comparison.labels[job]} {100 * gains[job].mean:+.1f}" for job in ordered)
+    spread = _difference(comparison, "consistency", ordered[0], ordered[-1])
+    every = f"Not every variant raises consistency ({', '.join(fail)})" if fail else "Every variant raises consistency"
     return Verdict(
         _status(not fail),
-        f"{every}, in points: {told}; between the first and the last of these lie {_points(spread)}.",
+        f"{every}, in points: {listed}; the first exceeds the last by {_points(spread)}.",
     )
 
 
-def judge_neighbor_window(collected: Collected) -> Verdict:
-    """Long stories: panels that read a few near ones only, as Algorithm 1's window moves along the story."""
-    return _judge_reach(collected, "neighbor_window", "csa.neighbor_window", "nearest panels before and after it")
+def judge_neighbor_window(comparison: Comparison) -> Verdict:
+    """Judge long stories whose panels read only a few nearest ones, as with Algorithm 1's sliding window."""
+    return _judge_reach(comparison, "neighbor_window", "csa.neighbor_window", "nearest panels on both sides")
 
 
-def judge_anchor_panels(collected: Collected) -> Verdict:
-    """Long stories in the official code: all panels read the first four."""
-    return _judge_reach(collected, "anchor_panels", "csa.anchor_panels", "first panels of the story")
+def judge_anchor_panels(comparison: Comparison) -> Verdict:
+    """Judge long stories whose panels read the first ones; four in the official code."""
+    return _judge_reach(comparison, "anchor_panels", "csa.anchor_panels", "first panels of the story")
 
 
-def judge_predictor(collected: Collected) -> Verdict:
-    """Table 2's analogue: the predictor against its baselines, by the frames between, whose truth is known."""
-    ours = "benchmark.way=predictor"
+def judge_predictor(comparison: Comparison) -> Verdict:
+    """Judge the analogue of table 2: the predictor against its baselines, by errors of the frames between."""
+    ours = "benchmark.method=predictor"
     found = {
-        (figure, way): _difference(collected, figure, ours, f"benchmark.way={way}")
-        for way in ("cross-fade", "interpolation", "no_semantic_tokens")
-        for figure in MIDDLE
+        (metric, method): _difference(comparison, metric, ours, f"benchmark.method={method}")
+        for method in ("cross-fade", "interpolation", "no_semantic_tokens")
+        for metric in DECIDING_ERRORS
     }
     better = {key: one.mean < 0 and one.p_value < LEVEL for key, one in found.items()}
-    told = "; ".join(
-        f"than {way.replace('_', ' ')}: " + ", ".join(f"{figure} {_plain(found[figure, way])}" for figure in MIDDLE)
-        for way in dict.fromkeys(way for _, way in found)
+    listed = "; ".join(
+        f"to {method.replace('_', ' ')}: "
+        + ", ".join(f"{METRICS[metric].label} {_plain(found[metric, method])}" for metric in DECIDING_ERRORS)
+        for method in dict.fromkeys(method for _, method in found)
     )
     return Verdict(
         _status(all(better.values())),
         f"The predictor's errors are smaller with p < {LEVEL} in {sum(better.values())} of {len(better)} comparisons "
-        f"(differences, {told}). The order among SEINE, SparseCtrl and StoryDiffusion cannot be judged at this scale.",
+        f"(differences {listed}). The order among SEINE, SparseCtrl and StoryDiffusion cannot be judged at this scale.",
     )
 
 
-def judge_tokens(collected: Collected) -> Verdict:
-    """Semantic tokens alone tell of the ends, as in the paper: are they read, and is predicting more than mixing?"""
-    ours = "benchmark.way=predictor"
+def judge_tokens(comparison: Comparison) -> Verdict:
+    """Judge the paper's form, conditioned on semantic tokens only: tokens help, and predicted ones more."""
+    ours = "benchmark.method=predictor"
     found = {
-        way: {figure: _difference(collected, figure, ours, f"benchmark.way={way}") for figure in MIDDLE}
-        for way in ("no_semantic_tokens", "interpolation")
+        method: {
+            metric: _difference(comparison, metric, ours, f"benchmark.method={method}") for metric in DECIDING_ERRORS
+        }
+        for method in ("no_semantic_tokens", "interpolation")
     }
-    holds = [all(one.mean < 0 and one.p_value < LEVEL for one in found[way].values()) for way in found]
-    told = [", ".join(f"{figure} {_plain(one)}" for figure, one in found[way].items()) for way in found]
+    holds = [all(one.mean < 0 and one.p_value < LEVEL for one in found[method].values()) for method in found]
+    listed = [
+        ", ".join(f"{METRICS[metric].label} {_plain(one)}" for metric, one in found[method].items()) for method in found
+    ]
     return Verdict(
         _status(all(holds)),
-        f"Tokens against none, differences: {told[0]}; predicted against interpolated ones: {told[1]}.",
+        f"Differences of predicted tokens to no tokens: {listed[0]}; to interpolated tokens: {listed[1]}.",
     )
 
 
 RATES = Sweep("sampling_rate", "ablation_sampling_rate", "stories", 48)
 SAMPLERS = Sweep("sampler", "ablation_sampler", "stories", 48)
 VARIANT = Sweep("variant", "ablation_variant", "stories", 48)
-WINDOWS = Sweep("neighbor_window", "ablation_neighbor_window", "stories", 6, ("csa.neighbor_window=0,1,4,31",))
-BANKS = Sweep("anchor_panels", "ablation_anchor_panels", "stories", 6, ("csa.anchor_panels=0,1,4,32",))
-GIVEN_ENDS = Sweep("predictor", "ablation_video", "clips", 200)
-TOLD_ENDS = Sweep(
+NEIGHBOR_WINDOWS = Sweep("neighbor_window", "ablation_neighbor_window", "stories", 6, ("csa.neighbor_window=0,1,4,31",))
+ANCHOR_PANELS = Sweep("anchor_panels", "ablation_anchor_panels", "stories", 6, ("csa.anchor_panels=0,1,4,32",))
+CLAMPED = Sweep("predictor", "ablation_video", "clips", 200)
+FREE = Sweep(
     "tokens",
     "ablation_video",
     "clips",
     100,
-    ("benchmark.way=predictor,interpolation,no_semantic_tokens", "model.video.boundary_frames=free"),
+    ("benchmark.method=predictor,interpolation,no_semantic_tokens", "model.video.boundary_frames=free"),
 )
 
 CLAIMS = (
     Claim(
-        "sharing", RATES, judge_sharing, ("consistency", "character similarity"), OF_STORIES,
+        "sharing", RATES, judge_sharing, ("consistency", "character_similarity"), STORY_METRICS,
         jobs=("csa.rate=0", "csa.rate=0.5"),
     ),
-    Claim("sampling_rate", RATES, judge_rate, ("consistency",), OF_STORIES),
+    Claim("sampling_rate", RATES, judge_rate, ("consistency",), STORY_METRICS),
     Claim(
-        "sampler", SAMPLERS, judge_sampler, ("neighbours", "consistency"), OF_STORIES,
+        "sampler", SAMPLERS, judge_sampler, ("neighbor_consistency", "consistency"), STORY_METRICS,
         baseline="csa.rate=0.25,csa.sampler=uniform",
     ),
-    Claim("variant", VARIANT, judge_variant, ("consistency",), OF_STORIES),
-    Claim("neighbor_window", WINDOWS, judge_neighbor_window, ("consistency", "neighbours"), OF_STORIES),
-    Claim("anchor_panels", BANKS, judge_anchor_panels, ("consistency", "neighbours"), OF_STORIES),
-    Claim("predictor", GIVEN_ENDS, judge_predictor, MIDDLE, OF_CLIPS),
-    Claim("tokens", TOLD_ENDS, judge_tokens, MIDDLE, OF_CLIPS),
+    Claim("variant", VARIANT, judge_variant, ("consistency",), STORY_METRICS),
+    Claim(
+        "neighbor_window", NEIGHBOR_WINDOWS, judge_neighbor_window, ("consistency", "neighbor_consistency"),
+        STORY_METRICS,
+    ),
+    Claim("anchor_panels", ANCHOR_PANELS, judge_anchor_panels, ("consistency", "neighbor_consistency"), STORY_METRICS),
+    Claim("predictor", CLAMPED, judge_predictor, (*DECIDING_ERRORS, *FRAME_ATTRIBUTES), (*CLIP_METRICS, "pixel_error")),
+    Claim("tokens", FREE, judge_tokens, DECIDING_ERRORS, CLIP_METRICS),
 )  # fmt: skip
-"""in the order of RESULTS.md"""
+"""In the order of RESULTS.md"""
 
 
-def _judge_reach(collected: Collected, name: str, key: str, whom: str) -> Verdict:
-    """Bounds on whom a panel reads, from none at all to everybody."""
-    jobs = list(collected.labels)
-    none, everybody = jobs[0], jobs[-1]
-    gains = {job: _difference(collected, "consistency", job, none) for job in jobs[1:]}
-    whole = gains[everybody].mean
-    bounded = {job: gain for job, gain in gains.items() if job != everybody}
+def _judge_reach(comparison: Comparison, name: str, key: str, read: str) -> Verdict:
+    """Judge bounds on the panels that a panel reads, from none to all."""
+    jobs = list(comparison.labels)
+    none, every = jobs[0], jobs[-1]
+    gains = {job: _difference(comparison, "consistency", job, none) for job in jobs[1:]}
+    whole = gains[every].mean
+    bounded = {job: gain for job, gain in gains.items() if job != every}
     holds = all(gain.mean > 0 and gain.p_value < LEVEL for gain in bounded.values())
-    told = ", ".join(
+    listed = ", ".join(
         f"{name} {job.removeprefix(f'{key}=')} {_points(gain)}"
-        + (f", {100 * gain.mean / whole:.0f}% of what all give" if whole > 0 else "")
+        + (f", {100 * gain.mean / whole:.0f}% of the gain from all" if whole > 0 else "")
         for job, gain in bounded.items()
     )
     return Verdict(
         _status(holds),
-        f"Reading only the {whom} changes consistency by: {told}; reading all by {_points(gains[everybody])}.",
+        f"Reading only the {read} changes consistency by: {listed}; reading all by {_points(gains[every])}.",
     )
 
 
@@ -240,30 +251,32 @@ def _status(holds: bool) -> Status:
     return "reproduced" if holds else "not reproduced"
 
 
-def _mean(collected: Collected, figure: str, job: str) -> float:
-    mean = collected.cell(figure, job).mean
-    assert mean is not None, "a whole sweep has every figure"
+def _mean(comparison: Comparison, metric: str, job: str) -> float:
+    mean = comparison.get_cell(metric, job).mean
+    assert mean is not None, "a complete sweep has every metric"
     return mean.mean
 
 
-def _difference(collected: Collected, figure: str, job: str, other: str) -> "PairedDifference":
-    found = collected.difference(figure, job, other)
-    assert found is not None, "a whole sweep has every figure"
+def _difference(comparison: Comparison, metric: str, job: str, other: str) -> "PairedDifference":
+    found = comparison.get_difference(metric, job, other)
+    assert found is not None, "a complete sweep has every metric"
     return found
 
 
 def _points(difference: "PairedDifference") -> str:
-    from storydiffusion.evaluation.tables import points
+    from storydiffusion.evaluation.tables import format_points
 
-    return f"{points(difference)} points ({_p(difference)})"
+    return f"{format_points(difference)} points ({_p(difference)})"
 
 
 def _plain(difference: "PairedDifference") -> str:
-    return f"{difference.mean:+.3f} ± {difference.standard_error:.3f} ({_p(difference)})"
+    from storydiffusion.evaluation.tables import format_difference
+
+    return f"{format_difference(difference)} ({_p(difference)})"
 
 
 def _p(difference: "PairedDifference") -> str:
-    from storydiffusion.evaluation.tables import p_value
+    from storydiffusion.evaluation.tables import format_p
 
-    told = p_value(difference)
-    return f"p {told}" if told.startswith("<") else f"p = {told}"
+    p = format_p(difference)
+    return f"p {p}" if p.startswith("<") else f"p = {p}"

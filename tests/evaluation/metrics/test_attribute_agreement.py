@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storydiffusion.evaluation.metrics.attribute_agreement import alignment, consistency, pair_agreement
+from storydiffusion.evaluation.metrics.attribute_agreement import (
+    alignment,
+    consistency,
+    named_alignment,
+    pair_agreement,
+)
 
 COLORS = st.lists(st.sampled_from(["red", "green", "blue"]), min_size=2, max_size=6)
 
@@ -36,13 +41,13 @@ def test_pairs_do_not_depend_on_order_or_names(shirts):
     assert pair_agreement(readings(*[shirt + "ish" for shirt in shirts]), "shirt") == share
 
 
-def test_pairs_count_where_both_pictures_have_the_attribute():
+def test_pairs_count_where_both_images_have_the_attribute():
     hats = [{"hat_color": "red"}, {}, {"hat_color": "red"}, {"hat_color": "blue"}]
     assert pair_agreement(hats, "hat_color") == pytest.approx(1 / 3)
     assert pair_agreement([{"hat_color": "red"}, {}], "hat_color") is None
 
 
-def test_neighbours_are_pairs_of_reach_one():
+def test_neighbors_are_pairs_of_reach_one():
     shirts = readings("red", "red", "blue", "blue", "red")
     assert pair_agreement(shirts, "shirt", reach=1) == 2 / 4
     assert pair_agreement(shirts, "shirt", reach=2) == 2 / 7
@@ -50,7 +55,7 @@ def test_neighbours_are_pairs_of_reach_one():
     assert consistency(shirts, ["shirt"], reach=1) == 2 / 4
 
 
-def test_a_picture_without_the_attribute_keeps_its_place():
+def test_an_image_without_the_attribute_keeps_its_place():
     hats = [{"hat_color": "red"}, {}, {"hat_color": "red"}, {"hat_color": "blue"}]
     assert pair_agreement(hats, "hat_color", reach=1) == 0
     assert pair_agreement(hats, "hat_color", reach=2) == 1 / 2
@@ -61,21 +66,28 @@ def test_independent_readings_agree_as_often_as_chance():
     assert sum(share or 0 for share in pairs) / len(pairs) == pytest.approx(1 / 5)
 
 
-def test_consistency_weighs_attributes_alike_and_leaves_out_those_without_pairs():
-    pictures = [{"shirt": "red", "hat": "cap"}, {"shirt": "red", "hat": "none"}]
-    assert consistency(pictures, ["shirt", "hat"]) == 0.5
-    assert consistency(pictures, ["shirt", "hat_color"]) == 1
+def test_consistency_weights_attributes_equally_and_skips_those_without_pairs():
+    images = [{"shirt": "red", "hat": "cap"}, {"shirt": "red", "hat": "none"}]
+    assert consistency(images, ["shirt", "hat"]) == 0.5
+    assert consistency(images, ["shirt", "hat_color"]) == 1
     with pytest.raises(ValueError, match="no pair"):
-        consistency(pictures, ["hat_color"])
+        consistency(images, ["hat_color"])
 
 
-def test_alignment_is_over_what_was_told():
-    told = [{"place": "park", "shirt": "red"}, {"place": "city"}]
-    shown = [{"place": "park", "shirt": "blue"}, {"place": "city", "shirt": "blue"}]
-    assert alignment(shown, told, ["place"]) == 1
-    assert alignment(shown, told, ["shirt"]) == 0
-    assert alignment(shown, told, ["place", "shirt"]) == pytest.approx(2 / 3)
-    assert alignment(shown, told, ["hair"]) is None
-    assert alignment([{}], [{"hat_color": "red"}], ["hat_color"]) == 0, "a hat that is missing is not as told"
+def test_alignment_is_over_the_prompted_attributes():
+    prompted = [{"place": "park", "shirt": "red"}, {"place": "city"}]
+    read = [{"place": "park", "shirt": "blue"}, {"place": "city", "shirt": "blue"}]
+    assert alignment(read, prompted, ["place"]) == 1
+    assert alignment(read, prompted, ["shirt"]) == 0
+    assert alignment(read, prompted, ["place", "shirt"]) == pytest.approx(2 / 3)
+    assert alignment(read, prompted, ["hair"]) is None
+    assert alignment([{}], [{"hat_color": "red"}], ["hat_color"]) == 0, "a missing hat does not match"
     with pytest.raises(ValueError, match="zip"):
-        alignment(shown[:1], told, ["place"])
+        alignment(read[:1], prompted, ["place"])
+
+
+def test_named_alignment_is_over_what_the_first_prompt_names():
+    prompted = [{"place": "park", "shirt": "red"}] * 2
+    read = [{"place": "city", "shirt": "red"}, {"place": "city", "shirt": "blue"}]
+    assert named_alignment(read, prompted, ("place",)) == 0.5
+    assert named_alignment(read, prompted, ("place", "shirt")) is None

@@ -1,4 +1,4 @@
-"""Emo-Score and Emo-A on cases known by hand, and what a probe's file must hold."""
+"""Emo-Score and Emo-A on cases known by hand, and the content of a probe's file."""
 
 import numpy as np
 import pytest
@@ -22,12 +22,12 @@ def test_mikels_eight_in_the_order_of_the_data_set():
     assert all(name in prompt for name, prompt in zip(EMOTIONS, ZERO_SHOT_PROMPTS, strict=True))
 
 
-def test_who_knows_nothing_scores_an_eighth():
+def test_uniform_probabilities_score_an_eighth():
     chance = probabilities(np.zeros((3, 8)))
     np.testing.assert_allclose(emotion_scores(chance, "fear"), 0.125)
 
 
-def test_the_score_is_the_probability_of_the_emotion_meant_and_a_hit_its_being_the_greatest():
+def test_the_score_is_the_probability_of_the_emotion_and_a_hit_where_it_is_the_largest():
     logits = np.log([[0.3, 0.4, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05], [0.1, 0.2, 0.1, 0.1, 0.1, 0.1, 0.2001, 0.0999]])
     found = probabilities(logits + np.array([[5.0], [-9.0]]))  # what all logits share changes nothing
     np.testing.assert_allclose(emotion_scores(found, "awe"), [0.4, 0.2], atol=1e-9)

@@ -1,4 +1,4 @@
-"""The Fréchet distance on Gaussians whose distance is known, and against scipy's and torchmetrics' own way."""
+"""The Fréchet distance on Gaussians whose distance is known, and against scipy's and torchmetrics' implementations."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
-"""How far the pictures of a story agree with each other, and with what their prompts told.
+"""Agreement of a story's images with each other and with their prompts, by the attributes that a classifier reads.
 
-A reading holds what a classifier read off one picture, attribute → value; an attribute that does not exist in a picture
-(the colour of a hat that nobody wears) is not in it.
+A reading holds the attributes of one image, attribute → value. An attribute that does not exist in the image (the color
+of a hat that the character does not wear) is absent from the reading.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,10 +11,10 @@ Reading = Mapping[str, str]
 
 
 def pair_agreement(readings: Sequence[Reading], attribute: str, reach: int | None = None) -> float | None:
-    """Share of the pairs of pictures that agree in `attribute`, in [0, 1].
+    """Return the share of image pairs that agree in `attribute`, in [0, 1]; None without a pair that counts.
 
-    P pictures make P (P − 1) / 2 pairs; `reach` leaves those at most so many places apart, 1 being neighbours. A pair
-    counts where both pictures have the attribute; None where there is no such pair.
+    P images make P (P − 1) / 2 pairs. A pair counts where both images have the attribute. `reach` keeps only pairs at
+    most that many places apart: 1 keeps neighbors.
     """
     values = [(place, reading[attribute]) for place, reading in enumerate(readings) if attribute in reading]
     pairs = [(a, b) for (i, a), (j, b) in combinations(values, 2) if reach is None or j - i <= reach]
@@ -22,9 +22,10 @@ def pair_agreement(readings: Sequence[Reading], attribute: str, reach: int | Non
 
 
 def consistency(readings: Sequence[Reading], attributes: Collection[str], reach: int | None = None) -> float:
-    """Pair agreement averaged over `attributes`, each of the same weight; one without a pair that counts is left out.
+    """Return pair agreement averaged over those `attributes` that have a pair that counts, with equal weights.
 
-    Raises ValueError where none is left.
+    Raises:
+        ValueError: no attribute has such a pair.
     """
     shares = [share for name in attributes if (share := pair_agreement(readings, name, reach)) is not None]
     if not shares:
@@ -33,16 +34,27 @@ def consistency(readings: Sequence[Reading], attributes: Collection[str], reach:
 
 
 def alignment(
-    readings: Sequence[Reading], told: Sequence[Mapping[str, str]], attributes: Collection[str]
+    readings: Sequence[Reading], prompted: Sequence[Mapping[str, str]], attributes: Collection[str]
 ) -> float | None:
-    """Share of what was told that is read again, in [0, 1]: over all pictures and those of `attributes` told of them.
+    """Return the share of prompted values that are read again, in [0, 1], over all images and `attributes`.
 
-    `told[i]` is what the prompt of picture i tells, attribute → value. None where none of `attributes` is told.
+    Args:
+        prompted: the attributes that the prompt of each image names, attribute → value.
+
+    Returns:
+        None where no prompt names any of `attributes`.
     """
     right = [
-        reading.get(name) == wanted[name]
-        for reading, wanted in zip(readings, told, strict=True)
+        reading.get(name) == expected[name]
+        for reading, expected in zip(readings, prompted, strict=True)
         for name in attributes
-        if name in wanted
+        if name in expected
     ]
     return sum(right) / len(right) if right else None
+
+
+def named_alignment(
+    readings: Sequence[Reading], prompted: Sequence[Mapping[str, str]], excluded: Collection[str]
+) -> float | None:
+    """Return the alignment of those attributes that a story's prompts name, except `excluded`."""
+    return alignment(readings, prompted, sorted(set(prompted[0]) - set(excluded)))

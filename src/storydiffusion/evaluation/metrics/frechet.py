@@ -1,7 +1,7 @@
-"""The Fréchet distance of two sets of features: FID (1706.08500) of pictures, FVD (1812.01717) of videos.
+"""The Fréchet distance of two sets of features: FID (1706.08500) of images, FVD (1812.01717) of videos.
 
-Which network gave the features decides on the figure. With fewer samples than channels it is biased upwards by much:
-compare only sets of the same size.
+Values of different networks are not comparable. With fewer samples than channels the distance is strongly biased
+upwards: compare only sets of the same size.
 
 Shapes: N samples, D channels.
 """
@@ -10,9 +10,12 @@ import numpy as np
 
 
 def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
-    """The squared Wasserstein distance between Gaussians fitted to `features` (N, D) and `reference` (M, D).
+    """Return the squared Wasserstein distance between Gaussians fitted to `features` (N, D) and `reference` (M, D).
 
-    |m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁ C₂)^½), 0 or more. Raises ValueError for fewer than two samples.
+    |m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁ C₂)^½), 0 or more.
+
+    Raises:
+        ValueError: fewer than two samples.
     """
     if min(len(features), len(reference)) < 2:
         raise ValueError(f"a covariance needs 2 samples or more, not {len(features)} and {len(reference)}")
@@ -23,7 +26,7 @@ def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _trace_of_root(a: np.ndarray, b: np.ndarray) -> float:
-    """tr (a b)^½, by the eigenvalues of a^½ b a^½: the same ones, but of a symmetric matrix, so none is complex."""
+    """Return tr (a b)^½ from the eigenvalues of the symmetric a^½ b a^½, which are the same and all real."""
     values, vectors = np.linalg.eigh(a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(root @ b @ root), 0)).sum())

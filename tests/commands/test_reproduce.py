@@ -1,4 +1,4 @@
-"""The command that fills in RESULTS.md: on sweeps that are finished, and one real one of the tiny model."""
+"""The command that updates RESULTS.md: on finished sweeps, and on a real one of the tiny model."""
 
 import json
 import shutil
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from storydiffusion.evaluation.result import Figure, Result, save_result
-from storydiffusion.experiments import reproduce as results
-from storydiffusion.experiments.claims import OF_STORIES
+from storydiffusion.commands import reproduce
+from storydiffusion.evaluation.result import MetricValues, Result, save_result
+from storydiffusion.experiments.claims import STORY_METRICS
 from storydiffusion.loaders.sources import find_model_folder
 from tests.conftest import Outcome, run_verb
 from tests.evaluation.test_compare import plan
@@ -21,7 +21,7 @@ RATES = {"0": 0.1, "0.1": 0.2, "0.3": 0.3, "0.5": 0.5, "0.7": 0.6, "1": 0.7}
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Outcome]:
-    """Calls `python -m storydiffusion.results OVERRIDES` in this process, in an empty working directory."""
+    """Call the command in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     return lambda *overrides: run_verb("reproduce", overrides, capsys)
@@ -29,35 +29,35 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_
 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The sweep over rates, finished by another program; what is asked to make it is kept and makes nothing."""
+    """The sweep over rates, already finished; infer.py is replaced and does nothing."""
     folder = tmp_path / "runs" / "results" / "sampling_rate"
     plan(folder, "experiment=x", params={"csa.rate": ",".join(RATES)}, shared=("experiment",))
     for rate, mean in RATES.items():
         job = folder / f"csa.rate={rate}"
-        values = {name: Figure([mean, 1.02 * mean, 0.99 * mean], "higher") for name in OF_STORIES}
-        aligned = {name: Figure([1.0, 1.0, 1.0], "higher") for name in ("kind", "action", "place")}
+        values = {name: MetricValues([mean, 1.02 * mean, 0.99 * mean]) for name in STORY_METRICS}
+        aligned = {name: MetricValues([1.0, 1.0, 1.0]) for name in ("kind", "action", "place")}
         save_result(Result(list("abc"), {**values, **aligned}, {"csa.rate": rate}, ["Of a small model."]), job)
         (job / "records.json").write_text(json.dumps({"settings": {}, "records": [{"seconds": 20.0}] * 3}))
     monkeypatch.setattr(
-        results.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0)
+        reproduce.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0)
     )  # infer.py itself: the last test
     return folder
 
 
-def test_sections_are_filled_in_and_the_others_stay(command, measured):
+def test_sections_are_updated_and_the_others_stay(command, measured):
     outcome = command("claims=[sharing,sampling_rate]")
     assert outcome.code == 0, outcome.err
     document = Path("RESULTS.md").read_text()
     sharing = document.split("<!-- measured: sharing -->")[1].split("<!-- end -->")[0]
     assert sharing.strip().startswith("**Reproduced.** Sharing at rate 0.5 changes consistency by +40.1 ± 0.4 points")
     assert "| consistency ↑ (n 3) | 0.100 ± 0.001 | 0.502 ± 0.004 |" in sharing
-    assert "| consistency, less 0 | – | +0.401 ± 0.004 |" in sharing
+    assert "| consistency, minus 0 | – | +0.401 ± 0.004 |" in sharing
     assert "| consistency, p | – | < 0.001 |" in sharing
     assert "![sharing](results/sharing.png)" in sharing
     assert sharing.rstrip().endswith("Of a small model.")
     summary = document.split("<!-- measured: summary -->")[1].split("<!-- end -->")[0]
     assert "| sampling_rate | reproduced |" in summary
-    assert "The jobs took 6 minutes in all" in summary
+    assert "The jobs took 6 minutes in total" in summary
     assert "| anchor_panels |" not in summary
     assert Path("results/sampling_rate.png").read_bytes().startswith(b"\x89PNG")
 
@@ -65,26 +65,26 @@ def test_sections_are_filled_in_and_the_others_stay(command, measured):
 def test_a_second_run_is_compared_with_the_first(command, measured):
     assert "two standard errors" not in command("claims=[sharing]").out
     again = command("claims=[sharing]").out
-    assert "sharing: 16 of 16 means lie within two standard errors of those before" in again
+    assert "sharing: 16 of 16 means lie within two standard errors of the earlier ones" in again
     job = measured / "csa.rate=0.5"
     content = json.loads((job / "result.json").read_text())
-    content["figures"]["consistency"]["values"] = [0.55, 0.55, 0.57]
+    content["metrics"]["consistency"]["values"] = [0.55, 0.55, 0.57]
     (job / "result.json").write_text(json.dumps(content))
     outcome = command("claims=[sharing]")
     assert "15 of 16 means" in outcome.out
     assert "not consistency of csa.rate=0.5 0.502 → 0.557" in outcome.out
 
 
-def test_a_claim_of_which_a_job_is_missing_is_not_judged(command, measured):
+def test_a_claim_with_a_missing_job_is_not_judged(command, measured):
     (measured / "csa.rate=0.7" / "result.json").unlink()
     outcome = command("claims=[sampling_rate]")
     assert outcome.code == 1
-    assert "csa.rate=0.7 is missing: it began and did not finish" in outcome.err
-    assert "give the same command again" in outcome.err
+    assert "csa.rate=0.7 is missing: it started but did not finish" in outcome.err
+    assert "Run the same command again" in outcome.err
     assert not Path("RESULTS.md").exists()
 
 
-def test_a_sweep_that_gave_nothing_does_not_keep_the_others_from_being_judged(command, measured):
+def test_an_empty_sweep_does_not_prevent_other_verdicts(command, measured):
     outcome = command("claims=[sampling_rate,anchor_panels]")
     assert outcome.code == 1
     assert "runs/results/anchor_panels holds no multirun.yaml" in outcome.err
@@ -92,7 +92,7 @@ def test_a_sweep_that_gave_nothing_does_not_keep_the_others_from_being_judged(co
 
 
 @pytest.mark.parametrize(
-    ("override", "said"), [("claims=[none]", "choose of sharing, sampling_rate"), ("most=1", "most=1")]
+    ("override", "said"), [("claims=[none]", "Choose from sharing, sampling_rate"), ("most=1", "most=1")]
 )
 def test_bad_input_ends_in_one_sentence(command, override, said):
     outcome = command(override)
@@ -100,7 +100,7 @@ def test_bad_input_ends_in_one_sentence(command, override, said):
     assert said in outcome.err
 
 
-def test_a_claim_is_measured_by_infer_from_nothing(command, tmp_path):
+def test_a_claim_is_measured_by_infer_from_scratch(command, tmp_path):
     model = build_world_model(tmp_path / "model")
     shutil.rmtree(model / "attribute_classifier")
     shutil.copytree(

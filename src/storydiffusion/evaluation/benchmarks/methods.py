@@ -1,0 +1,136 @@
+"""How the frames between two boundary frames are generated: the semantic motion predictor and its baselines.
+
+Every method gets the boundary frames and the caption of a clip, with the same seeds. To add one, write a function that
+takes the configuration and the model and returns a Generator, register it in METHODS, and add its name to
+`config.infer.METHODS`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storydiffusion.config import InferConfig, VideoConfig
+from storydiffusion.errors import UserError
+from storydiffusion.evaluation.benchmarks.benchmark import READ_SIZE
+from storydiffusion.loaders.resolve import ResolvedModel
+from storydiffusion.loaders.video import load_video_model
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from storydiffusion.models.video_model import VideoModel
+    from storydiffusion.storyworld.clips import ClipTruth
+
+NumberedClip = tuple[int, "ClipTruth"]
+Generator = Callable[[Sequence[NumberedClip]], Iterator["np.ndarray"]]
+"""Numbered clips → the frames of each, uint8 (F, H, W, 3)"""
+
+
+def use_predictor(config: InferConfig, model: ResolvedModel) -> Generator:
+    """Generate with the model as it is, conditioned on predicted semantic tokens."""
+    video = replace(_get_video_with_predictor(config, model), sparse_control=None)
+    return _sample_with(_load(model, video), video, config.seed)
+
+
+def use_interpolation(config: InferConfig, model: ResolvedModel) -> Generator:
+    """Generate with tokens that are interpolated and projected only: the predictor without its transformer.
+
+    `benchmark.interpolation` names a released folder whose predictor was trained with predictor.layers=0. Under
+    recipe.teacher_forcing=1 both are equal, as the transformer has no part in what the rest learns.
+    """
+    video = replace(_get_video_with_predictor(config, model), sparse_control=None)
+    release = config.benchmark.interpolation
+    if release is None:
+        ours = _load(model, video)
+        assert ours.predictor is not None
+        return _sample_with(replace(ours, predictor=ours.predictor.without_transformer()), video, config.seed)
+    adapter = Path(release) / "motion_adapter"
+    video = replace(
+        video,
+        predictor=str(Path(release) / "predictor"),
+        motion_adapter=str(adapter) if adapter.is_dir() else video.motion_adapter,
+    )
+    trained = _load(model, video)
+    if trained.predictor is None or len(trained.predictor.layers):
+        raise UserError(f"benchmark.interpolation={release} has layers. Train a predictor with predictor.layers=0")
+    return _sample_with(trained, video, config.seed)
+
+
+def use_no_semantic_tokens(config: InferConfig, model: ResolvedModel) -> Generator:
+    """Generate with the same model without a predictor, conditioned on the boundary frames and the caption."""
+    video = replace(model.video, predictor=None, sparse_control=None)
+    return _sample_with(_load(model, video), video, config.seed)
+
+
+def use_sparse_control(config: InferConfig, model: ResolvedModel) -> Generator:
+    """Generate with SparseCtrl, the paper's baseline, which alone conditions on the (free) boundary frames."""
+    if model.video.sparse_control is None:
+        raise UserError(
+            "benchmark.method=sparse_control needs weights. Name the SparseCtrl in model.video.sparse_control"
+        )
+    video = replace(model.video, predictor=None, boundary_frames="free")
+    return _sample_with(_load(model, video), video, config.seed)
+
+
+def use_cross_fade(config: InferConfig, model: ResolvedModel) -> Generator:
+    """Mix the two boundary frames."""
+    from storydiffusion.evaluation.metrics.clips import cross_fade
+
+    frames = model.video.frames
+    return lambda part: (cross_fade(clip[0], clip[-1], frames) for clip in _render(part, frames))
+
+
+def use_truth(config: InferConfig, model: ResolvedModel) -> Generator:
+    """Return the reference clips themselves."""
+    frames = model.video.frames
+    return lambda part: iter(_render(part, frames))
+
+
+METHODS: dict[str, Callable[[InferConfig, ResolvedModel], Generator]] = {
+    "predictor": use_predictor,
+    "interpolation": use_interpolation,
+    "no_semantic_tokens": use_no_semantic_tokens,
+    "sparse_control": use_sparse_control,
+    "cross-fade": use_cross_fade,
+    "truth": use_truth,
+}
+
+
+def _get_video_with_predictor(config: InferConfig, model: ResolvedModel) -> VideoConfig:
+    video = model.video
+    if video.predictor is None:
+        raise UserError(
+            f"benchmark.method={config.benchmark.method} needs a predictor. Name one in model.video.predictor"
+        )
+    return video
+
+
+def _load(model: ResolvedModel, video: VideoConfig) -> "VideoModel":
+    """Load the model with the video parts that `video` names."""
+    return load_video_model(replace(model, config=replace(model.config, video=video)))
+
+
+def _sample_with(model: "VideoModel", video: VideoConfig, seed: int) -> Generator:
+    """Return a generator that samples every clip with a seed of its own."""
+    import torch
+
+    from storydiffusion.pipelines.story_video import transition_seed
+    from storydiffusion.pipelines.transition import build_sampling, sample_clips
+    from storydiffusion.storyworld.clips import caption_clip
+
+    def generate(part: "Sequence[NumberedClip]") -> "Iterator[np.ndarray]":
+        true = _render(part, video.frames)
+        start, end = (torch.stack([torch.from_numpy(frames[at]).permute(2, 0, 1) for frames in true]) for at in (0, -1))
+        prompts = [caption_clip(clip, index) for index, clip in part]
+        seeds = [transition_seed(seed, index) for index, _ in part]
+        sampled = sample_clips(model, start, end, prompts, seeds, build_sampling(video))
+        yield from sampled.permute(0, 1, 3, 4, 2).numpy()
+
+    return generate
+
+
+def _render(part: "Sequence[NumberedClip]", frames: int) -> "list[np.ndarray]":
+    from storydiffusion.storyworld.clips import render_clip
+
+    return [render_clip(clip, frames, READ_SIZE) for _, clip in part]
