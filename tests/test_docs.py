@@ -104,6 +104,7 @@ def in_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 REGISTRIES = {
     "attention.variants": "VARIANTS",
     "attention.token_samplers": "TOKEN_SAMPLERS",
+    "loaders.schedulers": "SCHEDULERS",
     "models.image_encoders": "IMAGE_ENCODERS",
     "training.clip_sources": "SOURCES",
     "training.diffusion_loss": "ERROR_SPACES",

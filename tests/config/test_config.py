@@ -58,7 +58,6 @@ def test_values_that_are_null_are_the_models_and_the_run_folder_is_named_after_t
         ("model.dtype=int8", ["model.dtype=int8", "bfloat16"]),
         ("model.device=tpu", ["model.device=tpu", "cuda"]),
         ("model.offload=disk", ["model.offload=disk", "sequential"]),
-        ("model.scheduler=heun", ["model.scheduler=heun", "ddim"]),
     ],
 )
 def test_a_wrong_value_is_named_in_one_sentence(override, needs):

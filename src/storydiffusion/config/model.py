@@ -12,7 +12,6 @@ CONF = Path(__file__).resolve().parents[1] / "conf" / "model"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OFFLOADS = ("none", "model", "sequential")
-SCHEDULERS = ("model", "ddim")
 VIDEO_SCHEDULERS = ("model", "animatediff")
 BOUNDARY_FRAMES = ("clamped", "free")
 
@@ -66,7 +65,7 @@ class ModelConfig:
     dtype: str
     device: str
     offload: str
-    scheduler: str  # model: the one in its folder; ddim: DDIM on the same noise schedule
+    scheduler: str  # model: the one in its folder; ddim; or any name of loaders/schedulers.py
     steps: int
     guidance_scale: float
     height: int
@@ -77,7 +76,6 @@ class ModelConfig:
         check_choice("model.dtype", self.dtype, DTYPES)
         check_choice("model.device", self.device, DEVICES)
         check_choice("model.offload", self.offload, OFFLOADS)
-        check_choice("model.scheduler", self.scheduler, SCHEDULERS)
         check_sampling("model.", self)
         if self.device in ("cpu", "mps") and self.offload != "none":
             raise UserError(f"model.offload={self.offload} needs model.device=cuda: set model.offload=none")

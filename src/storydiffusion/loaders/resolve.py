@@ -15,6 +15,7 @@ from storydiffusion.config import ModelConfig, VideoConfig
 from storydiffusion.config.model import load_model_config
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums, get_part_key
+from storydiffusion.loaders.schedulers import check_scheduler
 from storydiffusion.loaders.sources import find_model_folder, package_path
 
 if TYPE_CHECKING:
@@ -88,8 +89,10 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     """Find the model's folder, fetched from the hub if needed, and check that its weights files are whole.
 
     Raises:
-        UserError: no such folder, hub out of reach, or a file of weights that is missing, damaged or truncated.
+        UserError: no such scheduler or folder, hub out of reach, or a file of weights that is missing, damaged or
+            truncated.
     """
+    check_scheduler(config.scheduler)
     folder = find_model_folder(config.path, config.revision)
     return ResolvedModel(config, folder, read_origin(folder), find_weights(folder))
 

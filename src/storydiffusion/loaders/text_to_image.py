@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.loaders.resolve import PARTS, ResolvedModel, get_class_name, read_json
+from storydiffusion.loaders.schedulers import build_scheduler
 from storydiffusion.loaders.sources import UNUSED_PARTS
 
 if TYPE_CHECKING:
@@ -41,19 +42,11 @@ def load_story_model(model: ResolvedModel) -> StoryModel:
     hide_loading_bars()
     networks = {part: load_network(network, folder, part, dtype) for part, network in get_networks(folder).items()}
     pipe = load_pipeline(folder, networks, dtype)
-    if model.config.scheduler == "ddim":
-        pipe.scheduler = build_ddim(pipe.scheduler)
+    pipe.scheduler = build_scheduler(model.config.scheduler, pipe.scheduler)
     pipe.vae.enable_slicing()  # decodes panels one by one: the memory of one image, the same pixels
     pipe.set_progress_bar_config(disable=True)  # `generate_panels` shows its own
     place_pipeline(pipe, model.config.offload, device)
     return StoryModel(pipe, device, dtype, time.perf_counter() - clock)
-
-
-def build_ddim(scheduler: Any) -> Any:
-    """Return DDIM [Song et al. 2021] on the noise schedule of `scheduler`, as in the paper; latents are not clipped."""
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
-    return DDIMScheduler.from_config(scheduler.config, clip_sample=False)
 
 
 def get_networks(folder: Path) -> dict[str, Any]:

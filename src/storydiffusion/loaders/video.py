@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from storydiffusion.config import PredictorConfig, VideoConfig
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import ResolvedModel
+from storydiffusion.loaders.schedulers import build_scheduler
 from storydiffusion.loaders.sources import (
     PACKAGE_SCHEME,
     fetch_folder,
@@ -18,7 +19,6 @@ from storydiffusion.loaders.sources import (
     package_path,
 )
 from storydiffusion.loaders.text_to_image import (
-    build_ddim,
     get_networks,
     hide_loading_bars,
     load_network,
@@ -79,7 +79,7 @@ def load_video_backbone(model: ResolvedModel, dtype: "torch.dtype") -> "VideoMod
     networks = {part: load_network(network, folder, part, dtype) for part, network in get_networks(folder).items()}
     adapter = _load_motion_adapter(video, networks["unet"].config, dtype)
     pipe: Any = load_pipeline(folder, networks, dtype)
-    model_scheduler = build_ddim(pipe.scheduler) if model.config.scheduler == "ddim" else pipe.scheduler
+    model_scheduler = build_scheduler(model.config.scheduler, pipe.scheduler)
     return VideoModel(
         SemanticVideoUNet.from_parts(pipe.unet, adapter, boundary_attention=video.boundary_attention),
         pipe.vae.requires_grad_(False).eval(),

@@ -95,7 +95,7 @@ class StoryPipeline:
             device: `auto`, `cpu`, `cuda` or `mps`.
             dtype: `auto` (float16 on CUDA, else float32), `float32`, `float16` or `bfloat16`.
             offload: `none`, `model` or `sequential`; the latter two need CUDA.
-            scheduler: `model`, the one in the folder, or `ddim`.
+            scheduler: `model`, the one in the folder, `ddim`, or another name of `SCHEDULERS`.
             config: a file of conf/model to take defaults from, such as `sdxl`; None chooses it by the model's class.
 
         Raises:
