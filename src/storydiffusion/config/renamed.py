@@ -27,6 +27,7 @@ VALUES = {
         "ablation_semantics": "ablation_variant",
         "ablation_window": "ablation_neighbor_window",
         "storyworld_judge": "storyworld_attribute_classifier",
+        "storyworld_told_ends": "storyworld_free_boundary",
     },
 }
 """Present key or group → its former values."""
