@@ -108,6 +108,7 @@ REGISTRIES = {
     "models.image_encoders": "IMAGE_ENCODERS",
     "training.clip_sources": "SOURCES",
     "training.diffusion_loss": "ERROR_SPACES",
+    "evaluation.metrics.registry": "METRICS",
 }
 
 
