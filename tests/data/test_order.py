@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from storydiffusion.data.order import ClipOrder, Place
 
 
-def epoch_of(order: ClipOrder, epoch: int) -> list[Place]:
+def list_epoch(order: ClipOrder, epoch: int) -> list[Place]:
     return [order[epoch, position] for position in range(order.total)]
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(0, 2**32 - 1), st.integers(1, 5))
 def test_every_sample_occurs_once(counts, seed, window):
-    places = epoch_of(ClipOrder(counts, seed, window), 3)
+    places = list_epoch(ClipOrder(counts, seed, window), 3)
     assert sorted(places) == [(shard, sample) for shard, count in enumerate(counts) for sample in range(count)]
 
 
@@ -27,12 +27,12 @@ def test_positions_can_be_read_in_any_order():
 
 
 def test_epochs_and_seeds_differ():
-    orders = [epoch_of(ClipOrder([20, 20], seed), epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    orders = [list_epoch(ClipOrder([20, 20], seed), epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
     assert len({tuple(order) for order in orders}) == 4
 
 
 def test_reading_stays_inside_a_window_of_shards():
-    order = epoch_of(ClipOrder([10] * 12, 0, window=3), 0)
+    order = list_epoch(ClipOrder([10] * 12, 0, window=3), 0)
     windows = [{shard for shard, _ in order[begin : begin + 30]} for begin in range(0, 120, 30)]
     assert [len(window) for window in windows] == [3] * 4
     assert set.union(*windows) == set(range(12))
@@ -40,7 +40,7 @@ def test_reading_stays_inside_a_window_of_shards():
 
 def test_order_is_frozen():
     """A change of this order breaks resumed runs: it needs a new version of the loader's state."""
-    assert epoch_of(ClipOrder([3, 2], 7), 0) == [(1, 1), (1, 0), (0, 0), (0, 2), (0, 1)]
+    assert list_epoch(ClipOrder([3, 2], 7), 0) == [(1, 1), (1, 0), (0, 0), (0, 2), (0, 1)]
 
 
 @pytest.mark.parametrize("position", [-1, 5])

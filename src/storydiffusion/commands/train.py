@@ -9,6 +9,8 @@ from storydiffusion.config import TrainConfig, TransitionTrainConfig, training_s
 from storydiffusion.config.command_line import command
 
 if TYPE_CHECKING:
+    import lightning as L
+
     from storydiffusion.training.training_run import TrainingRun
 
 
@@ -28,7 +30,6 @@ def build_training(config: TrainConfig | TransitionTrainConfig) -> "TrainingRun"
     Raises:
         UserError: something that the configuration names is missing, or its values do not fit together.
     """
-    import lightning as L
     from lightning.pytorch.callbacks import TQDMProgressBar
 
     from storydiffusion.training.build_transition import build_transition_callbacks
@@ -38,10 +39,8 @@ def build_training(config: TrainConfig | TransitionTrainConfig) -> "TrainingRun"
     from storydiffusion.training.callbacks.run_checkpoints import RunCheckpoints
     from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
     from storydiffusion.training.callbacks.stopwatch import Stopwatch
-    from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO
     from storydiffusion.training.data_module import build_clip_data
-    from storydiffusion.training.distributed import build_environment, build_strategy
-    from storydiffusion.training.loggers import build_loggers
+    from storydiffusion.training.distributed import build_strategy
     from storydiffusion.training.messages import hide_expected_messages
     from storydiffusion.training.modules import MODULES
     from storydiffusion.training.process_group import end_with_launcher
@@ -74,15 +73,30 @@ def build_training(config: TrainConfig | TransitionTrainConfig) -> "TrainingRun"
         checkpoints,
         TQDMProgressBar(refresh_rate=config.trainer.log_every),
     ]
-    trainer = L.Trainer(
+    trainer = build_trainer(config, strategy, callbacks)
+    return TrainingRun(module, trainer, ema, stopwatch, checkpoints, data)
+
+
+def build_trainer(
+    config: TrainConfig | TransitionTrainConfig, strategy: Any, callbacks: "list[L.Callback]"
+) -> "L.Trainer":
+    """Return Lightning's Trainer with verified checkpoints and the loggers of the run."""
+    import lightning as L
+
+    from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO
+    from storydiffusion.training.distributed import build_environment
+    from storydiffusion.training.loggers import build_loggers
+
+    recipe, is_transition = config.recipe, isinstance(config, TransitionTrainConfig)
+    return L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
         strategy=strategy,
         precision=config.trainer.precision,  # type: ignore[arg-type]  # one of config.PRECISIONS
-        max_steps=config.recipe.steps,
-        accumulate_grad_batches=config.recipe.accumulate if is_transition else 1,
-        gradient_clip_val=config.recipe.gradient_clip if is_transition else None,
+        max_steps=recipe.steps,
+        accumulate_grad_batches=recipe.accumulate if is_transition else 1,
+        gradient_clip_val=recipe.gradient_clip if is_transition else None,
         default_root_dir=os.devnull,  # no folder: a Slurm job would resume from any hpc_ckpt_*.ckpt in it
         logger=build_loggers(config),
         callbacks=callbacks,
@@ -91,4 +105,3 @@ def build_training(config: TrainConfig | TransitionTrainConfig) -> "TrainingRun"
         enable_model_summary=False,
         use_distributed_sampler=False,  # each data set distributes its clips among the processes itself
     )
-    return TrainingRun(module, trainer, ema, stopwatch, checkpoints, data)
