@@ -80,9 +80,9 @@ def test_the_miniature_embeds_as_transformers_own_model(miniature):
     )
     with torch.no_grad():
         theirs = clip(input_ids=ids, pixel_values=pixels)
-        picture = miniature.images.pooled(pixels).numpy()
+        image = miniature.images.pooled(pixels).numpy()
     np.testing.assert_allclose(cosines(miniature.embed_texts(texts), theirs.text_embeds.numpy()), 1, atol=1e-6)
-    logits = miniature.scale * cosines(picture, miniature.embed_texts(texts))
+    logits = miniature.scale * cosines(image, miniature.embed_texts(texts))
     np.testing.assert_allclose(logits, theirs.logits_per_image.diagonal().numpy(), rtol=1e-4)
 
 
@@ -99,13 +99,13 @@ def test_open_clip_embeds_as_its_own_model(open_clip_name, tmp_path):
     clip = open_clip.create_model(open_clip_name).eval()
     torch.save(clip.state_dict(), tmp_path / "weights.pt")
     encoder = load_image_text_encoder(f"open_clip://{open_clip_name}/{tmp_path / 'weights.pt'}", CPU)
-    picture, texts = frames(1, 28), ["a cat on the beach"]
+    image, texts = frames(1, 28), ["a cat on the beach"]
     tokens = open_clip.get_tokenizer(open_clip_name)(texts)
-    pixels = torch.from_numpy(picture).permute(0, 3, 1, 2) / 255
+    pixels = torch.from_numpy(image).permute(0, 3, 1, 2) / 255
     pixels = torchvision.transforms.functional.normalize(pixels, clip.visual.image_mean, clip.visual.image_std)
     with torch.no_grad():
         theirs, words, scale = clip(pixels, tokens)
-    np.testing.assert_allclose(cosines(encoder.embed_image(picture[0])[None], theirs.numpy()), 1, atol=1e-6)
+    np.testing.assert_allclose(cosines(encoder.embed_image(image[0])[None], theirs.numpy()), 1, atol=1e-6)
     np.testing.assert_allclose(cosines(encoder.embed_texts(texts), words.numpy()), 1, atol=1e-6)
     assert encoder.scale == pytest.approx(scale.item())
     assert encoder.length("a cat on the beach") == 7

@@ -35,13 +35,13 @@ def readers(world_model: Path) -> Readers:
     )
 
 
-def clip_of(motion: str) -> ClipTruth:
+def get_clip(motion: str) -> ClipTruth:
     return sample_clip(1, 0, motion)
 
 
 def test_the_true_clip_has_no_error(readers):
     for motion in ("crossing", "jumping", "travelling"):
-        clip = clip_of(motion)
+        clip = get_clip(motion)
         metrics = measure_clip(clip, render_clip(clip, 6), readers)
         assert set(FRAME_ATTRIBUTES) < set(metrics)
         for name in ("perceptual_error", "pixel_error", "boundary_frame_error"):
@@ -52,7 +52,7 @@ def test_the_true_clip_has_no_error(readers):
 
 
 def test_static_and_mixed_characters_are_in_the_wrong_place(readers):
-    clip = clip_of("crossing")
+    clip = get_clip("crossing")
     true = render_clip(clip, 6)
     still = np.stack([true[0]] * 5 + [true[5]])
     errors = {}
@@ -68,7 +68,7 @@ def test_static_and_mixed_characters_are_in_the_wrong_place(readers):
 def test_an_empty_scene_has_the_largest_place_error(readers):
     from storydiffusion.storyworld.clips import render_plates
 
-    clip = clip_of("waving")
+    clip = get_clip("waving")
     assert measure_clip(clip, render_plates(clip, 5), readers)["place_error"] == 1
 
 
