@@ -1,14 +1,8 @@
 """Release the trained parts of a run as a folder that can be loaded, verified and published.
 
-  python -m storydiffusion.release run=runs/transition out=releases/predictor
-  python -m storydiffusion.release run=… out=… dtype=float16                     half the bytes
-  python -m storydiffusion.release run=… out=… measured=runs/measure_video       with the table measured there
-  python -m storydiffusion.release run=… out=… upload=NAME/REPOSITORY            and puts it on the hub
-
-OUT gets the trained parts, predictor/ and motion_adapter/, with EMA weights as safetensors; config.json, the run's
-configuration; README.md, the model card; and SHA256SUMS. The newest checkpoint is used, a file or a DeepSpeed folder;
-the run may still be training. `storydiffusion.publish.release.from_pretrained(OUT)` loads the parts, and
-`python infer.py model.video.predictor=OUT/predictor` generates with them.
+The folder gets predictor/ and motion_adapter/ (the trained parts) with EMA weights as safetensors; config.json, the
+run's configuration; README.md, the model card; and SHA256SUMS. The newest checkpoint is used, a file or a DeepSpeed
+folder; the run may still be training. `from_pretrained(FOLDER)` verifies and loads the parts.
 """
 
 import json
@@ -131,7 +125,7 @@ def from_pretrained(folder: str | Path, dtype: "torch.dtype | None" = None) -> R
 
 
 def release(config: ReleaseConfig) -> None:
-    """Write the release in a temporary folder, verify it and move it to OUT; see the head of this file."""
+    """Write the release in a temporary folder, verify it and move it to OUT."""
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} is not empty: choose a new folder, since releases are never overwritten")

@@ -1,8 +1,5 @@
 """Export generated stories in the layout in which ViStoryBench reads a method's outputs.
 
-  python -m storydiffusion.export_vistorybench runs=[runs/01,runs/02] out=data/outputs
-  python -m storydiffusion.export_vistorybench runs=[runs/rabbit,runs/king] stories=[1,2] out=data/outputs
-
 Each story goes to OUT/METHOD/MODE/LANGUAGE/TIMESTAMP/STORY/shots/shot_00.png, shot_01.png, …: its panels in order,
 byte for byte. STORY is the story's number in the benchmark, 01 … 80, taken from `stories` or from the name of the run
 folder. The benchmark matches the n-th shot with the n-th shot of the story's script; its prompt alignment skips a story

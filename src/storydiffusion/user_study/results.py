@@ -1,11 +1,4 @@
-"""Count the answers to a preference study that `storydiffusion user-study` made.
-
-  python -m storydiffusion.user_study_results key=runs/study/key.json answers=FOLDER
-  python -m storydiffusion.user_study_results key=… answers=FOLDER out=runs/study_results
-
-FOLDER contains the participants' .json files and no others. OUT gets table.md and results.json: for each pair of
-methods and each question the votes for the first method, their share with Wilson's 95% interval, p of the exact
-two-sided binomial test against even choice, and the numbers of participants and items.
+"""Count the answers to a preference study: votes per question and pair of methods, Wilson interval, binomial test.
 
 A damaged file, or one of another study, ends the count with an error. Of several files with one participant code the
 one finished last counts. These files, and participants who always chose the same side, are named; the latter count.
@@ -35,7 +28,7 @@ class UserStudyResultsConfig:
 
 
 def user_study_results(config: UserStudyResultsConfig) -> None:
-    """Read and count the answers, and write the results; see the head of this file."""
+    """Read and count the answers, and write the results."""
     from storydiffusion.evaluation.records import json_bytes
     from storydiffusion.user_study.files import load_key
 

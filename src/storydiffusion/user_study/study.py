@@ -1,23 +1,8 @@
-"""Make a blind pairwise preference study: one HTML file that opens offline and asks which of two methods is better.
+"""Build a blind pairwise preference study: study.html for the participants, key.json for the experimenter.
 
-  python -m storydiffusion.user_study methods.ours=runs/ours methods.ip_adapter=runs/ip_adapter out=runs/study
-  python -m storydiffusion.user_study methods.ours=A methods.seine=B methods.sparsectrl=C media=video
-  python -m storydiffusion.user_study … 'questions=[character,text,"Which one has the better colours?"]'
-
-Each method is a folder of items; all methods have items of the same names. An item is a run folder of infer.py, an
-image, a folder of images, or a video (.mp4, .webm). media=video compares the videos of run folders instead of their
-panels. The text shown with an item is the run folder's prompts, or NAME.txt beside the item, one line per image.
-
-OUT gets study.html, for the participants, and key.json, which stays with you: the page contains opaque names only.
-Each participant answers per_person=50 comparisons (all, where there are fewer). Pairs of methods, questions and the
-sides A and B are balanced; the participant's code, drawn by the page, determines the selection and its order. Answers
-stay in the browser until the end and are then downloaded as JSON. `storydiffusion user-study-results` counts them.
-
-Questions: overall (default; the paper asked 30 people 50 questions), character and text for images or videos, smooth
-and natural for videos, or your own, ending with a question mark.
-
-Further settings: title, largest_side=512 (pixels; larger images are scaled down losslessly), limit_mb=100 (maximum
-size of the page in megabytes), and seed (of the opaque names).
+Each method is a folder of items of the same names: run folders, images, folders of images, or videos. Pairs of methods,
+questions and the sides A and B are balanced over participants; the participant's code determines the selection and its
+order. `storydiffusion user-study --help` describes the settings.
 """
 
 import re
@@ -81,7 +66,7 @@ class UserStudyConfig:
 
 
 def user_study(config: UserStudyConfig) -> None:
-    """Collect the methods' outputs and write the page and its key; see the head of this file."""
+    """Collect the methods' outputs and write the page and its key."""
     from storydiffusion.user_study.files import load_key, save_key
     from storydiffusion.user_study.page import study_page
 
