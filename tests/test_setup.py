@@ -1,8 +1,12 @@
 """What a fresh machine relies on: the lock, the environment files, the size of what is in git, and the experiments."""
 
+import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -123,3 +127,27 @@ def test_a_sweep_writes_its_plan_beside_its_jobs(name):
     if group is not None:
         beside = yaml.safe_load((ROOT / "conf" / "benchmark" / f"{group}.yaml").read_text())["hydra"]["sweep"]["dir"]
     assert beside == "${run_dir}"
+
+
+@pytest.mark.slow
+def test_a_wheel_answers_in_any_directory(tracked, tmp_path):
+    """Built from what git tracks; configuration and example stories are inside."""
+    source, site, empty = tmp_path / "source", tmp_path / "site", tmp_path / "empty"
+    for name in tracked:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name, follow_symlinks=False)
+    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", f"--wheel-dir={tmp_path}", str(source)]
+    subprocess.run([sys.executable, "-m", "pip", *build], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    empty.mkdir()
+    for arguments, needed in ((["--help"], "make-shards"), (["infer", "--cfg", "job"], "package://examples/mia.yaml")):
+        done = subprocess.run(
+            [sys.executable, "-m", "storydiffusion", *arguments],
+            cwd=empty, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert needed in done.stdout
+    assert {file.name for file in (site / "storydiffusion" / "examples").iterdir()} == {
+        file.name for file in (ROOT / "examples" / "stories").iterdir()
+    }
+    assert not list(empty.iterdir())

@@ -1,7 +1,7 @@
-"""Typed configuration: what the YAML files under conf/ may say, and what is refused.
+"""Typed configuration: the dataclasses that the YAML files under conf/ are loaded as.
 
-Hydra composes, `load` turns the result into these dataclasses, strictly and once; nothing after it sees a DictConfig.
-The values live in conf/, the types and the checks here. Kept free of heavy imports: commands must answer quickly.
+Hydra composes, `load` turns the result into these dataclasses, strictly and once; no later code sees a DictConfig.
+conf/ holds the values, this folder the types and checks. It imports nothing heavy: commands must answer quickly.
 """
 
 from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig

@@ -1,4 +1,4 @@
-"""conf/baseline/*.yaml: methods that keep a character by a picture of it, the paper's baselines for images."""
+"""conf/baseline/*.yaml: the paper's image baselines, which keep a character by a reference image."""
 
 import dataclasses
 from typing import Any
@@ -14,10 +14,10 @@ class IPAdapterConfig:
 
     kind: str
     weights: str  # a folder, or a hub id such as owner/name@revision
-    file: str  # in it: the adapter's weights, .safetensors or .bin
-    image_encoder: str  # in it: the folder of the image encoder that the adapter reads
-    scale: float  # of the attention to the picture; 0: it has no say
-    portraits: dict[str, str] | None  # character → file; null: the model draws them by their descriptions
+    file: str  # the adapter's weights in it, .safetensors or .bin
+    image_encoder: str  # folder of the adapter's image encoder in it
+    scale: float  # of the attention to the image; 0: none
+    portraits: dict[str, str] | None  # character → file; null: generated from the descriptions
 
     def __post_init__(self) -> None:
         check_range("baseline.scale", self.scale, 0, 10)
@@ -29,10 +29,10 @@ class PhotoMakerConfig:
 
     kind: str
     weights: str  # a folder, or a hub id such as owner/name@revision
-    file: str  # in it: .bin or .safetensors
-    text_steps: float  # fraction of the steps that go by the text alone
-    words: dict[str, str] | None  # character → the word of its description that stands for it; a benchmark knows them
-    portraits: dict[str, str] | None  # character → file, or folder of several; null: drawn by their descriptions
+    file: str  # the weights in it, .bin or .safetensors
+    text_steps: float  # fraction of the steps conditioned on text alone
+    words: dict[str, str] | None  # character → class word of its description; a benchmark knows them
+    portraits: dict[str, str] | None  # character → file, or folder of several; null: generated from the descriptions
 
     def __post_init__(self) -> None:
         check_range("baseline.text_steps", self.text_steps, 0, 1)
@@ -42,7 +42,7 @@ BASELINES: dict[str, type] = {"ip_adapter": IPAdapterConfig, "photomaker": Photo
 
 
 def load_baseline_config(composed: Any) -> IPAdapterConfig | PhotoMakerConfig:
-    """Of the class that its key `kind` names."""
+    """Load the baseline as the class that its key `kind` names."""
     kind = str(dict(composed).get("kind"))
     check_choice("baseline.kind", kind, tuple(BASELINES))
     return load(BASELINES[kind], OmegaConf.create(dict(composed)), "baseline.")

@@ -1,4 +1,4 @@
-"""conf/infer.yaml: one story, told once, or a video of given pictures, or a benchmark: many stories or clips."""
+"""conf/infer.yaml: one story, a video of given images, or a benchmark of many stories or clips."""
 
 import dataclasses
 from pathlib import Path
@@ -51,12 +51,12 @@ class CSAConfig:
 
 @dataclasses.dataclass
 class StoriesBenchmark:
-    """conf/benchmark/stories.yaml: frozen stories of StoryWorld, told and read by the model's judge."""
+    """conf/benchmark/stories.yaml: frozen stories of StoryWorld, generated and classified."""
 
     kind: str
     stories: int
     panels: int  # of each; 4: the frozen ones, else others of the same generator
-    batch: int  # stories told at once
+    batch: int  # stories generated at once
 
     def __post_init__(self) -> None:
         check_range("benchmark.stories", self.stories, 2, MOST_STORIES)
@@ -85,11 +85,11 @@ BENCHMARKS: dict[str, type] = {"stories": StoriesBenchmark, "transitions": Trans
 
 @dataclasses.dataclass
 class InferConfig:
-    """conf/infer.yaml: a story, told once, or a benchmark. Values that are null are the model's (`model.steps`, …)."""
+    """conf/infer.yaml: a story or a benchmark. Values that are null take the model's defaults (`model.steps`, …)."""
 
     story: str
-    frames: list[str] | None  # files of pictures to make a video of, in place of a story
-    run_dir: str | None  # null: runs/NAME, NAME being the story file's without its ending; of pictures runs/video
+    frames: list[str] | None  # image files to make a video of, instead of a story
+    run_dir: str | None  # null: runs/NAME-OF-THE-STORY-FILE, or runs/video for given images
     overwrite: bool
     seed: int
     noise: str
@@ -97,13 +97,13 @@ class InferConfig:
     guidance_scale: float | None
     height: int | None
     width: int | None
-    video: str  # auto: where the model can make one; on: or fail; off
+    video: str  # auto: if the model makes one; on: required; off
     fps: int | None
-    hold: float  # seconds that each panel stands in the video
-    captions: bool  # under the video's pictures
+    hold: float  # seconds that the video shows each panel
+    captions: bool  # below the video
     model: ModelConfig
     csa: CSAConfig
-    baseline: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or as its key `kind` says
+    baseline: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or one of these by its key `kind`
     benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark]  # likewise
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class InferConfig:
         if self.fps is not None:
             check_range("fps", self.fps, 1, 120)
         if self.frames is not None and self.video == "off":
-            raise UserError("frames asks for a video, video=off for none: leave one of them out")
+            raise UserError("frames needs a video, but video=off: leave out one of them")
         if self.baseline is not None:
             self.baseline = load_baseline_config(self.baseline)
         if self.benchmark is not None:
@@ -130,9 +130,9 @@ class InferConfig:
 
     def _load_benchmark(self) -> None:
         if self.frames is not None:
-            raise UserError("a benchmark makes pictures of its own: leave frames or benchmark out")
+            raise UserError("a benchmark generates its own images: leave out frames or benchmark")
         if self.baseline is not None and self.baseline.portraits is not None:
-            raise UserError("a benchmark draws portraits of its own: leave baseline.portraits or benchmark out")
+            raise UserError("a benchmark generates its own portraits: leave out baseline.portraits or benchmark")
         kind = str(dict(self.benchmark).get("kind"))
         check_choice("benchmark.kind", kind, tuple(BENCHMARKS))
         self.benchmark = load(BENCHMARKS[kind], OmegaConf.create(dict(self.benchmark)), "benchmark.")

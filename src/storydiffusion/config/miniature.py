@@ -1,4 +1,4 @@
-"""The miniature's recipes: what each training of StoryWorld is made of. Plain dataclasses, nothing heavy imported."""
+"""The recipes of the miniature's parts, which are trained on StoryWorld."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from storydiffusion.errors import UserError
 
 @dataclass
 class Recipe:
-    """What every recipe has: length, batch and learning rates.
+    """The settings of every recipe: length, batch and learning rates.
 
     The learning rate warms up linearly, stays, and falls linearly to zero over the last `decay` of the steps.
     """
@@ -18,7 +18,7 @@ class Recipe:
     batch_size: int
     learning_rate: float  # of matrices and convolutions, by Muon
     adam_learning_rate: float  # of everything else, by AdamW
-    warmup_steps: int  # steps
+    warmup_steps: int
     decay: float
     ema_decay: float
     seed: int
@@ -32,7 +32,7 @@ class Recipe:
 
 @dataclass
 class AutoencoderRecipe(Recipe):
-    """AutoencoderKL on random crops of pictures; see `autoencoder.py`."""
+    """AutoencoderKL on random crops of images; see training/miniature/autoencoder.py."""
 
     crop: int  # pixels; batch_size counts crops
     latent_channels: int
@@ -44,7 +44,7 @@ class AutoencoderRecipe(Recipe):
 
 @dataclass
 class ClipRecipe(Recipe):
-    """Image-text encoder by contrastive learning; see `clip.py`."""
+    """Image-text encoder by contrastive learning; see training/miniature/contrastive.py."""
 
     width: int
     text_layers: int
@@ -55,30 +55,30 @@ class ClipRecipe(Recipe):
 
 @dataclass
 class AttributeClassifierRecipe(Recipe):
-    """Attribute classifier; see `attribute_classifier.py`."""
+    """Attribute classifier; see training/miniature/attribute_classifier.py."""
 
     channels: tuple[int, ...]
 
 
 @dataclass
 class Text2ImageRecipe(Recipe):
-    """Latent diffusion U-Net with its text encoder; see `text2image.py`."""
+    """Latent diffusion U-Net with its text encoder; see training/miniature/text_to_image.py."""
 
-    pictures: int  # whose latents are cached before the first step: each character in two
-    pair_probability: float  # of a batch whose pictures hold one character twice, side by side or one above the other
+    pictures: int  # images whose latents are cached before the first step, two per character
+    pair_probability: float  # of a batch whose images show one character twice, side by side or stacked
     block_out_channels: tuple[int, ...]
     layers_per_block: int
     head_width: int
     caption_dropout: float
     unknown_word_probability: float
-    warm_start: bool  # begin with the U-Net and the text encoder of the miniature folder
+    warm_start: bool  # start from the U-Net and the text encoder of the miniature folder
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pictures < 2 or self.pictures % 2 or self.batch_size % 2:
             raise UserError(
-                f"recipe.pictures={self.pictures} and recipe.batch_size={self.batch_size}: give even numbers, since"
-                " pictures come in pairs"
+                f"recipe.pictures={self.pictures} and recipe.batch_size={self.batch_size}: give even numbers, because"
+                " images come in pairs"
             )
         if not 0 <= self.pair_probability <= 1:
             raise UserError(f"recipe.pair_probability={self.pair_probability}: give a number from 0 to 1")
@@ -90,4 +90,4 @@ RECIPES: Mapping[str, type[Recipe]] = {
     "attribute_classifier": AttributeClassifierRecipe,
     "text2image": Text2ImageRecipe,
 }
-"""The parts of the miniature, in the order in which they build on each other."""
+"""The parts of the miniature, in the order in which they depend on each other."""

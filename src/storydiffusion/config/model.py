@@ -1,4 +1,4 @@
-"""conf/model/*.yaml: pretrained models, for telling and for training."""
+"""conf/model/*.yaml: pretrained models, for generation and for training."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ class SparseControlConfig:
     """SparseCtrl, the paper's video baseline, in place of a predictor."""
 
     weights: str  # a folder in diffusers' format, or a hub id such as owner/name@revision
-    scale: float  # of its residuals; 0: it has no say
+    scale: float  # of its residuals; 0: none
 
     def __post_init__(self) -> None:
         check_range("model.video.sparse_control.scale", self.scale, 0, 10)
@@ -29,7 +29,7 @@ class SparseControlConfig:
 
 @dataclasses.dataclass
 class VideoConfig:
-    """What makes a video model of a text-to-image model, and how clips are sampled by default."""
+    """The parts that turn a text-to-image model into a video model, and the sampling defaults of clips."""
 
     motion_adapter: str | None  # package://…, folder, hub id or AnimateDiff file; null: a new one, to be trained
     image_encoder: str  # package://… or a folder of a CLIPModel; open_clip://NAME/TAG, or NAME/FILE, or NAME/random
@@ -40,7 +40,7 @@ class VideoConfig:
     steps: int
     guidance_scale: float
     boundary_frames: str  # clamped: clean latents of the given images are imposed; free: as in the paper
-    boundary_attention: bool  # each frame's spatial self-attention reads the end frames too
+    boundary_attention: bool  # every frame's spatial self-attention also reads the boundary frames
     sparse_control: SparseControlConfig | None = None  # null: none
 
     def __post_init__(self) -> None:
@@ -54,9 +54,9 @@ class VideoConfig:
 
 @dataclasses.dataclass
 class ModelConfig:
-    """conf/model/*.yaml: which text-to-image model tells the story, where it runs, and how it is sampled by default.
+    """conf/model/*.yaml: the text-to-image model, its device and its sampling defaults.
 
-    A training takes its device from the trainer, and `dtype` auto is there the one of `trainer.precision`.
+    A training takes its device from the trainer, and with dtype=auto its dtype from `trainer.precision`.
     """
 
     name: str
@@ -70,7 +70,7 @@ class ModelConfig:
     guidance_scale: float
     height: int
     width: int
-    video: VideoConfig | None = None  # null: it makes pictures only
+    video: VideoConfig | None = None  # null: images only
 
     def __post_init__(self) -> None:
         check_choice("model.dtype", self.dtype, DTYPES)

@@ -1,6 +1,6 @@
-"""A sweep's jobs: which there are, what is swept, and in which folder each works.
+"""The jobs of a sweep: what is swept, and the folder of each job.
 
-Hydra writes multirun.yaml into `hydra.sweep.dir` when a sweep begins, so it knows of jobs that never began too.
+Hydra writes multirun.yaml into `hydra.sweep.dir` when a sweep begins, so it also lists jobs that never began.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ FILE = "multirun.yaml"
 
 @dataclass(frozen=True)
 class PlannedSweep:
-    """What a sweep was to do.
+    """The plan of a sweep.
 
     Attributes:
-        keys: those that are swept, the last one varying fastest.
-        jobs: the names of their folders, in order.
-        trains: whether they are trainings.
+        keys: the swept ones, the last varying fastest.
+        jobs: names of their folders, in order.
+        trains: whether the jobs are trainings.
     """
 
     keys: tuple[str, ...]
@@ -36,12 +36,12 @@ class PlannedSweep:
 
 
 def experiment_sweeps(hydra: Any) -> dict[str, str]:
-    """What the experiment sweeps over, key → choices; `hydra` is that section of a configuration."""
+    """Return what the experiment sweeps over, key → choices; `hydra` is that section of a configuration."""
     return {str(key): str(choices) for key, choices in (hydra["sweeper"].get("params") or {}).items()}
 
 
 def job_name(overrides: Sequence[str], hydra: Any) -> str:
-    """The folder of a job below that of its sweep: its overrides, sorted, without those that all jobs share.
+    """Return the folder of a job below that of its sweep: its sorted overrides without those that all jobs share.
 
     Args:
         overrides: of one job, `key=value` each.
@@ -53,28 +53,28 @@ def job_name(overrides: Sequence[str], hydra: Any) -> str:
 
 
 def planned_sweep(folder: Path) -> PlannedSweep:
-    """What multirun.yaml in `folder` plans. Raises UserError where there is none, or none that can be read."""
+    """Read the plan in `folder`'s multirun.yaml. Raises UserError for a missing or unreadable file."""
     file = folder / FILE
     if not file.exists():
-        raise UserError(f"{folder} holds no {FILE}: name the folder of a sweep, such as runs/ablation_sampling_rate")
+        raise UserError(f"{folder} contains no {FILE}: give the folder of a sweep, such as runs/ablation_sampling_rate")
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
         hydra = content["hydra"]
         swept, jobs = expand(experiment_sweeps(hydra), hydra["overrides"]["task"])
         names = dict.fromkeys(job_name(overrides, hydra) for overrides in jobs)
     except (OSError, ValueError, KeyError, TypeError, YAMLError, OverrideParseException) as error:
-        raise UserError(f"{file} tells no sweep ({first_line(error)}): begin the sweep again") from error
+        raise UserError(f"{file} describes no sweep ({first_line(error)}): run the sweep again") from error
     return PlannedSweep(tuple(key for key in swept if key != "run_dir"), tuple(names), "recipe" in content)
 
 
-def expand(experiment: Mapping[str, str], told: Sequence[str]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The swept keys, and the overrides of every job, as Hydra's own sweeper makes them.
+def expand(experiment: Mapping[str, str], given: Sequence[str]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the swept keys and the overrides of every job, as Hydra's own sweeper does.
 
     Args:
-        experiment: what it sweeps over, key → choices.
-        told: the command line's overrides, which stand over the experiment's.
+        experiment: its sweep, key → choices.
+        given: the command line's overrides, which replace the experiment's.
     """
-    lines = [*(f"{key}={choices}" for key, choices in experiment.items()), *told]
+    lines = [*(f"{key}={choices}" for key, choices in experiment.items()), *given]
     parsed = {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(lines)}
     choices = [[f"{key}={value}" for value in _values(override)] for key, override in parsed.items()]
     swept = [each.key_or_group for key, each in parsed.items() if each.is_sweep_override() or key in experiment]

@@ -1,4 +1,4 @@
-"""conf/train.yaml: the training of one part of the miniature, or of the video model at any scale."""
+"""conf/train.yaml: training of one part of the miniature, or of the video model at any scale."""
 
 import dataclasses
 from typing import Any
@@ -37,20 +37,20 @@ def training_schema(composed: DictConfig) -> type:
 
 @dataclasses.dataclass
 class TrainerConfig:
-    """conf/trainer/*.yaml: where and how precisely a training runs, and for how long."""
+    """conf/trainer/*.yaml: device, precision and length of a training."""
 
     accelerator: str
-    devices: int  # of each node; -1: all GPUs
+    devices: int  # per node; -1: all GPUs
     nodes: int
     strategy: str
     precision: str
-    compile: bool  # torch.compile the trained networks: faster after minutes of compiling; a CPU needs a C++ compiler
+    compile: bool  # torch.compile the trained networks; on a CPU this needs a C++ compiler
     max_steps: int | None  # null: recipe.steps; the learning-rate schedule follows it
     checkpoint_minutes: float
-    timeout_minutes: float  # that processes wait for another one, which may hang, before they end the training
-    requeue: bool  # at SIGUSR1 or SIGUSR2 the run has its Slurm job queued again; slurm/train.sbatch sets it
+    timeout_minutes: float  # abort after waiting this long for a hanging process
+    requeue: bool  # at SIGUSR1 or SIGUSR2 requeue the Slurm job; slurm/train.sbatch sets it
     log_every: int  # steps
-    max_bad_steps: int  # in a row, whose loss is not finite, so that they are left out: as many end the training
+    max_bad_steps: int  # abort after this many consecutive non-finite steps, which are skipped
 
     def __post_init__(self) -> None:
         check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
@@ -69,11 +69,11 @@ class TrainerConfig:
 
 @dataclasses.dataclass
 class TrainConfig:
-    """The training of one part of the miniature, of pictures of StoryWorld."""
+    """Training of one part of the miniature, on images of StoryWorld."""
 
     run_dir: str
     export: str
-    miniature: str  # folder, or package://miniature: the parts that this one builds on
+    miniature: str  # folder, or package://miniature: the parts that this one depends on
     cache: str
     trainer: TrainerConfig
     recipe: Any  # one of RECIPES, chosen by its key `part`
@@ -87,7 +87,7 @@ class TrainConfig:
 
 @dataclasses.dataclass
 class TransitionRecipe:
-    """How the video model is trained: what learns, from which error, by which optimizer.
+    """Training of the video model: trained parts, errors and optimizer.
 
     The learning rate warms up linearly, stays, and falls linearly to zero over the last `decay` of the steps.
     """
@@ -96,19 +96,19 @@ class TransitionRecipe:
     trainable: list[str]  # of TRAINABLE; everything else is frozen
     seed: int
     steps: int
-    batch_size: int  # clips of a batch, of all processes together
+    batch_size: int  # clips per batch, over all processes
     accumulate: int  # batches whose gradients make one step
-    loss: str  # the space in which the error is taken
-    diffusion_weight: float  # of the two errors in the loss; what has none is not computed
+    loss: str  # space of the diffusion error
+    diffusion_weight: float  # weights of the two errors; an error of weight 0 is not computed
     semantic_weight: float
     semantic_dropout: float
     teacher_forcing: float
-    boundary_frame_prob: float  # probability that a clip's own clean end frames are given, and only the others judged
+    boundary_frame_prob: float  # probability of clean boundary frames, with the loss over the frames between
     optimizer: str
     learning_rate: float
     adam_learning_rate: float | None  # muon's, of everything but matrices
     weight_decay: float
-    warmup_steps: int  # steps
+    warmup_steps: int
     decay: float
     gradient_clip: float | None
     ema_decay: float
@@ -118,7 +118,7 @@ class TransitionRecipe:
 
     def __post_init__(self) -> None:
         if not self.trainable or len(set(self.trainable)) < len(self.trainable):
-            raise UserError(f"recipe.trainable={self.trainable}: name one or both of {', '.join(TRAINABLE)}, once")
+            raise UserError(f"recipe.trainable={self.trainable}: give one or both of {', '.join(TRAINABLE)}, each once")
         for name in self.trainable:
             check_choice("recipe.trainable", name, TRAINABLE)
         check_choice("recipe.loss", self.loss, LOSSES)
@@ -136,24 +136,24 @@ class TransitionRecipe:
                 check_range(f"recipe.{name}", getattr(self, name), 0, 1e6)
         if self.optimizer == "muon" and self.adam_learning_rate is None:
             raise UserError(
-                "recipe.optimizer=muon needs recipe.adam_learning_rate, for what is no matrix: give a number"
+                "recipe.optimizer=muon needs recipe.adam_learning_rate for weights other than matrices: give a number"
             )
         if self.semantic_weight and "predictor" not in self.trainable:
             raise UserError(
-                f"recipe.semantic_weight={self.semantic_weight} judges the predictor, which is not trained: add it to "
+                f"recipe.semantic_weight={self.semantic_weight} trains the predictor, which is frozen: add it to "
                 "recipe.trainable or set recipe.semantic_weight=0"
             )
         if not self.diffusion_weight and (not self.semantic_weight or "motion_module" in self.trainable):
             raise UserError(
-                f"recipe.diffusion_weight={self.diffusion_weight} leaves the semantic error alone, of which only the "
-                "predictor learns: set recipe.trainable=[predictor] and a recipe.semantic_weight above 0"
+                f"recipe.diffusion_weight={self.diffusion_weight} leaves only the semantic error, which trains the "
+                "predictor alone: set recipe.trainable=[predictor] and a recipe.semantic_weight above 0"
             )
 
 
 @dataclasses.dataclass
 class PredictorConfig:
-    """conf/predictor/*.yaml: the arguments of `SemanticMotionPredictor`, which checks them; the widths of its
-    ends follow from the model.
+    """conf/predictor/*.yaml: the arguments of `SemanticMotionPredictor`, which checks them; its input and
+    output widths follow from the model.
     """
 
     tokens: str
@@ -164,12 +164,12 @@ class PredictorConfig:
     head_width: int
     resampler_layers: int
     frames: int  # the most
-    start: str | None  # folder of a released one to go on from, or an IP-Adapter-plus file
+    start: str | None  # folder of a released predictor to continue from, or an IP-Adapter-plus file
 
 
 @dataclasses.dataclass
 class StoryWorldClips:
-    """What is drawn into the shards before the training, once."""
+    """Clips that are rendered into the shards once, before the training."""
 
     clips: int
     seed: int
@@ -187,9 +187,9 @@ class StoryWorldClips:
 
 @dataclasses.dataclass
 class DataConfig:
-    """conf/data/*.yaml: which clips are learnt from; `storydiffusion.data` checks the rest."""
+    """conf/data/*.yaml: the training clips; `storydiffusion.data` checks the other settings."""
 
-    storyworld: StoryWorldClips | None  # null: the shards are there
+    storyworld: StoryWorldClips | None  # null: use existing shards
     shards: Any  # folder, file or brace pattern; or a list of such
     frames: int
     stride: int
@@ -217,7 +217,7 @@ class DataConfig:
 
 @dataclasses.dataclass
 class LoggerConfig:
-    """conf/logger/*.yaml: where the log goes, besides metrics.csv."""
+    """conf/logger/*.yaml: the log besides metrics.csv."""
 
     wandb: str | None
     project: str
@@ -229,7 +229,7 @@ class LoggerConfig:
 
 @dataclasses.dataclass
 class TransitionTrainConfig:
-    """The training of the semantic motion predictor, the motion modules, or both."""
+    """Training of the semantic motion predictor, the motion modules, or both."""
 
     run_dir: str
     export: str
@@ -247,17 +247,17 @@ class TransitionTrainConfig:
         assert video is not None  # training_schema has checked it
         if video.motion_adapter is None and "motion_module" not in self.recipe.trainable:
             raise UserError(
-                "model.video.motion_adapter=null makes new motion modules: name trained ones, or add motion_module to "
-                "recipe.trainable"
+                "model.video.motion_adapter=null creates new motion modules: give trained ones, or add motion_module "
+                "to recipe.trainable"
             )
         if self.recipe.boundary_frame_prob and self.data.frames < 3:
-            raise UserError(f"data.frames={self.data.frames} leaves nothing between the given ends: take 3 or more")
+            raise UserError(f"data.frames={self.data.frames} has no frame between the boundary frames: take 3 or more")
         recipe = self.recipe
         is_untaught = recipe.teacher_forcing == 1 and not recipe.semantic_weight
         if "predictor" in recipe.trainable and self.predictor.layers and is_untaught:
             raise UserError(
-                "recipe.teacher_forcing=1 with recipe.semantic_weight=0 teaches the transformer nothing: lower the "
-                "one, raise the other, or take predictor.layers=0"
+                "recipe.teacher_forcing=1 with recipe.semantic_weight=0 leaves the transformer without a loss: lower "
+                "the first, raise the second, or take predictor.layers=0"
             )
         if self.trainer.strategy == "deepspeed" and self.recipe.optimizer == "muon":
-            raise UserError("recipe.optimizer=muon needs whole matrices, which DeepSpeed splits up: take adamw")
+            raise UserError("recipe.optimizer=muon needs whole matrices, which DeepSpeed shards: take adamw")
