@@ -125,7 +125,9 @@ class Outcome:
     def sentences(self) -> list[str]:
         """Lines of stderr that are not progress bars."""
         lines = [line.rpartition("\r")[2] for line in self.err.split("\n")]
-        return [line for line in lines if line and not line.startswith(("denoising", "writing", "rendering"))]
+        return [
+            line for line in lines if line and not line.startswith(("loading", "denoising", "writing", "rendering"))
+        ]
 
 
 @pytest.fixture

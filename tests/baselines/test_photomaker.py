@@ -161,7 +161,7 @@ def test_weights_of_another_model_are_refused():
     strange = {name.replace("up_blocks", "side_blocks"): tensor}
     with pytest.raises(UserError, match="has no place"):
         PhotoMaker(pipe, {**weights, "lora_weights": {**weights["lora_weights"], **strange}}, 0.2)
-    with pytest.raises(UserError, match="the U-Net wants"):
+    with pytest.raises(UserError, match="use weights made for this U-Net"):
         PhotoMaker(pipe, {**weights, "lora_weights": {**odd, name: random(7, 2, seed=0)}}, 0.2)
     del weights["id_encoder"]["visual_projection_2.weight"]
     with pytest.raises(UserError, match="no ID encoder"):

@@ -105,7 +105,7 @@ def test_what_a_reference_lacks_is_named_before_anything_is_made(adapted, tmp_pa
     assert "no *.safetensors file in vision" in refusal(adapted("baseline.image_encoder=vision"))
     assert "baseline.scale=-1" in refusal(adapted("baseline.scale=-1"))
     assert "baseline.portraits has none for 'Bo'" in refusal(adapted("baseline.portraits={Pip: a.png}"))
-    assert "nowhere.png is no image here" in refusal(adapted("baseline.portraits={Pip: nowhere.png, Bo: b.png}"))
+    assert "nowhere.png is neither" in refusal(adapted("baseline.portraits={Pip: nowhere.png, Bo: b.png}"))
     assert "ip_adapter, photomaker" in refusal(adapted("baseline.kind=styles"))
     assert not (tmp_path / "run").exists()
     assert "portraits" in refusal(adapted("baseline.portraits={Pip: a.png}", "benchmark=stories"))

@@ -24,7 +24,7 @@ FILM = replace(PLAN, config={**PLAN.config, "video": "on", "model": {"steps": 3,
 def told(path, plan=PLAN):
     run = RunFolder(path, plan)
     if not run.panels:
-        run.keep_panels(PICTURES, PANELS, {"telling": 1.0})
+        run.keep_panels(PICTURES, PANELS, {"panels": 1.0})
     if plan.video:
         (run.path / "video.mp4").write_bytes(json.dumps(plan.video.settings).encode())
         (run.path / "transitions").mkdir(exist_ok=True)
@@ -37,7 +37,7 @@ def test_a_finished_folder_holds_everything_and_no_progress(tmp_path):
     run = RunFolder(tmp_path / "run", PLAN)
     assert not read_manifest(run.path / "manifest.json").complete
     run.save_progress(3, torch.zeros(1))
-    run.keep_panels(PICTURES, PANELS, {"telling": 1.0})
+    run.keep_panels(PICTURES, PANELS, {"panels": 1.0})
     assert not read_manifest(run.path / "manifest.json").complete
     run.finish({"seed": 1}, versions={}, seconds={})
     names = sorted(p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file())
@@ -47,14 +47,14 @@ def test_a_finished_folder_holds_everything_and_no_progress(tmp_path):
     manifest = read_manifest(run.path / "manifest.json")
     assert manifest.complete
     assert [panel.caption for panel in manifest.panels] == ["caption 0", "caption 1", "caption 2"]
-    assert manifest.seconds == {"telling": 1.0}
+    assert manifest.seconds == {"panels": 1.0}
 
 
 def test_the_video_is_part_of_it(tmp_path):
     told(tmp_path, FILM)
     manifest = read_manifest(tmp_path / "manifest.json")
     assert manifest.video == replace(VIDEO, sha256=compute_sha256(tmp_path / "video.mp4"))
-    assert manifest.seconds == {"telling": 1.0, "video": 2.0}
+    assert manifest.seconds == {"panels": 1.0, "video": 2.0}
     assert "<video" in (tmp_path / "report.html").read_text()
     assert RunFolder(tmp_path, FILM).is_complete
     (tmp_path / "video.mp4").unlink()
@@ -94,7 +94,7 @@ def test_other_panels_are_still_refused(tmp_path):
 
 
 def test_panels_that_are_done_are_kept_when_the_video_is_interrupted(tmp_path):
-    RunFolder(tmp_path, FILM).keep_panels(PICTURES, PANELS, {"telling": 1.0})
+    RunFolder(tmp_path, FILM).keep_panels(PICTURES, PANELS, {"panels": 1.0})
     for overwrite in (False, True):  # as an unfinished telling goes on
         run = RunFolder(tmp_path, FILM, overwrite)
         assert [panel.caption for panel in run.panels] == ["caption 0", "caption 1", "caption 2"]

@@ -79,8 +79,8 @@ def test_a_strip_holds_the_frames_between_the_very_panels(render, scenes, tmp_pa
     with Image.open(file) as strip:
         assert strip.size == (4 * 16, 16)
         pixels = np.asarray(strip)
-    assert np.array_equal(pixels[:, :16], np.asarray(Image.open(scenes[0].picture)))
-    assert np.array_equal(pixels[:, -16:], np.asarray(Image.open(scenes[1].picture)))
+    assert np.array_equal(pixels[:, :16], np.asarray(Image.open(scenes[0].image)))
+    assert np.array_equal(pixels[:, -16:], np.asarray(Image.open(scenes[1].image)))
     assert read_strip(file, 4, "another key") is None
 
 
@@ -113,7 +113,7 @@ def test_other_settings_make_all_transitions_again(render, sampled, change):
 
 def test_another_picture_or_prompt_makes_its_own_transitions_again(render, scenes, sampled):
     render()
-    Image.new("RGB", (16, 16), "red").save(scenes[2].picture)
+    Image.new("RGB", (16, 16), "red").save(scenes[2].image)
     render()
     render([*scenes[:2], dataclasses.replace(scenes[2], prompt="a hat")])
     assert [prompt for prompt, _ in sampled[2:]] == ["a blue hat", "a hat"]
@@ -133,7 +133,7 @@ def test_an_interrupt_keeps_what_is_done_and_leaves_no_half_video(render, sample
         return recording(model, start, end, prompts, *rest)
 
     monkeypatch.setattr(story_video, "sample_clips", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="keeps the transitions"):
+    with pytest.raises(KeyboardInterrupt, match="keeps the finished transitions"):
         render()
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["transitions"]
     monkeypatch.setattr(story_video, "sample_clips", recording)

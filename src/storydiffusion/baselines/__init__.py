@@ -1,1 +1,1 @@
-"""The paper's baselines for images: methods that keep a character by a picture of it."""
+"""The paper's baselines for images: methods that keep a character consistent by reference images of it."""

@@ -1,8 +1,8 @@
-"""IP-Adapter (2308.06721), a baseline of the paper's table 1: each panel's cross-attention also reads its reference.
+"""IP-Adapter (2308.06721), a baseline of the paper's table 1: cross-attention also reads a reference image.
 
-All of it is diffusers': the adapter's attention, its projection and the image encoder that it reads. But a pipeline
-takes one image for the whole batch; here each panel has the image of its own reference, and one that shows nobody has
-what guidance takes for no image.
+The adapter's attention, its projection and its image encoder are diffusers'. A diffusers pipeline takes one image for
+the whole batch; here each panel has a reference image of its own, and a panel without a character gets the embedding
+that guidance uses for "no image".
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,16 +19,16 @@ from storydiffusion.pipelines.conditioning import CharacterReference, Conditions
 
 
 class IPAdapter:
-    """Puts the adapter into a pipeline, where it stays: every call then needs the arguments of `conditions`.
+    """Install the adapter in a pipeline for good: every call then needs the arguments of `conditions`.
 
     Args:
-        pipe: StableDiffusionPipeline, its XL kin, or another with diffusers' `load_ip_adapter`.
+        pipe: StableDiffusionPipeline, its XL variant, or another with diffusers' `load_ip_adapter`.
         weights: `image_proj` and `ip_adapter`, each name → tensor, as in the authors' files.
         image_encoder: the CLIPVisionModelWithProjection that the adapter was trained with.
-        scale: of the attention to the image; 0 leaves the pipeline as it was, to the bit.
+        scale: of the attention to the image; 0 gives the plain pipeline's result, bit for bit.
 
     Raises:
-        UserError: weights that were made for another U-Net or another image encoder.
+        UserError: weights made for another U-Net or another image encoder.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class IPAdapter:
         layers = sum(name.endswith("attn2.processor") for name in pipe.unet.attn_processors)
         if len(weights["ip_adapter"]) != 2 * layers:
             raise UserError(
-                f"it has {len(weights['ip_adapter'])} weights of attention, this U-Net wants {2 * layers}: take one "
-                "made for it"
+                f"it has {len(weights['ip_adapter'])} attention weights, but this U-Net needs {2 * layers}: choose an "
+                "adapter made for it"
             )
         pipe.register_modules(image_encoder=image_encoder)
         try:
@@ -47,8 +47,7 @@ class IPAdapter:
             self._check_tokens()
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
-                f"it was made for another U-Net or another image encoder ({first_line(error)}): take those that go "
-                "together"
+                f"it was made for another U-Net or another image encoder ({first_line(error)}): choose a matching pair"
             ) from error
         pipe.set_ip_adapter_scale(scale)
         pipe.prepare_ip_adapter_image_embeds = partial(_one_for_each, pipe.prepare_ip_adapter_image_embeds)
@@ -61,21 +60,21 @@ class IPAdapter:
         steps: int,
         guidance_scale: float,
     ) -> Conditions:
-        """Text and, of each panel, the first image of its reference; see `conditions.Baseline`."""
+        """Return text and the first reference image of each panel; see `conditioning.Baseline`."""
         text = text_conditions(self.pipe, prompts, negative_prompts)
         embeddings = self._embeddings(references, is_guided=guidance_scale > 1)
         return Conditions({**text.arguments, "ip_adapter_image_embeds": [embeddings]})
 
     @torch.no_grad()
     def _embeddings(self, references: Sequence[CharacterReference | None], is_guided: bool) -> Tensor:
-        """(B, 1, …) of the image encoder; with guidance those of no image before them, (2B, 1, …)."""
-        nothing = Image.new("RGB", (64, 64))  # of a panel that shows nobody; its embedding is not used
+        """Return embeddings (B, 1, …) of the image encoder; with guidance those of no image first, (2B, 1, …)."""
+        nothing = Image.new("RGB", (64, 64))  # for a panel without a character; its embedding is not used
         images = [nothing if reference is None else reference.images[0] for reference in references]
         device = self.pipe._execution_device
-        shown, nobody = self.pipe.encode_image(images, device, 1, self._reads_hidden)
+        shown, nothing_shown = self.pipe.encode_image(images, device, 1, self._reads_hidden)
         absent = torch.tensor([reference is None for reference in references], device=shown.device)
-        shown = torch.where(absent.view(-1, *[1] * (shown.ndim - 1)), nobody, shown)[:, None]
-        return torch.cat([nobody[:, None], shown]) if is_guided else shown
+        shown = torch.where(absent.view(-1, *[1] * (shown.ndim - 1)), nothing_shown, shown)[:, None]
+        return torch.cat([nothing_shown[:, None], shown]) if is_guided else shown
 
     @property
     def _projection(self) -> Any:
@@ -83,11 +82,15 @@ class IPAdapter:
 
     @property
     def _reads_hidden(self) -> bool:
-        """Whether it reads the image encoder's hidden states (the plus models) or its one embedding."""
+        """Whether the adapter reads the image encoder's hidden states (the plus models) or its pooled embedding."""
         return not isinstance(self._projection, ImageProjection)
 
     def _check_tokens(self) -> None:
-        """diffusers compares neither end of the projection with what stands there."""
+        """Check both widths of the projection, which diffusers does not.
+
+        Raises:
+            ValueError: tokens of another width than the U-Net reads.
+        """
         encoder, unet = self.pipe.image_encoder.config, self.pipe.unet
         shape = (1, 2, encoder.hidden_size) if self._reads_hidden else (1, encoder.projection_dim)
         with torch.no_grad():
@@ -101,7 +104,7 @@ class IPAdapter:
 def _one_for_each(
     original: Callable[..., list[Tensor]], image: Any, embeddings: list[Tensor] | None, device: Any, *others: Any
 ) -> list[Tensor]:
-    """Stands in for the pipeline's method of preparing: that repeats embeddings for every panel of the batch."""
+    """Replace the pipeline's method, which repeats embeddings for every panel of the batch; here each has its own."""
     if embeddings is None:
         return original(image, embeddings, device, *others)
     return [each.to(device) for each in embeddings]

@@ -1,6 +1,6 @@
-"""Loads what the baseline methods (the paper's baselines for images) add to a pipeline: hub id or local folder.
+"""Load what a baseline method adds to a pipeline, from a hub id or a local folder.
 
-As in `models.py`, nothing is loaded half: what is missing or does not fit is named in one sentence.
+As in loaders/, nothing is loaded in part: one sentence names what is missing or does not fit.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,11 @@ BaselineConfig = IPAdapterConfig | PhotoMakerConfig
 KEY = "baseline.weights"
 
 
-def checksums_of_baseline(config: BaselineConfig) -> dict[str, str]:
-    """The files of weights with their SHA-256; those on a hub by its id.
+def compute_baseline_checksums(config: BaselineConfig) -> dict[str, str]:
+    """Return the weights files with their SHA-256; those on a hub map to its id.
 
-    Raises UserError for a file that is not there, as far as can be seen without fetching it.
+    Raises:
+        UserError: a missing file, as far as can be seen without fetching it.
     """
     folder = Path(config.weights).expanduser()
     if not folder.is_dir() and HUB_ID.fullmatch(config.weights):
@@ -32,10 +33,10 @@ def checksums_of_baseline(config: BaselineConfig) -> dict[str, str]:
 
 
 def add_baseline(model: StoryModel, model_config: ModelConfig, config: BaselineConfig) -> "Baseline":
-    """The method of `config`, put into the model's pipeline for good.
+    """Install the method of `config` in the model's pipeline for good.
 
     Raises:
-        UserError: weights that are not there, are damaged, or were made for another model.
+        UserError: weights that are missing, damaged, or made for another model.
     """
     from transformers import CLIPVisionModelWithProjection
 
@@ -44,7 +45,7 @@ def add_baseline(model: StoryModel, model_config: ModelConfig, config: BaselineC
 
     file, *encoders = fetch_baseline(config)
     pipe: Any = model.pipe
-    pipe.remove_all_hooks()  # of offloading, which do not know of new parts
+    pipe.remove_all_hooks()  # offloading installs them again once the new parts are in
     try:
         if isinstance(config, PhotoMakerConfig):
             baseline = PhotoMaker(pipe, _read(file, ("id_encoder", "lora_weights")), config.text_steps)
@@ -58,10 +59,10 @@ def add_baseline(model: StoryModel, model_config: ModelConfig, config: BaselineC
 
 
 def fetch_baseline(config: BaselineConfig) -> list[Path]:
-    """The files of weights, here: the method's own first.
+    """Return the local weights files, the method's own first; fetch them from the hub if needed.
 
     Raises:
-        UserError: weights that are not there, nor on a hub in reach.
+        UserError: missing weights, or a hub that cannot be reached.
     """
     wanted = [config.file]
     if isinstance(config, IPAdapterConfig):
@@ -82,9 +83,9 @@ def fetch_baseline(config: BaselineConfig) -> list[Path]:
 
 
 def _read(file: Path, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The named parts, each name → tensor, of `{part: {name: tensor}}` or of a .safetensors with names `part.name`.
+    """Read the named parts, each name → tensor, from `{part: {name: tensor}}` or a .safetensors of names `part.name`.
 
-    Nothing in the file is run.
+    No code in the file is run.
     """
     import torch
     from safetensors.torch import load_file
@@ -99,8 +100,8 @@ def _read(file: Path, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling damaged bytes can raise anything
-        raise UserError(f"damaged, or more than tensors: fetch it again ({first_line(error)})") from error
+        raise UserError(f"it is damaged or contains more than tensors: fetch it again ({first_line(error)})") from error
     for part in parts:
         if not isinstance(content, dict) or not isinstance(content.get(part), dict) or not content[part]:
-            raise UserError(f"it has no {part}: take a file of the method's authors")
+            raise UserError(f"it has no {part}: use a file published by the method's authors")
     return {part: dict(content[part]) for part in parts}

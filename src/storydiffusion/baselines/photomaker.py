@@ -1,16 +1,16 @@
-"""PhotoMaker (2312.04461), a baseline of the paper's table 1: a word's embedding takes up images of the person meant.
+"""PhotoMaker (2312.04461), a baseline of the paper's table 1: a class word's embedding is fused with reference images.
 
-diffusers does not have it, so this reads the authors' weights of version 1 (photomaker-v1.bin) and does what they do:
+diffusers does not include it, so this module reads the authors' weights of version 1 (photomaker-v1.bin):
 
-- a CLIP image encoder with two projections, one for each of SDXL's text encoders, gives each image an embedding;
-- the word that stands for the person ("girl") is put into the prompt once for each image, and at each of these
-  places the text's embedding and a image's are fused by two small MLPs: the stacked ID embedding;
-- the first steps go by the text alone, the rest by the fused embeddings;
+- a CLIP image encoder with two projections, one for each of SDXL's text encoders, embeds each image;
+- the class word of the person ("girl") is repeated in the prompt once for each image, and at each of these places two
+  small MLPs fuse the embeddings of text and image: the stacked ID embedding;
+- the first steps are conditioned on the text alone, the rest on the fused embeddings;
 - LoRA weights are added to the U-Net's attention.
 
-It was trained on photographs of people, and wants their faces cropped, which is the user's to do; drawn animals are
-beyond what it knows. Version 2, which also reads a network for face recognition, is not here. The authors' own weights
-have not been run in this repository's tests.
+It was trained on photographs of people with cropped faces; cropping is left to the user, and drawn animals are out of
+its domain. Version 2, which adds a face recognition network, is not implemented. The tests do not run the authors' own
+weights.
 
 Shapes: B panels, N tokens of text, C channels of both text encoders, K images of a reference.
 """
@@ -32,7 +32,7 @@ HEAD_WIDTH = 64  # of every CLIP image encoder up to ViT-L, which this one is
 
 
 class MLP(nn.Module):
-    """Norm and two linear layers."""
+    """Apply a norm and two linear layers."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class MLP(nn.Module):
 
 
 class Fuse(nn.Module):
-    """Embeddings of a word (K, C) and of images (K, C) → the stacked ID embedding (K, C)."""
+    """Fuse embeddings of a word (K, C) and of images (K, C) to the stacked ID embedding (K, C)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Fuse(nn.Module):
 
 
 class IDEncoder(CLIPVisionModelWithProjection):
-    """The image encoder with its second projection and the fusing MLPs, named as in the authors' file."""
+    """Embed images, with a second projection and the fusing MLPs; parameters are named as in the authors' file."""
 
     def __init__(self, config: CLIPVisionConfig, second_width: int) -> None:
         super().__init__(config)
@@ -68,7 +68,7 @@ class IDEncoder(CLIPVisionModelWithProjection):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> "IDEncoder":
-        """With the sizes that show in the tensors. Raises UserError for other tensors than it has."""
+        """Build the encoder with the sizes of the tensors. Raises UserError for missing or unexpected tensors."""
         embeddings, layer = "vision_model.embeddings.", "vision_model.encoder.layers."
         try:
             width, _, patch, _ = weights[f"{embeddings}patch_embedding.weight"].shape
@@ -86,11 +86,11 @@ class IDEncoder(CLIPVisionModelWithProjection):
             own = {name: tensor for name, tensor in weights.items() if not name.endswith("position_ids")}
             encoder.load_state_dict(own)
         except (KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"it holds no ID encoder of PhotoMaker's version 1 ({first_line(error)})") from error
+            raise UserError(f"it contains no ID encoder of PhotoMaker version 1 ({first_line(error)})") from error
         return encoder.requires_grad_(False).eval()
 
     def id_embeddings(self, images: Sequence[Image.Image]) -> Tensor:
-        """(K, C) of K images."""
+        """Embed K images, (K, C)."""
         side = self.config.image_size
         processor = CLIPImageProcessor(size=side, crop_size=side)
         pixels = processor(list(images), return_tensors="pt").pixel_values
@@ -99,25 +99,25 @@ class IDEncoder(CLIPVisionModelWithProjection):
 
 
 class PhotoMaker:
-    """Puts its LoRA weights into a pipeline's U-Net, where they stay.
+    """Install PhotoMaker in a pipeline: its LoRA weights are added to the U-Net for good.
 
     Args:
         pipe: StableDiffusionXLPipeline or another with its two text encoders.
         weights: `id_encoder` and `lora_weights`, each name → tensor, as in the authors' file.
-        text_steps: fraction of the steps that go by the text alone; the first does in any case.
+        text_steps: fraction of the steps conditioned on the text alone; the first step always is.
 
     Raises:
-        UserError: a pipeline of another kind, or weights that were made for another.
+        UserError: a pipeline of another kind, or weights made for another.
     """
 
     def __init__(self, pipe: Any, weights: Mapping[str, Mapping[str, Tensor]], text_steps: float) -> None:
         if getattr(pipe, "text_encoder_2", None) is None:
-            raise UserError("PhotoMaker needs the two text encoders of SDXL: take model=sdxl")
+            raise UserError("PhotoMaker needs the two text encoders of SDXL: choose model=sdxl")
         self.pipe, self.text_steps = pipe, text_steps
         self.encoder: Any = IDEncoder.from_weights(weights["id_encoder"]).to(pipe.unet.dtype)
-        found, wanted = self.encoder.fuse_module.layer_norm.weight.shape[0], pipe.unet.config.cross_attention_dim
-        if found != wanted:
-            raise UserError(f"its embeddings are {found} wide, the U-Net reads {wanted}: take one made for it")
+        found, expected = self.encoder.fuse_module.layer_norm.weight.shape[0], pipe.unet.config.cross_attention_dim
+        if found != expected:
+            raise UserError(f"its embeddings have width {found}, the U-Net reads {expected}: use weights made for it")
         add_lora(pipe.unet, weights["lora_weights"])
 
     @torch.no_grad()
@@ -129,10 +129,10 @@ class PhotoMaker:
         steps: int,
         guidance_scale: float,
     ) -> Conditions:
-        """Text, and later the references' stacked ID embeddings in it; see `conditions.Baseline`.
+        """Return text, and for later steps text with stacked ID embeddings; see `conditioning.Baseline`.
 
         Raises:
-            UserError: a prompt without the reference's word, or with no room for all of the reference's images.
+            UserError: a prompt without the reference's class word, or without room for all of its images.
         """
         text = encode_prompts(self.pipe, list(prompts), list(negative_prompts))
         fused, pooled = self._fused(prompts, references, text.prompt_embeds.shape[1])
@@ -146,7 +146,7 @@ class PhotoMaker:
     def _fused(
         self, prompts: Sequence[str], references: Sequence[CharacterReference | None], tokens: int
     ) -> tuple[Tensor, Tensor]:
-        """(B, N, C) and the pooled (B, D) of prompts in which each reference's word stands once for each image."""
+        """Embed prompts, each class word repeated per image and fused with it: (B, N, C), and pooled (B, D)."""
         pipe = self.pipe
         ids, places = [], []
         for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):  # one vocabulary: the places are the same in both
@@ -167,10 +167,10 @@ class PhotoMaker:
 def stack(
     tokenizer: Any, prompt: str, reference: CharacterReference | None, windows: int
 ) -> tuple[list[list[int]], slice]:
-    """The prompt's tokens in windows, the last token of the reference's word once for each image; and where these are.
+    """Return the prompt's tokens in windows, with the last token of the class word once per image; and their slice.
 
     Raises:
-        UserError: no such word in the prompt, or no room for so many images.
+        UserError: no such word in the prompt, or no room for all images.
     """
     pieces = padded_windows(tokenizer, prompt, windows)
     if reference is None:
@@ -191,9 +191,10 @@ def stack(
 
 
 def add_lora(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Adds low-rank weights, up @ down, to the linear layers that they are named after, for good.
+    """Add low-rank weights, up @ down, to the linear layers that they are named after, for good.
 
-    Raises UserError for a name or a shape that the U-Net does not have; nothing is changed then.
+    Raises:
+        UserError: a name or a shape that the U-Net does not have; the U-Net is then unchanged.
     """
     short = {name.removeprefix("unet.").replace(".processor", ""): tensor for name, tensor in weights.items()}
     halves: dict[str, Tensor] = convert_unet_state_dict_to_peft(short)
@@ -202,15 +203,15 @@ def add_lora(unet: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name in halves:
         layer, _, half = name.rpartition(".lora_")
         if half not in ("A.weight", "B.weight") or layer not in layers:
-            raise UserError(f"its LoRA weight {name} has no place in this U-Net: take one made for it")
+            raise UserError(f"its LoRA weight {name} fits no layer of this U-Net: use weights made for it")
         if layer in sums:
             continue
         down, up = (halves.get(f"{layer}.lora_{half}.weight") for half in ("A", "B"))
         if down is None or up is None:
             raise UserError(f"one half of its LoRA weight of {layer} is missing: fetch the file again")
-        found, wanted = (up.shape[0], down.shape[1]), tuple(layers[layer].weight.shape)
-        if found != wanted or up.shape[1] != down.shape[0]:
-            raise UserError(f"its LoRA weight of {layer} is {found}, the U-Net wants {wanted}: take one made for it")
+        found, expected = (up.shape[0], down.shape[1]), tuple(layers[layer].weight.shape)
+        if found != expected or up.shape[1] != down.shape[0]:
+            raise UserError(f"its LoRA weight of {layer} is {found}, not {expected}: use weights made for this U-Net")
         sums[layer] = up.float() @ down.float()
     with torch.no_grad():
         for layer, total in sums.items():

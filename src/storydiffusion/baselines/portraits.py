@@ -1,7 +1,7 @@
-"""Baselines: config and story → what the U-Net is told of each panel, where images keep the characters too.
+"""Condition the panels of a story by a baseline method, whose reference images are portraits of the characters.
 
-Where the user brings no images, the model itself draws one of each character first, without the method: so all
-methods start from the same portraits. They are kept in portraits/ of the run, each with a digest of what made it.
+Without portraits of the user's own, the plain model first generates one of each character, so that all methods start
+from the same portraits. portraits/ of the run keeps them, each with a digest of all that it was generated from.
 """
 
 import hashlib
@@ -32,52 +32,52 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Portrait:
-    """One to draw."""
+    """A portrait to generate."""
 
     prompt: PanelPrompt
     seed: int
 
 
-def checksums_of_portraits(config: InferConfig, story: Story) -> dict[str, str]:
-    """The user's own images with their SHA-256.
+def compute_portrait_checksums(config: InferConfig, story: Story) -> dict[str, str]:
+    """Return the user's own portraits with their SHA-256.
 
     Raises:
-        UserError: a character that the baseline's settings do not name, or a image that is not there.
+        UserError: a character that the baseline's settings do not name, or a missing image.
     """
     baseline, names = config.baseline, [character.name for character in story.characters]
     if baseline is None or not names:
         return {}
     if isinstance(baseline, PhotoMakerConfig):
-        words = _of_each(names, baseline.words or {}, "words", "girl")
+        words = _check_names(names, baseline.words or {}, "words", "girl")
         for character in story.characters:
             word = words[character.name]
             if word not in re.findall(r"\w+", character.description):
                 raise UserError(
-                    f"baseline.words says {word!r} for {character.name!r}, who is '{character.description}': choose "
-                    "a word of that"
+                    f"baseline.words has {word!r} for {character.name!r}, described as '{character.description}': "
+                    "choose a word of the description"
                 )
     if baseline.portraits is None:
         return {}
-    given = _of_each(names, baseline.portraits, "portraits", "FILE")
-    return {str(file): compute_sha256(file) for name in names for file in _files(given[name])}
+    given = _check_names(names, baseline.portraits, "portraits", "FILE")
+    return {str(file): compute_sha256(file) for name in names for file in _find_images(given[name])}
 
 
-def story_conditions(
+def build_story_conditions(
     config: InferConfig, story: Story, model: StoryModel, folder: Path, weights: Mapping[str, str]
 ) -> "Conditions":
-    """Of the story's panels. With a baseline the model's pipeline has it from then on.
+    """Return the conditions of the story's panels; a baseline stays installed in the model's pipeline.
 
     Args:
         folder: of the run.
-        weights: the model's files with their checksums, which portraits are made from.
+        weights: the model's files with their checksums, for the digests of portraits.
     """
     from storydiffusion.pipelines.conditioning import text_conditions
 
-    told = panel_prompts(story)
-    prompts, negative_prompts = [one.prompt for one in told], [one.negative_prompt for one in told]
+    given = panel_prompts(story)
+    prompts, negative_prompts = [each.prompt for each in given], [each.negative_prompt for each in given]
     if config.baseline is None:
         return text_conditions(model.pipe, prompts, negative_prompts)
-    fetch_baseline(config.baseline)  # before minutes of drawing, not after
+    fetch_baseline(config.baseline)  # missing weights must show before minutes of generation
     references = _build_references(config, story, model, folder, weights)
     shown = [references[panel.characters[0]] if panel.characters else None for panel in story.panels]
     baseline = add_baseline(model, config.model, config.baseline)
@@ -86,20 +86,20 @@ def story_conditions(
     return baseline.conditions(prompts, negative_prompts, shown, config.steps, config.guidance_scale)
 
 
-def benchmark_conditions(
+def build_benchmark_conditions(
     config: InferConfig, model: StoryModel, folder: Path, stories: Sequence[FrozenStory], weights: Mapping[str, str]
 ) -> "Callable[[Sequence[FrozenStory]], Conditions | None]":
-    """Several of `stories` → those of all their panels, story by story; None without a baseline.
+    """Return a function: some of `stories` → the conditions of their panels, story by story; None without a baseline.
 
-    With a baseline the model's pipeline has it from the first call on: before, the model as it is has drawn all
-    characters, each as the first panel of its story shows it. The other arguments are those of `story_conditions`.
+    Its first call generates all portraits with the plain model, each from the prompt of its story's first panel, and
+    then installs the baseline. The other arguments are those of `build_story_conditions`.
     """
     from storydiffusion.pipelines.conditioning import CharacterReference
     from storydiffusion.pipelines.panels import panel_seeds
 
-    @cache  # once there is a story to tell
+    @cache  # portraits are generated at the first call
     def baseline() -> "tuple[Baseline, dict[int, CharacterReference]]":
-        fetch_baseline(config.baseline)  # before hours of drawing, not after
+        fetch_baseline(config.baseline)  # missing weights must show before hours of generation
         wanted = {
             story.number: Portrait(
                 PanelPrompt(story.panels[0].prompt, ""), panel_seeds(config.seed + story.number, [("hero",)])[0]
@@ -112,12 +112,12 @@ def benchmark_conditions(
         }
         return add_baseline(model, config.model, config.baseline), references
 
-    def conditions(told: Sequence[FrozenStory]) -> "Conditions | None":
+    def conditions(batch: Sequence[FrozenStory]) -> "Conditions | None":
         if config.baseline is None:
             return None
         method, references = baseline()
-        prompts = [panel.prompt for story in told for panel in story.panels]
-        shown = [references[story.number] for story in told for _ in story.panels]
+        prompts = [panel.prompt for story in batch for panel in story.panels]
+        shown = [references[story.number] for story in batch for _ in story.panels]
         assert config.steps is not None
         assert config.guidance_scale is not None
         return method.conditions(prompts, [""] * len(prompts), shown, config.steps, config.guidance_scale)
@@ -128,7 +128,7 @@ def benchmark_conditions(
 def _portraits(
     folder: Path, model: StoryModel, config: InferConfig, wanted: Mapping[int, Portrait], weights: Mapping[str, str]
 ) -> "dict[int, Image.Image]":
-    """Number → image, drawn by the model as it is; `folder`/portraits keeps them."""
+    """Return number → portrait, generated by the plain model; `folder`/portraits keeps them."""
     import numpy as np
     from PIL import Image
 
@@ -140,7 +140,7 @@ def _portraits(
     missing = [number for number, image in found.items() if image is None]
     for first in range(0, len(missing), PORTRAITS_AT_ONCE):
         part = missing[first : first + PORTRAITS_AT_ONCE]
-        for number, image in zip(part, _draw(model, config, [wanted[number] for number in part]), strict=True):
+        for number, image in zip(part, _generate(model, config, [wanted[number] for number in part]), strict=True):
             strip = np.asarray(image.convert("RGB"))[None]
             write_strip(files[number], strip, keys[number])
             found[number] = strip
@@ -150,7 +150,7 @@ def _portraits(
 def _build_references(
     config: InferConfig, story: Story, model: StoryModel, folder: Path, weights: Mapping[str, str]
 ) -> "dict[str, CharacterReference]":
-    """Character → the images that keep it."""
+    """Return character → its reference images."""
     import numpy as np
 
     from storydiffusion.pipelines.conditioning import CharacterReference
@@ -159,7 +159,7 @@ def _build_references(
     baseline, names = config.baseline, [character.name for character in story.characters]
     words = (baseline.words or {}) if isinstance(baseline, PhotoMakerConfig) else {}
     if baseline.portraits is not None:
-        given = {name: tuple(read_image(file) for file in _files(baseline.portraits[name])) for name in names}
+        given = {name: tuple(read_image(file) for file in _find_images(baseline.portraits[name])) for name in names}
     else:
         seeds = [np.random.SeedSequence(config.seed, spawn_key=(n, 2)).generate_state(1)[0] for n in range(len(names))]
         wanted = [Portrait(prompt, int(seed)) for prompt, seed in zip(character_prompts(story), seeds, strict=True)]
@@ -168,7 +168,7 @@ def _build_references(
     return {name: CharacterReference(given[name], words.get(name, "")) for name in names}
 
 
-def _draw(model: StoryModel, config: InferConfig, wanted: Sequence[Portrait]) -> "list[Image.Image]":
+def _generate(model: StoryModel, config: InferConfig, wanted: Sequence[Portrait]) -> "list[Image.Image]":
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.pipelines.conditioning import text_conditions
     from storydiffusion.pipelines.panels import generate_panels
@@ -187,25 +187,25 @@ def _draw(model: StoryModel, config: InferConfig, wanted: Sequence[Portrait]) ->
 
 def _digest(config: InferConfig, portrait: Portrait, weights: Mapping[str, str]) -> str:
     sampling = [config.model.scheduler, config.steps, config.guidance_scale, config.height, config.width]
-    told = [portrait.prompt.prompt, portrait.prompt.negative_prompt, portrait.seed]
-    return hashlib.sha256(json.dumps([sampling, told, dict(weights)], sort_keys=True).encode()).hexdigest()
+    inputs = [portrait.prompt.prompt, portrait.prompt.negative_prompt, portrait.seed]
+    return hashlib.sha256(json.dumps([sampling, inputs, dict(weights)], sort_keys=True).encode()).hexdigest()
 
 
-def _of_each(names: Sequence[str], given: Mapping[str, Any], key: str, example: str) -> Mapping[str, Any]:
-    """`given`, which has an entry for every character and for nobody else."""
+def _check_names(names: Sequence[str], given: Mapping[str, Any], key: str, example: str) -> Mapping[str, Any]:
+    """Return `given` if it has an entry for every character and no other."""
     for name in names:
         if name not in given:
             raise UserError(f"baseline.{key} has none for {name!r}: write baseline.{key}='{{{name}: {example}}}'")
     for name in given:
         if name not in names:
-            raise UserError(f"baseline.{key} names {name!r}, who is not in the story: it has {', '.join(names)}")
+            raise UserError(f"baseline.{key} names {name!r}, but the characters of the story are {', '.join(names)}")
     return given
 
 
-def _files(source: str) -> list[Path]:
-    """A image, or those of a folder."""
+def _find_images(source: str) -> list[Path]:
+    """Return an image file, or those of a folder."""
     path = Path(source).expanduser()
     files = [path] if not path.is_dir() else sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
     if not files or not files[0].is_file():
-        raise UserError(f"baseline.portraits: {source} is no image here, nor a folder of images: give one")
+        raise UserError(f"baseline.portraits: {source} is neither an image file nor a folder of images: give one")
     return files

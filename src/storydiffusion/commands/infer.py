@@ -1,50 +1,70 @@
-"""Telling: config → story, attention, run folder; and the telling itself."""
+"""Generate a story: panels, a comic page, a video and a report in one run folder; or run a benchmark.
+
+An interrupted run resumes where it stopped, with the same pixels; a finished one answers without loading a model.
+"""
 
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from storydiffusion.baselines.loading import checksums_of_baseline
-from storydiffusion.baselines.portraits import checksums_of_portraits, story_conditions
-from storydiffusion.commands.video import given_panels, planned_video, render, video_settings
 from storydiffusion.config import InferConfig
 from storydiffusion.config.command_line import command
-from storydiffusion.loaders.resolve import ResolvedModel
-from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
-from storydiffusion.output.files import compute_sha256
-from storydiffusion.output.manifest import Manifest, PanelRecord, installed_versions
-from storydiffusion.story import Story, load_story, panel_prompts
+from storydiffusion.errors import UserError
+from storydiffusion.loaders.resolve import ResolvedModel, resolve_model
+from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, installed_versions
+from storydiffusion.story import Story, load_story
 
 if TYPE_CHECKING:
-    from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.output.run_folder import RunFolder
+
+Settings = dict[str, str | int | float | bool]
+"""what the report lists first"""
 
 
 @command(InferConfig)
 def main(config: InferConfig) -> None:
-    from storydiffusion.commands.video import why_no_video
-    from storydiffusion.evaluation.benchmarks.run import run_benchmark
-    from storydiffusion.loaders.resolve import resolve_model
-
-    if config.benchmark is not None:
-        print(*run_benchmark(config), sep="\n  ")
+    """Run the verb: a benchmark, or one story."""
+    if config.benchmark is None:
+        generate_story(config)
         return
-    script = story(config)
-    attention = config.csa.build(config.seed)
+    from storydiffusion.evaluation.benchmarks.run import run_benchmark
+
+    print(*run_benchmark(config), sep="\n  ")
+
+
+def generate_story(config: InferConfig) -> None:
+    """Generate what the run folder lacks: panels and page, then the video, then the report."""
+    story = read_story(config)
     model = resolve_model(config.model)
-    run = run_folder(config, model, script)
+    video, no_video = plan_video(config, model)
+    run = open_run_folder(config, model, story, video)
     if run.is_complete:
         print(f"{run.path / 'page.png'} already exists; pass overwrite=true to regenerate")
         return
-    tell(config, model, script, attention, run)
+    announce("torch and diffusers")
+    settings = describe_story(config)
+    if config.frames is not None:
+        copy_images(config, run)
+    elif run.panels:
+        settings |= warn_of_unknown_words(config, model, story)
+    else:
+        settings |= generate_panels(config, model, story, run)
+    seconds = {}
+    if video is not None:
+        clock = time.perf_counter()
+        generate_video(config, model, run, [panel.cut for panel in story.panels])
+        seconds["video"] = round(time.perf_counter() - clock, 2)
+        settings |= describe_video(config, model)
+    place = {"device": str(model.device), "dtype": str(model.dtype)}
+    run.finish(settings, installed_versions() | place, seconds)
     print(f"generated: {run.path / 'page.png'}, {run.path / 'report.html'} and the images in {run.path / 'panels'}")
-    print(f"video: {run.path / 'video.mp4'}" if run.manifest.video else f"no video: {why_no_video(config, model)}")
+    print(f"no video: {no_video}" if video is None else f"video: {run.path / video.file}")
 
 
-def story(config: InferConfig) -> Story:
-    """The script, or, for pictures of the user's own, one without words."""
+def read_story(config: InferConfig) -> Story:
+    """Read the script; for the user's own images (`frames`), make one without words."""
     if config.frames is None:
         return load_story(config.story)
     from storydiffusion.story.given_images import build_story_from_images
@@ -52,103 +72,151 @@ def story(config: InferConfig) -> Story:
     return build_story_from_images([Path(file) for file in config.frames])
 
 
-def run_folder(config: InferConfig, model: ResolvedModel, story: Story) -> "RunFolder":
-    """The story's folder, checked against what it may already hold."""
+def plan_video(config: InferConfig, model: ResolvedModel) -> tuple[VideoRecord | None, str]:
+    """Return the record of the video to make; or None, and why there will be none.
+
+    Raises:
+        UserError: why the model makes no video, if the configuration demands one.
+    """
+    if config.video == "off":
+        return None, "video=off"
+    try:
+        settings = {**asdict(model.video), "fps": config.fps, "hold": config.hold, "captions": config.captions}
+        return VideoRecord("video.mp4", settings, model.video_checksums), ""
+    except UserError as error:
+        if config.video == "on" or config.frames is not None:
+            raise
+        return None, str(error)
+
+
+def open_run_folder(config: InferConfig, model: ResolvedModel, story: Story, video: VideoRecord | None) -> "RunFolder":
+    """Open the story's folder, checked against what it already contains."""
+    from storydiffusion.baselines.loading import compute_baseline_checksums
+    from storydiffusion.baselines.portraits import compute_portrait_checksums
+    from storydiffusion.output.files import compute_sha256
     from storydiffusion.output.run_folder import RunFolder
 
-    script = asdict(story) | {"pictures": [compute_sha256(file) for file in config.frames or ()]}
-    script["portraits"] = list(checksums_of_portraits(config, story).values())
+    script: dict[str, Any] = asdict(story) | {"images": [compute_sha256(file) for file in config.frames or ()]}
+    script["portraits"] = list(compute_portrait_checksums(config, story).values())
     weights = dict(model.checksums)
     if config.baseline is not None and config.frames is None:
-        weights |= checksums_of_baseline(config.baseline)
+        weights |= compute_baseline_checksums(config.baseline)
     planned = Manifest(
         title=story.title,
         model=config.model.name,
         origin=model.origin,
         config={**asdict(config), "script": script},
         weights=weights,
-        video=planned_video(config, model),
+        video=video,
     )
     return RunFolder(str(config.run_dir), planned, config.overwrite)
 
 
-def tell(
-    config: InferConfig,
-    resolved: ResolvedModel,
-    story: Story,
-    attention: "ConsistentSelfAttentionConfig",
-    run: "RunFolder",
-) -> None:
-    """Tells `story` into `run`, from where an earlier telling stopped: panels, then the video, then the report."""
-    settings: dict[str, str | int | float | bool] = {"model": config.model.name, "seed": config.seed}
-    if config.frames is None:
-        settings = _settings(config) | _tell_panels(config, resolved, story, attention, run)
-    elif not run.panels:
-        given_panels(config, run)
-    seconds = {}
-    if run.manifest.video is not None:
-        clock = time.perf_counter()
-        render(config, resolved, run, [panel.cut for panel in story.panels])
-        seconds["video"] = round(time.perf_counter() - clock, 2)
-        settings |= video_settings(config)
-    places = {"device": str(resolved.device), "dtype": str(resolved.dtype)}
-    run.finish(settings, installed_versions() | places, seconds)
+def copy_images(config: InferConfig, run: "RunFolder") -> None:
+    """Copy the user's own images into the run folder as its panels, in the configured size."""
+    from storydiffusion.story.given_images import read_image
 
-
-def _tell_panels(
-    config: InferConfig,
-    resolved: ResolvedModel,
-    story: Story,
-    attention: "ConsistentSelfAttentionConfig",
-    run: "RunFolder",
-) -> dict[str, str]:
-    """Makes the panels, unless they are there; returns what else the report should say. The model goes with it."""
-    from storydiffusion.pipelines.panels import generate_panels, panel_seeds, shared_characters
-
-    model = load_story_model(resolved)
-    clock = time.perf_counter()
-    prompts, characters = panel_prompts(story), [panel.characters for panel in story.panels]
-    unknown = _unknown_words(model, [prompt.prompt for prompt in prompts])
-    remarks = {"words unknown to the model": ", ".join(unknown)} if unknown else {}
     if run.panels:
-        return remarks
-    seeds = panel_seeds(config.seed, characters, config.noise)
-    conditions = story_conditions(config, story, model, run.path, run.manifest.weights)
-    arguments = {
-        **conditions.arguments,
-        "num_inference_steps": config.steps,
-        "guidance_scale": config.guidance_scale,
-        "height": config.height,
-        "width": config.width,
-    }
-    records = [
-        PanelRecord("", prompt.prompt, prompt.negative_prompt, panel.caption, seed, "")
-        for prompt, panel, seed in zip(prompts, story.panels, seeds, strict=True)
-    ]
+        return
+    assert config.frames is not None
+    assert config.width is not None
+    assert config.height is not None
+    images = [read_image(Path(file), (config.width, config.height)) for file in config.frames]
+    run.keep_panels(images, [PanelRecord("", "", "", "", config.seed, "") for _ in images], {})
+
+
+def generate_panels(config: InferConfig, resolved: ResolvedModel, story: Story, run: "RunFolder") -> Settings:
+    """Generate the panels, from the step where an earlier run stopped; return remarks for the report."""
+    from storydiffusion.baselines.portraits import build_story_conditions
+    from storydiffusion.loaders.text_to_image import load_story_model
+    from storydiffusion.pipelines.story import StoryPipeline
+
+    announce(f"the model {config.model.name} from {config.model.path}")
+    model = load_story_model(resolved)
+    pipe = StoryPipeline(model.pipe)
+    clock = time.perf_counter()
+    remarks = warn_of_unknown_words(config, resolved, story)
+    conditions = build_story_conditions(config, story, model, run.path, run.manifest.weights)
     with run.keeping_progress() as keep:
-        pictures = generate_panels(
-            model.pipe,
-            arguments,
-            seeds,
-            attention,
-            shared_characters(characters),
-            run.progress(),
-            lambda pipe, step, timestep, tensors: keep(step + 1, tensors["latents"]),
-            conditions.at_step_end,
+        output = pipe(
+            story,
+            seed=config.seed,
+            csa=config.csa.build(config.seed),
+            noise=config.noise,
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            height=config.height,
+            width=config.width,
+            conditions=conditions,
+            start=run.progress(),
+            callback_on_step_end=lambda pipe, step, timestep, tensors: keep(step + 1, tensors["latents"]),
         )
-        seconds = {"loading": round(model.seconds, 2), "telling": round(time.perf_counter() - clock, 2)}
-        run.keep_panels(pictures, records, seconds)
+        seconds = {"loading": round(model.seconds, 2), "panels": round(time.perf_counter() - clock, 2)}
+        inputs = zip(output.prompts, output.negative_prompts, story.panels, output.seeds, strict=True)
+        records = [
+            PanelRecord("", prompt, negative, panel.caption, seed, "") for prompt, negative, panel, seed in inputs
+        ]
+        run.keep_panels(output.images, records, seconds)
     return remarks
 
 
-def _settings(config: InferConfig) -> dict[str, str | int | float | bool]:
-    """What a reader of the report looks for first."""
-    csa = config.csa
+def warn_of_unknown_words(config: InferConfig, model: ResolvedModel, story: Story) -> Settings:
+    """Print the words of the prompts that the model's tokenizer does not know; return them for the report."""
+    from storydiffusion.loaders.text_to_image import load_tokenizer
+    from storydiffusion.pipelines.story import find_unknown_words
+
+    unknown = ", ".join(find_unknown_words(load_tokenizer(model.folder), story))
+    if not unknown:
+        return {}
+    print(f"warning: the model does not know these words of the prompts: {unknown}", file=sys.stderr)
+    return {"words unknown to the model": unknown}
+
+
+def generate_video(config: InferConfig, resolved: ResolvedModel, run: "RunFolder", cuts: list[bool]) -> None:
+    """Generate the planned video of the panels in the run folder.
+
+    Raises:
+        UserError: parts of the model that are damaged or do not fit, or a place that cannot be written.
+    """
+    from storydiffusion.loaders.video import load_video_model
+    from storydiffusion.pipelines.story_video import Scene, Showing, render_video
+    from storydiffusion.pipelines.transition import build_sampling
+
+    record, video = run.manifest.video, resolved.video
+    assert record is not None
+    assert config.fps is not None
+    announce("the video model: motion modules, predictor and image encoder")
+    scenes = [
+        Scene(run.path / panel.file, panel.prompt, panel.caption, cut)
+        for panel, cut in zip(run.panels, cuts, strict=True)
+    ]
+    made_by = {
+        "weights": run.manifest.weights | record.weights,
+        "schedulers": [config.model.scheduler, video.scheduler],
+        "boundary_attention": video.boundary_attention,
+    }
+    if video.sparse_control is not None:
+        made_by["sparse_control_scale"] = video.sparse_control.scale
+    render_video(
+        run.path / record.file,
+        scenes,
+        load_video_model(resolved),
+        build_sampling(video),
+        Showing(config.fps, config.hold, config.captions),
+        config.seed,
+        made_by,
+    )
+
+
+def describe_story(config: InferConfig) -> Settings:
+    """Return the settings that the report lists first."""
+    if config.frames is not None:
+        return {"model": config.model.name, "seed": config.seed}
     return {
         "model": config.model.name,
-        "variant": csa.variant,
-        "rate": str(csa.rate),
-        "sampler": csa.sampler,
+        "variant": config.csa.variant,
+        "rate": str(config.csa.rate),
+        "sampler": config.csa.sampler,
         **({"baseline": config.baseline.kind} if config.baseline else {}),
         "seed": config.seed,
         "noise": config.noise,
@@ -158,11 +226,18 @@ def _settings(config: InferConfig) -> dict[str, str | int | float | bool]:
     }
 
 
-def _unknown_words(model: StoryModel, prompts: list[str]) -> list[str]:
-    """Names on stderr what the model's tokenizer has no word for."""
-    from storydiffusion.models.prompt_encoding import unknown_words
+def describe_video(config: InferConfig, model: ResolvedModel) -> Settings:
+    """Return the settings of the video that the report lists."""
+    video = model.video
+    return {
+        "video": f"{video.frames} frames per transition, {config.fps} per second",
+        "boundary frames": video.boundary_frames,
+        "video steps": video.steps,
+        "video guidance scale": video.guidance_scale,
+        **({"SparseCtrl scale": video.sparse_control.scale} if video.sparse_control else {}),
+    }
 
-    unknown = list(dict.fromkeys(word for text in prompts for word in unknown_words(model.pipe.tokenizer, text)))
-    if unknown:
-        print(f"warning: the model does not know these words of the prompts: {', '.join(unknown)}", file=sys.stderr)
-    return unknown
+
+def announce(stage: str) -> None:
+    """Print what is loaded next, before a stage that takes seconds."""
+    print(f"loading {stage} …", file=sys.stderr, flush=True)

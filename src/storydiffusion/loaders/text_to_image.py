@@ -49,6 +49,16 @@ def load_story_model(model: ResolvedModel) -> StoryModel:
     return StoryModel(pipe, device, dtype, time.perf_counter() - clock)
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """Load the (first) tokenizer of a model folder alone. Raises UserError for files that cannot be read."""
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not a complete model folder: fetch it again ({first_line(error)})") from error
+
+
 def get_networks(folder: Path) -> dict[str, Any]:
     """Return the networks that the folder's model_index.json names, part → class.
 

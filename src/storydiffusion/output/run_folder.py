@@ -1,7 +1,7 @@
 """A run folder: panels/NNN.png, page.png, video.mp4, report.html and manifest.json; while unfinished, the progress.
 
-Every file is written whole or not at all. The manifest is there from the start and says whether the story is complete.
-A video is made from the panels: other settings of it, or its absence, leave them as they are.
+Every file is written atomically. The manifest is written first and says whether the story is complete. A video is made
+from the panels: changing its settings, or leaving it out, keeps the panels.
 """
 
 import json
@@ -26,30 +26,22 @@ if TYPE_CHECKING:
 
 PROGRESS = ".progress.safetensors"
 RESULTS = ("page.png", "video.mp4", "report.html")
-NOT_OF_PANELS = (
-    "run_dir",
-    "overwrite",
-    "story",
-    "frames",
-    "video",
-    "fps",
-    "hold",
-    "captions",
-)  # keys of the configuration
-SECONDS_BETWEEN_SAVES = 2.0  # at most so much work is lost when the process is killed
+NOT_OF_PANELS = ("run_dir", "overwrite", "story", "frames", "video", "fps", "hold", "captions")
+"""keys of the configuration that panels do not depend on"""
+SECONDS_BETWEEN_SAVES = 2.0  # a killed process loses at most this much work
 
 
 class RunFolder:
-    """The folder of one story, opened for telling it.
+    """The folder of one story, opened to generate it or to resume.
 
     Args:
-        path: made where missing.
-        planned: the manifest so far: what shall be told, and with what; `video` is the record, without checksum, of
-            the video that shall be made of the panels. A folder that holds other panels is refused.
-        overwrite: let a folder that is complete, or holds something else, start afresh.
+        path: created if missing.
+        planned: the manifest of what to generate, and with what; `video` is the record, without checksum, of the video
+            to make from the panels. A folder with other panels is refused.
+        overwrite: start from scratch in a folder that is complete or contains something else.
 
     Raises:
-        UserError: the folder holds another story or configuration, or files of another origin, or cannot be written.
+        UserError: the folder contains another story or configuration, or files of another origin, or cannot be written.
     """
 
     def __init__(self, path: str | Path, planned: Manifest, overwrite: bool = False):
@@ -57,9 +49,9 @@ class RunFolder:
         self.manifest = planned
         found = self._found(overwrite)
         is_same = found is not None and _identity(found) == _identity(planned)
-        if found is not None and not is_same and not overwrite and self._holds_work():
+        if found is not None and not is_same and not overwrite and self._contains_work():
             raise UserError(
-                f"{path} holds another story or configuration: choose another run_dir, or use overwrite=true"
+                f"{path} contains another story or configuration: choose another run_dir, or pass overwrite=true"
             )
         was_complete = found is not None and is_same and self._is_whole(found)
         self.is_complete = was_complete and not overwrite and _has_video(found, planned)
@@ -73,11 +65,11 @@ class RunFolder:
 
     @property
     def panels(self) -> tuple[PanelRecord, ...]:
-        """Those that are made, all of them or none."""
+        """The finished panels: all of them or none."""
         return self.manifest.panels
 
     def progress(self) -> "tuple[int, Tensor] | None":
-        """(step, latents) where an interrupted telling stopped."""
+        """Return (steps done, latents) of an interrupted run; None if there is no progress."""
         from safetensors import SafetensorError, safe_open
 
         file = self.path / PROGRESS
@@ -87,9 +79,10 @@ class RunFolder:
             with safe_open(file, framework="pt") as stored:
                 return int(stored.metadata()["step"]), stored.get_tensor("latents")
         except (SafetensorError, KeyError, ValueError) as error:
-            raise UserError(f"{file} is damaged: remove it, and the story is told from its beginning") from error
+            raise UserError(f"{file} is damaged: remove it to generate the story from its beginning") from error
 
     def save_progress(self, step: int, latents: "Tensor") -> None:
+        """Save the latents after `step` steps, for `progress`."""
         from safetensors.torch import save
 
         data = save({"latents": latents.detach().cpu().contiguous()}, metadata={"step": str(step)})
@@ -97,7 +90,7 @@ class RunFolder:
 
     @contextmanager
     def keeping_progress(self) -> "Iterator[Callable[[int, Tensor], None]]":
-        """Yields a function of (step, latents) that saves now and then; on Ctrl-C the last step is saved as well."""
+        """Yield a function of (step, latents) that saves every few seconds; Ctrl-C saves the last step as well."""
         last: tuple[int, Tensor] | None = None
         saved_at = time.monotonic()
 
@@ -115,19 +108,19 @@ class RunFolder:
                 raise
             self.save_progress(*last)
             raise KeyboardInterrupt(
-                f"interrupted after step {last[0]}, which {self.path} keeps: the same command goes on from there"
+                f"interrupted after step {last[0]}, saved in {self.path}: the same command resumes from there"
             ) from None
 
     def keep_panels(
-        self, pictures: Sequence[Image.Image], panels: Sequence[PanelRecord], seconds: Mapping[str, float]
+        self, images: Sequence[Image.Image], panels: Sequence[PanelRecord], seconds: Mapping[str, float]
     ) -> None:
-        """Writes the panels and their page, for good. `panels` come without file and checksum."""
+        """Write the panels and their page. `panels` come without file and checksum."""
         records = []
-        for number, (picture, panel) in enumerate(zip(tqdm(pictures, "writing", unit="panel"), panels, strict=True), 1):
+        for number, (image, panel) in enumerate(zip(tqdm(images, "writing", unit="panel"), panels, strict=True), 1):
             file = f"panels/{number:03d}.png"
-            write_image(self.path / file, picture)
+            write_image(self.path / file, image)
             records.append(replace(panel, file=file, sha256=compute_sha256(self.path / file)))
-        page = comic_page(pictures, [panel.caption for panel in panels], self.manifest.title)
+        page = comic_page(images, [panel.caption for panel in panels], self.manifest.title)
         write_image(self.path / "page.png", page)
         self.manifest = replace(self.manifest, panels=tuple(records), seconds=dict(seconds))
         write_manifest(self.path / "manifest.json", self.manifest)
@@ -139,7 +132,7 @@ class RunFolder:
         versions: dict[str, str],
         seconds: Mapping[str, float],
     ) -> None:
-        """Writes the report, and last the manifest, which says complete. Panels and video are there."""
+        """Write the report, and last the manifest, marked complete. Panels and video must exist."""
         video = self.manifest.video
         if video is not None:
             video = replace(video, sha256=compute_sha256(self.path / video.file))
@@ -158,9 +151,9 @@ class RunFolder:
             except UserError:
                 if not overwrite:
                     raise
-        elif self._holds_work() and not overwrite:
+        elif self._contains_work() and not overwrite:
             raise UserError(
-                f"{self.path} holds pictures but no manifest.json: choose another run_dir, or overwrite=true"
+                f"{self.path} contains images but no manifest.json: choose another run_dir, or pass overwrite=true"
             )
         return None
 
@@ -172,11 +165,11 @@ class RunFolder:
         results = ["page.png", *[panel.file for panel in found.panels]]
         return bool(found.panels) and all((self.path / name).exists() for name in results)
 
-    def _holds_work(self) -> bool:
+    def _contains_work(self) -> bool:
         return any((self.path / name).exists() for name in ("panels", "transitions", *RESULTS, PROGRESS))
 
     def _clear(self) -> None:
-        """Removes what an earlier telling left; the manifest goes first, so that the rest never looks whole."""
+        """Remove what an earlier run left; the manifest goes first, so that the rest never looks complete."""
         try:
             for file in ("manifest.json", *RESULTS, PROGRESS):
                 (self.path / file).unlink(missing_ok=True)
@@ -185,19 +178,19 @@ class RunFolder:
                 for file in self.path.glob(f"{names}.png"):
                     file.unlink()
         except NotADirectoryError:
-            pass  # write_manifest says it
+            pass  # write_manifest reports it
         except OSError as error:
             raise UserError(f"cannot clear {self.path}: {error.strerror}; choose another run_dir") from error
 
 
 def _has_video(found: Manifest | None, planned: Manifest) -> bool:
-    """Whether the video that was made is the one that is wanted; where none is, any will do."""
+    """Return whether the existing video is the planned one; without a planned video any will do."""
     made = found and found.video and replace(found.video, sha256="")
     return planned.video is None or made == planned.video
 
 
 def _identity(manifest: Manifest) -> Any:
-    """What must agree for one telling to go on where another stopped: everything but where, when, and the video."""
+    """Return what two manifests must share for a run to resume: everything but place, time and video."""
     config = {key: value for key, value in manifest.config.items() if key not in NOT_OF_PANELS}
     if isinstance(model := config.get("model"), dict):
         config["model"] = {key: value for key, value in model.items() if key != "video"}

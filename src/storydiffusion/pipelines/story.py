@@ -184,10 +184,11 @@ class StoryPipeline:
         )
         return StoryPipelineOutput(images, prompts, negative_prompts, seeds, story)
 
-    def find_unknown_words(self, story: Story) -> list[str]:
-        """Return the words of the story's prompts that the tokenizer does not know, each once."""
-        prompts, _ = get_prompts(story)
-        return list(dict.fromkeys(word for text in prompts for word in unknown_words(self.pipe.tokenizer, text)))
+
+def find_unknown_words(tokenizer: Any, story: Story) -> list[str]:
+    """Return the words of the story's prompts that the tokenizer does not know, each once."""
+    prompts, _ = get_prompts(story)
+    return list(dict.fromkeys(word for text in prompts for word in unknown_words(tokenizer, text)))
 
 
 def get_prompts(story: Story) -> tuple[list[str], list[str]]:

@@ -1,8 +1,8 @@
-"""Pictures → one video: each picture stands for a while, and transitions lead from one to the next.
+"""Render one video of a story's images: each image is held for a while, and transitions lead from one to the next.
 
-Pictures are read, transitions sampled and frames written one after the other: the memory is that of one transition,
-however long the story. Transitions are kept beside the video as film strips, each with a digest of all that it was made
-from; so an interrupted video goes on where it stopped, and one of other settings makes anew what they change.
+Images are read, transitions sampled and frames written one after the other, so the memory is that of one transition for
+a story of any length. Transitions are kept beside the video as film strips, each with a digest of all that it was made
+from: an interrupted video resumes where it stopped, and other settings regenerate only what they change.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ from storydiffusion.story.given_images import read_image
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of the video. `prompt` and `caption` may be ''; `cut` leaves out the transition into it.
+    """One image of the video. `prompt` and `caption` may be ''; `cut` leaves out the transition into it.
 
-    The text of a transition is the prompt of the scene that it leads to. A clip's caption tells what happens in it, and
-    where that ends is what the next panel's prompt says; both prompts together would be a text that no caption is like.
+    A transition is conditioned on the prompt of the scene that it leads to: captions of training clips describe what
+    happens in them, up to the end, and no caption reads like two prompts in a row.
     """
 
-    picture: Path
+    image: Path
     prompt: str = ""
     caption: str = ""
     cut: bool = False
@@ -41,7 +41,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Showing:
-    """How the video runs: frames a second; seconds that each picture stands; whether captions are set under it."""
+    """How the video is shown: frames per second, seconds that each image is held, and whether captions are set below."""
 
     fps: float = 8.0
     hold: float = 1.5
@@ -61,16 +61,17 @@ def render_video(
     seed: int,
     made_by: Mapping[str, Any],
 ) -> None:
-    """Renders `path`, an MP4, and the film strips transitions/NNN-NNN.png beside it.
+    """Render `path`, an MP4, and the film strips transitions/NNN-NNN.png beside it.
 
     Args:
-        seed: of the story; each transition's own derives from it and from its number.
-        made_by: what else decides on the transitions, plain data, such as the checksums of the model's weights: strips
-            that were made by something else are made again.
+        seed: of the story; each transition's own seed derives from it and from its number.
+        made_by: what else the transitions depend on, plain data such as the checksums of the model's weights: strips
+            made with anything else are regenerated.
 
     Raises:
-        UserError: a picture that cannot be read, pictures of different sizes, what `sample_clips` refuses, or a
-            place that cannot be written. KeyboardInterrupt leaves the strips that are done, and says so.
+        UserError: an image that cannot be read, images of different sizes, what `sample_clips` refuses, or a place that
+            cannot be written.
+        KeyboardInterrupt: with a message that says what is kept.
     """
     path = Path(path)
     numbers = range(1, len(scenes))
@@ -78,9 +79,9 @@ def render_video(
     with tqdm(desc=f"rendering {count} transitions", unit="step", total=count * sampling.steps) as bar:
 
         def transition(number: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-            prompt, its_seed = scenes[number + 1].prompt, transition_seed(seed, number)
+            prompt, clip_seed = scenes[number + 1].prompt, transition_seed(seed, number)
             file = path.parent / "transitions" / f"{number + 1:03d}-{number + 2:03d}.png"
-            key = _digest(start, end, settings=[asdict(sampling), prompt, its_seed, dict(made_by)])
+            key = _digest(start, end, settings=[asdict(sampling), prompt, clip_seed, dict(made_by)])
             frames = read_strip(file, sampling.frames, key)
             if frames is not None:
                 bar.update(sampling.steps)
@@ -90,38 +91,38 @@ def render_video(
                 bar.update()
                 return latents
 
-            clip = sample_clips(model, _tensor(start), _tensor(end), [prompt], [its_seed], sampling, on_step)
+            clip = sample_clips(model, _tensor(start), _tensor(end), [prompt], [clip_seed], sampling, on_step)
             frames = clip[0].permute(0, 2, 3, 1).numpy()
             write_strip(file, frames, key)
             return frames
 
-        frames = story_frames(_pictures(scenes), transition, [scene.cut for scene in scenes], showing.held_frames)
+        frames = story_frames(_read_images(scenes), transition, [scene.cut for scene in scenes], showing.held_frames)
         captions = [scene.caption if showing.captions else "" for scene in scenes]
         try:
             write_video(path, with_captions(frames, captions), showing.fps)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"interrupted; {path.parent} keeps the transitions that are done: the same command goes on from there"
+                f"interrupted; {path.parent} keeps the finished transitions: the same command resumes from there"
             ) from None
 
 
 def transition_seed(seed: int, number: int) -> int:
-    """The seed of the transition behind panel `number`: a function of the story's seed and the number alone."""
+    """Return the seed of the transition after panel `number`, a function of the story's seed and the number alone."""
     return int(np.random.SeedSequence(seed, spawn_key=(number, 1)).generate_state(1)[0])
 
 
-def _pictures(scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
+def _read_images(scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
     for scene in scenes:
-        yield np.asarray(read_image(scene.picture))
+        yield np.asarray(read_image(scene.image))
 
 
-def _tensor(picture: np.ndarray) -> Tensor:
-    """uint8 (H, W, 3) → (1, 3, H, W)."""
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+def _tensor(image: np.ndarray) -> Tensor:
+    """Convert uint8 (H, W, 3) to (1, 3, H, W)."""
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
 
 
-def _digest(*pictures: np.ndarray, settings: list) -> str:
+def _digest(*images: np.ndarray, settings: list) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for picture in pictures:
-        digest.update(repr(picture.shape).encode() + picture.tobytes())
+    for image in images:
+        digest.update(repr(image.shape).encode() + image.tobytes())
     return digest.hexdigest()

@@ -11,8 +11,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from storydiffusion.baselines.loading import checksums_of_baseline
-from storydiffusion.baselines.portraits import benchmark_conditions
+from storydiffusion.baselines.loading import compute_baseline_checksums
+from storydiffusion.baselines.portraits import build_benchmark_conditions
 from storydiffusion.config import InferConfig, ModelConfig
 from storydiffusion.evaluation.benchmarks.benchmark import (
     Benchmark,
@@ -51,7 +51,7 @@ def get_settings(config: InferConfig) -> dict[str, Any]:
     weights = compute_part_checksums("encoder", MINIATURE)
     settings["baseline"] = {"kind": None}
     if config.baseline is not None:
-        weights |= checksums_of_baseline(config.baseline)
+        weights |= compute_baseline_checksums(config.baseline)
         by_weights = ("weights", "file", "image_encoder", "portraits", "words")
         baseline = asdict(config.baseline).items()
         settings["baseline"] = {name: value for name, value in baseline if name not in by_weights}
@@ -78,7 +78,7 @@ def load_benchmark(config: InferConfig, resolved: ResolvedModel, out: Path) -> B
     model = load_story_model(resolved)
     classifier = AttributeClassifier.load(resolved.folder / "attribute_classifier")
     encoder = load_image_text_encoder(MINIATURE, torch.device("cpu"))
-    conditions = benchmark_conditions(config, model, out, chosen, get_checksums(resolved))
+    conditions = build_benchmark_conditions(config, model, out, chosen, get_checksums(resolved))
 
     def measure(part: Sequence[FrozenStory]) -> list[dict[str, Any]]:
         images = generate_stories(model, resolved.config, part, attention, config.seed, config.noise, conditions(part))
