@@ -121,7 +121,7 @@ def test_weights_on_the_hub_want_a_connection(adapted, monkeypatch):
 def test_weights_that_are_damaged_or_of_another_model_are_named(adapted, tmp_path, ip_adapter):
     spoilt = shutil.copytree(ip_adapter, tmp_path / "spoilt")
     (spoilt / "adapter.safetensors").write_bytes(b"nothing")
-    assert "adapter.safetensors: damaged" in refusal(adapted(f"baseline.weights={spoilt}"))
+    assert "adapter.safetensors: it is damaged" in refusal(adapted(f"baseline.weights={spoilt}"))
     (spoilt / "adapter.safetensors").unlink()
     torch.save({"image_proj": {}, "other": {}}, spoilt / "adapter.bin")
     said = refusal(adapted(f"baseline.weights={spoilt}", "baseline.file=adapter.bin", "overwrite=true"))
@@ -162,7 +162,7 @@ def test_a_story_is_told_with_photomaker(generate_story, tiny_xl, tmp_path):
         )  # fmt: skip
 
     assert "baseline.words has none for 'Pip': write baseline.words='{Pip: girl}'" in refusal(told())
-    assert "'dog' for 'Bo', who is 'a blue fox'" in refusal(told("baseline.words={Pip: cat, Bo: dog}"))
+    assert "'dog' for 'Bo', described as 'a blue fox'" in refusal(told("baseline.words={Pip: cat, Bo: dog}"))
     words = "baseline.words={Pip: cat, Bo: fox}"
     outcome = told(words)
     assert outcome.code == 0, outcome.err

@@ -41,7 +41,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Showing:
-    """How the video is shown: frames per second, seconds that each image is held, and whether captions are set below."""
+    """How the video is shown: frames per second, seconds that each image is held, whether captions are set below."""
 
     fps: float = 8.0
     hold: float = 1.5
