@@ -90,5 +90,5 @@ def test_weights_of_another_model_are_refused():
         IPAdapter(pipe, ip_adapter_weights(pipe.unet, embedding=24), image_encoder(), 1.0)
     weights = ip_adapter_weights(pipe.unet)
     weights["ip_adapter"].popitem()
-    with pytest.raises(UserError, match="weights of attention"):
+    with pytest.raises(UserError, match="attention weights"):
         IPAdapter(pipe, weights, image_encoder(), 1.0)

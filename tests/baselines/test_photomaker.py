@@ -152,7 +152,7 @@ def test_weights_of_another_model_are_refused():
     weights = photomaker_weights(pipe.unet)
     with pytest.raises(UserError, match="needs the two text encoders of SDXL"):
         PhotoMaker(stable_diffusion(), weights, 0.2)
-    with pytest.raises(UserError, match="16 wide, the U-Net reads 32"):
+    with pytest.raises(UserError, match="width 16, the U-Net reads 32"):
         PhotoMaker(pipe, photomaker_weights(tiny_unet()), 0.2)
     odd = {**weights["lora_weights"]}
     name, tensor = odd.popitem()
