@@ -159,7 +159,7 @@ def test_weights_of_another_model_are_refused():
     with pytest.raises(UserError, match=r"one half of its LoRA weight of .* is missing"):
         PhotoMaker(pipe, {**weights, "lora_weights": odd}, 0.2)
     strange = {name.replace("up_blocks", "side_blocks"): tensor}
-    with pytest.raises(UserError, match="has no place"):
+    with pytest.raises(UserError, match="fits no layer"):
         PhotoMaker(pipe, {**weights, "lora_weights": {**weights["lora_weights"], **strange}}, 0.2)
     with pytest.raises(UserError, match="use weights made for this U-Net"):
         PhotoMaker(pipe, {**weights, "lora_weights": {**odd, name: random(7, 2, seed=0)}}, 0.2)
