@@ -3,8 +3,8 @@
 An HTML comment on the line before a fence changes how its block is tested:
 
     <!-- test: skip (reason) -->          compile the block and resolve its imports only
-    <!-- test: slow -->                   run it among the slow tests
     <!-- test: replace "X" miniature -->  run it with "X" replaced by the miniature's folder
+    <!-- test: slow, replace … -->        the same, among the slow tests
     <!-- file: NAME.py -->                write it to the working directory for the document's other blocks
 """
 
@@ -67,7 +67,7 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 def python_tests() -> list:
     marks = {True: [pytest.mark.slow], False: []}
     run = [block for block in PYTHON if not block.directive.startswith(("test: skip", "file:"))]
-    return [pytest.param(block, marks=marks[block.directive == "test: slow"], id=block.name) for block in run]
+    return [pytest.param(block, marks=marks[block.directive.startswith("test: slow")], id=block.name) for block in run]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def test_python_blocks_run(block: Block, workspace: Path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(file.text, encoding="utf-8")
     text = block.text
-    if replaced := re.fullmatch(r'test: replace ("\S+") miniature', block.directive):
+    if replaced := re.search(r'replace ("\S+") miniature', block.directive):
         assert replaced[1] in text
         text = text.replace(replaced[1], repr(str(MINIATURE)))
     exec(compile(text, block.name, "exec"), {"__name__": "__main__"})
@@ -256,5 +256,5 @@ def test_the_citation_file_names_the_paper_and_the_version():
 
 
 def test_directives_are_understood():
-    known = r'test: (skip \(.+\)|slow|replace "\S+" miniature)|file: \S+'
+    known = r'test: (skip \(.+\)|(slow, )?replace "\S+" miniature)|file: \S+'
     assert [block.name for block in PYTHON if block.directive and not re.fullmatch(known, block.directive)] == []
