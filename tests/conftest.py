@@ -1,4 +1,4 @@
-"""Tiny folders of the real classes: whatever tells a story at full scale is tested on these in a second."""
+"""Tiny folders of the real classes, on which full-scale code is tested in a second."""
 
 import json
 import signal
@@ -52,7 +52,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that a tiny video model is made of; see tests/helpers/video_model.py."""
+    """A folder with all parts of a tiny video model; see tests/helpers/video_model.py."""
     from tests.helpers.video_model import build_tiny_video_model
 
     return build_tiny_video_model(tmp_path_factory.mktemp("models") / "tiny_video")
@@ -60,7 +60,7 @@ def tiny_video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the clips of tiny trainings are drawn, once for all tests."""
+    """Where the clips of tiny trainings are rendered, once for all tests."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -144,7 +144,7 @@ def compose_config(verb: str, *overrides: str) -> Any:
 
 
 def outcome_of(command: Callable[[], object], capsys: pytest.CaptureFixture) -> Outcome:
-    """Runs a command's entry point as the shell would."""
+    """Run a command's entry point as the shell does."""
     try:
         command()
         code = 0
@@ -162,7 +162,7 @@ def run_verb(verb: str, overrides: Sequence[str], capsys: pytest.CaptureFixture)
 
 @pytest.fixture
 def infer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Outcome]:
-    """Calls `python infer.py OVERRIDES` in this process, in an empty working directory."""
+    """Call `python infer.py OVERRIDES` in this process, in an empty working directory."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.chdir(tmp_path)
     return lambda *overrides: run_verb("infer", overrides, capsys)
@@ -170,6 +170,6 @@ def infer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_pa
 
 @pytest.fixture
 def generate_story(infer: Callable[..., Outcome], tiny_model: Path, story_file: Path) -> Callable[..., Outcome]:
-    """Tells the story of `story_file` with the tiny model; further overrides come last."""
+    """Generate the story of `story_file` with the tiny model; further overrides come last."""
     small = ("height=64", "width=64", "steps=6", "guidance_scale=3")
     return lambda *overrides: infer(f"story={story_file}", f"model.path={tiny_model}", *small, *overrides)

@@ -40,7 +40,7 @@ def lock() -> str:
 
 @pytest.fixture(scope="module")
 def pins(lock) -> dict[str, Requirement]:
-    """Every locked package; with hashes, each stands on a line that goes on."""
+    """Return every locked package; each is a line continued by its hashes."""
     found = [Requirement(line.rstrip(" \\")) for line in lock.splitlines() if re.match(r"\w", line)]
     return {canonicalize_name(pin.name): pin for pin in found}
 

@@ -1,4 +1,4 @@
-"""Everything that a user can get wrong ends in one sentence that names it, and leaves nothing that looks finished."""
+"""Every mistake of a user ends in one sentence that names it, and leaves no output that looks finished."""
 
 import os
 import resource
@@ -14,7 +14,7 @@ from tests.conftest import ROOT, STORY
 
 
 def check(outcome, *needs):
-    """One sentence, the things it must name, and exit code 1."""
+    """Check for one sentence that names `needs`, and exit code 1."""
     assert outcome.code == 1, outcome
     assert len(outcome.sentences) == 1, outcome.err
     assert outcome.sentences[0].startswith("infer.py: ")
@@ -41,7 +41,7 @@ def is_unfinished(run) -> bool:
         (STORY + "style: Cubist\n", "Cubist"),
     ],
 )
-def test_a_story_that_cannot_be_told(generate_story, tmp_path, story_file, text, needs):
+def test_a_story_that_cannot_be_generated(generate_story, tmp_path, story_file, text, needs):
     story_file.write_text(text)
     check(generate_story("run_dir=run"), str(story_file), needs)
     assert not (tmp_path / "run").exists()
@@ -157,4 +157,4 @@ def test_a_full_disk(generate_story, tmp_path, limit):
     assert is_unfinished(run)
     assert not list(run.rglob("*.tmp"))
     assert not (run / "page.png").exists()
-    assert generate_story("run_dir=run").code == 0  # once there is room, the same command tells it
+    assert generate_story("run_dir=run").code == 0  # once there is room, the same command resumes

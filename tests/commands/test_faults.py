@@ -1,4 +1,4 @@
-"""What goes wrong around a training: a process dies, a disk is full, a loss is not finite. train.py as a whole."""
+"""Faults around a training: a killed process, a full disk, a non-finite loss. Runs train.py as a whole."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class Run:
     folder: Path
 
     def processes(self) -> dict[int, str]:
-        """Those of the group that live, with their LOCAL_RANK, where they have one."""
+        """Return the live processes of the group with their LOCAL_RANK, if any."""
         found = {}
         for entry in Path("/proc").iterdir():
             try:
@@ -129,7 +129,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(train, tmp_pa
 
 
 def poison(trained, steps: set[int]) -> None:
-    """The errors of the clips of these steps, from 0, are not finite."""
+    """Make the errors of the clips of these steps, from 0, non-finite."""
     errors = trained.module.errors
     trained.module.errors = lambda *given: errors(*given) * (torch.nan if trained.trainer.global_step in steps else 1.0)
 

@@ -1,4 +1,4 @@
-"""Files and words of strangers: nothing in them is executed, each is refused by name."""
+"""Untrusted files and overrides: nothing in them is executed, each is refused by name."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from tests.commands.test_train import metrics, train  # noqa: F401  # the fixtur
 
 
 class Harm:
-    """Unpickled, it makes a file."""
+    """Create a file when unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -24,7 +24,7 @@ class Harm:
 
 @pytest.fixture
 def harm(tmp_path) -> Path:
-    """The file that nobody may make."""
+    """A file that must never be created."""
     return tmp_path / "harm"
 
 
@@ -46,14 +46,14 @@ def refused(train, harm) -> Callable[..., None]:  # noqa: F811
 
 
 def test_the_harm_would_be_done(tmp_path, harm):
-    """What the other tests stand on."""
+    """The premise of the other tests."""
     torch.save({"state_dict": Harm(harm)}, tmp_path / "evil.ckpt")
     torch.load(tmp_path / "evil.ckpt", weights_only=False)
     assert harm.exists()
 
 
 def plant(folder: Path, harm: Path, step: int) -> Path:
-    """A checkpoint with a manifest that is true of it."""
+    """Write a checkpoint with a matching manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"step-{step:08d}.ckpt"
     torch.save({"global_step": step, "state_dict": Harm(harm), "pytorch-lightning_version": "2.6.6"}, file)
@@ -129,7 +129,7 @@ def test_classes_named_on_the_command_line(refused, override):
 
 @pytest.mark.parametrize("key", ["model", "recipe", "data", "trainer"])
 def test_classes_named_in_yaml(refused, tmp_path, key):
-    """An experiment of a stranger's, which Hydra reads from a folder beside conf/."""
+    """An untrusted experiment, which Hydra reads from a folder beside conf/."""
     folder = tmp_path / "theirs" / "experiment"
     folder.mkdir(parents=True)
     (folder / "evil.yaml").write_text(

@@ -152,7 +152,7 @@ def test_an_experiment_that_is_a_sweep_wants_to_be_one(small, tmp_path):
     assert seen == ["runs/a/number=1", "runs/a/number=2", "runs/a/number=2"]
 
 
-def test_a_sweep_goes_on_after_a_bad_job(small):
+def test_a_sweep_continues_after_a_bad_job(small):
     seen = []
 
     def fails_first(config):
