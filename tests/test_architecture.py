@@ -1,4 +1,4 @@
-"""Which folder may import which: the arrows of the house, read from the source."""
+"""Which folder may import which: the table below, checked against the source."""
 
 import ast
 from graphlib import TopologicalSorter
