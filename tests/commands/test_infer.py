@@ -1,5 +1,7 @@
 import hashlib
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,3 +212,23 @@ def test_the_story_of_the_bare_command_exists_in_any_directory(monkeypatch, tmp_
 
     monkeypatch.chdir(tmp_path)
     assert len(load_story(compose_config("infer").story).panels) == 4
+
+
+def imported_by(*arguments: str) -> tuple[int, set[str]]:
+    """Run infer.py in a process of its own; return its exit code and the libraries that it imports."""
+    command = [sys.executable, "-X", "importtime", str(ROOT / "infer.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return done.returncode, {line.partition(".")[0] for line in lines}
+
+
+def test_a_wrong_value_and_a_finished_story_are_answered_without_torch(generate_story, tiny_model, story_file):
+    heavy = {"torch", "diffusers", "transformers"}
+    code, libraries = imported_by("csa.rate=2")
+    assert code == 1
+    assert not libraries & heavy
+    assert generate_story("run_dir=run").code == 0
+    small = ("height=64", "width=64", "steps=6", "guidance_scale=3", "run_dir=run")
+    code, libraries = imported_by(f"story={story_file}", f"model.path={tiny_model}", *small)
+    assert code == 0
+    assert not libraries & heavy
