@@ -63,7 +63,7 @@ def test_at_scale_zero_it_is_the_pipeline_itself():
     assert not torch.allclose(told(adapted(), [ONE, OTHER, None]), expected, atol=1e-3)
 
 
-def test_a_panel_follows_its_own_picture_alone():
+def test_a_panel_follows_its_own_image_alone():
     adapter = adapted()
     before, after = (told(adapter, [ONE, reference, None]) for reference in (ONE, OTHER))
     torch.testing.assert_close(before[[0, 2]], after[[0, 2]], rtol=1e-5, atol=1e-5)

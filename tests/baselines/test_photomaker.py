@@ -55,7 +55,7 @@ def plain(guidance=3.0):
     )
 
 
-def test_the_word_stands_once_for_each_picture():
+def test_the_word_stands_once_for_each_image():
     tokenizer = tiny_tokenizer()
     cat = tokenizer("cat", add_special_tokens=False).input_ids
     (plain_ids,), nowhere = stack(tokenizer, "a cat ran", None, 1)
@@ -85,7 +85,7 @@ def test_fusing_without_its_layers_is_a_norm_of_the_words():
     torch.testing.assert_close(fuse(words, images), torch.nn.functional.layer_norm(words, (6,)))
 
 
-def test_only_the_words_own_places_are_fused_and_each_with_its_picture():
+def test_only_the_words_own_places_are_fused_and_each_with_its_image():
     method = photomaker()
     text = encode_prompts(method.pipe, PROMPTS, [""] * 3)
     fused, _ = method._fused(PROMPTS, [ONE, OTHER, None], 16)
@@ -114,7 +114,7 @@ def test_the_first_steps_go_by_text_alone(guidance):
     assert len(seen) == STEPS
 
 
-def test_a_panel_follows_its_own_picture_alone():
+def test_a_panel_follows_its_own_image_alone():
     method = photomaker()
     before, after = (told(method, [ONE, reference, None]) for reference in (ONE, OTHER))
     torch.testing.assert_close(before[[0, 2]], after[[0, 2]], rtol=1e-5, atol=1e-5)
@@ -127,7 +127,7 @@ def test_by_text_alone_and_without_lora_it_is_the_pipeline_itself():
     assert (told(photomaker(text_steps=1.0), [ONE, OTHER, None]) - plain()).abs().max() > 1e-3
 
 
-def test_an_interrupted_telling_ends_with_the_same_pixels():
+def test_an_interrupted_run_ends_with_the_same_pixels():
     method, kept = photomaker(text_steps=0.25), []
     keep = lambda pipe, step, timestep, tensors: kept.append((step + 1, tensors["latents"].clone()))  # noqa: E731
     whole = told(method, [ONE, OTHER, None], callback=keep)

@@ -56,7 +56,7 @@ def adapted(generate_story: Callable[..., Outcome], ip_adapter: Path) -> Callabl
     )
 
 
-def test_a_story_is_told_with_ip_adapter(adapted, generate_story, tmp_path):
+def test_a_story_is_generated_with_ip_adapter(adapted, generate_story, tmp_path):
     outcome = adapted()
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
@@ -153,7 +153,7 @@ def tiny_xl(tiny_model, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_story_is_told_with_photomaker(generate_story, tiny_xl, tmp_path):
+def test_a_story_is_generated_with_photomaker(generate_story, tiny_xl, tmp_path):
     def told(*overrides: str) -> Outcome:
         return generate_story(
             "experiment=baseline_photomaker", f"model.path={tiny_xl}", "model.dtype=float32", "model.device=cpu",

@@ -50,7 +50,7 @@ def test_a_story_becomes_a_run_folder_and_nothing_else(generate_story, tmp_path)
     assert all(Image.open(file).size == (64, 64) for file in (run / "panels").iterdir())
 
 
-def test_the_manifest_tells_how(generate_story, tmp_path, tiny_model):
+def test_the_manifest_records_how(generate_story, tmp_path, tiny_model):
     generate_story("run_dir=run", "seed=5")
     manifest = read_manifest(tmp_path / "run" / "manifest.json")
     assert manifest.complete
@@ -96,13 +96,13 @@ def test_a_finished_story_is_not_made_again_unless_asked(generate_story, tmp_pat
 
 
 @pytest.mark.parametrize("change", ["seed=1", "csa=off", "noise=shared"])
-def test_settings_change_the_pictures(generate_story, tmp_path, change):
+def test_settings_change_the_images(generate_story, tmp_path, change):
     generate_story("run_dir=a")
     generate_story("run_dir=b", change)
     assert panels(tmp_path / "a") != panels(tmp_path / "b")
 
 
-def test_shared_noise_is_told_in_the_manifest(generate_story, tmp_path):
+def test_shared_noise_is_recorded_in_the_manifest(generate_story, tmp_path):
     generate_story("run_dir=run", "noise=shared")
     seeds = [panel.seed for panel in read_manifest(tmp_path / "run" / "manifest.json").panels]
     assert seeds[0] == seeds[2] != seeds[1]
@@ -114,7 +114,7 @@ def test_rate_0_is_no_sharing(generate_story, tmp_path):
     assert panels(tmp_path / "a") == panels(tmp_path / "b")
 
 
-def test_ctrl_c_while_pictures_are_written_keeps_the_last_step(generate_story, tmp_path, monkeypatch):
+def test_ctrl_c_while_images_are_written_keeps_the_last_step(generate_story, tmp_path, monkeypatch):
     generate_story("run_dir=whole")
     monkeypatch.setattr(run_folder, "comic_page", lambda *_: signal.raise_signal(signal.SIGINT))
     assert generate_story("run_dir=run").code == 130
@@ -125,7 +125,7 @@ def test_ctrl_c_while_pictures_are_written_keeps_the_last_step(generate_story, t
     assert panels(tmp_path / "run") == panels(tmp_path / "whole")
 
 
-def test_a_sweep_tells_into_folders_of_its_own(generate_story, tmp_path):
+def test_a_sweep_writes_into_folders_of_its_own(generate_story, tmp_path):
     outcome = generate_story("csa.rate=0,0.5", "run_dir=runs/rate-${csa.rate}", "-m")
     assert outcome.code == 0
     assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == {"rate-0", "rate-0.5"}
@@ -162,7 +162,7 @@ def test_after_ctrl_c_the_same_command_resumes_to_the_same_pixels(
     assert read_manifest(run / "manifest.json").complete
 
 
-def test_after_a_crash_the_last_saved_step_is_where_it_goes_on(generate_story, tmp_path, interrupted_at, monkeypatch):
+def test_after_a_crash_the_last_saved_step_is_where_it_resumes(generate_story, tmp_path, interrupted_at, monkeypatch):
     generate_story("run_dir=whole")
     monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_SAVES", 0.0)
 
@@ -179,7 +179,7 @@ def test_after_a_crash_the_last_saved_step_is_where_it_goes_on(generate_story, t
     assert panels(tmp_path / "run") == panels(tmp_path / "whole")
 
 
-def test_a_prompt_longer_than_the_text_encoder_is_told_whole(generate_story, tmp_path, story_file):
+def test_a_prompt_longer_than_the_text_encoder_is_generated_whole(generate_story, tmp_path, story_file):
     """Words beyond the encoder's 16 tokens still change the picture."""
     text = story_file.read_text()
     for run, end in (("a", "a hat"), ("b", "a book")):
@@ -190,7 +190,7 @@ def test_a_prompt_longer_than_the_text_encoder_is_told_whole(generate_story, tmp
 
 
 @pytest.mark.parametrize("variant", ["eq2", "shared_row", "algorithm1", "official", "off"])
-def test_every_semantics_tells_a_story(generate_story, tmp_path, variant):
+def test_every_variant_generates_a_story(generate_story, tmp_path, variant):
     assert generate_story(f"csa={variant}", "run_dir=run").code == 0
     pictures = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "run" / "panels").iterdir())]
     assert all(picture.std() > 0 for picture in pictures)
@@ -202,7 +202,7 @@ def test_settings_that_a_user_tries(generate_story, override):
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples" / "stories").iterdir()), ids=lambda file: file.stem)
-def test_every_example_is_told(infer, tiny_model, example):
+def test_every_example_is_generated(infer, tiny_model, example):
     small = ("height=64", "width=64", "steps=1")
     assert infer(f"story={example}", f"model.path={tiny_model}", *small).code == 0
 

@@ -95,7 +95,7 @@ def pictures(tmp_path) -> list[Path]:
     return files
 
 
-def test_pictures_of_the_users_own_become_a_video(film, tmp_path, pictures):
+def test_images_of_the_users_own_become_a_video(film, tmp_path, images):
     asked = f"frames=[{','.join(map(str, pictures))}]"
     outcome = film(asked)
     assert outcome.code == 0, outcome.err
@@ -117,7 +117,7 @@ def refusal(outcome: Outcome) -> str:
     return outcome.err
 
 
-def test_pictures_that_make_no_video_are_refused(film, tmp_path, pictures):
+def test_images_that_make_no_video_are_refused(film, tmp_path, images):
     Image.new("RGB", (32, 64)).save(pictures[1])
     assert "32 × 64 pixels" in refusal(film(f"frames=[{pictures[0]},{pictures[1]}]"))
     assert "at least 2 images" in refusal(film(f"frames=[{pictures[0]}]"))
@@ -138,7 +138,7 @@ def test_parts_that_are_missing_or_do_not_fit_are_named(film, tmp_path, story_fi
     assert not (tmp_path / "run").exists()
 
 
-def test_without_parts_for_it_a_story_is_told_without_video_and_says_why(film, tmp_path, story_file):
+def test_without_parts_for_it_a_story_is_generated_without_video_and_says_why(film, tmp_path, story_file):
     outcome = film(f"story={story_file}", "video=auto", f"model.video.motion_adapter={tmp_path}/nowhere", "fps=null")
     assert outcome.code == 0
     assert outcome.out.count("no video: model.video.motion_adapter=") == 1

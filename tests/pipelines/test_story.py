@@ -85,7 +85,7 @@ def test_a_character_never_reads_the_panels_of_another(pipe):
         assert not np.array_equal(told[0][1], told[1][1])
 
 
-def test_sharing_changes_the_pictures(pipe):
+def test_sharing_changes_the_images(pipe):
     told = [
         pixels(generate_panels(pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, ConsistentSelfAttentionConfig(rate=rate)))
         for rate in (0.0, 0.5)
@@ -99,7 +99,7 @@ SCHEDULERS = (DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, EulerAncestr
 @pytest.mark.parametrize(
     ("scheduler", "variant"), [*itertools.product(SCHEDULERS, ["eq2"]), (DDIMScheduler, "official")]
 )
-def test_an_interrupted_telling_ends_with_the_same_pixels(pipe, scheduler, variant):
+def test_an_interrupted_run_ends_with_the_same_pixels(pipe, scheduler, variant):
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     consistency = ConsistentSelfAttentionConfig(variant=variant, blocks="all")
     kept = []

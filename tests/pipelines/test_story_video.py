@@ -111,7 +111,7 @@ def test_other_settings_make_all_transitions_again(render, sampled, change):
     assert len(sampled) == 4
 
 
-def test_another_picture_or_prompt_makes_its_own_transitions_again(render, scenes, sampled):
+def test_another_image_or_prompt_makes_its_own_transitions_again(render, scenes, sampled):
     render()
     Image.new("RGB", (16, 16), "red").save(scenes[2].image)
     render()
@@ -143,7 +143,7 @@ def test_an_interrupt_keeps_what_is_done_and_leaves_no_half_video(render, sample
     assert strips(tmp_path) == done
 
 
-def test_no_more_than_two_pictures_are_held_however_long_the_story(render, scenes, monkeypatch):
+def test_no_more_than_two_images_are_held_however_long_the_story(render, scenes, monkeypatch):
     alive: list[weakref.ref] = []
     most = 0
     original = story_video.read_image

@@ -40,7 +40,7 @@ def sample(model, sampling=SAMPLING, start=START, end=END, prompts=PROMPTS, seed
     return sample_clips(model, start, end, prompts, seeds, sampling)
 
 
-def test_exact_ends_are_the_given_images_pixel_for_pixel(model):
+def test_clamped_boundary_frames_are_the_given_images_pixel_for_pixel(model):
     frames = sample(model)
     assert frames.shape == (2, 4, 3, 16, 16)
     assert frames.dtype == torch.uint8
@@ -61,7 +61,7 @@ def inputs_of_the_unet(model, monkeypatch, sampling):
     return seen
 
 
-def test_exact_ends_stand_clean_in_every_step_and_in_both_halves(model, monkeypatch):
+def test_clamped_boundary_frames_are_clean_in_every_step_and_in_both_halves(model, monkeypatch):
     ends = [encode_images(model.vae, images) for images in (START, END)]
     seen = inputs_of_the_unet(model, monkeypatch, SAMPLING)
     assert len(seen) == 3
@@ -71,7 +71,7 @@ def test_exact_ends_stand_clean_in_every_step_and_in_both_halves(model, monkeypa
             assert torch.equal(half[:, :, -1], ends[1])
 
 
-def test_semantic_ends_are_not_imposed(model, monkeypatch):
+def test_free_boundary_frames_are_not_imposed(model, monkeypatch):
     ends = encode_images(model.vae, START)
     for latents, _, _ in inputs_of_the_unet(model, monkeypatch, SEMANTIC):
         assert not torch.allclose(latents[:2, :, 0], ends, atol=1e-2)
@@ -132,7 +132,7 @@ def test_sampling_leaves_the_scheduler_as_it_was(model):
     assert model.scheduler.num_inference_steps is None
 
 
-def test_each_step_is_told(model):
+def test_each_step_is_generated(model):
     steps = []
     sample_clips(
         model, START, END, PROMPTS, SEEDS, SAMPLING, lambda step, timestep, latents: (steps.append(1), latents)[1]
@@ -149,7 +149,7 @@ def test_decoding_in_parts_changes_nothing(model, monkeypatch):
     assert (whole[0].int() - whole[1].int()).abs().max() <= 1
 
 
-def test_pictures_survive_the_vaes_scaling(model):
+def test_images_survive_the_vaes_scaling(model):
     """Encoding divides and decoding multiplies by the same factor: seen against the VAE itself."""
     latents = encode_images(model.vae, START)
     with torch.no_grad():
