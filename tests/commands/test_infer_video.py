@@ -1,4 +1,4 @@
-"""python infer.py with a video: of a story, and of pictures of the user's own; with a tiny model of random weights."""
+"""python infer.py with a video: of a story, and of images of the user's own; with a tiny model of random weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_a_story_becomes_a_video_too(film, tmp_path, story_file):
 
 
 @pytest.fixture
-def pictures(tmp_path) -> list[Path]:
+def images(tmp_path) -> list[Path]:
     rng = np.random.default_rng(0)
     files = [tmp_path / f"{name}.png" for name in "abc"]
     for file in files:
@@ -96,16 +96,16 @@ def pictures(tmp_path) -> list[Path]:
 
 
 def test_images_of_the_users_own_become_a_video(film, tmp_path, images):
-    asked = f"frames=[{','.join(map(str, pictures))}]"
+    asked = f"frames=[{','.join(map(str, images))}]"
     outcome = film(asked)
     assert outcome.code == 0, outcome.err
     run = tmp_path / "run"
     assert len(frames_of(run / "video.mp4")) == 3 * HELD + 2 * (FRAMES - 2)
     strip = np.asarray(Image.open(run / "transitions" / "001-002.png"))
-    assert np.array_equal(strip[:, :64], np.asarray(Image.open(pictures[0])))
-    assert np.array_equal(strip[:, -64:], np.asarray(Image.open(pictures[1])))
+    assert np.array_equal(strip[:, :64], np.asarray(Image.open(images[0])))
+    assert np.array_equal(strip[:, -64:], np.asarray(Image.open(images[1])))
     assert "already" in film(asked).out
-    Image.new("RGB", (64, 64)).save(pictures[1])
+    Image.new("RGB", (64, 64)).save(images[1])
     outcome = film(asked)
     assert outcome.code == 1
     assert "another story" in outcome.err
@@ -118,11 +118,11 @@ def refusal(outcome: Outcome) -> str:
 
 
 def test_images_that_make_no_video_are_refused(film, tmp_path, images):
-    Image.new("RGB", (32, 64)).save(pictures[1])
-    assert "32 × 64 pixels" in refusal(film(f"frames=[{pictures[0]},{pictures[1]}]"))
-    assert "at least 2 images" in refusal(film(f"frames=[{pictures[0]}]"))
-    assert "no such file" in refusal(film(f"frames=[{pictures[0]},nowhere.png]"))
-    assert "video=off" in refusal(film(f"frames=[{pictures[0]},{pictures[2]}]", "video=off"))
+    Image.new("RGB", (32, 64)).save(images[1])
+    assert "32 × 64 pixels" in refusal(film(f"frames=[{images[0]},{images[1]}]"))
+    assert "at least 2 images" in refusal(film(f"frames=[{images[0]}]"))
+    assert "no such file" in refusal(film(f"frames=[{images[0]},nowhere.png]"))
+    assert "video=off" in refusal(film(f"frames=[{images[0]},{images[2]}]", "video=off"))
     assert not (tmp_path / "run").exists()
 
 

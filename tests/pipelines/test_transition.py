@@ -132,7 +132,7 @@ def test_sampling_leaves_the_scheduler_as_it_was(model):
     assert model.scheduler.num_inference_steps is None
 
 
-def test_each_step_is_generated(model):
+def test_each_step_is_reported(model):
     steps = []
     sample_clips(
         model, START, END, PROMPTS, SEEDS, SAMPLING, lambda step, timestep, latents: (steps.append(1), latents)[1]
