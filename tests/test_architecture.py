@@ -13,8 +13,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEAVES = "errors story config output attention data storyworld"
 MAY_IMPORT = {
     "errors": "",
-    "story": "errors",
-    "config": "errors attention",
+    "bounded_yaml": "errors",
+    "story": "errors bounded_yaml",
+    "config": "errors bounded_yaml attention",
     "output": "errors",
     "attention": "errors",
     "data": "errors output",
@@ -45,7 +46,10 @@ HEAVY = {
     "torch", "torchvision", "diffusers", "transformers", "open_clip", "lightning", "accelerate", "skia", "matplotlib",
     "scipy",
 }  # fmt: skip
-LIGHT = ("", "errors", "story", "config", "output", "loaders", "experiments", "publish", "user_study", "commands")
+LIGHT = (
+    "", "errors", "bounded_yaml", "story", "config", "output", "loaders", "experiments", "publish", "user_study",
+    "commands",
+)  # fmt: skip
 """Folders whose modules import nothing heavy before there is work for it."""
 
 

@@ -105,7 +105,7 @@ BAD = {
     "name is a number": (changed(characters={7: "a cat"}), ["'7'"]),
     "name NC": (changed(characters={"NC": "a cat"}), ["NC"]),
     "name with bracket": (changed(characters={"M[a": "a cat"}), ["M[a"]),
-    "no description": (changed(characters={"Mia": None, "Tom": "a cat"}), ["'Mia'", "None"]),
+    "no description": (changed(characters={"Mia": None, "Tom": "a cat"}), ["'Mia'", "nothing"]),
     "bracket in description": (changed(characters={"Mia": "friend of [Tom]", "Tom": "a cat"}), ["'Mia'", "[Tom]"]),
     "title is a number": (changed(title=2024), ["title", "2024", "quotes"]),
     "unknown style": (changed(style="Cubism"), ["Cubism", "Isometric Rooms", "(No style)"]),
@@ -122,6 +122,13 @@ BAD = {
     "lone bracket": (with_panel(prompt="[Mia] and [Tom"), ["panel 4", "bracket"]),
     "empty prompt": (with_panel(prompt=" "), ["panel 4", "prompt"]),
     "caption is a number": (with_panel(prompt="[Mia]", caption=5), ["panel 4", "caption", "'5'"]),
+    "caption without a value": (with_panel(prompt="[Mia]", caption=None), ["panel 4", "caption", "nothing", "''"]),
+    "name twice after a space": (changed(characters={"Mia": "a girl", "Mia ": "a cat"}), ["'Mia'", "twice"]),
+    "name twice in NFD": (changed(characters={"Zo\u00eb": "a girl", "Zoe\u0308": "a cat"}), ["Zo\u00eb", "twice"]),
+    "name twice, zero width": (changed(characters={"Mia": "a girl", "M\u200bia": "a cat"}), ["'Mia'", "twice"]),
+    "names by case": (changed(characters={"Mia": "a girl", "MIA": "a cat"}), ["'Mia'", "'MIA'", "case"]),
+    "invisible name": (changed(characters={"\u200b": "a girl"}), ["valid character name"]),
+    "misspelt name": (with_panel(prompt="[tomm] runs"), ["panel 4", "[tomm]", "did you mean [Tom]?"]),
     "cut is a word": (with_panel(prompt="[Mia]", cut="maybe"), ["panel 4", "cut", "maybe"]),
 }
 
@@ -139,7 +146,7 @@ def test_bad_stories_are_refused_in_one_sentence(case: str):
 
 BAD_FILES = {
     "empty": (b" \n", ["empty"]),
-    "comment only": (b"# nothing\n", ["mapping", "None"]),
+    "comment only": (b"# nothing\n", ["mapping", "nothing"]),
     "unquoted bracket": (b"characters: {Mia: a girl}\npanels:\n  - prompt: [Mia] runs\n", ["line 3", "quotes"]),
     "key twice": (b"characters:\n  Mia: a\n  Mia: b\n", ["Mia", "twice", "line 3"]),
     "not UTF-8": (b"title: caf\xe9\n", ["UTF-8"]),
@@ -176,3 +183,25 @@ def test_a_byte_order_mark_is_dropped(tmp_path: Path):
 def test_stories_are_read_without_heavy_imports():
     code = "import sys, storydiffusion.story; sys.exit(any(m in sys.modules for m in ('torch', 'PIL', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "written", ["Zoe\u0308", " Zo\u00eb", "Zo\u00eb\u200d", "\u200eZo\u00eb", "\ufeffZo\u00eb\ufe0f", "Z\u00ado\u00eb"]
+)
+def test_names_that_look_alike_are_one(written: str):
+    story = story_from_dict(
+        {"title": "x", "characters": {written: "a girl"}, "panels": [{"prompt": "[Zo\u00eb] runs"}]}, "here"
+    )
+    again = story_from_dict(
+        {"title": "x", "characters": {"Zo\u00eb": "a girl"}, "panels": [{"prompt": f"[{written}] runs"}]}, "here"
+    )
+    for each in (story, again):
+        assert [character.name for character in each.characters] == ["Zo\u00eb"]
+        assert each.panels[0].characters == ("Zo\u00eb",)
+        assert each.panels[0].caption == "Zo\u00eb runs"
+        assert panel_prompts(each)[0].prompt == "a girl runs"
+
+
+def test_names_with_spaces_are_collapsed():
+    data = {"title": "x", "characters": {"Old  Tom": "a cat"}, "panels": [{"prompt": "[Old\u00a0Tom] runs"}]}
+    assert story_from_dict(data, "here").panels[0].caption == "Old Tom runs"

@@ -15,6 +15,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from storydiffusion.bounded_yaml import parse_yaml, read_text
 from storydiffusion.errors import UserError, first_line
 
 FILE = "multirun.yaml"
@@ -58,6 +59,7 @@ def planned_sweep(folder: Path) -> PlannedSweep:
     if not file.exists():
         raise UserError(f"{folder} contains no {FILE}: give the folder of a sweep, such as runs/ablation_sampling_rate")
     try:
+        parse_yaml(read_text(file, FILE), FILE)  # refuses what OmegaConf would expand without bound
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
         hydra = content["hydra"]
         swept, jobs = expand(experiment_sweeps(hydra), hydra["overrides"]["task"])

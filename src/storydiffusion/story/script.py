@@ -1,16 +1,24 @@
 """Story scripts: characters, panels and a style, read strictly from YAML or the official text syntax."""
 
 import textwrap
-from collections.abc import Hashable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from storydiffusion.bounded_yaml import parse_yaml, read_text
 from storydiffusion.errors import UserError
-from storydiffusion.story.official_format import NAME, NO_CHARACTER, parse_official
+from storydiffusion.story.names import (
+    NAME,
+    NO_CHARACTER,
+    find_names,
+    find_twin,
+    normalize_name,
+    replace_names,
+    suggest_name,
+)
+from storydiffusion.story.official_format import parse_official
 from storydiffusion.story.styles import NO_STYLE, find_style
 
 PACKAGE_SCHEME = "package://"
@@ -65,8 +73,8 @@ def panel_prompts(story: Story) -> list[PanelPrompt]:
     descriptions = {character.name: character.description for character in story.characters} | {NO_CHARACTER: ""}
     prompts = []
     for panel in story.panels:
-        prompt = NAME.sub(lambda found: descriptions[found[1].strip()], panel.prompt)
-        prompts.append(PanelPrompt(style.apply(_sentence(prompt)), style.negative_prompt))
+        prompt = _sentence(replace_names(panel.prompt, descriptions))
+        prompts.append(PanelPrompt(style.apply(prompt), style.negative_prompt))
     return prompts
 
 
@@ -85,13 +93,18 @@ def load_story(path: str | Path) -> Story:
     suffix = path.suffix.lower()
     if suffix not in (".yaml", ".yml", ".txt"):
         raise UserError(f"{path} is not a story script: give a .yaml file, or a .txt file in the official text syntax")
-    text = _read(path)
+    text = read_text(path, "story script")
     if not text.strip():
         raise UserError(f"{path} is empty: add its characters and at least one panel")
-    data = parse_official(text, str(path)) if suffix == ".txt" else _parse_yaml(text, str(path))
+    lines: Mapping[str | int, int] = {}
+    if suffix == ".txt":
+        parsed = parse_official(text, str(path))
+        data, lines = parsed.data, parsed.lines
+    else:
+        data = parse_yaml(text, str(path))
     if isinstance(data, dict):
         data = {"title": path.stem.replace("_", " ").replace("-", " ").capitalize(), **data}
-    return story_from_dict(data, str(path))
+    return story_from_dict(data, str(path), lines)
 
 
 def _find_script(path: str) -> Path:
@@ -101,50 +114,68 @@ def _find_script(path: str) -> Path:
     return Path(path)
 
 
-def story_from_dict(data: Any, where: str) -> Story:
-    """Validate a plain dictionary with the keys of a YAML story; `where` names its source in errors.
+def story_from_dict(data: Any, where: str, lines: Mapping[str | int, int] | None = None) -> Story:
+    """Validate a plain dictionary with the keys of a YAML story.
+
+    `where` names its source in errors, and `lines` the line of a character's name or a panel's number, if known.
 
     Raises UserError.
     """
+    lines = lines or {}
     story = _mapping(data, where, required=("title", "characters", "panels"), optional=("style",))
-    names = _characters(story["characters"], where)
+    descriptions = _characters(story["characters"], where)
     if not isinstance(story["panels"], list):
-        raise UserError(f"{where}: panels must be a list, not '{_brief(story['panels'])}'")
+        raise UserError(f"{where}: panels must be a list, not {_brief(story['panels'])}")
     if not story["panels"]:
         raise UserError(f"{where} has 0 panels: add at least one")
-    panels = tuple(_panel(p, names, f"{where}: panel {i}") for i, p in enumerate(story["panels"], start=1))
+    panels = tuple(
+        _panel(panel, descriptions, f"{_place(where, lines, number)}: panel {number}")
+        for number, panel in enumerate(story["panels"], start=1)
+    )
     shown = {name for panel in panels for name in panel.characters}
-    for name in names:
+    for name in descriptions:
         if name not in shown:
-            raise UserError(f"{where}: character '{name}' appears in no panel: write [{name}] in a prompt or remove it")
+            mend = suggest_name(name, descriptions) or f"write [{name}] in a prompt or remove it"
+            raise UserError(f"{_place(where, lines, name)}: character '{name}' appears in no panel: {mend}")
     title = _text(story["title"], f"{where}: title")
     style_name = _text(story.get("style", NO_STYLE.name), f"{where}: style")
     try:
         style = find_style(style_name)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return Story(title, tuple(Character(*item) for item in names.items()), panels, style.name)
+    return Story(title, tuple(Character(*item) for item in descriptions.items()), panels, style.name)
+
+
+def _place(where: str, lines: Mapping[str | int, int], item: str | int) -> str:
+    return f"{where}: line {lines[item]}" if item in lines else where
 
 
 def _characters(data: Any, where: str) -> dict[str, str]:
-    """Return validated names and descriptions."""
+    """Return validated descriptions by normalized name."""
     if not isinstance(data, dict):
-        raise UserError(f"{where}: characters must map names to descriptions (or be {{}}), not '{_brief(data)}'")
-    descriptions = {}
-    for name, description in data.items():
-        if not isinstance(name, str) or not name.strip() or "[" in name or "]" in name or name.strip() == NO_CHARACTER:
-            raise UserError(f"{where}: '{name}' is not a valid character name: use quoted words, no brackets, not NC")
+        raise UserError(f"{where}: characters must map names to descriptions (or be {{}}), not {_brief(data)}")
+    descriptions: dict[str, str] = {}
+    for written, description in data.items():
+        name = normalize_name(written) if isinstance(written, str) else ""
+        if not name or "[" in name or "]" in name or name == NO_CHARACTER:
+            raise UserError(
+                f"{where}: '{written}' is not a valid character name: use quoted words, no brackets, not NC"
+            )
+        if name in descriptions:
+            raise UserError(f"{where}: the character '{name}' is described twice: remove one, or rename it")
+        if twin := find_twin(name, descriptions):
+            raise UserError(f"{where}: the characters '{twin}' and '{name}' differ only in case: rename one")
         text = _text(description, f"{where}: the description of '{name}'")
         if "[" in text or "]" in text:
             raise UserError(f"{where}: the description of '{name}' must not contain brackets: '{text}'")
-        descriptions[name.strip()] = text.rstrip(" .。")
+        descriptions[name] = text.rstrip(" .。")
     return descriptions
 
 
 def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     panel = _mapping(data, where, required=("prompt",), optional=("caption", "cut"))
     prompt = _text(panel["prompt"], f"{where}: prompt")
-    named = list(dict.fromkeys(name.strip() for name in NAME.findall(prompt)))
+    named = find_names(prompt)
     if not named:
         raise UserError(f"{where} names no character: write [Name], or [NC] for a panel without one, in '{prompt}'")
     if NO_CHARACTER in named and len(named) > 1:
@@ -157,14 +188,20 @@ def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     for name in named:
         if name != NO_CHARACTER and name not in descriptions:
             known = ", ".join(descriptions) or "none"
-            raise UserError(f"{where} names the undefined character [{name}]: describe it or use one of: {known}")
-    caption = panel.get("caption", _sentence(NAME.sub(lambda n: n[1] if n[1].strip() != NO_CHARACTER else "", prompt)))
+            mend = suggest_name(name, [*descriptions, NO_CHARACTER]) or "describe it or use a known name;"
+            raise UserError(f"{where} names the undefined character [{name}]: {mend} known names: {known}")
+    caption = panel.get("caption", _default_caption(prompt, named))
     if not isinstance(caption, str):
-        raise UserError(f"{where}: caption must be text, not '{_brief(caption)}': put it in quotes")
+        raise UserError(f"{where}: caption must be text, not {_brief(caption)}: put it in quotes, '' for none")
     cut = panel.get("cut", False)
     if not isinstance(cut, bool):
-        raise UserError(f"{where}: cut must be true or false, not '{_brief(cut)}'")
+        raise UserError(f"{where}: cut must be true or false, not {_brief(cut)}")
     return Panel(prompt, caption.strip(), tuple(name for name in named if name != NO_CHARACTER), cut)
+
+
+def _default_caption(prompt: str, named: list[str]) -> str:
+    """Return the prompt with the characters' names, without brackets."""
+    return _sentence(replace_names(prompt, {name: "" if name == NO_CHARACTER else name for name in named}))
 
 
 def _sentence(text: str) -> str:
@@ -174,19 +211,20 @@ def _sentence(text: str) -> str:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where} must be text, not '{_brief(value)}': write it in quotes")
+        raise UserError(f"{where} must be text, not {_brief(value)}: write it in quotes")
     return " ".join(value.split())
 
 
 def _brief(value: Any) -> str:
-    return textwrap.shorten(str(value), 60, placeholder=" …")
+    """Return a value for an error, in quotes and shortened; 'nothing' for a key without a value."""
+    return "nothing" if value is None else f"'{textwrap.shorten(str(value), 60, placeholder=' …')}'"
 
 
 def _mapping(data: Any, where: str, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:
     """Return `data` if it is a dictionary with all required and no unknown keys."""
     keys = ", ".join(required + optional)
     if not isinstance(data, dict):
-        raise UserError(f"{where} must be a mapping with the keys {keys}, not '{_brief(data)}'")
+        raise UserError(f"{where} must be a mapping with the keys {keys}, not {_brief(data)}")
     for key in data:
         if key not in required + optional:
             raise UserError(f"{where}: '{key}' is not a valid key: use {keys}")
@@ -194,35 +232,3 @@ def _mapping(data: Any, where: str, required: tuple[str, ...], optional: tuple[s
         if key not in data:
             raise UserError(f"{where} has no '{key}': add it")
     return data
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot read the story {path}: {reason}; give the path of a story script") from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A YAML loader that refuses duplicate keys; PyYAML silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key.value in (earlier.value for earlier in keys[:i]):
-                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = f"{error.problem}{line}"
-    except (yaml.YAMLError, ValueError) as error:
-        problem = " ".join(str(error).split())
-    raise UserError(f"{where} is not valid YAML ({problem}): correct it; text with [ ], # or : needs quotes")
