@@ -1,5 +1,6 @@
 """Every decoder gives the frames that were asked for, and says what is wrong with a video that has none."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def needs(backend: str):
 
 
 HERE = [needs(backend) for backend in BACKENDS]
+needs_decord = pytest.mark.skipif(not is_here("decord"), reason="decord cannot be loaded")
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +47,21 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return video(tmp_path_factory.mktemp("clip") / "a.mp4", FRAMES)
 
 
-def encode(codec: str = "libx264", container: str = "mp4", colours: int | None = None, **options: str) -> bytes:
-    """Encode 24 frames of moving coloured stripes, 46 × 62, in the given format with the encoder's options."""
+def encode(
+    codec: str = "libx264",
+    container: str = "mp4",
+    colours: int | None = None,
+    size: tuple[int, int] = (62, 46),
+    **options: str,
+) -> bytes:
+    """Encode 24 frames of moving coloured stripes, 62 × 46 pixels, in the given format with the encoder's options."""
     buffer = io.BytesIO()
-    y, x = np.mgrid[:46, :62]
+    width, height = size
+    y, x = np.mgrid[:height, :width]
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=12, options=options)
         assert isinstance(stream, VideoStream)
-        stream.height, stream.width, stream.pix_fmt = 46, 62, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         if colours is not None:
             stream.codec_context.colorspace, stream.codec_context.color_range = colours, 1
         for number in range(FRAMES):
@@ -145,13 +154,106 @@ def test_single_frame_is_refused(tmp_path):
 
 def test_sound_alone_is_refused():
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="wav") as output:
+    with av.open(buffer, "w", format="matroska") as output:
         stream = output.add_stream("pcm_s16le", rate=8000)
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         silence.rate = 8000
         output.mux(stream.encode(silence))
     with pytest.raises(UnreadableVideoError, match="no video stream"):
         Video(buffer.getvalue())
+
+
+SDP = (
+    b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+)
+PLAYLISTS = {
+    "sdp": SDP,
+    "hls": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
+    "concat": b"ffconcat version 1.0\nfile '/etc/passwd'\n",
+    "dash": b'<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period></Period></MPD>',
+    "mpjpeg": b"--x\r\nContent-type: image/jpeg\r\n\r\n",
+    "image": b"P6\n2 2\n255\n" + bytes(12),
+    "subtitles": b"1\n00:00:00,000 --> 00:00:01,000\nwords\n",
+}
+
+
+@pytest.mark.parametrize("text", PLAYLISTS.values(), ids=list(PLAYLISTS))
+def test_containers_that_are_not_listed_are_refused(text):
+    """Among FFmpeg's others are those that bind ports and open other files and addresses."""
+    with pytest.raises(UnreadableVideoError, match="it is no video: "):
+        Video(text)
+
+
+def test_a_session_description_is_refused_before_it_is_read():
+    """FFmpeg would bind the UDP ports that it names, and wait for packets."""
+    with pytest.raises(UnreadableVideoError, match="its container is none of mov, mp4"):
+        Video(SDP)
+
+
+MATRICES = [(angle, mirrored) for angle in (0, 90, 180, 270) for mirrored in (False, True)]
+
+
+def encode_turned(angle: float, mirrored: bool) -> bytes:
+    """Encode a video whose coded frames have brightness 60 in the top left quarter, else 200, with a display matrix."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=8, options={"qp": "0"})
+        assert isinstance(stream, VideoStream)
+        stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
+        stream.set_display_rotation(angle, hflip=mirrored)
+        image = np.full((32, 64, 3), 200, np.uint8)
+        image[:16, :32] = 60
+        for _ in range(4):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("angle", "mirrored"), MATRICES)
+@pytest.mark.parametrize("backend", HERE)
+def test_the_display_matrix_is_applied_once_by_every_decoder(backend, angle, mirrored):
+    video = Video(encode_turned(angle, mirrored))
+    coded = np.full((32, 64), 200)
+    coded[:16, :32] = 60
+    upright = np.rot90(coded, angle // 90)  # both anticlockwise
+    upright = upright[:, ::-1] if mirrored else upright
+    assert (video.info.height, video.info.width) == upright.shape
+    frames = video.read([0, 3], backend)
+    assert frames.shape == (2, *upright.shape, 3)
+    assert np.abs(frames.astype(int) - upright[..., None]).max() <= 3
+
+
+def test_an_orientation_between_right_angles_is_refused():
+    with pytest.raises(UnreadableVideoError, match=r"display matrix .* is no rotation by a multiple of 90°"):
+        Video(encode_turned(45, False))
+
+
+def test_a_damaged_header_is_no_traceback():
+    """Every byte of the boxes changed: the video is read or refused with the reason."""
+    blob = encode_turned(90, False)
+    start = blob.index(b"moov") - 4
+    for place in range(start, len(blob), 3):
+        damaged = bytearray(blob)
+        damaged[place] ^= 0xFF
+        with contextlib.suppress(UnreadableVideoError):
+            assert Video(bytes(damaged)).info.frames > 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(61, 45), (62, 45), (61, 46), (24, 48)])
+@pytest.mark.parametrize("backend", HERE)
+def test_odd_sizes_are_decoded_or_refused_with_codec_and_remedy(backend, width, height):
+    video = Video(encode("mpeg4", size=(width, height)))
+    if (backend, width) == ("decord", 24):
+        with pytest.raises(UnreadableVideoError, match=r"\(mpeg4, 24 × 48\); backend=pyav may read it"):
+            video.read([0, 5], backend)
+    else:
+        assert video.read([0, 5], backend).shape == (2, height, width, 3)
+
+
+@needs_decord
+def test_error_names_a_codec_that_decord_lacks_and_the_decoder_that_has_it():
+    with pytest.raises(UnreadableVideoError, match=r"\(av1, 62 × 46\); backend=pyav may read it"):
+        Video(encode("libsvtav1")).read([0])
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Decode frames of a video in memory by decord, PyAV or torchcodec: one interface, the same frames.
 
-F frames, H and W pixels. Frames are numbered by presentation time, whatever the frame rate does. A rotation noted in
-the file is not applied. decord 0.6 refuses frames 16, 24, 48 or 72 pixels wide.
+F frames, H and W pixels. Frames are numbered by presentation time, whatever the frame rate does. The display matrix of
+MP4 and MOV files is applied, so frames are upright. decord 0.6 refuses frames 16, 24, 48 or 72 pixels wide, and AV1.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from storydiffusion.data.display_matrix import Orientation, UnknownOrientationError, clear_matrix, read_orientation
 from storydiffusion.errors import UserError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
 MIN_FRAMES = 2  # one frame has no motion
+CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg")
+"""FFmpeg's demuxers that read videos: none opens another file or a network socket, as sdp, hls and concat do."""
 
 
 class UnreadableVideoError(Exception):
@@ -26,7 +30,7 @@ class UnreadableVideoError(Exception):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A video's properties according to its container: number of frames, frames per second, size in pixels."""
+    """A video's properties according to its container: number of frames, frames per second, upright size in pixels."""
 
     frames: int
     fps: float
@@ -77,11 +81,23 @@ class Video:
             raise ValueError("indices is empty: give at least one frame")
         if not 0 <= min(indices) <= max(indices) < self.info.frames:
             raise UnreadableVideoError(f"it has {self.info.frames} frames, not frames {min(indices)}…{max(indices)}")
-        frames = decode(self._blob, list(indices), self._index)
-        expected = (len(indices), self.info.height, self.info.width, 3)
+        orientation = self._index.orientation
+        blob = self._blob if orientation == Orientation() else clear_matrix(self._blob)
+        try:
+            frames = decode(blob, list(indices), self._index)
+        except UnreadableVideoError as error:
+            raise UnreadableVideoError(f"{error}{self._advise(backend)}") from error
+        expected = (len(indices), *orientation.compute_size(self.info.height, self.info.width), 3)
         if frames.shape != expected or frames.dtype != np.uint8:
-            raise UnreadableVideoError(f"{backend} decoded {frames.dtype} {frames.shape}, not uint8 {expected}")
-        return frames
+            raise UnreadableVideoError(
+                f"{backend} decoded {frames.dtype} {frames.shape}, not uint8 {expected}{self._advise(backend)}"
+            )
+        return orientation.apply(frames)
+
+    def _advise(self, backend: str) -> str:
+        """Return the codec and size that a decoder failed on, and the decoder that reads most of them."""
+        video = f" ({self._index.codec}, {self.info.width} × {self.info.height})"
+        return video if backend == "pyav" else f"{video}; backend=pyav may read it"
 
 
 def check_backend(backend: str) -> None:
@@ -95,14 +111,19 @@ class _Index:
     times: tuple[int, ...]  # presentation times of the frames, ascending, in the stream's time base
     keys: tuple[int, ...]  # presentation times of the key frames, in the file's order
     has_open_gop: bool  # frames shown before a key frame follow it in the file and need earlier ones
+    codec: str
+    orientation: Orientation
 
 
 def _open(blob: bytes) -> "InputContainer":
     import av
-    from av.error import FFmpegError
+    from av.error import ArgumentError, FFmpegError
 
+    only_files = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
     try:
-        return av.open(BytesIO(blob), "r", metadata_errors="replace")
+        return av.open(BytesIO(blob), "r", metadata_errors="replace", container_options=only_files)
+    except ArgumentError as error:  # of the list
+        raise UnreadableVideoError(f"it is no video: its container is none of {', '.join(CONTAINERS)}") from error
     except (FFmpegError, ValueError) as error:
         raise UnreadableVideoError(f"it is no video: {_reason(error)}") from error
 
@@ -118,6 +139,8 @@ def _index(blob: bytes, limits: VideoLimits) -> _Index:
             raise UnreadableVideoError("it has no video stream")
         stream = container.streams.video[0]
         context = stream.codec_context
+        if context is None:
+            raise UnreadableVideoError("its codec is unknown to FFmpeg")
         _check("pixels a frame", context.height * context.width, limits.pixels)
         _check("seconds", (container.duration or 0) / 1e6, limits.seconds)
         _check("frames", stream.frames, limits.frames)
@@ -150,8 +173,12 @@ def _index(blob: bytes, limits: VideoLimits) -> _Index:
         known = sorted({time for time in times if time is not None})
         if len(known) < len(times) or fps <= 0:
             raise UnreadableVideoError("its frames have no clear times")
-        info = VideoInfo(len(times), fps, context.height, context.width)
-        return _Index(info, tuple(known), tuple(keys), has_open_gop)
+        try:
+            orientation = read_orientation(blob)
+        except UnknownOrientationError as error:
+            raise UnreadableVideoError(str(error)) from error
+        info = VideoInfo(len(times), fps, *orientation.compute_size(context.height, context.width))
+        return _Index(info, tuple(known), tuple(keys), has_open_gop, context.codec.canonical_name, orientation)
 
 
 def _check(what: str, value: float, limit: float) -> None:
@@ -179,7 +206,8 @@ def _decode_by_decord(blob: bytes, indices: list[int], index: _Index) -> np.ndar
                 found[number] = frame.asnumpy()
         return np.stack([found[number] for number in indices])
     except (decord.DECORDError, RuntimeError, StopIteration) as error:
-        raise UnreadableVideoError(f"decord cannot decode it: {_reason(error)}") from error
+        reason = re.sub(r"^\[[\d:]+\] \S+: ", "", _reason(error))  # without the time and decord's source line
+        raise UnreadableVideoError(f"decord cannot decode it: {reason}") from error
 
 
 def _decode_by_pyav(blob: bytes, indices: list[int], index: _Index) -> np.ndarray:
