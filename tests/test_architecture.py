@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "attention": "errors",
     "data": "errors output",
     "storyworld": "errors data output",
-    "models": "errors config attention",
+    "models": "errors config attention output",
     "loaders": "errors config output models",
     "pipelines": f"{LEAVES} models loaders",
     "baselines": f"{LEAVES} models loaders pipelines",

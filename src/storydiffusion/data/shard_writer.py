@@ -38,6 +38,7 @@ from storydiffusion.data.shards import (
 from storydiffusion.data.sources import ClipSource, SourceClip
 from storydiffusion.data.video_reader import DEFAULT_LIMITS, UnreadableVideoError, VideoLimits
 from storydiffusion.errors import UserError
+from storydiffusion.output.json_file import build, read_object
 
 REJECTS = "rejects.jsonl"
 PARTS = "parts"
@@ -188,10 +189,9 @@ def _write_shard(job: _Job) -> _Part:
 def _read_part(job: _Job) -> _Part | None:
     """Read the part file; return None if the shard is missing, incomplete or has another number of rows."""
     try:
-        data = json.loads(job.part.read_text(encoding="utf-8"))
-        part = _Part(data["rows"], IndexRecord(**data["shard"]), data["rejects"])
+        part = build(_Part, read_object(job.part))
         is_whole = is_indexed(job.tar, part.shard)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
     return part if is_whole and part.rows == len(job.clips) else None
 

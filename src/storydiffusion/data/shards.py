@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.errors import UserError
+from storydiffusion.output.json_file import build, parse_object, read_object, read_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -52,6 +53,11 @@ class IndexRecord(ShardRecord):
     rows_crc32: int
 
 
+@dataclass(frozen=True)
+class _Summary:
+    shards: tuple[IndexRecord, ...]
+
+
 def format_manifest(manifest: ShardManifest) -> str:
     """Return the text of manifest.json."""
     return json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, ensure_ascii=False) + "\n"
@@ -66,12 +72,14 @@ def read_manifest(folder: Path) -> ShardManifest | None:
     if not path.exists():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data.pop("format") != FORMAT:
+        data = read_object(path)
+        if data.pop("format", None) != FORMAT:
             raise ValueError("another format")
-        shards = tuple(ShardRecord(**{**shard, "name": _checked(shard["name"])}) for shard in data["shards"])
-        return ShardManifest(**{**data, "shards": shards})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = build(ShardManifest, data)
+        for shard in manifest.shards:
+            _checked(shard.name)
+        return manifest
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a manifest of shards ({error}): write the shards again") from error
 
 
@@ -94,15 +102,15 @@ def read_summary(folder: Path) -> dict[str, IndexRecord]:
     if not path.exists():
         return {}
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
-        if data["format"] != FORMAT:
+        text = read_text(path)
+        data = parse_object(text)
+        if data.get("format") != FORMAT:
             raise ValueError("another format")
-        if data["sha256"] != _digest(text.partition("[\n")[2].rpartition("\n]}")[0]):
+        if data.get("sha256") != _digest(text.partition("[\n")[2].rpartition("\n]}")[0]):
             raise ValueError("its checksum does not fit")
-        records = [IndexRecord(**shard) for shard in data["shards"]]
+        records = build(_Summary, {"shards": data.get("shards")}).shards
         return {_checked(record.name): record for record in records}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as an index of shards ({error}): delete {folder / INDEX} and index them again"
         ) from error

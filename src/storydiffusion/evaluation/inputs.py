@@ -5,7 +5,6 @@ Everything that can be found missing or damaged without decoding is refused here
 Shapes: F frames, H × W pixels.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from storydiffusion.errors import UserError, first_line
 from storydiffusion.evaluation.metrics.clips import Box
 from storydiffusion.evaluation.result import FILE
 from storydiffusion.output.film_strip import open_strip
+from storydiffusion.output.json_file import parse_object
 from storydiffusion.output.manifest import Manifest, read_manifest
 from storydiffusion.story.given_images import read_image
 
@@ -253,9 +253,8 @@ def _read_boxes(file: Path | None, names: Sequence[str]) -> dict[str, Box]:
         return {}
     text = _read(file, "boxes")
     try:
-        boxes = json.loads(text)
-        found = {name: (int(a), int(b), int(c), int(d)) for name, (a, b, c, d) in boxes.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        found = {name: (int(a), int(b), int(c), int(d)) for name, (a, b, c, d) in parse_object(text).items()}
+    except (ValueError, TypeError) as error:
         raise UserError(f'boxes={file} cannot be read. Write {{"NAME.png": [x0, y0, x1, y1], …}} there') from error
     for name, (x0, y0, x1, y1) in found.items():
         if name not in names:

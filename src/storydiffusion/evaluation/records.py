@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import write_atomically
+from storydiffusion.output.json_file import read_object
 
 RECORDS = "records.json"
 """The name of a benchmark's file"""
@@ -65,9 +66,11 @@ def _load(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if not file.exists():
         return {"settings": dict(settings), "records": []}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        before, _ = content["settings"], content["records"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = read_object(file)
+        before, done = content["settings"], content["records"]
+        if not isinstance(before, dict) or not isinstance(done, list) or not all(isinstance(one, dict) for one in done):
+            raise ValueError("no records")
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file} holds no records. Delete it or choose another run_dir") from error
     if other := [name for name in settings if before.get(name) != settings[name]]:
         raise UserError(

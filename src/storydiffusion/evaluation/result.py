@@ -4,7 +4,6 @@ Two results are compared item by item, so result.json keeps the value of every i
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.output.files import write_atomically
+from storydiffusion.output.json_file import build, read_object
 
 FILE = "result.json"
 
@@ -78,10 +78,8 @@ def load_result(file: Path) -> Result:
         UserError: the file is missing or is not a result.
     """
     try:
-        content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        metrics = {name: MetricValues(**values) for name, values in content["metrics"].items()}
-        return Result(**{**content, "metrics": metrics})
+        return build(Result, read_object(file))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} is not a result. Run the benchmark or evaluation again") from error

@@ -1,21 +1,37 @@
 """RESULTS.md and results/: the section, plot and numbers of each claim, and the summary of all verdicts."""
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from storydiffusion.evaluation.compare import Comparison, plot_comparison, to_data
+from storydiffusion.errors import UserError, first_line
+from storydiffusion.evaluation.compare import Cell, Comparison, plot_comparison, to_data
 from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.evaluation.records import RECORDS, json_bytes
 from storydiffusion.experiments.claims import CLAIMS, Claim, Verdict
 from storydiffusion.output.files import write_atomically
+from storydiffusion.output.json_file import build, read_object
 
 DOCUMENT, FOLDER, SUMMARY = "RESULTS.md", "results", "summary"
 KEYS = re.compile(r"(^|,)[\w.]+=")
 """The keys in a job's name, as in csa.rate=0.5,csa.sampler=uniform"""
+
+
+@dataclass(frozen=True)
+class _Metric:
+    direction: str
+    jobs: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What is read again of a claim's file in results/."""
+
+    verdict: Verdict
+    seconds: dict[str, float]
+    metrics: dict[str, _Metric]
 
 
 def update_document(claim: Claim, comparison: Comparison, sweep_folder: Path, out: Path, template: Path) -> None:
@@ -34,7 +50,7 @@ def update_document(claim: Claim, comparison: Comparison, sweep_folder: Path, ou
     numbers = {"verdict": asdict(verdict), "seconds": seconds, **to_data(comparison)}
     before = files / f"{claim.name}.json"
     if before.exists():
-        print(compare_with_earlier(json.loads(before.read_text("utf-8")), numbers, claim, labels), flush=True)
+        print(compare_with_earlier(read_numbers(before), numbers, claim, labels), flush=True)
     write_atomically(before, json_bytes(numbers))
     plot = plot_comparison(comparison, claim.shown, labels, _list_keys(comparison))
     write_atomically(files / f"{claim.name}.png", plot)
@@ -83,15 +99,20 @@ def write_summary(files: Path) -> str:
     """Return the verdict of each measured claim, and the time of the measurements."""
     from storydiffusion.evaluation.tables import markdown_table
 
-    found = {
-        claim: json.loads(file.read_text(encoding="utf-8"))
-        for claim in CLAIMS
-        if (file := files / f"{claim.name}.json").exists()
-    }
+    found = {claim: read_numbers(file) for claim in CLAIMS if (file := files / f"{claim.name}.json").exists()}
     rows = [[claim.name, one["verdict"]["status"]] for claim, one in found.items()]
     seconds = sum({claim.sweep.name: sum(one["seconds"].values()) for claim, one in found.items()}.values())
     time = f"The jobs took {seconds / 60:.0f} minutes in total, without loading."
     return f"{markdown_table(['claim', 'verdict'], rows)}\n{time}"
+
+
+def read_numbers(file: Path) -> dict[str, Any]:
+    """Read the numbers of a claim. Raises UserError for a file without them."""
+    try:
+        content = read_object(file)
+        return asdict(build(_Numbers, {each.name: content.get(each.name) for each in fields(_Numbers)}))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} holds no numbers of a claim ({first_line(error)}): delete it") from error
 
 
 def compare_with_earlier(before: Mapping[str, Any], now: Mapping[str, Any], claim: Claim, jobs: Collection[str]) -> str:
@@ -113,7 +134,13 @@ def read_seconds(folder: Path, comparison: Comparison) -> dict[str, float]:
     """Return how long each job took, without loading."""
 
     def seconds(job: str) -> float:
-        return sum(one["seconds"] for one in json.loads((folder / job / RECORDS).read_text("utf-8"))["records"])
+        file = folder / job / RECORDS
+        try:
+            return sum(one["seconds"] for one in read_object(file)["records"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file} holds no records ({first_line(error)}): delete it and run the job again"
+            ) from error
 
     return {job: round(seconds(job), 1) for job in comparison.results}
 

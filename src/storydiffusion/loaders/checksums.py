@@ -16,6 +16,7 @@ from typing import Any
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.sources import HUB_ID, find_part_folder, names_registered_encoder, package_path
 from storydiffusion.output.files import compute_sha256, write_atomically
+from storydiffusion.output.json_file import read_object
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SETTLED = 2 * 10**9
@@ -38,8 +39,8 @@ def compute_checksums(files: Mapping[str, Path]) -> dict[str, str]:
         status = real.stat()
         key, stamp = str(real), [status.st_size, status.st_mtime_ns]
         entry = known.get(key)
-        if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3:
-            digests[name] = str(entry[2])
+        if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3 and SHA256.fullmatch(str(entry[2])):
+            digests[name] = entry[2]
             continue
         digests[name] = compute_sha256(real)
         if time.time_ns() - status.st_mtime_ns > SETTLED:
@@ -83,10 +84,9 @@ def cache_file() -> Path:
 def _read_cache(place: Path) -> dict[str, Any]:
     """Return the cached entries, path → [size, mtime_ns, digest]; empty if there is no readable cache."""
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
+        return read_object(place)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write_cache(place: Path, entries: Mapping[str, Any]) -> None:

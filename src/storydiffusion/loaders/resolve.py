@@ -4,7 +4,6 @@ Every stage of a run receives the same `ResolvedModel`. Weights are hashed and t
 for checksums or for the device, so a finished run answers at once.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from storydiffusion.errors import UserError, first_line
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums, get_part_key
 from storydiffusion.loaders.schedulers import check_scheduler
 from storydiffusion.loaders.sources import find_model_folder, package_path
+from storydiffusion.output.json_file import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -265,10 +265,9 @@ def check_video_parts(model: Path, video: VideoConfig) -> None:
 def _read_part_config(folder: Path) -> dict[str, Any]:
     """Return the config.json of a part; empty if there is none to read, which loading the part reports."""
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return read_object(folder / "config.json")
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -278,11 +277,8 @@ def read_json(file: Path) -> dict[str, Any]:
         UserError: a file that is missing, unreadable or no object.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file)
     except FileNotFoundError as error:
         raise UserError(f"{file.parent} is no model folder: it has no {file.name}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file} ({first_line(error)}): fetch it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not a JSON object: fetch it again")
-    return content

@@ -9,6 +9,7 @@ import torch
 
 from storydiffusion.errors import UserError
 from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
+from storydiffusion.output.json_file import read_object
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -32,14 +33,11 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder) / CONFIG
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {CONFIG}: give the folder of a predictor") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file} ({error}): fetch it again") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{file} is not a JSON object: fetch it again")
-    return settings
 
 
 def load_predictor(folder: str | Path, dtype: torch.dtype = torch.float32) -> SemanticMotionPredictor:

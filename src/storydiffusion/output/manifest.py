@@ -3,14 +3,14 @@
 import json
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from types import NoneType
-from typing import Any, get_origin, get_type_hints
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import write_atomically
+from storydiffusion.output.json_file import build, read_object
 
 FORMAT = 2
 PACKAGES = ("storydiffusion", "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow")
@@ -28,6 +28,9 @@ class PanelRecord:
     seed: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        _check_inside(self.file)
+
 
 @dataclass(frozen=True)
 class VideoRecord:
@@ -40,6 +43,9 @@ class VideoRecord:
     settings: dict[str, Any]
     weights: dict[str, str]
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        _check_inside(self.file)
 
 
 @dataclass(frozen=True)
@@ -89,35 +95,23 @@ def read_manifest(path: str | Path) -> Manifest:
     """Read a manifest. Raises UserError for a file that is missing, damaged or of another format."""
     remedy = "remove it or choose another run folder"
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = read_object(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
-    except ValueError:
-        raise UserError(f"{path} is damaged, it is not JSON: {remedy}") from None
-    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from None
+    if data.pop("format", None) != FORMAT:
         raise UserError(f"{path} is not a manifest of format {FORMAT}: {remedy}")
     try:
-        panels = tuple(PanelRecord(**_exact(PanelRecord, panel)) for panel in data["panels"])
-        video = data.get("video") and VideoRecord(**_exact(VideoRecord, data["video"]))
-        return Manifest(**{**_exact(Manifest, data), "panels": panels, "video": video})
-    except (KeyError, TypeError, ValueError) as error:
+        if missing := [each.name for each in fields(Manifest) if each.name not in data]:
+            raise ValueError(f"{missing[0]} is missing")
+        return build(Manifest, data)
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
 
 
-def _exact(schema: type, data: dict[str, Any]) -> dict[str, Any]:
-    """Return `data` if it has exactly the fields of `schema`, with values of their basic types."""
-    hints = get_type_hints(schema)
-    for name, hint in hints.items():
-        if name not in data or not isinstance(data[name], _json_types(hint)):
-            raise ValueError(f"'{name}' is missing or of a wrong type")
-    if unknown := set(data) - set(hints):
-        raise ValueError(f"unknown keys {sorted(unknown)}")
-    return data
-
-
-def _json_types(hint: Any) -> tuple[type, ...]:
-    """Return a field's types after JSON decoding: tuples become lists, records dictionaries."""
-    if hint == VideoRecord | None:
-        return (dict, NoneType)
-    kind = get_origin(hint) or hint
-    return (list,) if kind is tuple else (kind,)
+def _check_inside(file: str) -> None:
+    """Check that `file` lies in the run folder, since reports and studies embed it."""
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts or not path.name or not file.isprintable():
+        raise ValueError(f"the file {file!r} does not lie in the run folder")

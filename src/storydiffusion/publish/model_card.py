@@ -15,6 +15,7 @@ from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
 from storydiffusion.loaders.video import load_video_model
 from storydiffusion.output.files import write_atomically
+from storydiffusion.output.json_file import read_object
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -219,7 +220,7 @@ def count_parameters(folder: Path) -> dict[str, int]:
 def read_training_record(file: Path) -> dict[str, Any]:
     """Return how each part was trained."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{file} is missing or damaged, so the training is unknown. Train the parts and export them there"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.output.files import check_checksums, write_checksums
+from storydiffusion.output.json_file import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ def from_pretrained(folder: str | Path, dtype: "torch.dtype | None" = None) -> R
 
     folder = Path(folder)
     check_checksums(folder)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = _read_config(folder)
     kept: torch.dtype = dtype or getattr(torch, config["dtype"])
     predictor, adapter = (folder / part if (folder / part).is_dir() else None for part in PREFIXES)
     return Release(
@@ -122,6 +123,16 @@ def from_pretrained(folder: str | Path, dtype: "torch.dtype | None" = None) -> R
         load_motion_adapter(adapter, dtype=kept) if adapter else None,
         config,
     )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = read_object(folder / CONFIG)
+        if config.get("dtype") not in DTYPES:
+            raise ValueError(f"its dtype is none of {', '.join(DTYPES)}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {folder / CONFIG} ({first_line(error)}): download the release again") from error
+    return config
 
 
 def release(config: ReleaseConfig) -> None:

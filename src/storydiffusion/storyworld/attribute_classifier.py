@@ -5,13 +5,27 @@ It is trained on rendered images and measures generated ones, so it must be robu
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from storydiffusion.errors import UserError, first_line
+from storydiffusion.output.json_file import build, read_object
 from storydiffusion.storyworld.truth import ATTRIBUTES
+
+
+@dataclass(frozen=True)
+class _Config:
+    """config.json; `channels` of one block each, which halves the side, 128 at first."""
+
+    channels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.channels) <= 7 or not all(1 <= width <= 4096 for width in self.channels):
+            raise ValueError(f"channels {list(self.channels)} are not 1 to 7 numbers from 1 to 4096")
 
 
 class AttributeClassifier(nn.Module):
@@ -56,7 +70,10 @@ class AttributeClassifier(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "AttributeClassifier":
-        """Load a saved classifier in float32 and eval mode."""
-        classifier = cls(json.loads((folder / "config.json").read_text())["channels"])
+        """Load a saved classifier in float32 and eval mode. Raises UserError where its config.json cannot be read."""
+        try:
+            classifier = cls(build(_Config, read_object(folder / "config.json")).channels)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {folder / 'config.json'} ({first_line(error)}): fetch it again") from error
         classifier.load_state_dict(load_file(folder / "model.safetensors"))
         return classifier.float().eval()

@@ -25,6 +25,7 @@ from lightning.fabric.utilities.types import _PATH
 
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.output.files import compute_sha256, sync_folder
+from storydiffusion.output.json_file import build, read_object
 
 SUFFIX = ".ckpt"
 NAME = re.compile(r"step-(\d{8,})")
@@ -39,6 +40,14 @@ class StoredFile:
 
     size: int  # bytes
     sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """A checkpoint's step, and its files by their names relative to the checkpoint folder."""
+
+    step: int
+    files: dict[str, StoredFile]
 
 
 @dataclass(frozen=True)
@@ -237,12 +246,12 @@ def _find_fault(path: Path) -> str | None:
 def _find_difference(manifest: Path, path: Path) -> str | None:
     """Return how a checkpoint differs from a manifest, or None if it matches."""
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        stated = {str(name): StoredFile(**stored) for name, stored in content["files"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        content = build(_Manifest, read_object(manifest))
+    except (OSError, ValueError):
         return "has an unreadable manifest"
-    if content.get("step") != _get_step(path):
-        return f"has the manifest of step {content.get('step')}"
+    if content.step != _get_step(path):
+        return f"has the manifest of step {content.step}"
+    stated = content.files
     try:
         sizes = {name: file.stat().st_size for name, file in _list_files(path).items()}
         if sizes.keys() != stated.keys():

@@ -4,17 +4,18 @@ The study page contains opaque names only. The key maps each comparison on the p
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from storydiffusion.errors import UserError
+from storydiffusion.errors import UserError, first_line
 from storydiffusion.output.files import write_atomically
+from storydiffusion.output.json_file import build, read_object
 
 FORMAT = 1
 LONGEST_NAME = 64  # characters
+LONGEST_ANSWER = 10**8  # seconds, three years
+LARGEST_ANSWERS = 8 * 2**20  # bytes
 SIDES = ("left", "right")
 ORDERS = ("first", "second")
 
@@ -58,13 +59,35 @@ class Answer:
     seconds: float
 
     def __post_init__(self) -> None:
-        if self.left not in ORDERS or self.chosen not in SIDES or not self.seconds >= 0:
-            raise ValueError(f"the answer to {self.comparison!r} is invalid")
+        if self.left not in ORDERS or self.chosen not in SIDES or not 0 <= self.seconds <= LONGEST_ANSWER:
+            raise ValueError(f"the answer to {self.comparison[:LONGEST_NAME]!r} is invalid")
 
     @property
     def order(self) -> str:
         """Return the chosen method, 'first' or 'second'."""
         return self.left if self.chosen == "left" else ORDERS[self.left == "first"]
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """The content of a participant's file."""
+
+    format: int
+    study: str
+    participant: str
+    started: str
+    finished: str
+    answers: tuple[Answer, ...]
+
+    def __post_init__(self) -> None:
+        name, asked = self.participant, {answer.comparison for answer in self.answers}
+        if self.format != FORMAT:
+            raise ValueError("it has another format")
+        if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:  # safe in a table
+            raise ValueError(f"the participant {name[:LONGEST_NAME]!r} is no name")
+        datetime.fromisoformat(self.finished)
+        if len(asked) < len(self.answers):
+            raise ValueError("a comparison is answered twice")
 
 
 @dataclass(frozen=True)
@@ -91,16 +114,15 @@ def save_key(key: Key, file: Path) -> None:
 def load_key(file: Path) -> Key:
     """Read a key. Raises UserError for a file that is missing or not a key."""
     try:
-        content = _json(file)
-        if content.pop("format") != FORMAT:
+        content = read_object(file)
+        if content.pop("format", None) != FORMAT:
             raise ValueError("another format")
-        comparisons = {name: Comparison(**one) for name, one in content["comparisons"].items()}
-        return Key(**{**content, "comparisons": comparisons})
-    except UserError:  # a file that cannot be opened
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return build(Key, content)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {first_line(error)}") from error
+    except ValueError as error:
         raise UserError(
-            f"{file} is not the key of a study: give the key.json that `storydiffusion user-study` wrote"
+            f"{file} is not the key of a study ({error}): give the key.json that `storydiffusion user-study` wrote"
         ) from error
 
 
@@ -111,45 +133,17 @@ def load_answers(file: Path, key: Key) -> Answers:
     """
     remedy = "remove it from the folder, or ask the participant to send it again"
     try:
-        content = _json(file)
-        study = content["study"]
-        answers = tuple(Answer(**answer) for answer in content["answers"])
-        datetime.fromisoformat(content["finished"])
-        found = Answers(file, _name(content["participant"]), content["finished"], answers)
-        if content["format"] != FORMAT:
-            raise ValueError("another format")
-        asked = [answer.comparison for answer in answers]
-        if len(set(asked)) < len(asked):
-            raise ValueError("a comparison is answered twice")
-    except UserError:  # a file that cannot be opened
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged or not an answers file: {remedy}") from error
-    if study != key.study:
-        raise UserError(f"{file} holds answers to another study ({str(study)[:LONGEST_NAME]!r}): {remedy}")
+        sent = build(_Sent, read_object(file, LARGEST_ANSWERS))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {first_line(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is damaged or not an answers file ({error}): {remedy}") from error
+    if sent.study != key.study:
+        raise UserError(f"{file} holds answers to another study ({sent.study[:LONGEST_NAME]!r}): {remedy}")
+    answers, asked = sent.answers, [answer.comparison for answer in sent.answers]
     if unknown := set(asked) - key.comparisons.keys():
-        raise UserError(f"{file} answers {sorted(unknown)[0]!r}, which is not in the study: {remedy}")
+        raise UserError(f"{file} answers {sorted(unknown)[0][:LONGEST_NAME]!r}, which is not in the study: {remedy}")
     planned = min(key.per_person, len(key.comparisons))
     if len(answers) != planned:
         raise UserError(f"{file} holds {len(answers)} answers instead of {planned}: {remedy}")
-    return found
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises UserError for an unreadable file, ValueError for other content."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(content, Mapping):
-        raise ValueError("not a mapping")
-    return dict(content)
-
-
-def _name(text: Any) -> str:
-    """Return a participant name that is safe in a table (no control characters). Raises ValueError."""
-    if not isinstance(text, str) or not text.strip() or not text.isprintable() or len(text) > LONGEST_NAME:
-        raise ValueError("not a name")
-    return text.strip()
+    return Answers(file, sent.participant.strip(), sent.finished, answers)

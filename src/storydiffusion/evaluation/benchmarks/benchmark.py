@@ -1,6 +1,5 @@
 """What every benchmark provides to `run.py`, and what they share: the attribute classifier that reads the images."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.checksums import compute_checksums
 from storydiffusion.loaders.resolve import ResolvedModel
+from storydiffusion.output.json_file import read_object
 
 READ_SIZE = 128
 """Height and width of the images that the attribute classifier reads, in pixels"""
@@ -63,7 +63,9 @@ def read_accuracy(folder: Path) -> dict[str, float]:
     from storydiffusion.training.record import RECORD
 
     try:
-        accuracy = json.loads((folder / RECORD).read_text(encoding="utf-8"))["attribute_classifier"]["figures"]
+        accuracy = read_object(folder / RECORD)["attribute_classifier"]["figures"]
+        if not isinstance(accuracy, dict) or not all(isinstance(share, int | float) for share in accuracy.values()):
+            raise ValueError("no accuracies")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / RECORD} has no accuracy of an attribute classifier. Train one and export it into this folder"

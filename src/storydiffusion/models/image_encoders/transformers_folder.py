@@ -1,6 +1,5 @@
 """Folders that a transformers model's save_pretrained wrote: nothing of them is loaded in part."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from storydiffusion.errors import UserError, first_line
+from storydiffusion.output.json_file import read_object
 
 HALF = (0.5, 0.5, 0.5)
 """mean and standard deviation that map pixels to [−1, 1]"""
@@ -41,8 +41,8 @@ def read_model_type(folder: str | Path) -> str:
     """
     file = Path(folder) / "config.json"
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(read_object(file)["model_type"])
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"cannot load an image encoder from {folder}: {file.name} has no model_type ({first_line(error)}). Give "
             "the folder of a transformers model."
@@ -59,8 +59,8 @@ def read_preprocessor(folder: str | Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return read_object(file)
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file} ({first_line(error)}): fetch it again.") from error
 
 
