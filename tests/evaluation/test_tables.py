@@ -1,8 +1,13 @@
+import re
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.statistics import Estimate, PairedDifference
 from storydiffusion.evaluation.tables import (
+    escape_markdown,
     format_difference,
     format_mean,
     format_p,
@@ -35,6 +40,38 @@ def test_table():
     ]
     with pytest.raises(ValueError, match="1 cells"):
         markdown_table(["rate", "x"], [["off"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Mia's cat, no. 3 (50 %): 雪, café!", "Mia's cat, no. 3 (50 %): 雪, café!"),
+        ("csa.anchor_panels=4, p_01", "csa.anchor_panels=4, p_01"),
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("<!-- end -->", "&lt;!-- end --&gt;"),
+        ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
+        ("[x](javascript:alert(1))", "&#91;x&#93;(javascript:alert(1))"),
+        ("![x](http://a.b/c)", "!&#91;x&#93;(http:\\//a.b/c)"),
+        ("https://a.b www.a.b", "https:\\//a.b www\\.a.b"),
+        ("*a* _b_ ~c~ `d` $e$", "\\*a\\* \\_b\\_ \\~c\\~ \\`d\\` \\$e\\$"),
+        ("\\[", "\\\\&#91;"),
+        ("a\nb\r\0\x1b[31m", "aU+000AbU+000DU+0000U+001B&#91;31m"),
+        ("a\u202eb\u2066\u200b\u2028\ud800", "aU+202EbU+2066U+200BU+2028U+D800"),
+    ],
+)
+def test_text_of_unknown_origin_is_shown_as_it_is(text, shown):
+    assert escape_markdown(text) == shown
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text() | st.text(alphabet="<>[]()!*_`~$&\\|:/w.a \n"))
+def test_escaped_text_stays_in_its_cell_and_holds_no_markup(text):
+    table = markdown_table(["a"], [[escape_markdown(text)]])
+    assert table.count("\n") == 3
+    cell = table.splitlines()[2]
+    assert not set("<>[]") & set(cell)
+    assert not re.search(r"(?<!\\)(\\\\)*[`*~$]", cell)
+    assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", cell)) == 2
 
 
 def test_a_section_is_replaced_and_nothing_else():

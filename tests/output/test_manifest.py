@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storydiffusion.errors import UserError
 from storydiffusion.output.manifest import (
@@ -68,6 +71,20 @@ BAD = {
     "panel no mapping": changed(panels=["x"]),
     "panel without seed": changed(panels=[{k: v for k, v in vars(PANEL).items() if k != "seed"}]),
     "panel with a wrong seed": changed(panels=[{**vars(PANEL), "seed": "1"}]),
+    "panel with a large seed": changed(panels=[{**vars(PANEL), "seed": 10**400}]),
+    "panel with a seed that is no integer": changed(panels=[{**vars(PANEL), "seed": True}]),
+    "panel outside the folder": changed(panels=[{**vars(PANEL), "file": "../panels/001.png"}]),
+    "panel of the system": changed(panels=[{**vars(PANEL), "file": "/etc/passwd"}]),
+    "panel without a name": changed(panels=[{**vars(PANEL), "file": ""}]),
+    "panel with a NUL in its name": changed(panels=[{**vars(PANEL), "file": "a\0.png"}]),
+    "video outside the folder": changed(video={**vars(MANIFEST.video), "file": "a/../../video.mp4"}),
+    "seconds that are no numbers": changed(seconds={"panels": "1"}),
+    "seconds that are not finite": changed(seconds={"panels": float("nan")}),
+    "weights that are no text": changed(weights={"unet": 1}),
+    "deep": "[" * 100_000,
+    "a deep configuration": VALID.replace('"config": {', '"config": {"a": ' + "[" * 70 + "]" * 70 + ", "),
+    "half a surrogate pair": changed(title="\ud800"),
+    "a key twice": VALID.replace("{", '{"title": "", ', 1),
 }
 
 
@@ -89,6 +106,42 @@ def test_damaged_manifests_are_refused_in_one_sentence(tmp_path: Path, case: str
         read_manifest(file)
     assert str(file) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def check_sentence(error: UserError) -> None:
+    assert len(str(error).splitlines()) == 1
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
+    max_leaves=8,
+)
+
+
+def some_of(valid: str) -> st.SearchStrategy[dict[str, object]]:
+    """Return mappings with the keys of `valid`, whose values are those or any."""
+    return st.fixed_dictionaries({name: st.just(value) | VALUES for name, value in json.loads(valid).items()})
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    some_of(VALID)
+    | some_of(json.dumps(vars(PANEL))).map(lambda panel: {**json.loads(VALID), "panels": [panel]})
+    | some_of(json.dumps(vars(MANIFEST.video))).map(lambda video: {**json.loads(VALID), "video": video})
+    | VALUES
+)
+def test_any_manifest_is_read_or_refused_in_one_sentence(content: object):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "m.json"
+        file.write_text(json.dumps(content), encoding="utf-8")
+        try:
+            found = read_manifest(file)
+        except UserError as error:
+            check_sentence(error)
+            return
+        write_manifest(file, found)
+        assert read_manifest(file) == found
 
 
 def test_a_missing_manifest_is_refused(tmp_path: Path):

@@ -13,6 +13,7 @@ from storydiffusion.errors import UserError
 from storydiffusion.output.files import compute_sha256, write_image
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord
 from storydiffusion.output.report import NOTES, write_report
+from tests.output.test_html_page import check_policy
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' {{ 7 * 7 }}"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -95,6 +96,23 @@ def test_texts_are_escaped(tmp_path: Path):
     assert "<script" not in html
     assert page.text.count(EVIL) >= 4
     assert page.attributes("img", "alt") == [EVIL]
+
+
+def test_only_its_own_style_and_embedded_files_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "video.mp4").write_bytes(b"film")
+    manifest = made(tmp_path, [EVIL], title=EVIL, video=VIDEO)
+    policy = check_policy(report(tmp_path, manifest)[0])
+    assert (policy["img-src"], policy["font-src"], policy["media-src"]) == (["data:"], ["data:"], ["data:"])
+    assert "script-src" not in policy
+    monkeypatch.setattr("storydiffusion.output.report.LARGEST_EMBEDDED_VIDEO", 3)
+    assert check_policy(report(tmp_path, manifest)[0])["media-src"] == ["'self'", "file:"]
+
+
+def test_a_file_of_another_kind_is_not_embedded(tmp_path: Path):
+    manifest = made(tmp_path, ["a"])
+    (tmp_path / "notes.txt").write_text("private")
+    with pytest.raises(UserError, match=r"'\.txt'"):
+        report(tmp_path, replace(manifest, panels=(replace(manifest.panels[0], file="notes.txt"),)))
 
 
 def test_needs_no_network(tmp_path: Path):

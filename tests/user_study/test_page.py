@@ -23,6 +23,7 @@ from storydiffusion.output.video_file import write_video
 from storydiffusion.user_study import page as module
 from storydiffusion.user_study.files import load_answers, load_key, save_key
 from storydiffusion.user_study.page import StudyItem, study_page
+from tests.output.test_html_page import check_policy
 from tests.output.test_report import EVIL, Page
 
 METHODS = {"zebrafish": 0, "oatmeal": 100, "tangerine": 200}  # names that no page contains by chance
@@ -117,6 +118,13 @@ def test_texts_are_escaped(tmp_path):
     assert content(html)["questions"] == {"evil": evil}
     assert list(content(html)["texts"].values()) == [[evil], [evil]]
     assert "innerHTML" not in html
+
+
+def test_only_its_own_script_and_style_are_allowed(tmp_path):
+    evil = EVIL + "</script><script>alert(2)</script>"
+    policy = check_policy(study_page(drawn(tmp_path, 1), "images", {"evil": evil}, 50, title=evil).html)
+    assert len(policy["script-src"]) == 1
+    assert (policy["img-src"], policy["media-src"]) == (["data:"], ["data:"])
 
 
 def test_needs_no_network(tmp_path):

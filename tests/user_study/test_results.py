@@ -2,14 +2,20 @@
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storydiffusion.errors import UserError
-from storydiffusion.user_study.files import Comparison, Key, load_key, save_key
-from storydiffusion.user_study.results import UserStudyResultsConfig, user_study_results
+from storydiffusion.evaluation.tables import escape_markdown
+from storydiffusion.user_study.files import Comparison, Key, load_answers, load_key, save_key
+from storydiffusion.user_study.results import UserStudyResultsConfig, participant_record, user_study_results
 from tests.conftest import compose_config, run_verb
 
 COMPARISONS = {
@@ -137,12 +143,105 @@ def with_first(**changes: Any) -> dict[str, Any]:
         (with_first(seconds=-1), "is damaged"),
         (with_first(seconds=None), "is damaged"),
         (with_first(note="x"), "is damaged"),
+        (with_first(seconds=10**400), "is damaged or not an answers file (it holds an integer of more than 64 bits)"),
+        (with_first(seconds=10**9), "is damaged"),
+        (with_first(seconds=float("nan")), "is damaged or not an answers file (it holds the number nan"),
+        (with_first(seconds=float("inf")), "is damaged"),
+        (with_first(seconds=True), "is damaged or not an answers file (answers[0].seconds is not of type float)"),
+        (with_first(seconds="1"), "is damaged"),
+        (with_first(comparison="c" * 10**6), "answers 'cccc"),
+        ({**GOOD, "participant": "a" * 10**6}, "is damaged"),
+        ({**GOOD, "participant": "\u202ea"}, "is damaged"),
+        ({**GOOD, "participant": "\ud800"}, "is damaged"),
+        ({**GOOD, "participant": 7}, "is damaged or not an answers file (participant is not of type str)"),
+        ({**GOOD, "started": []}, "is damaged"),
+        ({**GOOD, "finished": 10**18}, "is damaged"),
+        ({**GOOD, "study": ["feed"]}, "is damaged"),
+        ({**GOOD, "format": True}, "is damaged"),
+        (" " * (8 * 2**20 + 1), "is damaged or not an answers file (it is larger than 8,388,608 bytes)"),
     ],
 )
 def test_a_bad_file_is_refused_by_name_and_nothing_is_written(count, tmp_path, bad, sentence):
     with pytest.raises(UserError, match=r"bad\.json " + re.escape(sentence)):
         count(good=GOOD, bad=bad)
     assert not (tmp_path / "out").exists()
+
+
+def check_sentence(error: UserError) -> None:
+    assert len(str(error).splitlines()) == 1
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["c0", "left", "first"]),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
+    max_leaves=8,
+)
+
+
+def some_of(valid: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Return mappings with the keys of `valid`, whose values are those or any."""
+    return st.fixed_dictionaries({name: st.just(value) | VALUES for name, value in valid.items()})
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    some_of({**GOOD, "participant": "b"})
+    | st.tuples(some_of(FIRST)).map(lambda found: {**GOOD, "answers": [*found, *GOOD["answers"][1:]]})
+    | VALUES
+)
+def test_any_answers_are_counted_or_refused_in_one_sentence(answers):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "a.json"
+        file.write_text(json.dumps(answers), encoding="utf-8")
+        try:
+            found = load_answers(file, KEY)
+        except UserError as error:
+            check_sentence(error)
+            return
+    assert participant_record(found)["answers"] == 4
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(some_of({"format": 1, **asdict(KEY)}) | VALUES)
+def test_any_key_is_read_or_refused_in_one_sentence(key):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "key.json"
+        file.write_text(json.dumps(key), encoding="utf-8")
+        try:
+            found = load_key(file)
+        except UserError as error:
+            check_sentence(error)
+            return
+    assert all(isinstance(one, Comparison) for one in found.comparisons.values())
+
+
+@pytest.mark.parametrize(
+    "name", ["<img src=x onerror=alert(1)>", "[x](javascript:alert(1))", "a|b", "`a` *b*", "https://a.b"]
+)
+def test_what_participants_wrote_is_no_markup_in_the_table(count, tmp_path, name):
+    earlier = answered(name, ["right"] * 4, "2026-01-01T00:00:00Z")
+    results = count(**{"a": answered(name, ["left"] * 4), "<b>[c](d)\u202e": earlier})
+    assert [one["participant"] for one in results["people"]] == [name]
+    table = (tmp_path / "out/table.md").read_text(encoding="utf-8")
+    assert "<" not in table.replace("< 0.001", "")
+    assert "](" not in table
+    assert "\u202e" not in table
+    assert escape_markdown(name) in table
+
+
+def test_a_key_of_wrong_types_is_refused_with_the_place(tmp_path):
+    file = tmp_path / "key.json"
+    save_key(KEY, file)
+    content = json.loads(file.read_text())
+    for changes, place in (
+        ({"methods": "ours"}, "methods is not of type list"),
+        ({"questions": {"overall": 3}}, "questions.overall is not of type str"),
+        ({"comparisons": {"c0": {}}}, "comparisons.c0.item is missing"),
+        ({"per_person": 10**30}, "more than 64 bits"),
+    ):
+        file.write_text(json.dumps({**content, **changes}))
+        with pytest.raises(UserError, match=f"is not the key of a study .*{place}"):
+            load_key(file)
 
 
 def test_missing_answers_and_keys_are_errors(count, tmp_path, monkeypatch, capsys):

@@ -90,6 +90,7 @@ def main(config: EvaluateConfig) -> None:
     from storydiffusion.evaluation.measurements import Measurements
     from storydiffusion.evaluation.report import plot_measurements, write_remarks, write_table
     from storydiffusion.evaluation.result import save_result
+    from storydiffusion.evaluation.tables import escape_markdown
 
     inputs = find_inputs(config)
     source = config.encoder or (MINIATURE if inputs.are_miniature else FULL_SCALE)
@@ -103,7 +104,7 @@ def main(config: EvaluateConfig) -> None:
             "Choose another folder, or pass captions=FILE"
         )
     remarks = write_remarks(inputs, networks, measured, config.lpips)
-    text = write_table(measured) + "\n" + "".join(f"- {remark}\n" for remark in remarks)
+    text = write_table(measured) + "\n" + "".join(f"- {escape_markdown(remark)}\n" for remark in remarks)
     out = Path(config.out) if config.out else config.folder / "evaluation"
     for name, plot in plot_measurements(measured, matrices, networks.encoder.label).items():
         write_atomically(out / name, plot)

@@ -131,21 +131,22 @@ def compare_jobs(folder: Path, baseline: str | None = None) -> Comparison:
 
 def write_report(comparison: Comparison) -> str:
     """Return a Markdown table per metric, then tables per group, missing or deviating jobs, and remarks."""
-    from storydiffusion.evaluation.tables import markdown_table
+    from storydiffusion.evaluation.tables import escape_markdown, markdown_table
 
+    names = {job: escape_markdown(label) for job, label in comparison.labels.items()}
     key = ", ".join(comparison.keys)
-    header = [key or "job", "mean", f"minus {comparison.labels[comparison.baseline]}", "p", "n"]
-    parts = [f"## {comparison.name}"]
+    header = [key or "job", "mean", f"minus {names[comparison.baseline]}", "p", "n"]
+    parts = [f"## {escape_markdown(comparison.name)}"]
     for metric in comparison.metrics:
-        rows = [[label, *_format_cells(comparison, metric, job)] for job, label in comparison.labels.items()]
+        rows = [[name, *_format_cells(comparison, metric, job)] for job, name in names.items()]
         parts.append(f"**{METRICS[metric].title}**\n\n{markdown_table(header, rows).rstrip()}")
     if table := _write_group_table(comparison):
         parts.append(f"<details><summary>Means by group</summary>\n\n{table}\n</details>")
     problems = {**comparison.missing, **comparison.deviating}
-    notes = [f"**{comparison.labels[job]} {why}.**" for job, why in problems.items()]
+    notes = [f"**{names[job]} {escape_markdown(why)}.**" for job, why in problems.items()]
     remarks = dict.fromkeys(remark for result in comparison.results.values() for remark in result.remarks)
     statistics = "Mean ± standard error over items; differences are of the same items, p of a paired t-test."
-    return "\n\n".join([*parts, *notes, " ".join([statistics, *remarks])]) + "\n"
+    return "\n\n".join([*parts, *notes, " ".join([statistics, *map(escape_markdown, remarks)])]) + "\n"
 
 
 def plot_comparison(comparison: Comparison, metrics: Sequence[str], labels: Mapping[str, str], swept: str) -> bytes:
@@ -206,7 +207,7 @@ def _format_cells(comparison: Comparison, metric: str, job: str) -> list[str]:
 
 def _write_group_table(comparison: Comparison) -> str:
     """Return the means of all metrics by group of items; empty where items are not grouped."""
-    from storydiffusion.evaluation.tables import markdown_table
+    from storydiffusion.evaluation.tables import escape_markdown, markdown_table
 
     groups = sorted({group for result in comparison.results.values() for group in result.groups})
     rows = []
@@ -218,8 +219,8 @@ def _write_group_table(comparison: Comparison) -> str:
             ]
             if counts := [mean.count for mean in means if mean]:
                 cells = ("–" if mean is None else f"{mean.mean:.3f}" for mean in means)
-                rows.append([group, METRICS[metric].title, str(max(counts)), *cells])
-    labels = [comparison.labels[job] for job in comparison.results]
+                rows.append([escape_markdown(group), METRICS[metric].title, str(max(counts)), *cells])
+    labels = [escape_markdown(comparison.labels[job]) for job in comparison.results]
     return markdown_table(["group", "metric", "n", *labels], rows) if rows else ""
 
 

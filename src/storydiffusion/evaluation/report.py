@@ -25,7 +25,7 @@ PLURALS: dict[Item, str] = {"image": "images", "story": "stories", "clip": "clip
 
 def write_table(measured: Measurements) -> str:
     """Return mean ± standard error of each metric, its network and unit, n, and which values are better."""
-    from storydiffusion.evaluation.tables import markdown_table
+    from storydiffusion.evaluation.tables import escape_markdown, markdown_table
 
     rows = []
     for name, values in measured.in_order().items():
@@ -34,7 +34,7 @@ def write_table(measured: Measurements) -> str:
         rows.append(
             [
                 metric.label,
-                measured.get_network(name) or "–",
+                escape_markdown(measured.get_network(name) or "–"),
                 _format_values(list(values.values())),
                 metric.unit,
                 _count(len(values), metric.item),

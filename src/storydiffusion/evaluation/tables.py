@@ -1,9 +1,27 @@
-"""Numbers and tables in Markdown, and the sections of RESULTS.md that `reproduce` keeps up to date."""
+"""Numbers, text and tables in Markdown, and the sections of RESULTS.md that `reproduce` keeps up to date."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.statistics import Estimate, PairedDifference
+
+HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "[": "&#91;", "]": "&#93;"}
+"""Characters of tags and links"""
+MARKUP = re.compile(r"[\\`*~$]|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+"""Marks of emphasis, code and formulas, and of addresses that become links"""
+INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Unicode categories of control, direction and unassigned characters, and of line breaks"""
+
+
+def escape_markdown(text: str) -> str:
+    """Return text of unknown origin so that Markdown shows it as it is, in one line: no tags, links, marks or controls.
+
+    An invisible character becomes its code, as in U+202E.
+    """
+    shown = "".join(f"U+{ord(c):04X}" if unicodedata.category(c) in INVISIBLE else c for c in text)
+    return re.sub(r"[&<>\[\]]", lambda found: HTML[found[0]], MARKUP.sub(r"\\\g<0>", shown))
 
 
 def format_mean(found: Estimate | None, digits: int = 3) -> str:

@@ -63,13 +63,15 @@ def update_document(claim: Claim, comparison: Comparison, sweep_folder: Path, ou
 
 def write_section(claim: Claim, comparison: Comparison, verdict: Verdict) -> str:
     """Return verdict, table, plot and remarks in Markdown."""
+    from storydiffusion.evaluation.tables import escape_markdown
+
     remarks = dict.fromkeys(remark for result in comparison.results.values() for remark in result.remarks)
     return "\n\n".join(
         [
             f"**{verdict.status[0].upper()}{verdict.status[1:]}.** {verdict.sentence}",
             write_table(claim, comparison).rstrip(),
             f"![{claim.name}]({FOLDER}/{claim.name}.png)",
-            " ".join(remarks),
+            " ".join(map(escape_markdown, remarks)),
         ]
     )
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from storydiffusion.errors import UserError
 from storydiffusion.output.files import write_atomically
+from storydiffusion.output.html_page import render_page
 from storydiffusion.output.manifest import Manifest
 from storydiffusion.output.page import page_columns
 from storydiffusion.output.typefaces import FONTS, coverage, subset
@@ -35,15 +35,16 @@ def write_report(run_dir: str | Path, manifest: Manifest, settings: Mapping[str,
     configuration is collapsed below them. Raises UserError for a missing file or an unwritable folder.
     """
     run_dir = Path(run_dir)
-    environment = Environment(
-        loader=PackageLoader("storydiffusion.output"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    html = environment.get_template("report.html.j2").render(
+    video = _video(run_dir, manifest.video.file) if manifest.video else None
+    html = render_page(
+        "storydiffusion.output",
+        "report.html.j2",
         manifest=manifest,
         note=NOTES[manifest.origin],
         columns=page_columns(len(manifest.panels)),
         panels=[(panel, _embed(run_dir / panel.file)) for panel in manifest.panels],
-        video=_video(run_dir, manifest.video.file) if manifest.video else None,
+        video=video,
+        media_sources="data:" if video is None or video.startswith("data:") else "'self' file:",
         fonts=_fonts(manifest.title + "".join(panel.caption for panel in manifest.panels)),
         settings=settings,
         weights=manifest.weights | (manifest.video.weights if manifest.video else {}),
@@ -79,4 +80,6 @@ def _embed(path: Path) -> str:
 
 
 def _data_uri(suffix: str, data: bytes) -> str:
+    if suffix not in MEDIA_TYPES:
+        raise UserError(f"cannot embed a file with suffix {suffix!r} in the report: use {', '.join(MEDIA_TYPES)}")
     return f"data:{MEDIA_TYPES[suffix]};base64,{base64.b64encode(data).decode()}"

@@ -267,12 +267,13 @@ def write_card(
 
 def write_training_table(record: Mapping[str, Any]) -> str:
     """Return one row per trained part: its cost, and the metrics at its end."""
-    from storydiffusion.evaluation.tables import markdown_table
+    from storydiffusion.evaluation.tables import escape_markdown, markdown_table
 
     def row(part: str, entry: Mapping[str, Any]) -> list[str]:
         recipe, minutes = entry["recipe"], f"{entry['wall_seconds'] / 60:.0f} min"
         metrics = ", ".join(f"{name} {value:,.7g}" for name, value in entry["figures"].items()) or "–"
-        return [part, f"{recipe['steps']:,}", f"{recipe['batch_size']}", minutes, entry["machine"], metrics]
+        machine = escape_markdown(entry["machine"])
+        return [part, f"{recipe['steps']:,}", f"{recipe['batch_size']}", minutes, machine, metrics]
 
     header = ["part", "steps", "batch", "wall time", "machine", "metrics"]
     notes = [f"\n{part}: {note}\n" for part, entry in record.items() for note in entry.get("notes", ())]

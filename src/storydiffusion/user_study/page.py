@@ -14,11 +14,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from tqdm import tqdm
 
 from storydiffusion.errors import UserError, first_line
+from storydiffusion.output.html_page import render_page
 from storydiffusion.story.given_images import read_image
 from storydiffusion.user_study.files import Comparison, Key
 
@@ -107,10 +107,9 @@ def _opaque(draw: random.Random) -> str:
 
 
 def _render(study: Mapping[str, Any], title: str) -> str:
-    environment = Environment(
-        loader=PackageLoader("storydiffusion.user_study"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("study.html.j2").render(
+    return render_page(
+        "storydiffusion.user_study",
+        "study.html.j2",
         study=study,
         title=title,
         kind=study["kind"],

@@ -102,13 +102,13 @@ def participant_record(person: "Answers") -> dict[str, Any]:
 
 def format_results(results: Mapping[str, Any]) -> str:
     """Format the results as a Markdown table, with notes on the participants and the test below it."""
-    from storydiffusion.evaluation.tables import markdown_table
+    from storydiffusion.evaluation.tables import escape_markdown, markdown_table
 
     header = ["question", "methods", "votes", "share, %", "95% interval, %", "p", "people", "items"]
     rows = [
         [
-            one["question"],
-            f"{one['method']} over {one['other']}",
+            escape_markdown(one["question"]),
+            escape_markdown(f"{one['method']} over {one['other']}"),
             f"{one['votes']} of {one['count']}",
             f"{100 * one['share']:.1f}",
             f"{100 * one['low']:.1f} – {100 * one['high']:.1f}",
@@ -118,19 +118,20 @@ def format_results(results: Mapping[str, Any]) -> str:
         ]
         for one in results["preferences"]
     ]
-    questions = "; ".join(f"{name}: “{wording}”" for name, wording in results["questions"].items() if name != wording)
+    wordings = [f"{name}: “{wording}”" for name, wording in results["questions"].items() if name != wording]
+    questions = escape_markdown("; ".join(wordings))
     people = results["people"]
     seconds = statistics.median(person["median_seconds"] for person in people)
     sentences = [
         f"{len(people)} {'people' if len(people) != 1 else 'person'}, {sum(p['answers'] for p in people)} answers, "
-        f"median {seconds:.1f} s per answer; study {results['study']}.",
+        f"median {seconds:.1f} s per answer; study {escape_markdown(results['study'])}.",
         *([f"Questions: {questions}"] if questions else []),
         "Interval: Wilson; p: exact two-sided binomial test against even choice, per row, uncorrected. Both assume "
         "independent votes; votes of one participant or on one item may be correlated.",
     ]
     if results["not_counted"]:
-        again = ", ".join(f"{one['file']} ({one['participant']})" for one in results["not_counted"])
+        again = escape_markdown(", ".join(f"{one['file']} ({one['participant']})" for one in results["not_counted"]))
         sentences.append(f"Not counted, since the same participant finished a later file: {again}.")
     if one_sided := [person["participant"] for person in people if person["left_share"] in (0, 1)]:
-        sentences.append(f"Always chose the same side (counted): {', '.join(one_sided)}.")
+        sentences.append(f"Always chose the same side (counted): {escape_markdown(', '.join(one_sided))}.")
     return markdown_table(header, rows) + "\n" + "\n\n".join(sentences) + "\n"
