@@ -64,6 +64,21 @@ def test_webvid(make, tmp_path):
     assert json.loads((tmp_path / "shards" / "rejects.jsonl").read_text())["id"] == "2"
 
 
+def test_a_table_of_ones_own_with_a_bad_row(make, tmp_path):
+    (tmp_path / "videos").mkdir()
+    video(tmp_path / "videos" / "1.mp4", 4)
+    (tmp_path / "table.csv").write_text(f"clip,text,name\n{'7' * 300},A dog,long\n1,A cat,first\n1,A, cat,second\n")
+    columns = ("video=clip", "caption=text", "id=name")
+    outcome = make("source=csv", "csv=table.csv", "videos=videos", "out=shards", *columns)
+    assert outcome.code == 0, outcome
+    assert "made 1 shards of 1 clips, 2 rejected" in outcome.out
+    assert read_record(tmp_path / "shards", 0)["id"] == "first"
+    rejects = [json.loads(line) for line in (tmp_path / "shards" / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["id"] for reject in rejects] == ["long", " cat"]
+    assert "name too long" in rejects[0]["reason"]
+    assert "line 4: it has 4 cells" in rejects[1]["reason"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "needs"),
     [

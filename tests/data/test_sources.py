@@ -4,8 +4,11 @@ import csv
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from storydiffusion.data.sources import OPENVID, WEBVID, CsvLayout, CsvSource
+from storydiffusion.data.csv_table import MAX_CHARACTERS
+from storydiffusion.data.sources import OPENVID, WEBVID, CsvLayout, CsvSource, build_csv_layout
 from storydiffusion.data.video_reader import UnreadableVideoError
 from storydiffusion.errors import UserError
 
@@ -80,8 +83,119 @@ def test_names_that_leave_the_folder_are_not_read(tmp_path, name):
     (clip,) = make(tmp_path, OPENVID, ["video", "caption"], [name, "A dog"])
     with pytest.raises(UnreadableVideoError, match="no file"):
         clip.video()
+    with pytest.raises(UnreadableVideoError, match=f"'{name}' leads out of the folder"):
+        clip.video()
 
 
 def test_short_rows_have_empty_cells(tmp_path):
     (clip,) = make(tmp_path, WEBVID, COLUMNS, ["33", "u"])
     assert (clip.caption, clip.video()) == ("", b"flat")
+
+
+HEADER = ",".join(COLUMNS) + "\n"
+
+
+def read(folder: Path, text: str | bytes, layout: CsvLayout = WEBVID) -> list[tuple[str, str, str]]:
+    """Return name, caption, and file or reason of every row of a table; the folder has the videos 33, 34 and 35."""
+    (folder / "videos").mkdir(exist_ok=True)
+    for name in ("33", "34", "35"):
+        (folder / "videos" / f"{name}.mp4").write_text(f"file {name}")
+    (folder / "t.csv").write_bytes(text.encode() if isinstance(text, str) else text)
+    found = []
+    source = CsvSource(layout, folder / "t.csv", folder / "videos")
+    for clip in source:
+        try:
+            found.append((clip.name, clip.caption, clip.video().decode()))
+        except UnreadableVideoError as error:
+            found.append((clip.name, clip.caption, str(error)))
+    assert len(found) == len(source)
+    return found
+
+
+GOOD = ("35", "A bird", "file 35")
+
+
+@pytest.mark.parametrize("name", ["7" * 300, "a/" * 3000 + "b", "a\0b", "33.mp4/b", "*", "~", ".", ""])
+def test_a_name_that_is_no_path_costs_its_own_row(tmp_path, name):
+    first, second = read(tmp_path, f"{HEADER}{name},u,d,,A cat\n35,u,d,,A bird\n")
+    assert first[2] != ""
+    assert not first[2].startswith("file ")
+    assert second == GOOD
+
+
+def test_surplus_cells_cost_their_own_row(tmp_path):
+    first, second = read(tmp_path, f"{HEADER}33,u,d,,A cat, a dog\n35,u,d,,A bird\n")
+    assert first[::2] == ("33", "line 2: it has 6 cells, the header has 5: quote a text that contains commas")
+    assert second == GOOD
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        '33,u,d,,"A cat\n34,u,d,,A dog\n',  # never closed
+        '33,u,d,,"A cat\n34,u,d,,"A dog"\n',
+        '33,u,d,,"A cat\n34,u,d,,A dog\n34,u,d,,A dog"\n',  # closed, as if it were one caption
+    ],
+)
+def test_an_unbalanced_quote_costs_its_own_row(tmp_path, middle):
+    rows = read(tmp_path, HEADER + middle + "35,u,d,,A bird\n")
+    assert rows[0][0] == "33"
+    assert "line 2: a quote in it is never closed" in rows[0][2]
+    assert rows[1][0::2] == ("34", "file 34")
+    assert rows[-1] == GOOD
+    assert len(rows) == 2 + middle.count("34,")
+
+
+def test_an_unbalanced_quote_of_two_columns_costs_its_own_row(tmp_path):
+    text = 'video,caption\n33.mp4,"A cat\n34.mp4,A dog"\n35.mp4,"One day,\nall was well"\n'
+    rows = read(tmp_path, text, OPENVID)
+    assert "a quote in it is never closed" in rows[0][2]
+    assert rows[2] == ("35.mp4", "One day,\nall was well", "file 35")
+
+
+def test_a_quote_in_the_last_line_that_is_never_closed_costs_its_own_row(tmp_path):
+    first, second = read(tmp_path, f'{HEADER}35,u,d,,A bird\n33,u,d,,"A cat')
+    assert (first, second[2]) == (GOOD, "line 3: a quote in it is never closed")
+
+
+def test_a_line_beyond_the_limit_costs_its_own_row(tmp_path):
+    first, second = read(tmp_path, f"{HEADER}33,u,d,,{'x' * (3 * MAX_CHARACTERS)}\n35,u,d,,A bird\n")
+    assert first[2] == "line 2: its line has 100,000 characters or more"
+    assert second == GOOD
+
+
+def test_blank_lines_and_line_ends_of_other_systems_are_read(tmp_path):
+    assert read(tmp_path, f"\ufeff{HEADER}\n\n35,u,d,,A bird\n".replace("\n", "\r\n")) == [GOOD]
+
+
+@pytest.mark.parametrize("data", [b"caf\xe9", "café".encode("utf-16"), "caf\x81".encode("cp437", "replace") + b"\x81"])
+def test_another_encoding_is_answered_with_utf_8(tmp_path, data):
+    with pytest.raises(UserError, match=r"t\.csv is not UTF-8: .* save it as UTF-8"):
+        read(tmp_path, HEADER.encode() + b"33,u,d,," + data + b"\n")
+
+
+def test_columns_of_other_names(tmp_path):
+    text = "clip no.,what {it} shows,the.file [mp4]\n7,A cat,33\n8,A dog,34.mp4\n"
+    assert read(tmp_path, text, build_csv_layout("the.file [mp4]", "what {it} shows", "clip no.")) == [
+        ("7", "A cat", "file 33"),
+        ("8", "A dog", "file 34"),
+    ]
+    for wrong in (("file", "what {it} shows", "clip no."), ("clip no.", "text", "clip no.")):
+        with pytest.raises(UserError, match=r"no column '(file|text)', which csv needs; its columns are clip no\."):
+            read(tmp_path, text, build_csv_layout(*wrong))
+    with pytest.raises(UserError, match=r"video=a\{b: rename the column"):
+        build_csv_layout("a{b", "caption", "id")
+
+
+def test_a_column_named_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"t\.csv has the column 'name' twice"):
+        read(tmp_path, "videoid,name,name\n")
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(st.sampled_from("3,5\"\n\r'a\\\0 é\t;"), max_size=60), st.integers(1, 5))
+def test_no_table_is_a_traceback_and_no_good_row_after_a_line_end_is_lost(tmp_path_factory, text, columns):
+    folder = tmp_path_factory.mktemp("fuzz")
+    header = ",".join(("video", "caption", "b", "c", "d")[: max(columns, 2)])
+    rows = read(folder, f"{header}\n{text}\n35.mp4,A bird{',x' * (max(columns, 2) - 2)}\n", OPENVID)
+    assert ("35.mp4", "A bird", "file 35") in rows

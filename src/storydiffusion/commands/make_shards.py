@@ -31,6 +31,9 @@ class MakeShardsConfig:
     backend: str
     csv: str | None = None
     videos: str | None = None
+    video: str | None = None
+    caption: str | None = None
+    id: str | None = None
     clips: int | None = None
     seed: int | None = None
     frames: int | None = None

@@ -1,13 +1,13 @@
 """Sources of captioned videos for shards: the interface, and WebVid's and OpenVid's CSV beside a folder of videos."""
 
-import csv
-import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from storydiffusion.data.csv_table import Row, compute_digest, read_columns, read_rows
 from storydiffusion.data.video_reader import UnreadableVideoError
 from storydiffusion.errors import UserError
 
@@ -45,19 +45,33 @@ class VideoFile:
 
     def __call__(self) -> bytes:
         for path in self.candidates:
-            if path.is_file():
-                try:
+            try:
+                if path.is_file():
                     return path.read_bytes()
-                except OSError as error:
-                    raise UnreadableVideoError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+            except (OSError, ValueError, MemoryError) as error:  # a name too long, or with a NUL
+                raise UnreadableVideoError(
+                    f"{path}: {(getattr(error, 'strerror', None) or str(error)).lower()}"
+                ) from error
         raise UnreadableVideoError(f"there is no file {' or '.join(map(str, self.candidates))}")
+
+
+@dataclass(frozen=True)
+class NoVideo:
+    """In place of a video that cannot be read: raises the reason when called."""
+
+    reason: str
+
+    def __call__(self) -> bytes:
+        raise UnreadableVideoError(self.reason)
 
 
 class CsvSource:
     """Rows of a CSV with a header line, read again at each pass, so that memory does not grow with their number.
 
+    A damaged row is a clip whose video cannot be read, with the reason.
+
     Raises:
-        UserError: the CSV, the folder of videos or a column is missing, or the CSV cannot be read.
+        UserError: the CSV, the folder of videos or a column is missing, or the CSV is not UTF-8.
     """
 
     def __init__(self, layout: "CsvLayout", table: str | Path, videos: str | Path) -> None:
@@ -66,58 +80,68 @@ class CsvSource:
             raise UserError(f"csv={table} is no file: give the CSV of {layout.name}")
         if not self.videos.is_dir():
             raise UserError(f"videos={videos} is no folder: give the folder with the videos of {table}")
+        digest = compute_digest(self.table)
+        self._columns = read_columns(self.table)
         self._check_columns()
-        with open(self.table, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self.description: dict[str, Any] = {"source": layout.name, "csv_sha256": digest}
+        self.description: dict[str, Any] = {"source": layout.name, "csv_sha256": digest, **layout.settings}
 
     def __len__(self) -> int:
         return sum(1 for _ in self._rows())
 
     def __iter__(self) -> Iterator[SourceClip]:
         for row in self._rows():
-            record = {column: value for column, value in row.items() if column != self.layout.caption}
-            names = [template.format(**row) for template in self.layout.files if _fills(row, template)]
-            # a name that leaves the folder of videos is no candidate
-            inside = [name for name in names if not name.startswith(("/", "\\")) and ".." not in Path(name).parts]
+            cells = row.cells
+            record = {column: value for column, value in cells.items() if column != self.layout.caption}
             yield SourceClip(
-                name=row[self.layout.id],
-                caption=row[self.layout.caption],
+                name=cells[self.layout.id] or f"line {row.line}",
+                # a damaged row is rejected for its damage even if it has no caption
+                caption=cells[self.layout.caption] or (row.fault or ""),
                 record=partial(dict, record),
-                video=VideoFile(tuple(self.videos / name for name in inside)),
+                video=NoVideo(f"line {row.line}: {row.fault}") if row.fault else self._find_video(cells),
             )
 
-    def _rows(self) -> Iterator[dict[str, str]]:
-        with open(self.table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            try:
-                for row in reader:
-                    yield {str(column): row[column] or "" for column in reader.fieldnames or ()}
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise UserError(f"{self.table} cannot be read near line {reader.line_num}: {error}") from error
+    def _find_video(self, cells: Mapping[str, str]) -> VideoFile | NoVideo:
+        names = [name for template in self.layout.files if (name := _fill(template, cells))]
+        inside = [name for name in names if not name.startswith(("/", "\\")) and ".." not in Path(name).parts]
+        if inside:
+            return VideoFile(tuple(self.videos / name for name in inside))
+        if names:
+            return NoVideo(f"no file is read for it: '{names[0]}' leads out of the folder {self.videos}")
+        return NoVideo("no file is read for it: its row names no video")
+
+    def _rows(self) -> Iterator[Row]:
+        return read_rows(self.table, self._columns, self._is_row)
+
+    def _is_row(self, cells: dict[str, str]) -> bool:
+        """Return whether a line inside a quoted cell is likely a row: it names a video, not a part of a sentence."""
+        if len(self._columns) > 2:
+            return bool(cells[self.layout.id]) and not any(map(str.isspace, cells[self.layout.id]))
+        try:
+            return any((self.videos / _fill(template, cells)).is_file() for template in self.layout.files)
+        except (OSError, ValueError):
+            return False
 
     def _check_columns(self) -> None:
-        with open(self.table, encoding="utf-8-sig", newline="") as file:
-            try:
-                found = list(csv.DictReader(file).fieldnames or ())
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise UserError(f"{self.table} cannot be read as a CSV: {error}") from error
-        for column in (self.layout.id, self.layout.caption):
-            if column not in found:
+        for column in (self.layout.id, self.layout.caption, *PLACE.findall(self.layout.files[-1])):
+            if column not in self._columns:
                 raise UserError(
                     f"{self.table} has no column '{column}', which {self.layout.name} needs; its columns are "
-                    f"{', '.join(found) or 'none'}"
+                    f"{', '.join(self._columns) or 'none'}"
                 )
 
 
 @dataclass(frozen=True)
 class CsvLayout:
-    """The columns for name and caption, and the candidate paths of a row's video in the folder of videos."""
+    """The columns for name and caption, and the candidate paths of a row's video in the folder of videos.
+
+    The columns of the last path must exist. `settings` belong to the description of the source.
+    """
 
     name: str
     id: str
     caption: str
     files: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 WEBVID = CsvLayout("webvid", "videoid", "name", ("{page_dir}/{videoid}.mp4", "{videoid}.mp4"))
@@ -128,9 +152,21 @@ CSV_LAYOUTS: Mapping[str, CsvLayout] = {layout.name: layout for layout in (WEBVI
 WebVid's columns: videoid, contentUrl, duration, page_dir (older: page_idx), name. OpenVid-1M's: video, caption,
 aesthetic score, motion score, temporal consistency score, camera motion, frame, fps, seconds.
 """
+PLACE = re.compile(r"\{([^{}]*)\}")  # of a column in a path
 
 
-def _fills(row: dict[str, str], template: str) -> bool:
-    """Return whether the row has a value for every column of a path template."""
-    names = [part.partition("}")[0] for part in template.split("{")[1:]]
-    return all(row.get(name) for name in names)
+def build_csv_layout(video: str, caption: str, id: str) -> CsvLayout:
+    """Return the layout of a CSV with columns of any name; a video may be named with or without .mp4.
+
+    Raises UserError if the column of videos has braces in its name.
+    """
+    if PLACE.sub("", f"{{{video}}}"):
+        raise UserError(f"video={video}: rename the column, without braces")
+    return CsvLayout("csv", id, caption, (f"{{{video}}}", f"{{{video}}}.mp4"), {"columns": f"{video}, {caption}, {id}"})
+
+
+def _fill(template: str, cells: Mapping[str, str]) -> str:
+    """Return a path template with the row's values; empty if one is missing."""
+    if not all(cells.get(column) for column in PLACE.findall(template)):
+        return ""
+    return PLACE.sub(lambda place: cells[place[1]], template)

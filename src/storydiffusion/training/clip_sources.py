@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from storydiffusion.data.sources import CSV_LAYOUTS, ClipSource, CsvLayout, CsvSource
+from storydiffusion.data.sources import CSV_LAYOUTS, ClipSource, CsvLayout, CsvSource, build_csv_layout
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.clip_source import StoryWorldSource
 
@@ -15,9 +15,15 @@ def build_csv_source(layout: CsvLayout, csv: str, videos: str) -> CsvSource:
     return CsvSource(layout, csv, videos)
 
 
+def build_own_csv_source(csv: str, videos: str, video: str, caption: str, id: str) -> CsvSource:
+    """Return the rows of a table whose columns `video`, `caption` and `id` have names of its own."""
+    return CsvSource(build_csv_layout(video, caption, id), csv, videos)
+
+
 SOURCES: dict[str, Callable[..., ClipSource]] = {
     "storyworld": StoryWorldSource,
     **{name: partial(build_csv_source, layout) for name, layout in CSV_LAYOUTS.items()},
+    "csv": build_own_csv_source,
 }
 """Name → function of the source's own settings; one entry adds a data set."""
 
