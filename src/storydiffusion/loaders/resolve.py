@@ -140,7 +140,7 @@ def _choose_defaults(folder: Path) -> str:
     """Return the file of conf/model that fits a model folder."""
     if read_origin(folder) == "miniature":
         return "miniature"
-    name = read_json(folder / "model_index.json").get("_class_name")
+    name = str(read_json(folder / "model_index.json").get("_class_name"))
     if name not in DEFAULTS:
         raise UserError(f"{folder} contains a {name}: choose a folder of {' or '.join(DEFAULTS)}")
     return DEFAULTS[name]

@@ -28,9 +28,6 @@ class PanelRecord:
     seed: int
     sha256: str
 
-    def __post_init__(self) -> None:
-        _check_inside(self.file)
-
 
 @dataclass(frozen=True)
 class VideoRecord:
@@ -43,9 +40,6 @@ class VideoRecord:
     settings: dict[str, Any]
     weights: dict[str, str]
     sha256: str = ""
-
-    def __post_init__(self) -> None:
-        _check_inside(self.file)
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,10 @@ def read_manifest(path: str | Path) -> Manifest:
     try:
         if missing := [each.name for each in fields(Manifest) if each.name not in data]:
             raise ValueError(f"{missing[0]} is missing")
-        return build(Manifest, data)
+        manifest = build(Manifest, data)
+        for record in [*manifest.panels, *([manifest.video] if manifest.video else [])]:
+            _check_inside(record.file)
+        return manifest
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
 
