@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler
@@ -232,3 +233,33 @@ def test_a_wrong_value_and_a_finished_story_are_answered_without_torch(generate_
     code, libraries = imported_by(f"story={story_file}", f"model.path={tiny_model}", *small)
     assert code == 0
     assert not libraries & heavy
+
+
+def test_characters_without_a_font_are_named(generate_story, tmp_path):
+    font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # has Arabic, not Thai
+    (tmp_path / "script.yaml").write_text(
+        "title: قصة\ncharacters: {Ada: a red cat}\npanels:\n"
+        "  - {prompt: '[Ada] runs', caption: ตอน}\n  - {prompt: '[Ada] sits', caption: Morning}\n"
+    )
+    outcome = generate_story("story=script.yaml", "run_dir=boxes")
+    assert outcome.code == 0
+    assert "title: ق ص ة" in outcome.err
+    assert "caption 1: ต อ น" in outcome.err
+    assert read_manifest(tmp_path / "boxes" / "manifest.json").config["script"]["missing_characters"] == {
+        "title": "قصة",
+        "caption 1": "ตอน",
+    }
+    outcome = generate_story("story=script.yaml", f"font={font}", "run_dir=set")
+    assert "title" not in outcome.err
+    assert "caption 1: ต อ น" in outcome.err
+    manifest = read_manifest(tmp_path / "set" / "manifest.json")
+    assert manifest.config["script"]["fonts"] == [hashlib.sha256(font.read_bytes()).hexdigest()]
+    assert "Story font 1" in (tmp_path / "set" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_file_that_is_no_font_is_refused(generate_story, tmp_path):
+    (tmp_path / "text.ttf").write_text("no font")
+    outcome = generate_story("font=text.ttf")
+    assert outcome.code == 1
+    assert "text.ttf" in outcome.err
+    assert not (tmp_path / "runs").exists()

@@ -1,14 +1,25 @@
 """Line breaking with kinsoku, and drawing characters from more than one font."""
 
 import itertools
+from pathlib import Path
 
+import matplotlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont, features
 
-from storydiffusion.output.lettering import NOT_AT_END, NOT_AT_START, Lettering, balance_lines, break_lines, printable
-from storydiffusion.output.typefaces import FONTS, coverage, subset
+from storydiffusion.errors import UserError
+from storydiffusion.output.lettering import (
+    NOT_AT_END,
+    NOT_AT_START,
+    Lettering,
+    balance_lines,
+    break_lines,
+    find_missing,
+    printable,
+)
+from storydiffusion.output.typefaces import FONTS, check_fonts, coverage, subset
 
 TEXTS = st.text("ab é,.!“”()日本語っー。、「」《》한국 \n…—", max_size=60)
 
@@ -18,9 +29,12 @@ def cells(text: str) -> float:
     return len(text)
 
 
-def drawn(text: str) -> bytes:
+DEJAVU = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")  # has Hebrew and Arabic
+
+
+def drawn(text: str, *fonts: str) -> bytes:
     image = Image.new("L", (600, 80), 255)
-    Lettering(32).draw(ImageDraw.Draw(image), text, 10, 50, "black")
+    Lettering(32, fonts).draw(ImageDraw.Draw(image), text, 10, 50, "black")
     return image.tobytes()
 
 
@@ -109,3 +123,63 @@ def test_subset_has_the_characters_and_little_else():
     small = subset("Story Kai", "雪の日")
     assert len(small) < 10_000
     assert small[:4] == b"OTTO"
+
+
+SCRIPTS = {
+    "Thai": ("ตอนเช้า", "ตอนเช้า"),
+    "Hindi": ("सुबह!", "सुबह"),
+    "Arabic": ("في Ada", "في"),
+    "Hebrew": ("בוקר 12", "בוקר"),
+    "emoji": ("🎉👩\u200d🚀 ok", "🎉👩🚀"),
+    "rare Han": ("雪龘", "龘"),
+    "covered": ("Zoe\u0308, 雪\u200b…\n한국어 Жизнь\ufe0f\x07", ""),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_characters_that_no_font_has_are_found(script: str):
+    text, missing = SCRIPTS[script]
+    assert find_missing(text) == "".join(dict.fromkeys(missing))
+
+
+def test_a_font_file_adds_its_characters_and_comes_first():
+    assert find_missing("بيت שלום abc", [DEJAVU]) == ""
+    assert find_missing("ตอน", [DEJAVU]) == "ตอน"
+    assert drawn("a", DEJAVU) != drawn("a")
+    assert drawn("雪", DEJAVU) == drawn("雪")
+
+
+needs_raqm = pytest.mark.skipif(not features.check("raqm"), reason="Pillow lacks Raqm")
+
+
+@needs_raqm
+@pytest.mark.parametrize("text", ["שלום", "بيت", "سلام عليكم"])
+def test_right_to_left_text_is_joined_and_ordered(text: str):
+    image = Image.new("L", (600, 80), 255)
+    font = ImageFont.truetype(DEJAVU, 32)
+    ImageDraw.Draw(image).text((10, 50), text, font=font, fill="black", anchor="ls", direction="rtl")
+    assert drawn(text, DEJAVU) == image.tobytes()
+    assert Lettering(32, [DEJAVU]).width(text) == font.getlength(text, direction="rtl")
+
+
+@needs_raqm
+def test_runs_of_several_fonts_follow_the_direction_of_the_line():
+    runs = [(run, direction) for _, run, direction in Lettering(32, [DEJAVU])._runs("שלום 雪 abc בית")]
+    assert runs == [(" בית", "rtl"), ("雪 ", "ltr"), ("abc", "ltr"), ("שלום ", "rtl")]
+
+
+def test_marks_stay_with_their_letter():
+    assert break_lines("ก้ก้ก้", cells, 2) == ["ก้", "ก้", "ก้"]
+    assert printable("می\u200cخواهم") == "می\u200cخواهم"
+    assert printable("a\u200cb") == "ab"
+
+
+def test_files_that_are_no_fonts_are_refused(tmp_path: Path):
+    good = Path(DEJAVU).read_bytes()
+    for name, data in {"text.ttf": b"no font", "empty.ttf": b"", "cut.ttf": good[:2000]}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=name):
+            check_fonts([str(tmp_path / name)])
+    with pytest.raises(UserError, match="no such file"):
+        check_fonts([str(tmp_path / "none.ttf")])
+    check_fonts([DEJAVU])

@@ -14,6 +14,7 @@ from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import ResolvedModel, resolve_model
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, installed_versions
+from storydiffusion.output.typefaces import check_fonts
 from storydiffusion.story import Story, load_story
 
 if TYPE_CHECKING:
@@ -37,14 +38,15 @@ def main(config: InferConfig) -> None:
 def generate_story(config: InferConfig) -> None:
     """Generate what the run folder lacks: panels and page, then the video, then the report."""
     story = read_story(config)
+    check_fonts(config.font or ())
     model = resolve_model(config.model)
     video, no_video = plan_video(config, model)
     run = open_run_folder(config, model, story, video)
     if run.is_complete:
         print(f"{run.path / 'page.png'} already exists; pass overwrite=true to regenerate")
         return
+    settings = describe_story(config) | warn_of_missing_characters(config, story)
     announce("torch and diffusers")
-    settings = describe_story(config)
     if config.frames is not None:
         copy_images(config, run)
     elif run.panels:
@@ -98,6 +100,10 @@ def open_run_folder(config: InferConfig, model: ResolvedModel, story: Story, vid
 
     script: dict[str, Any] = asdict(story) | {"images": [compute_sha256(file) for file in config.frames or ()]}
     script["portraits"] = list(compute_portrait_checksums(config, story).values())
+    if config.font:
+        script["fonts"] = [compute_sha256(file) for file in config.font]
+    if missing := find_missing_characters(config, story):
+        script["missing_characters"] = missing
     weights = dict(model.checksums)
     if config.baseline is not None and config.frames is None:
         weights |= compute_baseline_checksums(config.baseline)
@@ -172,6 +178,28 @@ def warn_of_unknown_words(config: InferConfig, model: ResolvedModel, story: Stor
     return {"words unknown to the model": unknown}
 
 
+def find_missing_characters(config: InferConfig, story: Story) -> dict[str, str]:
+    """Return the characters of the title and the captions that no font can set, place → characters."""
+    from storydiffusion.output.lettering import find_missing
+
+    texts = {"title": story.title} | {f"caption {n}": panel.caption for n, panel in enumerate(story.panels, start=1)}
+    missing = {place: find_missing(text, config.font or ()) for place, text in texts.items()}
+    return {place: characters for place, characters in missing.items() if characters}
+
+
+def warn_of_missing_characters(config: InferConfig, story: Story) -> Settings:
+    """Print the characters that no font can set; return them for the report."""
+    missing = find_missing_characters(config, story)
+    if not missing:
+        return {}
+    places = "; ".join(f"{place}: {' '.join(characters)}" for place, characters in missing.items())
+    print(
+        f"warning: no font has these characters, which become empty boxes: {places}; add a font with font=FILE",
+        file=sys.stderr,
+    )
+    return {"characters without a font": places}
+
+
 def generate_video(config: InferConfig, resolved: ResolvedModel, run: "RunFolder", cuts: list[bool]) -> None:
     """Generate the planned video of the panels in the run folder.
 
@@ -202,7 +230,7 @@ def generate_video(config: InferConfig, resolved: ResolvedModel, run: "RunFolder
         scenes,
         load_video_model(resolved),
         build_sampling(video),
-        Showing(config.fps, config.hold, config.captions),
+        Showing(config.fps, config.hold, config.captions, tuple(run.fonts)),
         config.seed,
         made_by,
     )

@@ -101,6 +101,7 @@ class InferConfig:
     fps: int | None
     hold: float  # seconds that the video shows each panel
     captions: bool  # below the video
+    font: Any  # null, or a font file, or a list of them: come before the bundled fonts
     model: ModelConfig
     csa: CSAConfig
     baseline: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or one of these by its key `kind`
@@ -114,6 +115,9 @@ class InferConfig:
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.model, name))
         check_choice("video", self.video, VIDEOS)
+        self.font = [self.font] if isinstance(self.font, str) else self.font
+        if self.font is not None and not (isinstance(self.font, list) and all(isinstance(f, str) for f in self.font)):
+            raise UserError(f"font must be a file or a list of files, not {self.font}: write font=FILE")
         check_range("hold", self.hold, 0, LONGEST_HOLD)
         if self.fps is None and self.model.video is not None:
             self.fps = self.model.video.fps

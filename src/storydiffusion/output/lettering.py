@@ -1,12 +1,13 @@
-"""Line breaking, by the rules of comics and East Asian typography, and drawing in the bundled fonts."""
+"""Line breaking, by the rules of comics and East Asian typography, and drawing in more than one font."""
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import groupby
 
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont, features
 
+from storydiffusion.output.bidirectional import compute_levels, is_right_to_left, order_runs
 from storydiffusion.output.typefaces import FONTS, coverage, font_bytes
 
 NOT_AT_START = frozenset(
@@ -18,12 +19,20 @@ NOT_AT_END = frozenset("([{‘“〈《「『【〔〖〘〚（［｛＄￥£¥$
 """Kinsoku: must not end a line (opening marks, currency signs)."""
 
 
-class Lettering:
-    """The bundled fonts at one size (pixels per em): measures and draws text."""
+JOINERS = "\u200c\u200d"
+"""Zero-width non-joiner and joiner, which shape the letters of Arabic and Indic scripts."""
 
-    def __init__(self, size: int) -> None:
+
+class Lettering:
+    """Fonts at one size (pixels per em): measures and draws text.
+
+    `fonts` are files that come before the bundled fonts.
+    """
+
+    def __init__(self, size: int, fonts: Sequence[str] = ()) -> None:
         self.size = size
-        self._fonts = {family: ImageFont.truetype(BytesIO(font_bytes(family)), size) for family in FONTS}
+        self.user_fonts = tuple(fonts)
+        self._fonts = {font: ImageFont.truetype(BytesIO(font_bytes(font)), size) for font in (*fonts, *FONTS)}
 
     @property
     def line_height(self) -> int:
@@ -31,39 +40,97 @@ class Lettering:
 
     def width(self, line: str) -> float:
         """Return the width of a line in pixels."""
-        return sum(font.getlength(run) for font, run in self._runs(line))
+        return sum(font.getlength(run, direction=direction) for font, run, direction in self._runs(line))
 
     def draw(self, canvas: ImageDraw.ImageDraw, line: str, x: float, baseline: float, ink: str) -> None:
         """Draw a line starting at `x`; a character missing from all fonts becomes the first font's empty box."""
-        for font, run in self._runs(line):
-            canvas.text((x, baseline), run, font=font, fill=ink, anchor="ls")
-            x += font.getlength(run)
+        for font, run, direction in self._runs(line):
+            canvas.text((x, baseline), run, font=font, fill=ink, anchor="ls", direction=direction)
+            x += font.getlength(run, direction=direction)
 
-    def _runs(self, line: str) -> list[tuple[ImageFont.FreeTypeFont, str]]:
-        """Split a line into runs of one font each; combining marks stay with their letter."""
-        chosen: list[str] = []
-        eastern = any(map(_ideographic, line))
-        for char in line:
-            joins = chosen and (unicodedata.combining(char) or char == " ")
-            # quotes “” and dots … are wide in Chinese and Japanese, so such a line takes them from the East Asian font
-            order = reversed(FONTS) if eastern and unicodedata.east_asian_width(char) == "A" else FONTS
-            chosen.append(chosen[-1] if joins else _find_family(char, order))
+    def _runs(self, line: str) -> list[tuple[ImageFont.FreeTypeFont, str, str | None]]:
+        """Split a line into runs of one font and direction, from left to right."""
+        chosen = self._choose_fonts(line)
+        if not is_right_to_left(line) or not features.check("raqm"):
+            return [(self._fonts[font], run, None) for (font,), run in _group(line, chosen)]
+        runs = list(_group(line, chosen, compute_levels(line)))
+        order = order_runs([level for (_, level), _ in runs])
         return [
-            (self._fonts[family], "".join(char for _, char in run))
-            for family, run in groupby(zip(chosen, line, strict=True), key=lambda pair: pair[0])
+            (self._fonts[font], run, "rtl" if level % 2 else "ltr") for (font, level), run in (runs[i] for i in order)
         ]
 
+    def _choose_fonts(self, line: str) -> list[str]:
+        """Return the font of each character; marks stay with their letter, spaces with what precedes them."""
+        chosen: list[str] = []
+        eastern = any(map(_ideographic, line))
+        for cluster in _clusters(line):
+            # quotes “” and dots … are wide in Chinese and Japanese, so such a line takes them from the East Asian font
+            wide = eastern and unicodedata.east_asian_width(cluster[0]) == "A"
+            order = (*self.user_fonts, *(reversed(FONTS) if wide else FONTS))
+            font = chosen[-1] if cluster == " " and chosen else _find_font(cluster, order)
+            chosen += [font] * len(cluster)
+        return chosen
 
-def _find_family(char: str, order: Iterable[str]) -> str:
-    """Return the first family in `order` with the character, or the preferred one, which draws a box."""
-    return next((family for family in order if ord(char) in coverage(family)), next(iter(FONTS)))
+
+def _group(line: str, *keys: Sequence) -> Iterator[tuple[tuple, str]]:
+    """Split a line into runs of characters with equal keys."""
+    for key, run in groupby(zip(line, *keys, strict=True), key=lambda each: each[1:]):
+        yield key, "".join(each[0] for each in run)
+
+
+def _clusters(line: str) -> list[str]:
+    """Split a line into letters with their marks and joiners."""
+    clusters: list[str] = []
+    for char in line:
+        if clusters and _joins(char):
+            clusters[-1] += char
+        else:
+            clusters.append(char)
+    return clusters
+
+
+def _joins(char: str) -> bool:
+    """Return whether a character belongs to the letter before it: marks, and the joiners."""
+    return unicodedata.category(char).startswith("M") or char in JOINERS
+
+
+def _find_font(cluster: str, order: Iterable[str]) -> str:
+    """Return the first font in `order` with all characters, else with the letter, else the one that draws a box."""
+    order = tuple(order)
+    for needed in (cluster.translate(dict.fromkeys(map(ord, JOINERS))), cluster[0]):
+        for font in order:
+            if coverage(font).issuperset(map(ord, needed)):
+                return font
+    return next(iter(FONTS))
+
+
+def find_missing(text: str, fonts: Sequence[str] = ()) -> str:
+    """Return the distinct characters of a text that neither `fonts` (files) nor the bundled fonts can set, in order.
+
+    Letters that run from right to left need Pillow's Raqm layout as well.
+    """
+    covered = frozenset[int]().union(*map(coverage, (*fonts, *FONTS)))
+    shaped = features.check("raqm")
+    characters = dict.fromkeys(char for char in printable(text) if not char.isspace() and char not in JOINERS)
+    return "".join(char for char in characters if ord(char) not in covered or (is_right_to_left(char) and not shaped))
 
 
 def printable(text: str) -> str:
-    """Normalize text for drawing: compose characters, keep line breaks, drop control and invisible characters."""
+    """Normalize text for drawing: compose characters, keep line breaks, drop control and invisible characters.
+
+    Joiners are kept between the letters of scripts that need them.
+    """
     lines = unicodedata.normalize("NFC", text).splitlines()
-    visible = ("".join(c for c in " ".join(line.split()) if not _invisible(c)) for line in lines)
+    visible = (_drop_invisible(" ".join(line.split())) for line in lines)
     return "\n".join(line for line in visible if line)
+
+
+def _drop_invisible(line: str) -> str:
+    return "".join(
+        char
+        for before, char in zip(" " + line, line, strict=False)
+        if not _invisible(char) or (char in JOINERS and "\u0600" <= before < "\u1100" and before.isprintable())
+    )
 
 
 def _invisible(char: str) -> bool:
@@ -125,7 +192,7 @@ def _fitting(unit: str, width: Callable[[str], float], limit: float) -> list[str
     """Return the unit if it fits on a line, else pieces that do."""
     pieces = [""]
     for char in unit:
-        if pieces[-1] and width((pieces[-1] + char).rstrip()) > limit and not unicodedata.combining(char):
+        if pieces[-1] and width((pieces[-1] + char).rstrip()) > limit and not _joins(char):
             pieces.append("")
         pieces[-1] += char
     return pieces

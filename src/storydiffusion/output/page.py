@@ -66,11 +66,14 @@ def page_rows(panels: int) -> list[int]:
     return [few] * (rows - extra) + [few + 1] * extra
 
 
-def comic_page(images: Sequence[Image.Image], captions: Sequence[str], title: str = "") -> Image.Image:
+def comic_page(
+    images: Sequence[Image.Image], captions: Sequence[str], title: str = "", fonts: Sequence[str] = ()
+) -> Image.Image:
     """Draw images (any size; all get the first one's aspect ratio) and captions ('' for none) as one RGB page.
 
     Rows fill the width, so panels of a shorter row are larger. Small images are enlarged and stay crisp.
-    Text is never cut: long captions are set smaller, then on more lines.
+    Text is never cut: long captions are set smaller, then on more lines. `fonts` are files that come before the bundled
+    fonts.
 
     Raises:
         ValueError: no image, or numbers of images and captions that differ.
@@ -80,10 +83,10 @@ def comic_page(images: Sequence[Image.Image], captions: Sequence[str], title: st
     layout = PageLayout.fit(len(images), images[0].width)
     aspect = min(max(images[0].height / images[0].width, 1 / MOST_ELONGATED), MOST_ELONGATED)
     panels = list(zip(images, captions, strict=True))
-    parts = [_title(title, layout)] if printable(title) else []
+    parts = [_title(title, layout, fonts)] if printable(title) else []
     for in_row in page_rows(len(panels)):
         row, panels = panels[:in_row], panels[in_row:]
-        parts.append(_row(row, aspect, layout))
+        parts.append(_row(row, aspect, layout, fonts))
     height = sum(part.height for part in parts) + (len(parts) - 1) * layout.gutter + 2 * layout.margin
     page = Image.new("RGB", (layout.width, height), PAPER)
     y = layout.margin
@@ -93,10 +96,10 @@ def comic_page(images: Sequence[Image.Image], captions: Sequence[str], title: st
     return page
 
 
-def _title(title: str, layout: PageLayout) -> Image.Image:
+def _title(title: str, layout: PageLayout, fonts: Sequence[str]) -> Image.Image:
     """Draw the title, centred over a rule."""
     width = layout.panel_width(1)
-    lettering = Lettering(round(layout.type_size * 1.8))
+    lettering = Lettering(round(layout.type_size * 1.8), fonts)
     lines = balance_lines(printable(title), lettering.width, width)
     rule = lettering.line_height // 2
     image = Image.new("RGB", (width, len(lines) * lettering.line_height + rule), PAPER)
@@ -108,11 +111,11 @@ def _title(title: str, layout: PageLayout) -> Image.Image:
     return image
 
 
-def _row(row: list[tuple[Image.Image, str]], aspect: float, layout: PageLayout) -> Image.Image:
+def _row(row: list[tuple[Image.Image, str]], aspect: float, layout: PageLayout, fonts: Sequence[str]) -> Image.Image:
     """Draw panels side by side, with caption strips of equal height."""
     width = layout.panel_width(len(row))
     height = round(width * aspect)
-    texts = [_fit(printable(caption), layout, width) for _, caption in row]
+    texts = [_fit(printable(caption), layout, width, fonts) for _, caption in row]
     strips = [len(lines) * lettering.line_height + layout.type_size for lines, lettering in texts if lines]
     strip = max(strips, default=0)
     shadow = 2 * layout.unit
@@ -147,12 +150,12 @@ def _frame(image: Image.Image, box: tuple[int, int, int, int], unit: int, shadow
     canvas.rectangle((left + unit, top + unit, right - unit - 1, bottom - unit - 1), fill=STRIP)
 
 
-def _fit(caption: str, layout: PageLayout, width: int) -> tuple[list[str], Lettering]:
+def _fit(caption: str, layout: PageLayout, width: int, fonts: Sequence[str]) -> tuple[list[str], Lettering]:
     """Break a caption into up to four lines; then shrink the type down to 70 %, then use more lines."""
     room = width - 2 * layout.unit - layout.type_size
-    lettering = Lettering(layout.type_size)
+    lettering = Lettering(layout.type_size, fonts)
     while len(break_lines(caption, lettering.width, room)) > 4 and lettering.size > 0.7 * layout.type_size:
-        lettering = Lettering(lettering.size - 1)
+        lettering = Lettering(lettering.size - 1, fonts)
     return balance_lines(caption, lettering.width, room), lettering
 
 

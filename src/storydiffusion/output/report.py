@@ -4,7 +4,7 @@ Only a video too large to embed stays a separate file.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,11 +28,17 @@ LARGEST_EMBEDDED_VIDEO = 8 * 2**20  # bytes; a larger one stays a separate file
 MEDIA_TYPES = {".png": "image/png", ".mp4": "video/mp4", ".otf": "font/otf"}
 
 
-def write_report(run_dir: str | Path, manifest: Manifest, settings: Mapping[str, str | int | float | bool]) -> None:
+def write_report(
+    run_dir: str | Path,
+    manifest: Manifest,
+    settings: Mapping[str, str | int | float | bool],
+    fonts: Sequence[str] = (),
+) -> None:
     """Write `run_dir`/report.html from the manifest and the images and video that it names.
 
     `settings` are the key settings shown first (name → value: rate, variant, seed, model, steps …); the full
-    configuration is collapsed below them. Raises UserError for a missing file or an unwritable folder.
+    configuration is collapsed below them. `fonts` are files that come before the bundled fonts. Raises UserError for a
+    missing file or an unwritable folder.
     """
     run_dir = Path(run_dir)
     video = _video(run_dir, manifest.video.file) if manifest.video else None
@@ -45,7 +51,7 @@ def write_report(run_dir: str | Path, manifest: Manifest, settings: Mapping[str,
         panels=[(panel, _embed(run_dir / panel.file)) for panel in manifest.panels],
         video=video,
         media_sources="data:" if video is None or video.startswith("data:") else "'self' file:",
-        fonts=_fonts(manifest.title + "".join(panel.caption for panel in manifest.panels)),
+        fonts=_fonts(manifest.title + "".join(panel.caption for panel in manifest.panels), fonts),
         settings=settings,
         weights=manifest.weights | (manifest.video.weights if manifest.video else {}),
         config=yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True),
@@ -53,13 +59,14 @@ def write_report(run_dir: str | Path, manifest: Manifest, settings: Mapping[str,
     write_atomically(run_dir / "report.html", html.encode())
 
 
-def _fonts(text: str) -> dict[str, str]:
+def _fonts(text: str, fonts: Sequence[str]) -> dict[str, str]:
     """Subset the fonts to the characters of `text`: family → data URI, for the families in use."""
     embedded, left = {}, set(text)
-    for family in FONTS:
-        had = {char for char in left if ord(char) in coverage(family)}
+    families = {file: f"Story font {number}" for number, file in enumerate(fonts, 1)} | {name: name for name in FONTS}
+    for font, family in families.items():
+        had = {char for char in left if ord(char) in coverage(font)}
         if had:
-            embedded[family] = _data_uri(".otf", subset(family, "".join(sorted(had))))
+            embedded[family] = _data_uri(".otf", subset(font, "".join(sorted(had))))
         left -= had
     return embedded
 

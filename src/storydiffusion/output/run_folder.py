@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PROGRESS = ".progress.safetensors"
 RESULTS = ("page.png", "video.mp4", "report.html")
-NOT_OF_PANELS = ("run_dir", "overwrite", "story", "frames", "video", "fps", "hold", "captions")
+NOT_OF_PANELS = ("run_dir", "overwrite", "story", "frames", "video", "fps", "hold", "captions", "font")
 """keys of the configuration that panels do not depend on"""
 SECONDS_BETWEEN_SAVES = 2.0  # a killed process loses at most this much work
 
@@ -67,6 +67,11 @@ class RunFolder:
     def panels(self) -> tuple[PanelRecord, ...]:
         """The finished panels: all of them or none."""
         return self.manifest.panels
+
+    @property
+    def fonts(self) -> Sequence[str]:
+        """The font files of the configuration, which come before the bundled fonts."""
+        return self.manifest.config.get("font") or ()
 
     def progress(self) -> "tuple[int, Tensor] | None":
         """Return (steps done, latents) of an interrupted run; None if there is no progress."""
@@ -120,7 +125,7 @@ class RunFolder:
             file = f"panels/{number:03d}.png"
             write_image(self.path / file, image)
             records.append(replace(panel, file=file, sha256=compute_sha256(self.path / file)))
-        page = comic_page(images, [panel.caption for panel in panels], self.manifest.title)
+        page = comic_page(images, [panel.caption for panel in panels], self.manifest.title, self.fonts)
         write_image(self.path / "page.png", page)
         self.manifest = replace(self.manifest, panels=tuple(records), seconds=dict(seconds))
         write_manifest(self.path / "manifest.json", self.manifest)
@@ -139,7 +144,7 @@ class RunFolder:
         self.manifest = replace(
             self.manifest, video=video, versions=versions, seconds={**self.manifest.seconds, **seconds}, complete=True
         )
-        write_report(self.path, self.manifest, settings)
+        write_report(self.path, self.manifest, settings, self.fonts)
         write_manifest(self.path / "manifest.json", self.manifest)
         self.is_complete = True
 

@@ -42,10 +42,13 @@ def story_frames(
         before = panel
 
 
-def with_captions(frames: Iterable[tuple[int, np.ndarray]], captions: Sequence[str]) -> Iterator[np.ndarray]:
+def with_captions(
+    frames: Iterable[tuple[int, np.ndarray]], captions: Sequence[str], fonts: Sequence[str] = ()
+) -> Iterator[np.ndarray]:
     """Add each panel's caption in a band of constant height below its frames, covering no pixel.
 
     Small frames are enlarged for readable captions. Without captions, frames are unchanged.
+    `fonts` are files that come before the bundled fonts.
     """
     bands = None
     for number, frame in frames:
@@ -54,7 +57,7 @@ def with_captions(frames: Iterable[tuple[int, np.ndarray]], captions: Sequence[s
             continue
         factor = -(-READABLE_WIDTH // frame.shape[1])
         height, width = factor * frame.shape[0], factor * frame.shape[1]
-        bands = bands or CaptionBands(captions, width)
+        bands = bands or CaptionBands(captions, width, fonts)
         image = Image.fromarray(frame)
         enlarged = resize(image, (width, height)) if factor > 1 else image
         yield np.concatenate([np.asarray(enlarged), bands[number]])
@@ -63,9 +66,9 @@ def with_captions(frames: Iterable[tuple[int, np.ndarray]], captions: Sequence[s
 class CaptionBands:
     """Caption bands, `width` pixels wide and as high as the longest caption needs."""
 
-    def __init__(self, captions: Sequence[str], width: int) -> None:
+    def __init__(self, captions: Sequence[str], width: int, fonts: Sequence[str] = ()) -> None:
         self.width = width
-        self.lettering = Lettering(round(2 * width / CHARACTERS_PER_LINE))
+        self.lettering = Lettering(round(2 * width / CHARACTERS_PER_LINE), fonts)
         room = width - 2 * self.lettering.size
         self.lines = [balance_lines(printable(text), self.lettering.width, room) for text in captions]
         height = max(map(len, self.lines)) * self.lettering.line_height + self.lettering.size

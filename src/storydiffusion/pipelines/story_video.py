@@ -41,11 +41,15 @@ class Scene:
 
 @dataclass(frozen=True)
 class Showing:
-    """How the video is shown: frames per second, seconds that each image is held, whether captions are set below."""
+    """How the video is shown: frames per second, seconds that each image is held, whether captions are set below.
+
+    `fonts` are files that captions use before the bundled fonts.
+    """
 
     fps: float = 8.0
     hold: float = 1.5
     captions: bool = True
+    fonts: tuple[str, ...] = ()
 
     @property
     def held_frames(self) -> int:
@@ -99,7 +103,7 @@ def render_video(
         frames = story_frames(_read_images(scenes), transition, [scene.cut for scene in scenes], showing.held_frames)
         captions = [scene.caption if showing.captions else "" for scene in scenes]
         try:
-            write_video(path, with_captions(frames, captions), showing.fps)
+            write_video(path, with_captions(frames, captions, showing.fonts), showing.fps)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; {path.parent} keeps the finished transitions: the same command resumes from there"
