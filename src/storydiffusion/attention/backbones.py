@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from storydiffusion.attention.consistent_self_attention import AttentionPlan, attend, mean_attention_maps
@@ -65,12 +66,16 @@ class Backbone(Protocol):
         """Return the shape of the latents among the arguments of the denoiser's call."""
         ...
 
+    def latents(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """Return the latents (B, C, h, w) among the arguments of the denoiser's call, without other conditions."""
+        ...
+
     def grid(self, tokens: int, shape: InputShape) -> Grid:
         """Return the grid of a layer with that many tokens."""
         ...
 
     def guidance_parts(self, pipe: Any) -> int | None:
-        """Return the number of parts that guidance makes of a batch; None where the pipeline does not say."""
+        """Return the number of parts that the pipeline's properties state; None where it has none."""
         ...
 
     def make_processor(self, plan: Planner, layer: str, original: Any) -> Any:
@@ -99,11 +104,14 @@ def register_backbone(*denoisers: str) -> Callable[[type[Backbone]], type[Backbo
 
 
 def get_backbone(denoiser: nn.Module) -> Backbone:
-    """Return the backbone of a denoiser.
+    """Return the backbone of a denoiser, compiled or not.
 
     Raises:
-        UserError: for a denoiser of an unknown class; lists the known ones.
+        UserError: for a denoiser of an unknown class, listing the known ones; for one that was compiled as one graph.
     """
+    if getattr(getattr(denoiser, "dynamo_ctx", None), "fullgraph", False):
+        raise UserError("the denoiser was compiled with fullgraph=True, which allows no sharing: set fullgraph=False.")
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # below torch.compile
     for kind in type(denoiser).__mro__:
         if kind.__name__ in BACKBONES:
             return BACKBONES[kind.__name__](denoiser)
@@ -151,6 +159,10 @@ class UNetBackbone:
         sample = args[0] if args else kwargs["sample"]
         return InputShape(sample.shape[0], *sample.shape[-2:])
 
+    def latents(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """Return the first channels, as many as the U-Net predicts; inpainting and the like append others."""
+        return (args[0] if args else kwargs["sample"])[:, : getattr(self.denoiser.config, "out_channels", None)]
+
     def grid(self, tokens: int, shape: InputShape) -> Grid:
         """Every down block halves height and width, rounding up."""
         factor = 2 ** round(math.log2(shape.height * shape.width / tokens) / 2)
@@ -180,6 +192,7 @@ class ConsistentAttnProcessor:
         self.plan = plan
         self.layer = layer
         self.original = original
+        self._attend = torch.compiler.disable(self._attend)  # a plan changes in every step: no graph holds it
 
     def __call__(
         self,
@@ -189,7 +202,11 @@ class ConsistentAttnProcessor:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, N, C) → (B, N, C)."""
+        return self._attend(attn, hidden_states, encoder_hidden_states, attention_mask)
 
+    def _attend(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None, attention_mask: Tensor | None
+    ) -> Tensor:
         def attention_maps() -> Tensor:
             return mean_attention_maps(attn.to_q(hidden_states), attn.to_k(hidden_states), attn.heads)
 

@@ -8,32 +8,41 @@ nothing is shared (a rate of 0, a step outside [start, end), a single panel) the
 is that of the untouched pipeline bit for bit.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from storydiffusion.attention.backbones import Backbone, Grid, InputShape, find_denoiser, get_backbone
+from storydiffusion.attention.backbones import AttentionLayer, Backbone, Grid, InputShape, find_denoiser, get_backbone
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import AttentionPlan, PanelGroup, batch_plan
+from storydiffusion.attention.finite import check_latents
+from storydiffusion.attention.guidance import ImageCounter, check_parts, count_parts
 from storydiffusion.attention.variants import get_variant, select_tokens
 from storydiffusion.errors import UserError
 
 
 @contextmanager
 def consistent_self_attention(
-    pipe: Any, config: ConsistentSelfAttentionConfig | None = None, stories: Sequence[int | PanelGroup] | None = None
+    pipe: Any,
+    config: ConsistentSelfAttentionConfig | None = None,
+    stories: Sequence[int | PanelGroup] | None = None,
+    parts: int | None = None,
 ) -> Iterator["StoryState"]:
     """Share self-attention among the panels of a story in every call of `pipe` inside the context.
 
+    Warns on leaving the context if no call shared anything, unless `config` or `stories` says so.
+
     Args:
-        pipe: a diffusers pipeline, or any object with its `.unet`. Where it has `do_classifier_free_guidance` (read at
-            each call of the denoiser), guidance doubles the batch, and `do_perturbed_attention_guidance` adds a part;
-            these parts never mix. Load adapters that bring their own processors (IP-Adapter) before.
+        pipe: a diffusers pipeline, or any object with its `.unet`. Load adapters that bring their own processors
+            (IP-Adapter) before, and compile before.
         config: None is the paper's default.
         stories: the stories of the batch in order, each as its number of panels or as a `PanelGroup`; None takes the
             whole batch as one. Several images for a prompt count as panels next to each other.
+        parts: how often guidance repeats the images in the denoiser's batch, part by part; these parts never mix. None
+            derives it from the number of prompts in the pipeline's call; see `guidance`.
 
     Yields:
         The state, whose `on_step_end` is the pipeline's `callback_on_step_end`.
@@ -43,19 +52,74 @@ def consistent_self_attention(
             from the pipeline's call, see `StoryState`.
     """
     config = config or ConsistentSelfAttentionConfig()
-    backbone = get_backbone(find_denoiser(pipe))
-    state = StoryState(pipe, backbone, config, stories)
+    denoiser = find_denoiser(pipe)
+    backbone = get_backbone(denoiser)
     layers = backbone.self_attention_layers(config.blocks) if config.shares else {}
+    state = StoryState(pipe, backbone, config, stories, parts)
+    with _attention_processors(backbone, layers, state), state.images.observe(pipe), _before_calls(denoiser, state):
+        yield state
+    if config.shares and stories is None and not state.shared:
+        warnings.warn(f"consistent self-attention shared nothing: {state.why_nothing_was_shared()}", stacklevel=3)
+
+
+@contextmanager
+def _attention_processors(
+    backbone: Backbone, layers: Mapping[str, AttentionLayer], state: "StoryState"
+) -> Iterator[None]:
+    """Replace the layers' processors inside the context."""
     originals = {name: layer.get_processor() for name, layer in layers.items()}
-    hook = backbone.denoiser.register_forward_pre_hook(state.before_call, with_kwargs=True)
     try:
         for name, layer in layers.items():
-            layer.set_processor(backbone.make_processor(state.plan, name, originals[name]))
-        yield state
+            processor = backbone.make_processor(state.plan, name, originals[name])
+            layer.set_processor(processor)
+            state.processors[name] = (layer, processor)
+        yield
     finally:
-        hook.remove()
         for name, layer in layers.items():
             layer.set_processor(originals[name])
+
+
+@contextmanager
+def _before_calls(denoiser: nn.Module, state: "StoryState") -> Iterator[None]:
+    """Call `state.before_call` before each call of the denoiser, outside any compiled graph."""
+    compiled = vars(denoiser).get("_compiled_call_impl")  # of denoiser.compile(), whose graph may lack new hooks
+    if compiled is None:
+        hook = denoiser.register_forward_pre_hook(state.before_call, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+        return
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        state.before_call(denoiser, args, kwargs)
+        return compiled(*args, **kwargs)
+
+    denoiser._compiled_call_impl = call
+    try:
+        yield
+    finally:
+        denoiser._compiled_call_impl = compiled
+
+
+class StepEnd:
+    """A pipeline's `callback_on_step_end`, alone or among diffusers' `MultiPipelineCallbacks`."""
+
+    tensor_inputs = ("latents",)
+
+    def __init__(self, state: "StoryState") -> None:
+        self._state = state
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, callback_kwargs: dict) -> dict:
+        """Enter the next step. Tensors stay unchanged.
+
+        Raises:
+            UserError: for latents that are not finite.
+        """
+        if isinstance(latents := callback_kwargs.get("latents"), Tensor):
+            check_latents(latents, step)
+        self._state.end_step(step)
+        return callback_kwargs
 
 
 class StoryState:
@@ -70,7 +134,15 @@ class StoryState:
 
     Raises from the pipeline's call:
         UserError: for a start above 0, an end below 1, or variant `official` without the callback; a batch that
-            `stories` does not describe; a grid in `rate` that the denoiser does not have.
+            prompts, `stories` and `parts` do not explain; a grid in `rate` that the denoiser does not have; attention
+            processors that were replaced inside the context; latents that are not finite (with the callback).
+
+    Attributes:
+        on_step_end: diffusers' `callback_on_step_end`.
+        step: the current step.
+        shared: whether any layer has shared tokens.
+        images: counts the images of the pipeline's calls.
+        processors: name of a layer → the layer and the processor that shares its tokens.
     """
 
     def __init__(
@@ -79,8 +151,15 @@ class StoryState:
         backbone: Backbone,
         config: ConsistentSelfAttentionConfig,
         stories: Sequence[int | PanelGroup] | None = None,
+        parts: int | None = None,
     ):
+        if parts is not None and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
+            raise UserError(f"parts is {parts!r}: choose a whole number of guidance parts, 1 or more.")
         self.config = config
+        self.on_step_end = StepEnd(self)
+        self.images = ImageCounter()
+        self.processors: dict[str, tuple[AttentionLayer, Any]] = {}
+        self.shared = False
         self.step = 0
         self._pipe = pipe
         self._backbone = backbone
@@ -89,7 +168,10 @@ class StoryState:
             raise UserError("stories is empty: give the number of panels of each story, or leave it out.")
         self._steps: int | None = None
         self._stories: list[PanelGroup] = []
+        self._given_parts = parts
         self._parts = 1
+        self._layout_known = False
+        self._checked = False  # that the parts of this run repeat the same latents
         self._shape = InputShape(0, 0, 0)
         self._timesteps: Any = None
         self._calls = 0  # of the denoiser since the last callback
@@ -97,14 +179,14 @@ class StoryState:
         self._factors: set[int] = set()
         self._plans: dict[tuple, AttentionPlan | None] = {}
 
-    def on_step_end(self, pipe: Any, step: int, timestep: Any, callback_kwargs: dict) -> dict:
-        """Enter the next step; the signature is that of diffusers' `callback_on_step_end`. Tensors stay unchanged."""
+    def end_step(self, step: int) -> None:
+        """Enter the step after `step`."""
         self._called_back, self._calls = True, 0
         self._enter(step + 1)
-        return callback_kwargs
 
     def before_call(self, denoiser: nn.Module, args: tuple, kwargs: dict) -> None:
         """Determine the step and the layout of the batch; a forward pre-hook of the denoiser."""
+        self._check_processors()
         scheduler = getattr(self._pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
         if timesteps is not self._timesteps:
@@ -117,6 +199,9 @@ class StoryState:
             self._steps = self._schedule_length()
         self._shape = self._backbone.input_shape(args, kwargs)
         self._arrange(self._shape.batch)
+        if not self._checked and self._given_parts is None:
+            check_parts(self._backbone.latents(args, kwargs), self._parts, self._layout_known)
+            self._checked = True
 
     def plan(self, layer: str, hidden_states: Tensor, attention_maps: Callable[[], Tensor]) -> AttentionPlan | None:
         """Return the tokens that the panels attend to in a layer; None is plain attention.
@@ -139,11 +224,13 @@ class StoryState:
         if self.config.needs:
             inputs = self._layer_inputs(layer, hidden_states, attention_maps, grid)
             plan = self._make_plan(tokens, rate, bypassed * self._parts, self._stories * self._parts, inputs)
+            self.shared |= plan is not None
             return plan and plan.to(hidden_states.device)
         key = (tokens, bypassed, hidden_states.device)
         if key not in self._plans:
             plan = self._make_plan(tokens, rate, bypassed, self._stories)
             self._plans[key] = plan and plan.to(hidden_states.device)
+            self.shared |= plan is not None
         return self._plans[key]
 
     def _make_plan(
@@ -181,9 +268,26 @@ class StoryState:
             first += story.panels
         return inputs
 
+    def why_nothing_was_shared(self) -> str:
+        """Return the likely cause and what to do."""
+        if not self._stories:
+            return "its denoiser was not called; call the pipeline inside the context, and replace its parts before."
+        if self._stories[0].panels == 1:
+            return "each call had one prompt; give the pipeline the prompts of all panels as one list."
+        return f"no layer and step have a rate above 0 between start {self.config.start} and end {self.config.end}."
+
+    def _check_processors(self) -> None:
+        for name, (layer, processor) in self.processors.items():
+            if (other := layer.get_processor()) is not processor:
+                raise UserError(
+                    f"{type(other).__name__} replaced consistent self-attention in {name}: set attention processors "
+                    "(attention slicing, fused projections, adapters) before the context, and apply perturbed-"
+                    "attention guidance to other blocks."
+                )
+
     def _enter(self, step: int) -> None:
         if step == 0:
-            self._steps = None
+            self._steps, self._checked = None, False
         self.step = step
         self._plans.clear()
 
@@ -210,20 +314,14 @@ class StoryState:
 
     def _arrange(self, batch: int) -> None:
         """Divide the batch into guidance parts, and these into stories."""
-        parts = self._backbone.guidance_parts(self._pipe)
-        stories, panels = self._given, batch // (parts or 1)
-        if stories is None:
-            stories, parts = [PanelGroup(max(panels, 1))], parts or 1
-        else:
-            panels = sum(story.panels for story in stories)
-            parts = parts or max(batch // panels, 1)
-        if parts * panels != batch:
-            raise UserError(
-                f"the denoiser got a batch of {batch} for {panels} panels and {parts} guidance part(s): give stories "
-                "that sum to the number of images."
-            )
+        stories = self._given
+        panels = None if stories is None else sum(story.panels for story in stories)
+        stated = self._backbone.guidance_parts(self._pipe)
+        self._layout_known = stated is not None or panels is not None
+        parts = count_parts(batch, self._given_parts, self.images.images, stated, panels)
+        stories = stories or [PanelGroup(max(batch // parts, 1))]
         if [s.panels for s in stories] != [s.panels for s in self._stories] or parts != self._parts:
-            self._stories, self._parts = stories, parts
+            self._stories, self._parts, self._checked = stories, parts, False
             self._plans.clear()
         if (
             isinstance(self.config.rate, Mapping)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import PanelGroup
+from storydiffusion.attention.finite import check_images
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.errors import UserError
 
@@ -81,7 +82,8 @@ def generate_panels(
         The pipeline's images: a list of PIL images, unless `arguments` sets another `output_type`.
 
     Raises:
-        UserError: too little memory, or what `consistent_self_attention` refuses.
+        UserError: too little memory, latents or images that are not finite, or what `consistent_self_attention`
+            refuses.
     """
     noise, generators = starting_noise(pipe, seeds, arguments["height"], arguments["width"])
     resumed = start if start and type(pipe.scheduler).__name__ in RESUMABLE else None
@@ -89,6 +91,7 @@ def generate_panels(
     with (
         consistent_self_attention(pipe, csa, [group]) as story,
         _skipping_to(pipe, resumed) as skip,
+        _finite_images(pipe.vae),
         tqdm(desc=f"denoising {len(seeds)} panels", unit="step", initial=resumed[0] if resumed else 0) as bar,
     ):
 
@@ -113,6 +116,16 @@ def generate_panels(
                 f"the GPU has too little memory for {len(seeds)} panels of {arguments['width']} × "
                 f"{arguments['height']}: choose a smaller size, fewer panels or model.offload=model"
             ) from error
+
+
+@contextmanager
+def _finite_images(vae: Any) -> Iterator[None]:
+    """Check what the VAE decodes inside the context; a pipeline would turn NaN into black."""
+    hook = vae.decoder.register_forward_hook(lambda decoder, args, images: check_images(images))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from storydiffusion.attention.finite import check_images, check_latents
 from storydiffusion.config import VideoConfig
 from storydiffusion.config.loading import check_choice
 from storydiffusion.errors import UserError
@@ -239,7 +240,7 @@ def sample_clips(
 
     Raises:
         UserError: images of different sizes, or with sides that the VAE's factor does not divide; more frames than
-            the model supports; too little memory.
+            the model supports; latents or frames that are not finite; too little memory.
     """
     _check_images(model, start, end)
     if sampling.frames > model.max_frames:
@@ -293,6 +294,7 @@ def sample_latents(
             without, predicted = predicted.chunk(2)
             predicted = without + sampling.guidance_scale * (predicted - without)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
+        check_latents(latents, step)
         latents = on_step(step, timestep, latents)
     return with_boundary_frames(latents, *ends) if sampling.boundary_frames == "clamped" else latents
 
@@ -328,8 +330,9 @@ def decode_frames(vae: Any, latents: Tensor) -> Tensor:
     images = latents.transpose(1, 2).flatten(0, 1) / vae.config.scaling_factor
     parts = []
     for part in images.split(IMAGES_AT_ONCE):
-        pixels = vae.decode(part.to(vae.device, vae.dtype)).sample.float()
-        parts.append(((pixels + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8))
+        pixels = vae.decode(part.to(vae.device, vae.dtype)).sample
+        check_images(pixels)
+        parts.append(((pixels.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8))
     return torch.cat(parts).unflatten(0, (len(latents), -1))
 
 
