@@ -192,7 +192,8 @@ class ConsistentAttnProcessor:
         self.plan = plan
         self.layer = layer
         self.original = original
-        self._attend = torch.compiler.disable(self._attend)  # a plan changes in every step: no graph holds it
+        attend: Any = torch.compiler.disable(self._attend)  # a plan changes in every step: no graph holds it
+        self._attend_uncompiled: Callable[..., Tensor] = attend
 
     def __call__(
         self,
@@ -202,7 +203,7 @@ class ConsistentAttnProcessor:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, N, C) → (B, N, C)."""
-        return self._attend(attn, hidden_states, encoder_hidden_states, attention_mask)
+        return self._attend_uncompiled(attn, hidden_states, encoder_hidden_states, attention_mask)
 
     def _attend(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None, attention_mask: Tensor | None
