@@ -10,18 +10,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "storydiffusion"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = "errors story config output attention data storyworld"
+LEAVES = "errors files story config output attention data storyworld"
 MAY_IMPORT = {
     "errors": "",
-    "bounded_yaml": "errors",
-    "story": "errors bounded_yaml",
-    "config": "errors bounded_yaml attention",
-    "output": "errors",
+    "files": "errors",
+    "story": "errors files",
+    "config": "errors files attention",
+    "output": "errors files",
     "attention": "errors",
-    "data": "errors output",
-    "storyworld": "errors data output",
-    "models": "errors config attention output",
-    "loaders": "errors config output models",
+    "data": "errors files",
+    "storyworld": "errors files data output",
+    "models": "errors files config attention",
+    "loaders": "errors files config models",
     "pipelines": f"{LEAVES} models loaders",
     "baselines": f"{LEAVES} models loaders pipelines",
     "training": f"{LEAVES} models loaders pipelines",
@@ -47,7 +47,7 @@ HEAVY = {
     "scipy",
 }  # fmt: skip
 LIGHT = (
-    "", "errors", "bounded_yaml", "story", "config", "output", "loaders", "experiments", "publish", "user_study",
+    "", "errors", "files", "story", "config", "output", "loaders", "experiments", "publish", "user_study",
     "commands",
 )  # fmt: skip
 """Folders whose modules import nothing heavy before there is work for it."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from storydiffusion.evaluation.networks import MINIATURE, load_image_text_encoder
 from storydiffusion.evaluation.result import Result, load_result
-from storydiffusion.output.files import write_image
+from storydiffusion.files.atomic import write_image
 from storydiffusion.output.video_file import write_video
 from storydiffusion.storyworld.clips import render_clip, sample_clip
 from storydiffusion.storyworld.renderer import render

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storydiffusion.output.files import compute_sha256
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import read_manifest
 from tests.conftest import Outcome
 from tests.helpers.video_model import build_tiny_video_model

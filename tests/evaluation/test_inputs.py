@@ -10,7 +10,7 @@ from PIL import Image
 
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.inputs import ALL, find_images, find_runs, find_videos
-from storydiffusion.output.files import write_image
+from storydiffusion.files.atomic import write_image
 from storydiffusion.output.film_strip import write_strip
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, write_manifest
 from storydiffusion.output.video_file import write_video

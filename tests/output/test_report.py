@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import compute_sha256, write_image
+from storydiffusion.files.atomic import write_image
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord
 from storydiffusion.output.report import NOTES, write_report
 from tests.output.test_html_page import check_policy

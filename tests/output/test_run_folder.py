@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import compute_sha256
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, read_manifest
 from storydiffusion.output.run_folder import PROGRESS, RunFolder
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import compute_sha256, write_image
+from storydiffusion.files.atomic import write_image
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest, write_manifest
 from storydiffusion.publish.vistorybench import export
 from tests.conftest import compose_config

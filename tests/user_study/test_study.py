@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import write_image
+from storydiffusion.files.atomic import write_image
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, write_manifest
 from storydiffusion.output.video_file import write_video
 from storydiffusion.user_study.files import load_key

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import IPAdapterConfig, ModelConfig, PhotoMakerConfig
 from storydiffusion.errors import UserError, first_line
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.loaders.sources import HUB_ID, fetch_folder
 from storydiffusion.loaders.text_to_image import StoryModel, load_network, place_pipeline
-from storydiffusion.output.files import compute_sha256
 
 if TYPE_CHECKING:
     from storydiffusion.pipelines.conditioning import Baseline

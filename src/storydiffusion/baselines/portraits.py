@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from storydiffusion.baselines.loading import add_baseline, fetch_baseline
 from storydiffusion.config import InferConfig, PhotoMakerConfig
 from storydiffusion.errors import UserError
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.loaders.text_to_image import StoryModel
-from storydiffusion.output.files import compute_sha256
 from storydiffusion.story import PanelPrompt, Story, character_prompts, panel_prompts
 from storydiffusion.storyworld.stories import FrozenStory
 

@@ -10,7 +10,7 @@ from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.compare import compare_jobs, plot_comparison, to_data, write_report
 from storydiffusion.evaluation.records import json_bytes
-from storydiffusion.output.files import write_atomically
+from storydiffusion.files.atomic import write_atomically
 
 
 @dataclass

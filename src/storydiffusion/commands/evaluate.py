@@ -21,9 +21,10 @@ from storydiffusion.evaluation.networks import (
     load_image_text_encoder,
     load_perceptual_distance,
 )
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.checksums import compute_folder_sha256, compute_sha256
 from storydiffusion.loaders.resolve import choose_device
 from storydiffusion.loaders.sources import OPEN_CLIP_SCHEME, package_path
-from storydiffusion.output.files import compute_folder_sha256, compute_sha256, write_atomically
 
 if TYPE_CHECKING:
     from storydiffusion.evaluation.inputs import Inputs

@@ -95,7 +95,7 @@ def open_run_folder(config: InferConfig, model: ResolvedModel, story: Story, vid
     """Open the story's folder, checked against what it already contains."""
     from storydiffusion.baselines.loading import compute_baseline_checksums
     from storydiffusion.baselines.portraits import compute_portrait_checksums
-    from storydiffusion.output.files import compute_sha256
+    from storydiffusion.files.checksums import compute_sha256
     from storydiffusion.output.run_folder import RunFolder
 
     script: dict[str, Any] = asdict(story) | {"images": [compute_sha256(file) for file in config.frames or ()]}

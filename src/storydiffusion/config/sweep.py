@@ -15,8 +15,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from storydiffusion.bounded_yaml import parse_yaml, read_text
 from storydiffusion.errors import UserError, first_line
+from storydiffusion.files.bounded_yaml import parse_yaml, read_text
 
 FILE = "multirun.yaml"
 

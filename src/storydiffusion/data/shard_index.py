@@ -31,7 +31,8 @@ from storydiffusion.data.shards import (
     read_summary,
 )
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import compute_sha256, write_atomically
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.checksums import compute_sha256
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_BYTES = 2**32 - 1  # of a sample

@@ -38,7 +38,7 @@ from storydiffusion.data.shards import (
 from storydiffusion.data.sources import ClipSource, SourceClip
 from storydiffusion.data.video_reader import DEFAULT_LIMITS, UnreadableVideoError, VideoLimits
 from storydiffusion.errors import UserError
-from storydiffusion.output.json_file import build, read_object
+from storydiffusion.files.json_file import build, read_object
 
 REJECTS = "rejects.jsonl"
 PARTS = "parts"

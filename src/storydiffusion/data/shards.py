@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.json_file import build, parse_object, read_object, read_text
+from storydiffusion.files.json_file import build, parse_object, read_object, read_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -16,8 +16,8 @@ from storydiffusion.data.video_reader import UnreadableVideoError, Video
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.evaluation.metrics.clips import Box
 from storydiffusion.evaluation.result import FILE
+from storydiffusion.files.json_file import parse_object
 from storydiffusion.output.film_strip import open_strip
-from storydiffusion.output.json_file import parse_object
 from storydiffusion.output.manifest import Manifest, read_manifest
 from storydiffusion.story.given_images import read_image
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import write_atomically
-from storydiffusion.output.json_file import read_object
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.json_file import read_object
 
 RECORDS = "records.json"
 """The name of a benchmark's file"""

@@ -10,8 +10,8 @@ from typing import Any
 
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.metrics.registry import METRICS
-from storydiffusion.output.files import write_atomically
-from storydiffusion.output.json_file import build, read_object
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.json_file import build, read_object
 
 FILE = "result.json"
 

@@ -11,8 +11,8 @@ from storydiffusion.evaluation.compare import Cell, Comparison, plot_comparison,
 from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.evaluation.records import RECORDS, json_bytes
 from storydiffusion.experiments.claims import CLAIMS, Claim, Verdict
-from storydiffusion.output.files import write_atomically
-from storydiffusion.output.json_file import build, read_object
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.json_file import build, read_object
 
 DOCUMENT, FOLDER, SUMMARY = "RESULTS.md", "results", "summary"
 KEYS = re.compile(r"(^|,)[\w.]+=")

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.errors import UserError
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.checksums import compute_sha256
+from storydiffusion.files.json_file import read_object
 from storydiffusion.loaders.sources import HUB_ID, find_part_folder, names_registered_encoder, package_path
-from storydiffusion.output.files import compute_sha256, write_atomically
-from storydiffusion.output.json_file import read_object
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SETTLED = 2 * 10**9

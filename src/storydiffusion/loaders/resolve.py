@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from storydiffusion.config import ModelConfig, VideoConfig
 from storydiffusion.config.model import load_model_config
 from storydiffusion.errors import UserError, first_line
+from storydiffusion.files.json_file import read_object
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums, get_part_key
 from storydiffusion.loaders.schedulers import check_scheduler
 from storydiffusion.loaders.sources import find_model_folder, package_path
-from storydiffusion.output.json_file import read_object
 
 if TYPE_CHECKING:
     import torch

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import PredictorConfig, VideoConfig
 from storydiffusion.errors import UserError
+from storydiffusion.files.checksums import CHECKSUMS, check_checksums
 from storydiffusion.loaders.resolve import ResolvedModel
 from storydiffusion.loaders.schedulers import build_scheduler
 from storydiffusion.loaders.sources import (
@@ -24,7 +25,6 @@ from storydiffusion.loaders.text_to_image import (
     load_network,
     load_pipeline,
 )
-from storydiffusion.output.files import CHECKSUMS, check_checksums
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from storydiffusion.errors import UserError
+from storydiffusion.files.json_file import read_object
 from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
-from storydiffusion.output.json_file import read_object
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

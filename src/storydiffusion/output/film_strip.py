@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.output.files import write_atomically
+from storydiffusion.files.atomic import write_atomically
 
 KEY = "made-from"
 

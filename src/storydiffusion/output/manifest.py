@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import write_atomically
-from storydiffusion.output.json_file import build, read_object
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.json_file import build, read_object
 
 FORMAT = 2
 PACKAGES = ("storydiffusion", "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow")

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import yaml
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import write_atomically
+from storydiffusion.files.atomic import write_atomically
 from storydiffusion.output.html_page import render_page
 from storydiffusion.output.manifest import Manifest
 from storydiffusion.output.page import page_columns

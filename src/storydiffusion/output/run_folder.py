@@ -16,7 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import compute_sha256, write_atomically, write_image
+from storydiffusion.files.atomic import write_atomically, write_image
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest, write_manifest
 from storydiffusion.output.page import comic_page
 from storydiffusion.output.report import write_report

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.json_file import read_object
 from storydiffusion.loaders.resolve import ResolvedModel, get_video_config, resolve_model
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
 from storydiffusion.loaders.video import load_video_model
-from storydiffusion.output.files import write_atomically
-from storydiffusion.output.json_file import read_object
 
 if TYPE_CHECKING:
     from PIL import Image

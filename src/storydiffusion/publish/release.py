@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.output.files import check_checksums, write_checksums
-from storydiffusion.output.json_file import read_object
+from storydiffusion.files.checksums import check_checksums, write_checksums
+from storydiffusion.files.json_file import read_object
 
 if TYPE_CHECKING:
     import torch

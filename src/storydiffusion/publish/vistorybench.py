@@ -24,7 +24,8 @@ from typing import Any
 
 from storydiffusion.config.loading import check_choice
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import compute_sha256, write_atomically
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import Manifest, read_manifest
 
 LANGUAGES = ("en", "ch")

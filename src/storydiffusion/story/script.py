@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from storydiffusion.bounded_yaml import parse_yaml, read_text
 from storydiffusion.errors import UserError
+from storydiffusion.files.bounded_yaml import parse_yaml, read_text
 from storydiffusion.story.names import (
     NAME,
     NO_CHARACTER,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.output.json_file import build, read_object
+from storydiffusion.files.json_file import build, read_object
 from storydiffusion.storyworld.truth import ATTRIBUTES
 
 

@@ -24,8 +24,9 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.output.files import compute_sha256, sync_folder
-from storydiffusion.output.json_file import build, read_object
+from storydiffusion.files.atomic import sync_folder
+from storydiffusion.files.checksums import compute_sha256
+from storydiffusion.files.json_file import build, read_object
 
 SUFFIX = ".ckpt"
 NAME = re.compile(r"step-(\d{8,})")

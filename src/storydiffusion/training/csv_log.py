@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from storydiffusion.output.files import write_atomically
+from storydiffusion.files.atomic import write_atomically
 
 METRICS = "metrics.csv"
 

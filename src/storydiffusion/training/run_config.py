@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from storydiffusion.config.loading import flat
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import write_atomically
+from storydiffusion.files.atomic import write_atomically
 
 
 class ConfigFile(L.Callback):

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.output.files import write_atomically
-from storydiffusion.output.json_file import build, read_object
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.json_file import build, read_object
 
 FORMAT = 1
 LONGEST_NAME = 64  # characters

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import write_atomically
+from storydiffusion.files.atomic import write_atomically
 
 if TYPE_CHECKING:
     from storydiffusion.user_study.files import Answers, Key

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from storydiffusion.config.loading import check_choice, check_range
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import write_atomically
+from storydiffusion.files.atomic import write_atomically
 from storydiffusion.output.manifest import read_manifest
 
 if TYPE_CHECKING:

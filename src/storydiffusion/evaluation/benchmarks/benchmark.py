@@ -7,9 +7,9 @@ from typing import Any
 
 from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError
+from storydiffusion.files.json_file import read_object
 from storydiffusion.loaders.checksums import compute_checksums
 from storydiffusion.loaders.resolve import ResolvedModel
-from storydiffusion.output.json_file import read_object
 
 READ_SIZE = 128
 """Height and width of the images that the attribute classifier reads, in pixels"""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.output.json_file import read_object
+from storydiffusion.files.json_file import read_object
 
 HALF = (0.5, 0.5, 0.5)
 """mean and standard deviation that map pixels to [−1, 1]"""

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from storydiffusion.data.loader import ClipBatch
-from storydiffusion.output.files import write_image
+from storydiffusion.files.atomic import write_image
 from storydiffusion.pipelines.transition import TransitionSampling, sample_clips
 from storydiffusion.training.callbacks.ema import EMA
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storydiffusion.output.json_file import DEEPEST, build, parse_object, read_object
+from storydiffusion.files.json_file import DEEPEST, build, parse_object, read_object
 
 HOSTILE = {
     "empty": ("", "Expecting value"),

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.output.files import compute_folder_sha256, compute_sha256, write_atomically, write_image
+from storydiffusion.files.atomic import write_atomically, write_image
+from storydiffusion.files.checksums import compute_folder_sha256, compute_sha256
 
 
 def test_writes_and_replaces(tmp_path: Path):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storydiffusion.bounded_yaml import DEEPEST, LARGEST_FILE, MOST_VALUES, parse_yaml, read_text
 from storydiffusion.errors import UserError
+from storydiffusion.files.bounded_yaml import DEEPEST, LARGEST_FILE, MOST_VALUES, parse_yaml, read_text
 
 
 def laughs(levels: int, item: str = "[%s]") -> str:
