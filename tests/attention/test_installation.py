@@ -13,6 +13,7 @@ from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.errors import UserError
 from tests.attention.conftest import NO_SAFETY, common_parts, tiny_unet
 from tests.attention.test_plugin import arguments, generate
+from tests.helpers.processes import in_child
 
 
 def compile_wrapped(pipe):
@@ -40,6 +41,7 @@ def compile_forward(pipe):
 @pytest.mark.parametrize(
     "compiled", [compile_wrapped, compile_in_place, compile_after_a_call, compile_blocks, compile_forward]
 )
+@in_child
 def test_a_compiled_unet_shares_and_is_restored(sd_pipe, compiled):
     plain, shared = sd_pipe(**arguments()).images, generate(sd_pipe)
     compiled(sd_pipe)
@@ -47,6 +49,7 @@ def test_a_compiled_unet_shares_and_is_restored(sd_pipe, compiled):
     torch.testing.assert_close(sd_pipe(**arguments()).images, plain, rtol=1e-4, atol=1e-4)
 
 
+@in_child
 def test_a_unet_compiled_as_one_graph_is_refused(sd_pipe):
     sd_pipe.unet = torch.compile(sd_pipe.unet, backend="eager", fullgraph=True)
     with pytest.raises(UserError, match="fullgraph=False"):

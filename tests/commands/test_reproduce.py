@@ -87,7 +87,7 @@ def test_a_claim_with_a_missing_job_is_not_judged(command, measured):
 def test_an_empty_sweep_does_not_prevent_other_verdicts(command, measured):
     outcome = command("claims=[sampling_rate,anchor_panels]")
     assert outcome.code == 1
-    assert "runs/results/anchor_panels holds no multirun.yaml" in outcome.err
+    assert "runs/results/anchor_panels contains no multirun.yaml" in outcome.err
     assert "sampling_rate: reproduced" in outcome.out
 
 

@@ -1,5 +1,6 @@
 """Trainings in several processes, as a launcher starts them, without the minutes of loading every library again."""
 
+import functools
 import multiprocessing
 import os
 import socket
@@ -31,3 +32,16 @@ def _join(function: Callable[..., None], rank: int, port: int, arguments: tuple[
     torch.set_num_threads(1)  # the threads of the parent were not copied
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     function(rank, *arguments)
+
+
+def in_child(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a forked process: torch.compile leaves autograd threads behind, after which pytest cannot fork."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **fixtures: Any) -> None:
+        process = multiprocessing.get_context("fork").Process(target=test, args=arguments, kwargs=fixtures)
+        process.start()
+        process.join(SECONDS)
+        assert process.exitcode == 0, "the test failed in its process: see its output"
+
+    return run
