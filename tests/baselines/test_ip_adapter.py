@@ -38,7 +38,7 @@ def arguments(guidance: float, panels=range(3)) -> dict:
     }  # fmt: skip
 
 
-def told(adapter: IPAdapter, references, guidance=3.0, prompts=PROMPTS) -> torch.Tensor:
+def generated(adapter: IPAdapter, references, guidance=3.0, prompts=PROMPTS) -> torch.Tensor:
     conditions = adapter.conditions(prompts, [""] * len(prompts), references, STEPS, guidance)
     return adapter.pipe(**conditions.arguments, **arguments(guidance)).images
 
@@ -49,7 +49,7 @@ def told(adapter: IPAdapter, references, guidance=3.0, prompts=PROMPTS) -> torch
 def test_each_panel_is_that_of_diffusers_own_call(make, plus, guidance):
     adapter = adapted(make, plus)
     references = [ONE, OTHER, ONE]
-    ours = told(adapter, references, guidance)
+    ours = generated(adapter, references, guidance)
     for panel, reference in enumerate(references):
         alone = adapter.pipe(PROMPTS[panel], ip_adapter_image=reference.images[0], **arguments(guidance, [panel]))
         torch.testing.assert_close(ours[panel], alone.images[0], rtol=1e-4, atol=1e-5)
@@ -59,16 +59,16 @@ def test_at_scale_zero_it_is_the_pipeline_itself():
     plain = stable_diffusion()
     plain.set_progress_bar_config(disable=True)
     expected = plain(PROMPTS, **arguments(3.0)).images
-    assert torch.equal(told(adapted(scale=0.0), [ONE, OTHER, None]), expected)
-    assert not torch.allclose(told(adapted(), [ONE, OTHER, None]), expected, atol=1e-3)
+    assert torch.equal(generated(adapted(scale=0.0), [ONE, OTHER, None]), expected)
+    assert not torch.allclose(generated(adapted(), [ONE, OTHER, None]), expected, atol=1e-3)
 
 
 def test_a_panel_follows_its_own_image_alone():
     adapter = adapted()
-    before, after = (told(adapter, [ONE, reference, None]) for reference in (ONE, OTHER))
+    before, after = (generated(adapter, [ONE, reference, None]) for reference in (ONE, OTHER))
     torch.testing.assert_close(before[[0, 2]], after[[0, 2]], rtol=1e-5, atol=1e-5)
     assert (before[1] - after[1]).abs().max() > 1e-2
-    shown = told(adapter, [ONE, OTHER, ONE])
+    shown = generated(adapter, [ONE, OTHER, ONE])
     assert (shown[2] - after[2]).abs().max() > 1e-2  # nobody is not somebody
 
 
@@ -79,7 +79,7 @@ def test_it_goes_with_consistent_self_attention():
         shared = adapter.pipe(
             **conditions.arguments, **arguments(3.0), callback_on_step_end=story.on_step_end
         ).images  # fmt: skip
-    assert (shared - told(adapter, [ONE, ONE, ONE])).abs().amax((1, 2, 3)).min() > 1e-3
+    assert (shared - generated(adapter, [ONE, ONE, ONE])).abs().amax((1, 2, 3)).min() > 1e-3
 
 
 def test_weights_of_another_model_are_refused():

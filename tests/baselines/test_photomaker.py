@@ -35,7 +35,7 @@ def photomaker(text_steps=0.25, lora=True) -> PhotoMaker:
     return PhotoMaker(pipe, weights, text_steps)
 
 
-def told(method: PhotoMaker, references, guidance=3.0, start=None, callback=None):
+def generated(method: PhotoMaker, references, guidance=3.0, start=None, callback=None):
     conditions = method.conditions(PROMPTS, [""] * 3, references, STEPS, guidance)
     sampling = {"height": 32, "width": 32, "num_inference_steps": STEPS, "guidance_scale": guidance}
     images = generate_panels(
@@ -103,7 +103,7 @@ def test_the_first_steps_go_by_text_alone(guidance):
         lambda _, args, kwargs: seen.append((kwargs["encoder_hidden_states"], kwargs["added_cond_kwargs"])),
         with_kwargs=True,
     )
-    told(method, [ONE, OTHER, None], guidance)
+    generated(method, [ONE, OTHER, None], guidance)
     text = encode_prompts(method.pipe, PROMPTS, [""] * 3)
     fused, _ = method._fused(PROMPTS, [ONE, OTHER, None], 16)
     for step, (context, added) in enumerate(seen):
@@ -116,23 +116,23 @@ def test_the_first_steps_go_by_text_alone(guidance):
 
 def test_a_panel_follows_its_own_image_alone():
     method = photomaker()
-    before, after = (told(method, [ONE, reference, None]) for reference in (ONE, OTHER))
+    before, after = (generated(method, [ONE, reference, None]) for reference in (ONE, OTHER))
     torch.testing.assert_close(before[[0, 2]], after[[0, 2]], rtol=1e-5, atol=1e-5)
     assert (before[1] - after[1]).abs().max() > 1e-3
-    assert (told(method, [ONE, BOTH, None])[1] - before[1]).abs().max() > 1e-3
+    assert (generated(method, [ONE, BOTH, None])[1] - before[1]).abs().max() > 1e-3
 
 
 def test_by_text_alone_and_without_lora_it_is_the_pipeline_itself():
-    assert torch.equal(told(photomaker(text_steps=1.0, lora=False), [ONE, OTHER, None]), plain())
-    assert (told(photomaker(text_steps=1.0), [ONE, OTHER, None]) - plain()).abs().max() > 1e-3
+    assert torch.equal(generated(photomaker(text_steps=1.0, lora=False), [ONE, OTHER, None]), plain())
+    assert (generated(photomaker(text_steps=1.0), [ONE, OTHER, None]) - plain()).abs().max() > 1e-3
 
 
 def test_an_interrupted_run_ends_with_the_same_pixels():
     method, kept = photomaker(text_steps=0.25), []
     keep = lambda pipe, step, timestep, tensors: kept.append((step + 1, tensors["latents"].clone()))  # noqa: E731
-    whole = told(method, [ONE, OTHER, None], callback=keep)
+    whole = generated(method, [ONE, OTHER, None], callback=keep)
     for start in (kept[0], kept[2]):
-        assert torch.equal(told(method, [ONE, OTHER, None], start=start), whole)
+        assert torch.equal(generated(method, [ONE, OTHER, None], start=start), whole)
 
 
 def test_lora_weights_are_added_whatever_their_names():

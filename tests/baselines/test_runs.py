@@ -72,13 +72,13 @@ def test_a_story_is_generated_with_ip_adapter(adapted, generate_story, tmp_path)
     assert "already" in adapted().out
     assert "another story or configuration" in adapted("baseline.scale=0.5").err
 
-    told = pixels(run)
+    generated = pixels(run)
     assert adapted("baseline.scale=0", "run_dir=silent").code == 0
     assert generate_story("steps=2", "csa=off", "run_dir=plain").code == 0
     silent, plain = pixels(tmp_path / "silent"), pixels(tmp_path / "plain")
     assert {name: silent[name] for name in plain} == plain
-    assert all(told[name] != plain[name] for name in plain)
-    assert all(told[name] == silent[name] for name in told if name.startswith("portraits"))
+    assert all(generated[name] != plain[name] for name in plain)
+    assert all(generated[name] == silent[name] for name in generated if name.startswith("portraits"))
 
 
 def test_portraits_of_the_users_own_take_the_place_of_drawn_ones(adapted, tmp_path):
@@ -154,17 +154,17 @@ def tiny_xl(tiny_model, tmp_path_factory) -> Path:
 
 
 def test_a_story_is_generated_with_photomaker(generate_story, tiny_xl, tmp_path):
-    def told(*overrides: str) -> Outcome:
+    def generated(*overrides: str) -> Outcome:
         return generate_story(
             "experiment=baseline_photomaker", f"model.path={tiny_xl}", "model.dtype=float32", "model.device=cpu",
             f"baseline.weights={tiny_xl}", "baseline.file=photomaker.bin", "steps=3", "height=64", "width=64",
             "run_dir=run", *overrides,
         )  # fmt: skip
 
-    assert "baseline.words has none for 'Pip': write baseline.words='{Pip: girl}'" in refusal(told())
-    assert "'dog' for 'Bo', described as 'a blue fox'" in refusal(told("baseline.words={Pip: cat, Bo: dog}"))
+    assert "baseline.words has none for 'Pip': write baseline.words='{Pip: girl}'" in refusal(generated())
+    assert "'dog' for 'Bo', described as 'a blue fox'" in refusal(generated("baseline.words={Pip: cat, Bo: dog}"))
     words = "baseline.words={Pip: cat, Bo: fox}"
-    outcome = told(words)
+    outcome = generated(words)
     assert outcome.code == 0, outcome.err
     before = pixels(tmp_path / "run")
     assert set(before) == {
@@ -176,7 +176,7 @@ def test_a_story_is_generated_with_photomaker(generate_story, tiny_xl, tmp_path)
         colours(folder / f"{seed}.png", seed)
     fox = tmp_path / "run" / "portraits" / "002.png"
     given = f"baseline.portraits={{Pip: {folder}, Bo: {fox}}}"
-    assert told(words, given, "run_dir=given").code == 0
+    assert generated(words, given, "run_dir=given").code == 0
     after = pixels(tmp_path / "given")
     assert [before[name] == after[name] for name in sorted(after)] == [False, True, False]  # Bo's portrait is the same
     sd15 = generate_story("baseline=photomaker", f"baseline.weights={tiny_xl}", "baseline.file=photomaker.bin", words)
