@@ -1,11 +1,13 @@
 """Decoding in a separate process: the same frames, and no video stops the caller."""
 
 import ctypes
+import gc
 import os
 import signal
 import struct
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +52,17 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(video_reader._DECODERS, "decord", trap)
 
 
-def decoders() -> list[int]:
-    """Return the child processes."""
+def children() -> list[int]:
+    """Return the child processes, those of other tests in the same process included."""
     return [int(child) for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+@pytest.fixture
+def decoders() -> Callable[[], list[int]]:
+    """Return the child processes that the test has started."""
+    gc.collect()  # loaders of other tests end theirs
+    before = children()
+    return lambda: [child for child in children() if child not in before]
 
 
 def test_frames_equal_the_readers(clip, tmp_path):
@@ -84,7 +94,7 @@ def first_frame(decoder: DecoderProcess, blob: bytes) -> np.ndarray:
     return decoder.read([0])
 
 
-def test_signals_do_not_interrupt_decoding(clip):
+def test_signals_do_not_interrupt_decoding(clip, decoders):
     decoder = DecoderProcess()
     decoder.open(clip)
     (process,) = decoders()
@@ -94,7 +104,7 @@ def test_signals_do_not_interrupt_decoding(clip):
     assert decoders() == [process]
 
 
-def test_process_is_replaced_after_some_videos_and_leaves_nothing(clip, monkeypatch):
+def test_process_is_replaced_after_some_videos_and_leaves_nothing(clip, decoders, monkeypatch):
     monkeypatch.setattr(decoder_process, "MAX_VIDEOS", 3)
     files = len(os.listdir("/proc/self/fd"))
     decoder, seen = DecoderProcess(), []
@@ -115,7 +125,7 @@ def test_process_ends_with_its_parent_even_while_hanging(clip, traps):
         try:
             decoder = DecoderProcess(seconds=600)
             decoder.open(marked(clip, b"HANG"))
-            os.write(write, struct.pack("i", *decoders()))
+            os.write(write, struct.pack("i", *children()))
             decoder.read([0])
         finally:
             os._exit(1)
@@ -145,7 +155,7 @@ def test_error_names_a_missing_decoder(clip):
 
 def resident() -> float:
     """Return the memory of this process and its decoder in MB."""
-    pages = [int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in (os.getpid(), *decoders())]
+    pages = [int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in (os.getpid(), *children())]
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
