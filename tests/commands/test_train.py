@@ -317,7 +317,16 @@ def test_the_command_alone_trains_the_miniature_and_the_model_brings_its_setting
     assert isinstance(full, TransitionTrainConfig)
     assert (full.predictor.width, full.predictor.layers, full.predictor.heads) == (1024, 8, 12)
     assert (full.recipe.loss, full.recipe.learning_rate, full.recipe.boundary_frame_prob) == ("epsilon", 1e-4, 0)
-    assert (full.data.frames, full.data.height, full.data.stride) == (16, 256, 4)
+    assert (full.data.frames, full.data.height, full.data.width, full.data.stride) == (16, 256, 256, 4)
+
+
+def test_clips_of_other_shards_have_the_size_and_length_of_the_model():
+    """The miniature's clips fit into videos of one second."""
+    data = composed_by_hydra("data=webvid10m", "data.shards=x").data
+    assert (data.frames, data.stride, data.height, data.width) == (8, 1, 128, 128)
+    assert composed_by_hydra("data=webvid10m", "data.shards=x", "data.stride=3").data.stride == 3
+    wide = composed_by_hydra("data=webvid10m", "data.shards=x", "model.width=192", "model.video.frames=5").data
+    assert (wide.frames, wide.width) == (5, 192)
 
 
 def test_the_paper_trains_predictor_and_motion_modules_on_eight_gpus():

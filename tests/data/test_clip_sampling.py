@@ -1,5 +1,8 @@
 """Clips: the right frames at the right size, transformed alike."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,9 +43,24 @@ def test_every_start_is_equally_likely():
 
 
 def test_too_few_frames_are_refused():
-    with pytest.raises(UnreadableVideoError, match="60 frames, but 16 of stride 4 span 61"):
+    with pytest.raises(UnreadableVideoError, match=r"60 frames, but data\.frames=16 with data\.stride=4 spans 61: "):
         choose_frames(60, ClipOptions(16, 4), NEVER)
     assert choose_frames(61, ClipOptions(16, 4), NEVER)[-1] == 60
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 8))
+def test_the_settings_that_the_refusal_names_work_and_larger_ones_do_not(available, frames, stride):
+    options = ClipOptions(frames, stride)
+    try:
+        choose_frames(available, options, NEVER)
+    except UnreadableVideoError as error:
+        for choice in str(error).partition(": set ")[2].split(" or "):
+            named = {name: int(value) for name, value in re.findall(r"data\.(\w+)=(\d+)", choice)}
+            choose_frames(available, replace(options, **named), NEVER)
+            name = max(named)
+            with pytest.raises(UnreadableVideoError):
+                choose_frames(available, replace(options, **{**named, name: named[name] + 1}), NEVER)
 
 
 def test_draws_depend_on_the_generator_alone():

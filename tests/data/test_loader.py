@@ -225,12 +225,13 @@ def test_rows_are_cached_for_one_window_only(options, monkeypatch):
         ({"k1.mp4": b"VIDEO", "k1.txt": b"\xff\xfe"}, ["k1", "not UTF-8"]),
         ({"k1.mp4": b"", "k1.txt": b"words"}, ["k1", "0 bytes"]),
         ({"k1.mp4": b"CUT", "k1.txt": b"words"}, ["k1"]),
-        ({"k1.mp4": b"SHORT", "k1.txt": b"words"}, ["k1", "4 frames", "span 5"]),
+        ({"k1.mp4": b"SHORT", "k1.txt": b"words"}, ["k1", "4 frames", "spans 5"]),
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_error_names_a_bad_sample_in_one_sentence(tmp_path, blob, members, needs, workers):
     stand_in = {b"VIDEO": blob, b"CUT": blob[:-300], b"SHORT": video(tmp_path / "short.mp4", 4)}
+    members = {"good.mp4": b"VIDEO", "good.txt": b"words", **members}
     path = write_tar(tmp_path / "bad.tar", {name: stand_in.get(data, data) for name, data in members.items()})
     indexed(path)
     with pytest.raises(UserError) as error:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from storydiffusion.data.video_reader import UnreadableVideoError
+from storydiffusion.data.video_reader import MIN_FRAMES, UnreadableVideoError
 from storydiffusion.errors import UserError
 
 LARGEST_SIDE = 4096
@@ -67,11 +67,19 @@ def choose_frames(available: int, options: ClipOptions, draw: ClipDraw) -> list[
     span = (options.frames - 1) * options.stride + 1
     if available < span:
         raise UnreadableVideoError(
-            f"it has {available} frames, but {options.frames} of stride {options.stride} span {span}: "
-            "use fewer frames or a smaller stride"
+            f"it has {available} frames, but data.frames={options.frames} with data.stride={options.stride} spans "
+            f"{span}: {_advise(available, options)}"
         )
     start = int(draw.start * (available - span + 1))
     return list(range(start, start + span, options.stride))
+
+
+def _advise(available: int, options: ClipOptions) -> str:
+    """Return the settings with which a clip fits into a video: the largest stride, the largest number of frames."""
+    stride = (available - 1) // (options.frames - 1)
+    frames = (available - 1) // options.stride + 1
+    fitting = [f"data.stride={stride}"] * (stride >= 1) + [f"data.frames={frames}"] * (frames >= MIN_FRAMES)
+    return f"set {' or '.join(fitting) or f'data.stride=1 and data.frames={available}'}"
 
 
 def resize_and_crop(frames: Tensor, height: int, width: int) -> Tensor:

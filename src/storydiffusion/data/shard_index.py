@@ -1,8 +1,8 @@
 """The index of a folder of shards: the place and checksum of each sample's bytes. Training reads through it alone.
 
 `FOLDER/index/shards.json` has a line for each shard, all that is read to open an index; `index/NAME.tar.npy` has a row
-for each sample, read with the shard's first sample. A tar read as a stream would hide a missing end and accept other
-members; indexing refuses whatever violates the contract.
+for each sample, read with the shard's first sample. A tar read as a stream would hide a missing end, which indexing
+refuses.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from storydiffusion.data.shard_members import UnreadableShardError, read_members
 from storydiffusion.data.shards import (
     EXTENSIONS,
     INDEX,
-    MEMBER,
     SUMMARY,
     IndexRecord,
     ShardRecord,
@@ -42,12 +42,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class UnreadableShardError(Exception):
-    """A shard or sample violates the contract; the message is the reason, to follow its name."""
-
-
 class Sample(NamedTuple):
-    """A sample's key and the bytes of its members by extension; a complete sample has `mp4` and `txt`."""
+    """A sample's key and the bytes of its members by kind: `mp4` (a video of any format), `txt` and `json`."""
 
     key: str
     members: dict[str, bytes]
@@ -159,8 +155,6 @@ def write_index(shard: Path) -> IndexRecord:
     try:
         with open(shard, "rb") as file:
             rows, size, digest = _scan(file)
-    except tarfile.TarError as error:
-        raise UnreadableShardError(f"it is damaged or not a tar file ({error})") from error
     except OSError as error:
         raise UnreadableShardError(f"it cannot be read: {(error.strerror or str(error)).lower()}") from error
     buffer = BytesIO()
@@ -265,9 +259,9 @@ def _get_rows_file(shard: Path) -> Path:
 
 def _scan(file: BinaryIO) -> tuple[np.ndarray, int, str]:
     """Return a shard's rows, size and SHA-256, from one pass over its headers and one over all bytes."""
-    samples, end = _read_members(file)
+    samples, end = read_members(file)
     offsets = [next(iter(members.values())).offset for members in samples.values()]
-    width = max((len(key) for key in samples), default=1)
+    width = max((len(key.encode()) for key in samples), default=1)
     rows = np.zeros(len(samples), _get_row_type(width))
     digest = hashlib.sha256()
     file.seek(0)
@@ -297,29 +291,3 @@ def _get_row_type(width: int) -> np.dtype:
     return np.dtype(
         [("key", f"S{width}"), ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("members", "<u4", (3, 2))]
     )
-
-
-def _read_members(file: BinaryIO) -> tuple[dict[str, dict[str, tarfile.TarInfo]], int]:
-    """Return the members of each key in the shard's order, and the end of the last one."""
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    size = os.fstat(file.fileno()).st_size
-    last = None
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            name = member.name
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse:
-                raise UnreadableShardError(f"it holds {name!r}, which is no regular file")
-            match = MEMBER.fullmatch(name)
-            if match is None:
-                raise UnreadableShardError(
-                    f"it holds {name!r}, not KEY.{', KEY.'.join(EXTENSIONS)} with a KEY of letters, digits, - and _"
-                )
-            if not 0 <= member.size <= size - member.offset_data:  # a negative size would make tarfile seek backwards
-                raise UnreadableShardError(f"it breaks off inside {name}")
-            key, extension = match.groups()
-            members = samples.setdefault(key, {})
-            if extension in members or (members and key != last):
-                raise UnreadableShardError(f"it holds {name} twice, or the members of {key} apart")
-            members[extension] = member
-            last = key
-        return samples, tar.offset

@@ -20,7 +20,6 @@ MANIFEST = "manifest.json"
 INDEX = "index"  # folder beside the shards
 SUMMARY = "shards.json"  # in INDEX
 VIDEO, CAPTION, RECORD = EXTENSIONS = ("mp4", "txt", "json")
-MEMBER = re.compile(rf"([A-Za-z0-9_-]+)\.({'|'.join(EXTENSIONS)})")
 UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f/\\|]|://|^pipe:|^\.", re.IGNORECASE)
 """File names of shards that other tools may execute."""
 
