@@ -1,19 +1,18 @@
-"""A character's clothes: patterned shirt, skirt or trousers, hats and accessories."""
+"""A character's clothes: patterned shirt, skirt or trousers, and accessories."""
 
 import math
 
 from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, outline, polygon, rounded
-from storydiffusion.storyworld.palette import HAT, INK, PAPER, SHIRT, Color, blend, shade
+from storydiffusion.storyworld.palette import INK, SHIRT, WHITE, Color, blend
 from storydiffusion.storyworld.poses import Stance
-from storydiffusion.storyworld.truth import Truth
+from storydiffusion.storyworld.scene import Character
 
 SCARF: Color = (36, 172, 176)
 BOWTIE: Color = (70, 66, 92)
 FRAMES: Color = (208, 44, 70)
-WHITE: Color = (255, 255, 255)
 
 
-def draw_shirt(canvas: Canvas, truth: Truth, x: float, lean: float, shoulder: float, hip: float) -> None:
+def draw_shirt(canvas: Canvas, truth: Character, x: float, lean: float, shoulder: float, hip: float) -> None:
     """Draw the torso from `shoulder` to `hip`, its top shifted by `lean` from its bottom at `x`."""
     top = x + lean
     path = outline(
@@ -37,17 +36,17 @@ def draw_shirt(canvas: Canvas, truth: Truth, x: float, lean: float, shoulder: fl
     canvas.line(path, INK, 3)
 
 
-def draw_bottom(canvas: Canvas, truth: Truth, color: Color, x: float, hip: float, spread: float) -> None:
+def draw_bottom(canvas: Canvas, truth: Character, color: Color, x: float, hip: float, spread: float) -> None:
     """Draw a girl's skirt, wider by `spread`, or the seat of the trousers."""
     if truth.kind == "girl":
-        width, low = 19 + spread, hip + 9
+        width, low = (19 + spread, hip + 9) if truth.edition == 1 else (16 + spread, hip + 7)  # shows a raised foot
         skirt = outline((x - 12, hip - 6), (x + 12, hip - 6), (x + width, low), (x, low + 4, x - width, low))
         canvas.shape(skirt, color)
     else:
         canvas.shape(rounded(x - 13.5, hip - 8, x + 13.5, hip + 6, 5), color)
 
 
-def draw_neckwear(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: float) -> None:
+def draw_neckwear(canvas: Canvas, truth: Character, stance: Stance, x: float, y: float) -> None:
     """Draw a scarf or bow tie about the neck at (x, y); each has a colour that no shirt has."""
     ahead = math.cos(stance.turn)
     if ahead > 0:
@@ -57,7 +56,7 @@ def draw_neckwear(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: flo
         canvas.shape(rounded(x - 16, y - 4, x + 16, y + 5, 4.5), SCARF, 2.6)
 
 
-def _front_of_neckwear(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: float) -> None:
+def _front_of_neckwear(canvas: Canvas, truth: Character, stance: Stance, x: float, y: float) -> None:
     if truth.accessory == "scarf":
         tail = x + 8 * stance.facing
         canvas.shape(rounded(tail - 4, y + 2, tail + 4, y + 16, 2), SCARF, 2.6)
@@ -75,55 +74,3 @@ def draw_glasses(canvas: Canvas, x: float, y: float) -> None:
         lens = ellipse(x + side * 10.5, y, 8.6, 8.6)
         canvas.fill(lens, WHITE, 60)
         canvas.line(lens, FRAMES, 2.8)
-
-
-def draw_hat(canvas: Canvas, truth: Truth, stance: Stance, x: float, head: float) -> None:
-    """Draw the hat on a head centred at (x, head), narrow enough to show ears and hair beside and below it."""
-    if truth.hat_color is None:
-        return
-    color = HAT[truth.hat_color]
-    draw = {"cap": _cap, "tophat": _tophat, "beanie": _beanie, "crown": _crown}[truth.hat]
-    draw(canvas, color, x, head - 12, stance)
-
-
-def _cap(canvas: Canvas, color: Color, x: float, y: float, stance: Stance) -> None:
-    crown = outline((x - 18, y), (x - 19, y - 22, x + 19, y - 22, x + 18, y))
-    front = stance.front
-    brim = outline(
-        (x - 4 * front, y - 4),
-        (x + 14 * front, y - 6, x + 30 * front, y),
-        (x + 30 * front, y + 4, x + 24 * front, y + 4),
-        (x - 4 * front, y + 2),
-    )
-    parts = [(crown, color), (brim, shade(color, 0.8))]
-    for path, tint in reversed(parts) if stance.front_is_hidden else parts:
-        canvas.shape(path, tint)
-    canvas.shape(ellipse(x, y - 16.5, 2.6, 2), shade(color, 0.8), 2)
-
-
-def _tophat(canvas: Canvas, color: Color, x: float, y: float, stance: Stance) -> None:
-    crown = outline((x - 13, y - 2), (x - 15, y - 24), (x, y - 27, x + 15, y - 24), (x + 13, y - 2))
-    canvas.shape(crown, color)
-    canvas.block(x - 12, y - 10, x + 12, y - 5, PAPER)
-    canvas.shape(rounded(x - 23, y - 5, x + 23, y + 2, 3.5), color)
-
-
-def _beanie(canvas: Canvas, color: Color, x: float, y: float, stance: Stance) -> None:
-    canvas.shape(outline((x - 17, y), (x - 18, y - 25, x + 18, y - 25, x + 17, y)), color)
-    canvas.shape(rounded(x - 20, y - 5, x + 20, y + 3.5, 4), blend(color, WHITE, 0.5), 2.8)
-    canvas.shape(ellipse(x, y - 19, 5.5, 5.5), blend(color, WHITE, 0.7), 2.6)
-
-
-def _crown(canvas: Canvas, color: Color, x: float, y: float, stance: Stance) -> None:
-    crown = polygon(
-        (x - 16, y + 1),
-        (x - 19, y - 17),
-        (x - 8.5, y - 8),
-        (x, y - 22),
-        (x + 8.5, y - 8),
-        (x + 19, y - 17),
-        (x + 16, y + 1),
-    )
-    canvas.shape(crown, color)
-    for dx in (-9, 0, 9):
-        canvas.disc(x + dx, y - 4.5, 2.4, PAPER)

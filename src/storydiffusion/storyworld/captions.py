@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from storydiffusion.errors import UserError
+from storydiffusion.storyworld.scene import Character
 from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR, Truth, sample_truth
 
 ATTIRE = ("tone", "hair", "shirt", "pattern", "bottom", "hat", "accessory")
@@ -64,8 +65,8 @@ def describe(truth: Truth, named: Collection[str], wording: int = 0) -> str:
         raise UserError(f"a caption cannot name {', '.join(sorted(unknown))}: choose from {', '.join(ATTIRE)}, object")
     style = WORDINGS[wording % len(WORDINGS)]
     return style.order.format(
-        who=_who(truth, named),
-        clothes=_clothes(truth, named, style),
+        who=name_character(truth, named),
+        clothes=describe_clothes(truth, named, style),
         **_activity(truth, style, "object" in named),
     )
 
@@ -78,6 +79,11 @@ def caption(truth: Truth, seed: int, naming_probability: float = NAMING_PROBABIL
     rng = random.Random(f"caption/{seed}")
     named = [name for name in ATTIRE if rng.random() < naming_probability]
     return describe(truth, [*named, "object"], rng.randrange(len(WORDINGS)))
+
+
+def full_caption(truth: Truth) -> str:
+    """Return the caption that names everything, in one fixed wording."""
+    return describe(truth, (*ATTIRE, "object"))
 
 
 def pair_caption(first: Truth, second: Truth, seed: int) -> str:
@@ -115,22 +121,27 @@ def _activity(truth: Truth, style: Wording, with_object: bool) -> dict[str, str]
     return {
         "action": style.action.format(doing=truth.action, does=THIRD_PERSON[truth.action]),
         "place": PLACE_WORDS[truth.place],
-        "beside": f"{style.beside} {_article(truth.object)}" if with_object and truth.object != "none" else "",
+        "beside": f"{style.beside} {with_article(truth.object)}" if with_object and truth.object != "none" else "",
     }
 
 
-def _article(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """Return the noun with "a" or "an", a plural as it is."""
     if noun.split()[-1] in PLURAL:
         return noun
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _join(parts: list[str]) -> str:
+def join_words(parts: list[str]) -> str:
+    """Join parts by commas, the last by "and"."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def _who(truth: Truth, named: Collection[str]) -> str:
-    """Name the character; a person's tone is the skin's, an animal's or a robot's that of the whole body."""
+def name_character(truth: Character, named: Collection[str], mood: str = "") -> str:
+    """Name the character, a word for its mood first.
+
+    A person's tone is the skin's, an animal's or a robot's that of the whole body.
+    """
     looks = []
     person = truth.kind
     if "tone" in named:
@@ -138,24 +149,27 @@ def _who(truth: Truth, named: Collection[str]) -> str:
             looks.append(f"{truth.tone} skin")
         else:
             person = f"{truth.tone} {truth.kind}"
+    if mood:
+        person = f"{mood} {person}"
     if "hair" in named and truth.hair:
         looks.append(f"{truth.hair} hair")
-    return _article(person) + (f" with {_join(looks)}" if looks else "")
+    return with_article(person) + (f" with {join_words(looks)}" if looks else "")
 
 
-def _clothes(truth: Truth, named: Collection[str], style: Wording) -> str:
+def describe_clothes(truth: Character, named: Collection[str], style: Wording) -> str:
+    """Return the words for the named parts of the attire, "" for none."""
     items = []
     if cloth := [value for name, value in (("shirt", truth.shirt), ("pattern", truth.pattern)) if name in named]:
-        items.append(_article(" ".join([*cloth, "shirt"])))
+        items.append(with_article(" ".join([*cloth, "shirt"])))
     if "bottom" in named:
-        items.append(_article(f"{truth.bottom} {'skirt' if truth.kind == 'girl' else 'pants'}"))
+        items.append(with_article(f"{truth.bottom} {'skirt' if truth.kind == 'girl' else 'pants'}"))
     bare = "hat" in named and truth.hat == "none"
     if "hat" in named and not bare:
-        items.append(_article(f"{truth.hat_color} {truth.hat}"))
+        items.append(with_article(f"{truth.hat_color} {truth.hat}"))
     if "accessory" in named and truth.accessory != "none":
-        items.append(_article(truth.accessory))
+        items.append(with_article(truth.accessory))
     if bare and style.clothes.endswith("wearing"):
         items.append("no hat")
         bare = False
-    worn = f"{style.clothes} {_join(items)}" if items else ""
+    worn = f"{style.clothes} {join_words(items)}" if items else ""
     return worn + (" without a hat" if bare else "")

@@ -2,12 +2,16 @@
 
 import math
 
-from storydiffusion.storyworld.attire import draw_bottom, draw_glasses, draw_hat, draw_neckwear, draw_shirt
-from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, polygon, polyline, rounded
+from storydiffusion.storyworld.attire import draw_bottom, draw_glasses, draw_neckwear, draw_shirt
+from storydiffusion.storyworld.canvas import OUTLINE, Canvas, curve, ellipse, outline, polygon, polyline, rounded
+from storydiffusion.storyworld.expressions import draw_brows
+from storydiffusion.storyworld.hats import draw_hat
 from storydiffusion.storyworld.head import draw_behind_head, draw_head, eye_line, turned_face
-from storydiffusion.storyworld.palette import BOTTOM, COAT, INK, PAPER, SHIRT, SHOE, blend, shade
+from storydiffusion.storyworld.palette import BOTTOM, COAT, INK, PAPER, SHIRT, SHOE, Color, blend, shade
 from storydiffusion.storyworld.poses import TORSO_HEIGHT, Book, Limb, Point, Pose, Stance
-from storydiffusion.storyworld.truth import WITH_HAIR, Truth
+from storydiffusion.storyworld.scene import Character
+from storydiffusion.storyworld.signs import draw_sign
+from storydiffusion.storyworld.truth import WITH_HAIR
 
 MIDDLE = 64.0
 GROUND = 119.0
@@ -21,7 +25,7 @@ def draw_shadow(canvas: Canvas, stance: Stance) -> None:
     canvas.fill(ellipse(MIDDLE + stance.x, GROUND + 2, width, 4.5), (24, 22, 48), 70)
 
 
-def draw_character(canvas: Canvas, truth: Truth, stance: Stance) -> None:
+def draw_character(canvas: Canvas, truth: Character, stance: Stance) -> None:
     """Draw the character of `truth` in `stance`, without shadow."""
     body = stance.pose
     x, hip = MIDDLE + stance.x, GROUND - body.hip
@@ -45,20 +49,32 @@ def draw_character(canvas: Canvas, truth: Truth, stance: Stance) -> None:
             if visible:
                 draw_glasses(canvas, head_x, eye_line(truth, body, head_y))
     draw_hat(canvas, truth, stance, head_x, head_y)
+    if truth.mood:
+        _draw_brows(canvas, truth, stance, head_x, head_y)
+        draw_sign(canvas, truth.mood, stance, head_x, head_y)
 
 
-def _draw_body(canvas: Canvas, truth: Truth, stance: Stance, x: float, hip: float) -> None:
+def _draw_brows(canvas: Canvas, truth: Character, stance: Stance, x: float, y: float) -> None:
+    """Draw the brows of a mood over fringe and hat; a robot's are on its screen."""
+    with turned_face(canvas, stance, x, y) as visible:
+        if visible and truth.mood and truth.kind != "robot":
+            draw_brows(canvas, truth.mood, (x, eye_line(truth, stance.pose, y)))
+
+
+def _draw_body(canvas: Canvas, truth: Character, stance: Stance, x: float, hip: float) -> None:
     """Draw limbs, clothes and a book that is read."""
     body = stance.pose
     chest, shoulder = x + body.lean, hip - TORSO_HEIGHT
     reads = body.book is not None and body.book.in_front
+    arms_in_front = reads or body.arms_in_front
     _draw_legs(canvas, truth, stance, x, hip)
-    if not reads:
+    if not arms_in_front:
         _draw_arms(canvas, truth, body, chest, shoulder)
     draw_bottom(canvas, truth, BOTTOM[truth.bottom], x, hip, _skirt_spread(body))
     draw_shirt(canvas, truth, x, body.lean, shoulder, hip)
-    if body.book is not None and reads:
+    if arms_in_front:
         _draw_arms(canvas, truth, body, chest, shoulder)
+    if body.book is not None and reads:
         _draw_book(canvas, body.book, chest, shoulder)
         _draw_hands(canvas, truth, body, chest, shoulder)
 
@@ -73,7 +89,7 @@ def _at(limb: Limb, x: float, y: float) -> tuple[Point, Point, Point]:
     return (x + ax, y + ay), (x + bx, y + by), (x + cx, y + cy)
 
 
-def _draw_tail(canvas: Canvas, truth: Truth, x: float, hip: float, back: float) -> None:
+def _draw_tail(canvas: Canvas, truth: Character, x: float, hip: float, back: float) -> None:
     coat = COAT[truth.kind][truth.tone]
     if truth.kind == "cat":
         tail = curve(
@@ -81,11 +97,26 @@ def _draw_tail(canvas: Canvas, truth: Truth, x: float, hip: float, back: float) 
         )
         canvas.line(tail, INK, 11.5)
         canvas.line(tail, coat, 6)
+    elif truth.kind == "fox":
+        _draw_brush(canvas, coat, x, hip, back)
     elif truth.kind == "rabbit":
         canvas.shape(ellipse(x + 16 * back, hip - 1, 6.5, 6.5), blend(coat, PAPER, 0.6))
 
 
-def _draw_legs(canvas: Canvas, truth: Truth, stance: Stance, x: float, hip: float) -> None:
+def _draw_brush(canvas: Canvas, coat: Color, x: float, hip: float, back: float) -> None:
+    """Draw a fox's bushy tail with its pale tip."""
+    brush = outline(
+        (x + 8 * back, hip - 1),
+        (x + 18 * back, hip + 10, x + 38 * back, hip + 2, x + 34 * back, hip - 24),
+        (x + 22 * back, hip - 20, x + 16 * back, hip - 8, x + 8 * back, hip - 6),
+    )
+    canvas.fill(brush, coat)
+    with canvas.clipped(brush):
+        canvas.disc(x + 35 * back, hip - 22, 12, PAPER)
+    canvas.line(brush, INK, OUTLINE)
+
+
+def _draw_legs(canvas: Canvas, truth: Character, stance: Stance, x: float, hip: float) -> None:
     coat, body = COAT[truth.kind][truth.tone], stance.pose
     ahead, aside = math.cos(stance.turn), math.sin(stance.turn)
     for leg, toe in zip(body.legs, body.toes, strict=True):
@@ -96,7 +127,7 @@ def _draw_legs(canvas: Canvas, truth: Truth, stance: Stance, x: float, hip: floa
         canvas.shape(foot, SHOE if truth.kind in WITH_HAIR else shade(coat, 0.86))
 
 
-def _draw_arms(canvas: Canvas, truth: Truth, body: Pose, chest: float, shoulder: float) -> None:
+def _draw_arms(canvas: Canvas, truth: Character, body: Pose, chest: float, shoulder: float) -> None:
     coat, sleeve = COAT[truth.kind][truth.tone], shade(SHIRT[truth.shirt], 0.9)
     for arm in body.arms:
         joints = _at(arm, chest, shoulder)
@@ -126,7 +157,7 @@ def _draw_book(canvas: Canvas, book: Book, chest: float, shoulder: float) -> Non
             canvas.line(polyline((x + side * 5, top + 7), (x + side * (width - 5), top + 5.5)), (168, 172, 190), 2)
 
 
-def _draw_hands(canvas: Canvas, truth: Truth, body: Pose, chest: float, shoulder: float) -> None:
+def _draw_hands(canvas: Canvas, truth: Character, body: Pose, chest: float, shoulder: float) -> None:
     """Draw the hands again, over the book."""
     for arm in body.arms:
         hand = _at(arm, chest, shoulder)[2]

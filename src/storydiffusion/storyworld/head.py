@@ -1,27 +1,27 @@
-"""Draw heads: the ears, hair and faces that distinguish the six kinds."""
+"""Draw heads: the ears, hair and faces that distinguish the kinds."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, outline, polygon, polyline, rounded
-from storydiffusion.storyworld.palette import BLUSH, COAT, GLOW, HAIR, INK, SCREEN, Color, blend, shade
+from storydiffusion.storyworld.canvas import OUTLINE, Canvas, curve, ellipse, outline, polygon, polyline, rounded
+from storydiffusion.storyworld.expressions import draw_expression, draw_screen_expression
+from storydiffusion.storyworld.palette import BLUSH, COAT, GLOW, HAIR, INK, PAPER, SCREEN, WHITE, Color, blend, shade
 from storydiffusion.storyworld.poses import Pose, Stance
+from storydiffusion.storyworld.scene import Character
 from storydiffusion.storyworld.skia_import import skia
-from storydiffusion.storyworld.truth import Truth
 
-WHITE: Color = (255, 255, 255)
 PINK: Color = (252, 172, 180)
 MOUTH: Color = (150, 40, 56)
 
 
-def draw_behind_head(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
+def draw_behind_head(canvas: Canvas, truth: Character, x: float, y: float) -> None:
     """Draw the parts behind the body: the long hair of a girl."""
     if truth.kind == "girl" and truth.hair:
         canvas.shape(_long_hair(x, y), shade(HAIR[truth.hair], 0.9))
 
 
-def draw_head(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: float) -> None:
+def draw_head(canvas: Canvas, truth: Character, stance: Stance, x: float, y: float) -> None:
     """Draw the head centred at (x, y), 26 pixels wide to either side, without hat and accessory."""
     coat = COAT[truth.kind][truth.tone]
     robot = truth.kind == "robot"
@@ -36,7 +36,10 @@ def draw_head(canvas: Canvas, truth: Truth, stance: Stance, x: float, y: float) 
     with turned_face(canvas, stance, x, y) as visible:
         if visible:
             with canvas.clipped(skull) if stance.turn else nullcontext():
-                _screen(canvas, stance.pose, x, y) if robot else _face(canvas, truth, stance.pose, coat, x, y)
+                if robot:
+                    _screen(canvas, truth.mood, stance.pose, x, y)
+                else:
+                    _face(canvas, truth, stance.pose, coat, x, y)
             if math.cos(stance.turn) > 0.4:
                 _whiskers(canvas, truth, x, y)
     if truth.hair:
@@ -61,12 +64,12 @@ def _skull(x: float, y: float) -> skia.Path:
     )
 
 
-def eye_line(truth: Truth, pose: Pose, y: float) -> float:
+def eye_line(truth: Character, pose: Pose, y: float) -> float:
     """Return the height of the eyes in a head centred at `y`."""
     return y - 1 if truth.kind == "robot" else y + 2 + 0.5 * pose.gaze
 
 
-def _ears(canvas: Canvas, truth: Truth, coat: Color, x: float, y: float, from_behind: bool) -> None:
+def _ears(canvas: Canvas, truth: Character, coat: Color, x: float, y: float, from_behind: bool) -> None:
     hatted = truth.hat != "none"
     inside = coat if from_behind else PINK
     for side in (-1, 1):
@@ -74,6 +77,8 @@ def _ears(canvas: Canvas, truth: Truth, coat: Color, x: float, y: float, from_be
             tip = (x + side * 24, y - 31)
             canvas.shape(outline((x + side * 25, y - 2), tip, (x + side * 5, y - 20)), coat)
             canvas.fill(outline((x + side * 21, y - 9), (x + side * 21, y - 25), (x + side * 11, y - 17)), inside)
+        elif truth.kind == "fox":
+            _fox_ear(canvas, coat, coat if from_behind else PAPER, x, y, side)
         elif truth.kind == "bear":
             out = 22 if hatted else 19
             canvas.shape(ellipse(x + side * out, y - 17, 8.5, 8.5), coat)
@@ -81,6 +86,16 @@ def _ears(canvas: Canvas, truth: Truth, coat: Color, x: float, y: float, from_be
         elif truth.kind == "rabbit":
             root = (x + side * (17 if hatted else 11), y - 15)
             _rabbit_ear(canvas, coat, inside, root, side * (26 if hatted else 8))
+
+
+def _fox_ear(canvas: Canvas, coat: Color, inside: Color, x: float, y: float, side: int) -> None:
+    """Draw a large ear with a dark tip."""
+    ear = outline((x + side * 26, y + 1), (x + side * 34, y - 22, x + side * 27, y - 36), (x + side * 3, y - 19))
+    canvas.fill(ear, coat)
+    with canvas.clipped(ear):
+        canvas.disc(x + side * 28, y - 36, 11, (84, 62, 66))
+    canvas.line(ear, INK, OUTLINE)
+    canvas.fill(outline((x + side * 22, y - 7), (x + side * 24, y - 22), (x + side * 11, y - 16)), inside)
 
 
 def _rabbit_ear(canvas: Canvas, coat: Color, inside: Color, root: tuple[float, float], tilt: float) -> None:
@@ -101,21 +116,39 @@ def _rabbit_ear(canvas: Canvas, coat: Color, inside: Color, root: tuple[float, f
             canvas.fill(path, inside)
 
 
-def _face(canvas: Canvas, truth: Truth, pose: Pose, coat: Color, x: float, y: float) -> None:
-    furry = truth.kind in ("cat", "bear", "rabbit")
-    if furry:
+def _face(canvas: Canvas, truth: Character, pose: Pose, coat: Color, x: float, y: float) -> None:
+    furry = truth.kind in ("cat", "bear", "rabbit", "fox")
+    if truth.kind == "fox":
+        _cheeks(canvas, coat, x, y)
+    elif furry:
         canvas.fill(ellipse(x, y + 12, 11, 8), blend(coat, WHITE, 0.62))
+    mouth = y + (12.5 if furry else 11)
+    if truth.mood:
+        draw_expression(canvas, truth.mood, (x, eye_line(truth, pose, y)), mouth, pose.gaze)
+        _nose(canvas, truth, x, y)
+        return
     for side in (-1, 1):
         canvas.fill(ellipse(x + side * 18.5, y + 11, 4.6, 3.2), BLUSH, 150)
         _eye(canvas, x + side * 10.5, eye_line(truth, pose, y), pose.gaze)
-    mouth = y + (12.5 if furry else 11)
-    if furry:
-        nose = INK if truth.kind == "bear" else (236, 104, 124)
-        canvas.fill(ellipse(x, y + 9, 3.6, 2.6), nose)
+    _nose(canvas, truth, x, y)
     _mouth(canvas, x, mouth, pose.joy)
 
 
-def _whiskers(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
+def _nose(canvas: Canvas, truth: Character, x: float, y: float) -> None:
+    if truth.kind in ("cat", "bear", "rabbit", "fox"):
+        canvas.fill(ellipse(x, y + 9, 3.6, 2.6), INK if truth.kind in ("bear", "fox") else (236, 104, 124))
+
+
+def _cheeks(canvas: Canvas, coat: Color, x: float, y: float) -> None:
+    """Draw a fox's pale cheeks, which meet at the nose."""
+    for side in (-1, 1):
+        cheek = outline(
+            (x, y + 5), (x + side * 9, y + 12, x + side * 27, y + 4), (x + side * 24, y + 20, x, y + 24), (x, y + 5)
+        )
+        canvas.fill(cheek, blend(coat, WHITE, 0.78))
+
+
+def _whiskers(canvas: Canvas, truth: Character, x: float, y: float) -> None:
     if truth.kind == "cat":
         for side in (-1, 1):
             canvas.line(polyline((x + side * 19, y + 7), (x + side * 31, y + 5)), INK, 2)
@@ -147,7 +180,7 @@ def _long_hair(x: float, y: float) -> skia.Path:
     )
 
 
-def _tuft(canvas: Canvas, truth: Truth, x: float, y: float) -> None:
+def _tuft(canvas: Canvas, truth: Character, x: float, y: float) -> None:
     if truth.hair:
         tuft = outline((x - 6, y - 24), (x - 4, y - 34, x + 9, y - 34), (x + 5, y - 29, x + 10, y - 24))
         canvas.shape(tuft, HAIR[truth.hair])
@@ -211,7 +244,7 @@ def _back_of_hair(canvas: Canvas, kind: str, color: Color, turn: float, x: float
         canvas.shape(hair, color)
 
 
-def _antenna_and_bolts(canvas: Canvas, truth: Truth, coat: Color, x: float, y: float) -> None:
+def _antenna_and_bolts(canvas: Canvas, truth: Character, coat: Color, x: float, y: float) -> None:
     if truth.hat == "none":
         canvas.line(polyline((x, y - 20), (x, y - 28)), INK, 3.4)
         canvas.shape(ellipse(x, y - 30, 4.2, 4.2), (246, 84, 84), 2.6)
@@ -219,9 +252,12 @@ def _antenna_and_bolts(canvas: Canvas, truth: Truth, coat: Color, x: float, y: f
         canvas.shape(rounded(x + side * 26 - 4.5, y - 6, x + side * 26 + 4.5, y + 9, 3), shade(coat, 0.8))
 
 
-def _screen(canvas: Canvas, pose: Pose, x: float, y: float) -> None:
+def _screen(canvas: Canvas, mood: str | None, pose: Pose, x: float, y: float) -> None:
     canvas.fill(rounded(x - 20, y - 12, x + 20, y + 15, 7), SCREEN)
     gaze = 0.6 * pose.gaze
+    if mood:
+        draw_screen_expression(canvas, mood, (x, y - 1 + gaze), y + 8.5)
+        return
     for side in (-1, 1):
         canvas.fill(ellipse(x + side * 9.5, y - 1 + gaze, 4.6, 5.4), GLOW)
         canvas.disc(x + side * 9.5 + 1.4, y - 3 + gaze, 1.7, WHITE)

@@ -6,6 +6,7 @@ Color = tuple[float, float, float]
 
 INK: Color = (46, 34, 48)
 PAPER: Color = (252, 249, 240)
+WHITE: Color = (255, 255, 255)
 BLUSH: Color = (246, 104, 116)
 SHOE: Color = (112, 72, 62)
 SCREEN: Color = (52, 60, 88)
@@ -23,6 +24,7 @@ COAT: Mapping[str, Mapping[str, Color]] = {
     "cat": {"light": (252, 234, 206), "tan": (246, 172, 88), "brown": (164, 112, 76), "dark": (98, 94, 108)},
     "bear": {"light": (248, 236, 214), "tan": (226, 172, 110), "brown": (158, 104, 64), "dark": (102, 76, 68)},
     "rabbit": {"light": (254, 246, 242), "tan": (232, 198, 160), "brown": (174, 132, 104), "dark": (124, 112, 118)},
+    "fox": {"light": (250, 238, 222), "tan": (248, 158, 66), "brown": (206, 100, 46), "dark": (104, 98, 118)},
     "robot": {"light": (226, 234, 242), "tan": (236, 202, 122), "brown": (190, 128, 90), "dark": (112, 122, 144)},
 }
 HAIR: Mapping[str, Color] = {

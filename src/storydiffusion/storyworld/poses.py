@@ -44,6 +44,7 @@ class Pose:
     hip: height of the hip above the ground. lean: shift of the shoulders against the hip.
     head: shift of the head from its place above the shoulders. legs: hip, knee, ankle relative to the hip.
     arms: shoulder, elbow, hand relative to the middle of the shoulders. toes: direction of each foot, −1 to 1.
+    arms_in_front: whether the arms are drawn over the shirt.
     foot: the two radii of a foot. joy: 0 is a smile, 1 a wide open mouth. gaze: how far the eyes look down.
     """
 
@@ -57,6 +58,7 @@ class Pose:
     joy: float = 0.0
     gaze: float = 0.0
     book: Book | None = None
+    arms_in_front: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def pose(action: str, phase: float, facing: int) -> Pose:
 def blend_poses(a: Pose, b: Pose, weight: float) -> Pose:
     """Blend from `a` at weight 0 to `b` at weight 1; limbs swing about their joints and keep their lengths.
 
-    Arms swing by the outside of the body and legs below it. The book is that of the nearer pose.
+    Arms swing by the outside of the body and legs below it. The book, and whether arms are in
+    front, are those of the nearer pose.
     """
     if weight <= 0:
         return a
@@ -119,6 +122,7 @@ def blend_poses(a: Pose, b: Pose, weight: float) -> Pose:
         joy=_lerp(a.joy, b.joy, weight),
         gaze=_lerp(a.gaze, b.gaze, weight),
         book=a.book if weight < 0.5 else b.book,
+        arms_in_front=(a if weight < 0.5 else b).arms_in_front,
     )
 
 
@@ -161,12 +165,13 @@ def _between(a: Point, b: Point, weight: float) -> Point:
     return a[0] + (b[0] - a[0]) * weight, a[1] + (b[1] - a[1]) * weight
 
 
-def _mirror(limb: Limb) -> Limb:
+def mirror(limb: Limb) -> Limb:
+    """Return the same limb on the other side."""
     return (-limb[0][0], limb[0][1]), (-limb[1][0], limb[1][1]), (-limb[2][0], limb[2][1])
 
 
 def _pair(limb: Limb) -> tuple[Limb, Limb]:
-    return _mirror(limb), limb
+    return mirror(limb), limb
 
 
 def _sway(phase: float) -> float:
@@ -186,9 +191,9 @@ def _standing(phase: float, facing: int) -> Pose:
 def _waving(phase: float, facing: int) -> Pose:
     angle = math.radians(22 + 20 * _sway(phase))
     raised: Limb = ((12, 4), (27, 3), (27 + 17 * math.sin(angle), 3 - 17 * math.cos(angle)))
-    arms = (_mirror(_ARM), raised)
+    arms = (mirror(_ARM), raised)
     if facing < 0:
-        arms = (_mirror(raised), _ARM)
+        arms = (mirror(raised), _ARM)
     return Pose(hip=21, legs=_pair(_LEG), arms=arms, head=(1.5 * facing * _sway(phase), 0), joy=0.6)
 
 
@@ -216,14 +221,14 @@ def _running_leg(phase: float, facing: int) -> Limb:
     knee = (start[0] + 11 * math.sin(thigh), 11 * math.cos(thigh))
     ankle = (knee[0] + 11 * math.sin(shin), knee[1] + 11 * math.cos(shin))
     leg: Limb = (start, knee, ankle)
-    return leg if facing > 0 else _mirror(leg)
+    return leg if facing > 0 else mirror(leg)
 
 
 def _running(phase: float, facing: int) -> Pose:
     stride = 0.5 + 0.5 * _sway(phase)
     front = _mix(((12, 4), (16, 14), (17, 22)), ((12, 4), (21, 12), (31, 4)), stride)
     back = _mix(((-12, 4), (-16, 14), (-17, 22)), ((-12, 4), (-23, 10), (-30, 18)), stride)
-    arms = (back, front) if facing > 0 else (_mirror(back), _mirror(front))
+    arms = (back, front) if facing > 0 else (mirror(back), mirror(front))
     legs = (_running_leg(phase + 0.5, facing), _running_leg(phase, facing))
     bounce = 22 - 1.5 * math.cos(4 * math.pi * phase)
     return Pose(

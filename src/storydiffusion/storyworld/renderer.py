@@ -49,7 +49,11 @@ def character_mask(truth: Truth, size: int = 128, stance: Stance | None = None) 
 
 def character_box(truth: Truth, size: int = 128, stance: Stance | None = None) -> tuple[int, int, int, int]:
     """Return the tight box (x0, y0, x1, y1) of the character's mask; x1 and y1 are the first column and row outside."""
-    mask = character_mask(truth, size, stance)
+    return mask_box(character_mask(truth, size, stance))
+
+
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the tight box (x0, y0, x1, y1) of a mask; x1 and y1 are the first column and row outside."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 

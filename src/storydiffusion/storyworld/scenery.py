@@ -4,9 +4,7 @@ import random
 from collections.abc import Callable, Mapping
 
 from storydiffusion.storyworld.canvas import FRAME, Canvas, ellipse, outline, polygon, polyline, rounded
-from storydiffusion.storyworld.palette import PAPER, Color
-
-WHITE: Color = (255, 255, 255)
+from storydiffusion.storyworld.palette import PAPER, WHITE, Color
 
 
 def draw_place(canvas: Canvas, place: str, layout: int) -> None:

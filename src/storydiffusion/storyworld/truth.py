@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.poses import STILL_PHASE, Stance, pose
@@ -62,20 +62,12 @@ class Truth:
     facing: int
     layout: int
 
+    edition: ClassVar[int] = 1
+    mood: ClassVar[str | None] = None
+
     def __post_init__(self) -> None:
-        for name, values in ATTRIBUTES.items():
-            value = getattr(self, name)
-            absent = (name == "hair" and self.kind not in WITH_HAIR) or (name == "hat_color" and self.hat == "none")
-            if absent and value is not None:
-                raise UserError(f"{name} is {value!r}, but a {self.kind} with hat {self.hat!r} has none: use None")
-            if not absent and value not in values:
-                raise UserError(f"{name} is {value!r}: choose one of {', '.join(values)}")
-        if not 0 <= self.phase <= 1:
-            raise UserError(f"phase is {self.phase}: give a number from 0 to 1")
-        if abs(self.x) > EDGE_SHIFT:
-            raise UserError(f"x is {self.x}: give a number from -{EDGE_SHIFT:g} to {EDGE_SHIFT:g}")
-        if self.facing not in (-1, 1):
-            raise UserError(f"facing is {self.facing}: give -1 or 1")
+        check_attributes(self, ATTRIBUTES)
+        check_place(self, EDGE_SHIFT)
 
     def stance(self) -> Stance:
         """Return the character's stance in a still."""
@@ -92,6 +84,34 @@ class Truth:
         if wrong := names.symmetric_difference(record):
             raise UserError(f"a truth record has the wrong fields; correct {', '.join(sorted(wrong))}")
         return cls(**record)
+
+
+def check_attributes(character: Any, attributes: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise UserError for an attribute of `character` whose value is none of `attributes`."""
+    for name, values in attributes.items():
+        value = getattr(character, name)
+        absent = is_absent(name, character.kind, character.hat)
+        if absent and value is not None:
+            raise UserError(
+                f"{name} is {value!r}, but a {character.kind} with hat {character.hat!r} has none: use None"
+            )
+        if not absent and value not in values:
+            raise UserError(f"{name} is {value!r}: choose one of {', '.join(values)}")
+
+
+def is_absent(name: str, kind: str, hat: str) -> bool:
+    """Return whether a character of this kind and hat lacks the attribute `name`."""
+    return (name == "hair" and kind not in WITH_HAIR) or (name == "hat_color" and hat == "none")
+
+
+def check_place(character: Any, edge: float) -> None:
+    """Raise UserError for a phase, a shift farther than `edge` or a facing that the world does not have."""
+    if not 0 <= character.phase <= 1:
+        raise UserError(f"phase is {character.phase}: give a number from 0 to 1")
+    if abs(character.x) > edge:
+        raise UserError(f"x is {character.x}: give a number from -{edge:g} to {edge:g}")
+    if character.facing not in (-1, 1):
+        raise UserError(f"facing is {character.facing}: give -1 or 1")
 
 
 def sample_truth(seed: int, index: int, **fixed: Any) -> Truth:
@@ -118,3 +138,14 @@ def sample_pair_member(seed: int, index: int) -> Truth:
     """Return truth `index` of the paired world: 2k and 2k + 1 show one character in two independent activities."""
     first = sample_truth(seed, index - index % 2)
     return first if index % 2 == 0 else sample_truth(seed, index, **{name: getattr(first, name) for name in LOOKS})
+
+
+def sample_relative(seed: int, index: int, family: int) -> Truth:
+    """Return truth `index`, which differs from the others of its family of `family` truths in attire alone."""
+    head = sample_truth(seed, index - index % family)
+    return sample_truth(seed, index, kind=head.kind, action=head.action, place=head.place, object=head.object)
+
+
+def truth_labels(truth: Truth) -> dict[str, str | None]:
+    """Return the value of every name in `ATTRIBUTES`; None for what the character lacks."""
+    return {name: getattr(truth, name) for name in ATTRIBUTES}

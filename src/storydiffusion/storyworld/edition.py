@@ -1,0 +1,101 @@
+"""The editions of StoryWorld, by number: what a recipe needs to draw, describe and label images of either.
+
+The first has one character in every image. The second has nobody, one character or two, with moods and sides, and
+clearer hats; see `scene`. Weights are trained on one edition, which their folder names.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storydiffusion.errors import UserError
+from storydiffusion.storyworld import captions, scene_captions
+from storydiffusion.storyworld.renderer import render
+from storydiffusion.storyworld.scene import (
+    MOST_CHARACTERS,
+    SCENE_LABELS,
+    sample_scene,
+    sample_scene_pair_member,
+    sample_scene_relative,
+    scene_labels,
+)
+from storydiffusion.storyworld.scene_renderer import render_scene
+from storydiffusion.storyworld.truth import (
+    ATTRIBUTES,
+    sample_pair_member,
+    sample_relative,
+    sample_truth,
+    truth_labels,
+)
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One edition. A truth is a `Truth` in the first and a `Scene` in the second; it is only passed on.
+
+    labels: every attribute of an image and its values; `get_labels` returns an image's, None for what it lacks.
+    most_characters: how many characters an image may show. max_tokens: of a caption, with start and end.
+    sample(seed, index): truth number `index` of the world `seed`.
+    sample_pair_member(seed, index): images 2k and 2k + 1 show the same characters in two activities.
+    sample_relative(seed, index, family): images of one family of `family` differ in attire alone.
+    render(truth, size): RGB uint8 (size, size, 3).
+    caption(truth, seed): random words, parts of the attire left open; full_caption(truth): everything, in fixed words.
+    pair_caption(first, second, seed): of two images of a pair side by side.
+    """
+
+    number: int
+    labels: Mapping[str, tuple[str, ...]]
+    most_characters: int
+    max_tokens: int
+    sample: Callable[[int, int], Any]
+    sample_pair_member: Callable[[int, int], Any]
+    sample_relative: Callable[[int, int, int], Any]
+    get_labels: Callable[[Any], dict[str, str | None]]
+    render: Callable[[Any, int], np.ndarray]
+    caption: Callable[..., str]
+    full_caption: Callable[[Any], str]
+    pair_caption: Callable[[Any, Any, int], str]
+    vocabulary: Callable[[], tuple[str, ...]]
+
+
+EDITIONS: Mapping[int, Edition] = {
+    1: Edition(
+        number=1,
+        labels=ATTRIBUTES,
+        most_characters=1,
+        max_tokens=48,
+        sample=sample_truth,
+        sample_pair_member=sample_pair_member,
+        sample_relative=sample_relative,
+        get_labels=truth_labels,
+        render=render,
+        caption=captions.caption,
+        full_caption=captions.full_caption,
+        pair_caption=captions.pair_caption,
+        vocabulary=captions.vocabulary,
+    ),
+    2: Edition(
+        number=2,
+        labels=SCENE_LABELS,
+        most_characters=MOST_CHARACTERS,
+        max_tokens=77,
+        sample=sample_scene,
+        sample_pair_member=sample_scene_pair_member,
+        sample_relative=sample_scene_relative,
+        get_labels=scene_labels,
+        render=render_scene,
+        caption=scene_captions.caption_scene,
+        full_caption=scene_captions.full_caption_of_scene,
+        pair_caption=scene_captions.caption_scene_pair,
+        vocabulary=scene_captions.scene_vocabulary,
+    ),
+}
+
+
+def get_edition(number: int) -> Edition:
+    """Return the edition of that number; raise UserError if there is none."""
+    if number not in EDITIONS:
+        raise UserError(f"edition={number} is unknown: choose one of {', '.join(map(str, EDITIONS))}")
+    return EDITIONS[number]

@@ -1,0 +1,59 @@
+"""Each edition draws, describes and labels its images through one interface."""
+
+import numpy as np
+import pytest
+
+from storydiffusion.errors import UserError
+from storydiffusion.storyworld.captions import words
+from storydiffusion.storyworld.edition import EDITIONS, get_edition
+
+every_edition = pytest.mark.parametrize("edition", EDITIONS.values(), ids=lambda edition: f"edition {edition.number}")
+
+
+@every_edition
+def test_images_have_labels_of_known_values_and_captions_of_known_words(edition):
+    known = set(edition.vocabulary())
+    for index in range(60):
+        truth = edition.sample(3, index)
+        labels = edition.get_labels(truth)
+        assert labels.keys() == edition.labels.keys()
+        assert all(value is None or value in edition.labels[name] for name, value in labels.items())
+        member = edition.sample_pair_member(3, index)
+        texts = edition.caption(truth, index), edition.full_caption(truth), edition.pair_caption(truth, member, index)
+        for text in texts:
+            assert set(words(text)) <= known
+            assert len(words(text)) + 2 <= edition.max_tokens
+
+
+@every_edition
+def test_rendering_repeats_at_any_size(edition):
+    truth = edition.sample(3, 1)
+    for size in (64, 128):
+        image = edition.render(truth, size)
+        assert image.shape == (size, size, 3)
+        assert np.array_equal(image, edition.render(truth, size))
+
+
+@every_edition
+def test_full_captions_tell_apart_what_labels_tell_apart(edition):
+    truths = [edition.sample(4, index) for index in range(300)]
+    texts = {edition.full_caption(truth): tuple(edition.get_labels(truth).values()) for truth in truths}
+    assert len(texts) == len({tuple(edition.get_labels(truth).values()) for truth in truths})
+
+
+@every_edition
+def test_a_family_shares_what_is_not_attire(edition):
+    family = [edition.get_labels(edition.sample_relative(5, index, 4)) for index in range(4)]
+    same = {name for name in edition.labels if len({labels[name] for labels in family}) == 1}
+    assert {"place", "object"} <= same
+    assert {name for name in edition.labels if name.split("_")[0] in ("kind", "action")} <= same
+
+
+def test_pair_members_of_both_editions_start_with_the_worlds_own_truth():
+    for edition in EDITIONS.values():
+        assert [edition.sample_pair_member(5, k) for k in (0, 2, 4)] == [edition.sample(5, k) for k in (0, 2, 4)]
+
+
+def test_an_unknown_edition_is_refused():
+    with pytest.raises(UserError, match="edition=3 is unknown: choose one of 1, 2"):
+        get_edition(3)
