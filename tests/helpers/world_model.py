@@ -19,7 +19,7 @@ def build_world_model(folder: Path) -> Path:
 
     build_tiny_model(folder)
     shutil.rmtree(folder / "tokenizer")
-    build_tokenizer().save_pretrained(folder / "tokenizer")
+    build_tokenizer(1).save_pretrained(folder / "tokenizer")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = build_text_config(32, 1)

@@ -15,7 +15,7 @@ from storydiffusion.storyworld.clips import SHARES, ClipTruth, caption_clip, fol
 from storydiffusion.storyworld.motions import MOTIONS
 from storydiffusion.storyworld.renderer import character_mask, render
 from storydiffusion.storyworld.truth import LOOKS, sample_truth
-from storydiffusion.training.miniature.tokenizer import MAX_TOKENS, SPECIAL, build_tokenizer
+from storydiffusion.training.miniature.tokenizer import SPECIAL, build_tokenizer
 
 STILLS = "4fcbcff294345389f2f0df19ff29e6ccb4d3afaeecd607856f064743938adcbe"
 CLIPS = "7cd510cf792599b342daf5e11a9faf4c3f847afac5be0139e6ca842088604e4a"
@@ -191,14 +191,14 @@ def test_scenery_passes_by_without_a_cut():
 
 
 def test_captions_use_the_words_of_the_stills():
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(1)
     unknown = SPECIAL["<|unknown|>"]
     for index in range(600):
         clip = sample_clip(SEED, index)
         text = caption_clip(clip, index)
         tokens = tokenizer(text)["input_ids"]
         assert unknown not in tokens
-        assert len(tokens) <= MAX_TOKENS
+        assert len(tokens) <= tokenizer.model_max_length
         assert clip.start.kind in words(text)
         assert PLACE_WORDS[clip.end.place] in text
     assert caption_clip(clip, 3) == caption_clip(clip, 3)

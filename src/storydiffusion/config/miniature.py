@@ -34,6 +34,8 @@ class Recipe:
 class AutoencoderRecipe(Recipe):
     """AutoencoderKL on random crops of images; see training/miniature/autoencoder.py."""
 
+    edition: int  # of StoryWorld, 1 or 2
+    warm_start: bool  # train the autoencoder of the miniature folder further
     crop: int  # pixels; batch_size counts crops
     latent_channels: int
     block_out_channels: tuple[int, ...]
@@ -64,6 +66,7 @@ class AttributeClassifierRecipe(Recipe):
 class Text2ImageRecipe(Recipe):
     """Latent diffusion U-Net with its text encoder; see training/miniature/text_to_image.py."""
 
+    edition: int  # of StoryWorld, 1 or 2
     pictures: int  # images whose latents are cached before the first step, two per character
     pair_probability: float  # of a batch whose images show one character twice, side by side or stacked
     block_out_channels: tuple[int, ...]

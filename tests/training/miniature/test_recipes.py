@@ -61,6 +61,22 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+def test_warm_autoencoder_starts_from_the_folder_and_draws_its_edition(miniature):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["experiment=storyworld_autoencoder", f"miniature={miniature}", "recipe.warm_start=true"]
+        first, second = (
+            train_command.build_training(
+                load(TrainConfig, compose("train", [*overrides, f"recipe.edition={n}"]))
+            ).module
+            for n in (1, 2)
+        )
+    saved = AutoencoderKL.from_pretrained(miniature / "vae", torch_dtype=torch.float32).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in first.autoencoder.state_dict().items())
+    corner = first.generator(0).get_state()
+    assert torch.equal(corner, second.generator(0).get_state())
+    assert not torch.equal(first.crops(0), second.crops(0))
+
+
 def test_diffusers_and_transformers_load_the_export(miniature):
     vae, info = AutoencoderKL.from_pretrained(miniature / "vae", output_loading_info=True)
     assert not info["missing_keys"]
@@ -174,7 +190,7 @@ def test_learning_rate_warms_up_stays_and_falls_to_zero():
 
 
 def test_every_vocabulary_word_is_one_token():
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(1)
     words = list(vocabulary())
     tokens = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
     assert all(len(token) == 1 for token in tokens)
@@ -184,14 +200,14 @@ def test_every_vocabulary_word_is_one_token():
 
 @pytest.mark.parametrize("word", ["zebra", "catch", "xylophone"])  # catch begins with cat
 def test_other_words_are_unknown(word):
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(1)
     tokens = tokenizer(word, add_special_tokens=False).input_ids
     assert tokens
     assert set(tokens) == {tokenizer.unk_token_id}
 
 
 def test_captions_have_no_unknown_words_and_the_tokenizer_survives_saving(tmp_path):
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(1)
     tokenizer.save_pretrained(tmp_path)
     again = CLIPTokenizer.from_pretrained(tmp_path)
     for index in range(100):

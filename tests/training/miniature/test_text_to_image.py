@@ -1,17 +1,24 @@
 """Pairs of one character in two activities, used in a share of the text-to-image training's batches."""
 
+import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from storydiffusion.commands import train as train_command
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.errors import UserError
-from storydiffusion.storyworld.captions import PLACE_WORDS, pair_caption
+from storydiffusion.loaders.resolve import read_origin
+from storydiffusion.storyworld.captions import PLACE_WORDS, caption, pair_caption
+from storydiffusion.storyworld.scene import sample_scene
+from storydiffusion.storyworld.scene_captions import caption_scene
 from storydiffusion.storyworld.truth import LOOKS, Truth, sample_pair_member, sample_truth
+from storydiffusion.training.miniature.text_to_image import extend_text_encoder
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,7 +41,7 @@ def test_first_pair_member_is_the_worlds_truth():
 
 
 def test_pair_caption_names_both_activities_in_known_words():
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(1)
     for k in range(300):
         first, second = sample_pair_member(5, 2 * k), sample_pair_member(5, 2 * k + 1)
         text = pair_caption(first, second, k)
@@ -89,3 +96,54 @@ def test_without_pairs_every_batch_has_single_images(tmp_path, latents):
 def test_error_names_invalid_values(tmp_path, override, value):
     with pytest.raises(UserError, match=rf"recipe\.{override.split('=')[0]}={value}"):
         text2image(tmp_path, f"recipe.{override}")
+
+
+def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    torch.manual_seed(0)
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        )
+    ).eval()  # fmt: skip
+
+
+def test_extended_text_encoder_encodes_known_captions_alike():
+    first, second = build_tokenizer(1), build_tokenizer(2)
+    encoder = text_encoder(first)
+    extended = extend_text_encoder(encoder, first, second).eval()
+    assert len(second) > len(first)
+    for index in range(20):
+        text = caption(sample_truth(3, index), index)
+        states = [
+            network(**tokenizer(text, return_tensors="pt")).last_hidden_state
+            for network, tokenizer in ((encoder, first), (extended, second))
+        ]
+        assert torch.equal(*states)
+
+
+def test_text_encoder_extended_by_nothing_is_unchanged():
+    tokenizer = build_tokenizer(2)
+    encoder = text_encoder(tokenizer)
+    extended = extend_text_encoder(encoder, tokenizer, build_tokenizer(2))
+    assert all(torch.equal(value, extended.state_dict()[name]) for name, value in encoder.state_dict().items())
+
+
+def test_second_edition_trains_from_the_first_and_exports_its_words(tmp_path):
+    module = text2image(tmp_path, "recipe.edition=2", "recipe.warm_start=true", "recipe.pictures=8")
+    module.prepare_data()
+    batches = list(islice(module.train_dataloader(), 6))
+    assert {batch.tokens.shape[1] for batch in batches} == {77}
+    assert all(torch.isfinite(module.loss(batch)["loss"]) for batch in batches[:2])
+    module.export(tmp_path / "export")
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "export" / "tokenizer")
+    for index in range(50):
+        tokens = tokenizer(caption_scene(sample_scene(0, index), index)).input_ids
+        assert tokenizer.unk_token_id not in tokens
+    assert json.loads((tmp_path / "export" / "storydiffusion.json").read_text()) == {"kind": "miniature", "edition": 2}
+    assert read_origin(tmp_path / "export") == "miniature"
+
+
+def test_image_encoder_of_other_words_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"knows other words than edition 2.*warm_start=true"):
+        text2image(tmp_path, "recipe.edition=2")

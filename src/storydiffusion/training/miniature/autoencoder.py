@@ -5,13 +5,15 @@ Loss: L1 on pixels + L1 on differences of neighbouring pixels (flat drawings dep
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import AutoencoderRecipe
+from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.storyworld.images import HELD_OUT_SEED, IMAGE_SIZE, draw
 from storydiffusion.training.miniature.recipe_module import RecipeModule
 from storydiffusion.training.miniature.stream import Stream
@@ -33,15 +35,29 @@ def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL:
 
 
 class AutoencoderModule(RecipeModule):
-    """Train `self.autoencoder` on random crops of freshly rendered images."""
+    """Train `self.autoencoder` on random crops of freshly rendered images.
+
+    Args:
+        recipe: see `AutoencoderRecipe`.
+        start: folder of an autoencoder to train further; None starts from scratch.
+    """
 
     EDGES = ("conv_in", "conv_out", "quant_conv")
 
-    def __init__(self, recipe: AutoencoderRecipe) -> None:
+    def __init__(self, recipe: AutoencoderRecipe, start: Path | None = None) -> None:
         super().__init__(recipe)
         self.recipe: AutoencoderRecipe = recipe
-        network: Any = build_autoencoder(recipe)
-        self.autoencoder = network.to(memory_format=torch.channels_last)
+        network: Any = (
+            build_autoencoder(recipe)
+            if start is None
+            else AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32)
+        )
+        self.autoencoder = network.train().to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Self:
+        recipe = config.recipe
+        return cls(recipe, find_model_folder(config.miniature, None) / "vae" if recipe.warm_start else None)
 
     def train_dataloader(self) -> Stream:
         return Stream(self.crops, self.recipe.steps)
@@ -50,7 +66,7 @@ class AutoencoderModule(RecipeModule):
         """Return batch `step`, (B, 3, crop, crop): four crops of each image, so that fewer images are rendered."""
         recipe = self.recipe
         count = -(-recipe.batch_size // 4)
-        images = draw(recipe.seed, range(step * count, (step + 1) * count)).images
+        images = draw(recipe.seed, range(step * count, (step + 1) * count), edition=recipe.edition).images
         corners = torch.randint(
             IMAGE_SIZE - recipe.crop + 1, (recipe.batch_size, 2), generator=self.generator(step)
         ).tolist()
@@ -71,14 +87,14 @@ class AutoencoderModule(RecipeModule):
     def export(self, folder: Path) -> dict[str, float]:
         """Write the diffusers folder; return the PSNR on held-out images."""
         self.autoencoder.eval()
-        held_out = draw(HELD_OUT_SEED, range(128)).images
+        held_out = draw(HELD_OUT_SEED, range(128), edition=self.recipe.edition).images
         latents, errors = [], []
         for images in held_out.split(16):
             latent = self.autoencoder.encode(images).latent_dist.mean
             decoded = self.autoencoder.decode(latent).sample.clamp(-1, 1)
             latents.append(latent)
             errors.append(((decoded - images) / 2).square().mean(dim=(1, 2, 3)))
-        self.autoencoder.register_to_config(scaling_factor=1 / torch.cat(latents).std().item())
+        self.autoencoder.register_to_config(scaling_factor=1 / torch.cat(latents).std().item(), _name_or_path="")
         self.autoencoder.to(torch.float16).save_pretrained(folder / "vae")
         return {"psnr_db": (-10 * torch.cat(errors).log10()).mean().item()}
 

@@ -15,12 +15,13 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from storydiffusion.config.miniature import ClipRecipe
 from storydiffusion.storyworld.captions import caption
+from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.storyworld.images import HELD_OUT_SEED, IMAGE_SIZE, to_tensor
 from storydiffusion.storyworld.renderer import render
 from storydiffusion.storyworld.truth import Truth, sample_truth
 from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
 from storydiffusion.training.miniature.stream import Stream
-from storydiffusion.training.miniature.tokenizer import MAX_TOKENS, build_tokenizer
+from storydiffusion.training.miniature.tokenizer import build_tokenizer
 
 FAMILY = 8
 
@@ -28,12 +29,12 @@ FAMILY = 8
 def build_text_config(width: int, layers: int) -> CLIPTextConfig:
     """Return the config of the text tower; the U-Net's text encoder has the same."""
     return CLIPTextConfig(
-        vocab_size=len(build_tokenizer()),
+        vocab_size=len(build_tokenizer(1)),
         hidden_size=width,
         intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=width // 32,
-        max_position_embeddings=MAX_TOKENS,
+        max_position_embeddings=get_edition(1).max_tokens,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
@@ -84,7 +85,7 @@ class ClipModule(RecipeModule):
         super().__init__(recipe)
         self.recipe: ClipRecipe = recipe
         self.clip: Any = build_clip(recipe)
-        self.tokenizer = build_tokenizer()
+        self.tokenizer = build_tokenizer(1)
 
     def train_dataloader(self) -> Stream:
         return Stream(lambda step: self.pairs(self.recipe.seed, step * self.recipe.batch_size), self.recipe.steps)

@@ -5,6 +5,7 @@ step and name each part of the attire half of the time, so that words bind to wh
 shows one character twice in one image.
 """
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,15 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPModel, CLIPTextModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Text2ImageRecipe
+from storydiffusion.errors import UserError
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.loaders.sources import find_model_folder
-from storydiffusion.storyworld.captions import caption, pair_caption
-from storydiffusion.storyworld.images import to_tensor
-from storydiffusion.storyworld.renderer import render
-from storydiffusion.storyworld.truth import Truth, sample_pair_member
+from storydiffusion.storyworld.edition import Edition, get_edition
+from storydiffusion.storyworld.images import IMAGE_SIZE, to_tensor
 from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
@@ -62,7 +63,7 @@ def build_scheduler() -> Any:
 
 @dataclass  # not frozen: Lightning moves batches to devices by setting fields
 class NoisedLatents:
-    """`noised` and the `target` v, (B, C, H, W); `timesteps` (B,); `tokens` (B, 48)."""
+    """`noised` and the `target` v, (B, C, H, W); `timesteps` (B,); `tokens` (B, T), T of the edition's captions."""
 
     noised: Tensor
     target: Tensor
@@ -86,14 +87,25 @@ class Text2ImageModule(RecipeModule):
         super().__init__(recipe)
         self.recipe: Text2ImageRecipe = recipe
         self.miniature = miniature
-        self.cache = cache / f"storyworld_pairs_{recipe.seed}_{recipe.pictures}.npy"
-        self.tokenizer = build_tokenizer()
+        self.edition = get_edition(recipe.edition)
+        vae = compute_sha256(miniature / "vae" / "diffusion_pytorch_model.safetensors")[:8]  # latents are this one's
+        self.cache = cache / f"storyworld_pairs_{recipe.edition}_{recipe.seed}_{recipe.pictures}_{vae}.npy"
+        self.tokenizer = build_tokenizer(recipe.edition)
         self.scheduler = build_scheduler()
         if recipe.warm_start:
-            self.text_encoder = CLIPTextModel.from_pretrained(miniature / "text_encoder", dtype=torch.float32)
+            self.text_encoder = extend_text_encoder(
+                CLIPTextModel.from_pretrained(miniature / "text_encoder", dtype=torch.float32),
+                CLIPTokenizer.from_pretrained(miniature / "tokenizer"),
+                self.tokenizer,
+            )
             self.unet = UNet2DConditionModel.from_pretrained(miniature / "unet", torch_dtype=torch.float32)
         else:
             clip: Any = CLIPModel.from_pretrained(miniature / "image_encoder", dtype=torch.float32)
+            if clip.config.text_config.vocab_size != len(self.tokenizer):
+                raise UserError(
+                    f"{miniature / 'image_encoder'} knows other words than edition {recipe.edition} of StoryWorld: "
+                    "train it on that edition first, or start from a text encoder with recipe.warm_start=true"
+                )
             self.text_encoder = CLIPTextModel(clip.config.text_config)
             self.text_encoder.load_state_dict(clip.text_model.state_dict())
             channels = json.loads((miniature / "vae" / "config.json").read_text())["latent_channels"]
@@ -110,7 +122,7 @@ class Text2ImageModule(RecipeModule):
         if not self.cache.exists():
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             autoencoder = AutoencoderKL.from_pretrained(self.miniature / "vae", torch_dtype=torch.float32)
-            latents = encode_world(autoencoder, self.recipe.seed, self.recipe.pictures)
+            latents = encode_world(autoencoder, self.edition, self.recipe.seed, self.recipe.pictures)
             partial = self.cache.with_suffix(".part.npy")
             np.save(partial, latents)
             partial.replace(self.cache)
@@ -137,7 +149,7 @@ class Text2ImageModule(RecipeModule):
         """Return latents of single images, (B, C, 16, 16), and a new caption of each."""
         count = self.recipe.batch_size
         indices = torch.randint(len(latents), (count,), generator=generator).tolist()
-        captions = [caption(self.truth(index), step * count + i) for i, index in enumerate(indices)]
+        captions = [self.edition.caption(self.truth(index), step * count + i) for i, index in enumerate(indices)]
         return torch.from_numpy(latents[indices]).float(), captions
 
     def pairs(self, latents: np.ndarray, step: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
@@ -150,17 +162,18 @@ class Text2ImageModule(RecipeModule):
         firsts = (2 * torch.randint(len(latents) // 2, (count,), generator=generator)).tolist()
         seconds = [index + 1 for index in firsts]
         captions = [
-            pair_caption(self.truth(index), self.truth(index + 1), step * count + i) for i, index in enumerate(firsts)
+            self.edition.pair_caption(self.truth(index), self.truth(index + 1), step * count + i)
+            for i, index in enumerate(firsts)
         ]
         below_or_beside = 2 + int(torch.randint(2, (), generator=generator))
         halves = [torch.from_numpy(latents[indices]).float() for indices in (firsts, seconds)]
         return torch.cat(halves, dim=below_or_beside), captions
 
-    def truth(self, index: int) -> Truth:
-        return sample_pair_member(self.recipe.seed, index)
+    def truth(self, index: int) -> Any:
+        return self.edition.sample_pair_member(self.recipe.seed, index)
 
     def tokens(self, captions: list[str], generator: torch.Generator) -> Tensor:
-        """Tokenize captions, int64 (B, 48); drop some for classifier-free guidance and make some words unknown."""
+        """Tokenize captions, int64 (B, T); drop some for classifier-free guidance and make some words unknown."""
         recipe = self.recipe
         dropped = torch.rand(len(captions), generator=generator) < recipe.caption_dropout
         kept = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
@@ -178,7 +191,7 @@ class Text2ImageModule(RecipeModule):
         pipe = StableDiffusionPipeline(
             vae=AutoencoderKL.from_pretrained(self.miniature / "vae"),
             text_encoder=self.text_encoder,
-            tokenizer=build_tokenizer(),  # the training's own has padding switched on
+            tokenizer=build_tokenizer(self.recipe.edition),  # the training's own has padding switched on
             unet=self.unet,
             scheduler=self.scheduler,
             safety_checker=None,  # type: ignore[arg-type]  # may be None
@@ -191,17 +204,41 @@ class Text2ImageModule(RecipeModule):
         declare_float32(folder / "text_encoder")
         file = folder / "text_encoder" / "config.json"  # float16 here would make the pipeline load two dtypes
         file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-        (folder / "storydiffusion.json").write_text('{"kind": "miniature"}\n')
+        (folder / "storydiffusion.json").write_text(
+            json.dumps({"kind": "miniature", "edition": self.recipe.edition}) + "\n"
+        )
         return {}
 
 
+def extend_text_encoder(encoder: CLIPTextModel, known: CLIPTokenizer, wanted: CLIPTokenizer) -> CLIPTextModel:
+    """Return the text encoder of tokenizer `known` as one of `wanted`, which may have more words and longer texts.
+
+    Embeddings move with their words; those of new words are new. New positions start as the last one.
+    """
+    config = copy.deepcopy(encoder.config)
+    config.vocab_size, config.max_position_embeddings = len(wanted), wanted.model_max_length
+    extended = CLIPTextModel(config)
+    weights = encoder.state_dict()
+    words, positions = (f"embeddings.{name}_embedding.weight" for name in ("token", "position"))
+    prefix = next(name for name in weights if name.endswith(words)).removesuffix(words)
+    fresh = extended.state_dict()[prefix + words].clone()
+    old = known.get_vocab()
+    for word, index in wanted.get_vocab().items():
+        if word in old:
+            fresh[index] = weights[prefix + words][old[word]]
+    places = torch.arange(wanted.model_max_length).clamp(max=known.model_max_length - 1)
+    weights |= {prefix + words: fresh, prefix + positions: weights[prefix + positions][places]}
+    extended.load_state_dict(weights)
+    return extended
+
+
 @torch.no_grad()
-def encode_world(autoencoder: Any, seed: int, count: int, chunk: int = 25) -> np.ndarray:
+def encode_world(autoencoder: Any, world: Edition, seed: int, count: int, chunk: int = 25) -> np.ndarray:
     """Return the scaled latents of images 0 … count − 1 of the paired world `seed`, float16 (count, C, 16, 16)."""
     parts = []
     for first in tqdm(range(0, count, chunk), desc="encoding StoryWorld", unit_scale=chunk):
-        truths = [sample_pair_member(seed, index) for index in range(first, min(count, first + chunk))]
-        images = to_tensor(np.stack([render(truth) for truth in truths]))
+        truths = [world.sample_pair_member(seed, index) for index in range(first, min(count, first + chunk))]
+        images = to_tensor(np.stack([world.render(truth, IMAGE_SIZE) for truth in truths]))
         latents = autoencoder.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean
         parts.append((latents * autoencoder.config.scaling_factor).half().numpy())
     return np.concatenate(parts)
