@@ -59,6 +59,7 @@ class ClipRecipe(Recipe):
 class AttributeClassifierRecipe(Recipe):
     """Attribute classifier; see training/miniature/attribute_classifier.py."""
 
+    edition: int  # of StoryWorld, 1 or 2
     channels: tuple[int, ...]
 
 

@@ -1,12 +1,13 @@
-"""A small convolutional classifier that predicts every attribute of an image.
+"""Small convolutional classifiers that predict every attribute of an image, one class for each edition.
 
-It is trained on rendered images and measures generated ones, so it must be robust to their small artefacts.
+They are trained on rendered images and measure generated ones, so they must be robust to their small artefacts.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.files.json_file import build, read_object
+from storydiffusion.storyworld.scene import FIGURE_ATTRIBUTES, MOST_CHARACTERS, SCENE_ATTRIBUTES, SCENE_LABELS
 from storydiffusion.storyworld.truth import ATTRIBUTES
 
 
@@ -22,14 +24,20 @@ class _Config:
     """config.json; `channels` of one block each, which halves the side, 128 at first."""
 
     channels: tuple[int, ...]
+    edition: int = 1  # that of files without it
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.channels) <= 7 or not all(1 <= width <= 4096 for width in self.channels):
             raise ValueError(f"channels {list(self.channels)} are not 1 to 7 numbers from 1 to 4096")
+        if self.edition not in CLASSIFIERS:
+            raise ValueError(f"edition {self.edition} is none of {', '.join(map(str, CLASSIFIERS))}")
 
 
 class AttributeClassifier(nn.Module):
-    """Map images (B, 3, 128, 128) in [−1, 1] to the logits (B, values) of every attribute."""
+    """Map images (B, 3, 128, 128) in [−1, 1] to the logits (B, values) of every attribute in `labels`."""
+
+    edition: ClassVar[int] = 1
+    labels: ClassVar[Mapping[str, tuple[str, ...]]] = ATTRIBUTES
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -40,14 +48,16 @@ class AttributeClassifier(nn.Module):
             for stride in (2, 1) if width != 3 else (2,):  # a second layer at 64² would cost as much as all others
                 layers += [nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
                 width = out
-        side = 128 >> len(channels)
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.1))
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(width * side * side, len(values)) for name, values in ATTRIBUTES.items()}
-        )
+        self.features = nn.Sequential(*layers)
+        self.build_readers(width, 128 >> len(channels))
+
+    def build_readers(self, width: int, side: int) -> None:
+        """Add the layers that read attributes from features (B, width, side, side)."""
+        self.dropout = nn.Dropout(0.1)
+        self.heads = _build_heads(self.labels, width * side * side)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.features(images)
+        features = self.dropout(self.features(images).flatten(1))
         return {name: head(features) for name, head in self.heads.items()}
 
     @torch.no_grad()
@@ -56,7 +66,7 @@ class AttributeClassifier(nn.Module):
         parts = [self(part) for part in images.split(batch_size)]
         return {
             name: [values[i] for part in parts for i in part[name].argmax(dim=1).tolist()]
-            for name, values in ATTRIBUTES.items()
+            for name, values in self.labels.items()
         }
 
     def save(self, folder: Path) -> None:
@@ -66,14 +76,56 @@ class AttributeClassifier(nn.Module):
             name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in self.state_dict().items()
         }
         save_file(weights, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps({"channels": self.channels}) + "\n")
+        (folder / "config.json").write_text(json.dumps({"channels": self.channels, "edition": self.edition}) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "AttributeClassifier":
-        """Load a saved classifier in float32 and eval mode. Raises UserError where its config.json cannot be read."""
+        """Load a saved classifier of either edition in float32 and eval mode.
+
+        Raises UserError where its config.json cannot be read.
+        """
         try:
-            classifier = cls(build(_Config, read_object(folder / "config.json")).channels)
+            config = build(_Config, read_object(folder / "config.json"))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {folder / 'config.json'} ({first_line(error)}): fetch it again") from error
+        classifier = CLASSIFIERS[config.edition](config.channels)
         classifier.load_state_dict(load_file(folder / "model.safetensors"))
         return classifier.float().eval()
+
+
+class SceneClassifier(AttributeClassifier):
+    """The second edition's: one query for the scene and one for each character, from left to right.
+
+    Queries and features attend to each other, so that "the character on the left" may stand anywhere. All characters
+    share the layers that map a query to the logits of its attributes.
+    """
+
+    edition: ClassVar[int] = 2
+    labels: ClassVar[Mapping[str, tuple[str, ...]]] = SCENE_LABELS
+
+    def build_readers(self, width: int, side: int) -> None:
+        self.position = nn.Parameter(0.02 * torch.randn(side * side, width))
+        self.queries = nn.Parameter(0.02 * torch.randn(1 + MOST_CHARACTERS, width))
+        layer = nn.TransformerEncoderLayer(
+            width, max(1, width // 32), 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.attention = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.scene_heads = _build_heads(SCENE_ATTRIBUTES, width)
+        self.figure_heads = _build_heads(FIGURE_ATTRIBUTES, width)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.features(images).flatten(2).mT + self.position
+        tokens = torch.cat([self.queries.expand(len(images), -1, -1), features], dim=1)
+        scene, *figures = self.attention(tokens)[:, : len(self.queries)].unbind(1)
+        logits = {name: head(scene) for name, head in self.scene_heads.items()}
+        for slot, figure in enumerate(figures, start=1):
+            logits |= {f"{name}_{slot}": head(figure) for name, head in self.figure_heads.items()}
+        return logits
+
+
+CLASSIFIERS: Mapping[int, type[AttributeClassifier]] = {1: AttributeClassifier, 2: SceneClassifier}
+"""Edition → its classifier."""
+
+
+def _build_heads(labels: Mapping[str, tuple[str, ...]], width: int) -> nn.ModuleDict:
+    return nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in labels.items()})

@@ -180,7 +180,17 @@ def test_resumed_stream_continues(taken):
 
 
 RECIPE = AttributeClassifierRecipe(
-    "attribute_classifier", 100, 1, 0.02, 0.001, warmup_steps=5, decay=0.5, ema_decay=0.9, seed=1, channels=(4,)
+    "attribute_classifier",
+    100,
+    1,
+    0.02,
+    0.001,
+    warmup_steps=5,
+    decay=0.5,
+    ema_decay=0.9,
+    seed=1,
+    edition=1,
+    channels=(4,),
 )
 
 

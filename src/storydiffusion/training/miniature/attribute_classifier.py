@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from storydiffusion.config.miniature import AttributeClassifierRecipe
-from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
-from storydiffusion.storyworld.images import HELD_OUT_SEED, draw
-from storydiffusion.storyworld.truth import ATTRIBUTES, Truth
+from storydiffusion.storyworld.attribute_classifier import CLASSIFIERS, AttributeClassifier
+from storydiffusion.storyworld.edition import Edition, get_edition
+from storydiffusion.storyworld.images import HELD_OUT_SEED, RenderedImages, draw
 from storydiffusion.training.miniature.recipe_module import RecipeModule
 from storydiffusion.training.miniature.stream import Stream
 
@@ -18,14 +19,14 @@ ABSENT = -1
 """Label of an attribute that a truth lacks (hair of a bear); ignored in training and scores."""
 
 
-def build_labels(truths: Sequence[Truth]) -> dict[str, Tensor]:
-    """Return for every attribute the index of each truth's value, or ABSENT."""
-    return {
-        name: torch.tensor(
-            [ABSENT if getattr(truth, name) is None else values.index(getattr(truth, name)) for truth in truths]
-        )
-        for name, values in ATTRIBUTES.items()
-    }
+def build_labels(edition: Edition, truths: Sequence[Any]) -> dict[str, Tensor]:
+    """Return for every attribute of `edition` the index of each truth's value, or ABSENT."""
+    read = [edition.get_labels(truth) for truth in truths]
+
+    def index(name: str, value: str | None) -> int:
+        return ABSENT if value is None else edition.labels[name].index(value)
+
+    return {name: torch.tensor([index(name, labels[name]) for labels in read]) for name in edition.labels}
 
 
 @dataclass  # not frozen: Lightning moves batches to devices by setting fields
@@ -39,20 +40,26 @@ class LabelledImages:
 class AttributeClassifierModule(RecipeModule):
     """Train `self.classifier`."""
 
-    EDGES = ("features.0.", "heads")
+    EDGES = ("features.0.", "heads", "position", "queries")
 
     def __init__(self, recipe: AttributeClassifierRecipe) -> None:
         super().__init__(recipe)
         self.recipe: AttributeClassifierRecipe = recipe
-        self.classifier = AttributeClassifier(recipe.channels)
+        self.edition = get_edition(recipe.edition)
+        self.classifier = CLASSIFIERS[recipe.edition](recipe.channels)
 
     def train_dataloader(self) -> Stream:
         return Stream(self.labelled, self.recipe.steps)
 
     def labelled(self, step: int) -> LabelledImages:
         size = self.recipe.batch_size
-        rendered = draw(self.recipe.seed, range(step * size, (step + 1) * size))
-        return LabelledImages(degrade(rendered.images, self.generator(step)), build_labels(rendered.truths))
+        rendered = self.draw(self.recipe.seed, range(step * size, (step + 1) * size))
+        labels = build_labels(self.edition, rendered.truths)
+        return LabelledImages(degrade(rendered.images, self.generator(step)), labels)
+
+    def draw(self, seed: int, indices: range) -> RenderedImages:
+        """Render the images `indices` of the world `seed` in the recipe's edition."""
+        return draw(seed, indices, edition=self.edition.number)
 
     def loss(self, batch: LabelledImages) -> dict[str, Tensor]:
         losses = []
@@ -67,11 +74,12 @@ class AttributeClassifierModule(RecipeModule):
         """Write the classifier; return its accuracy for each attribute on 2,000 held-out renders."""
         self.classifier.save(folder / "attribute_classifier")
         classifier = AttributeClassifier.load(folder / "attribute_classifier")  # measure the exported weights
-        correct: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
+        correct: dict[str, list[bool]] = {name: [] for name in classifier.labels}
         for first in range(0, 2000, 100):
-            batch = draw(HELD_OUT_SEED, range(first, first + 100))
+            batch = self.draw(HELD_OUT_SEED, range(first, first + 100))
+            truths = [self.edition.get_labels(truth) for truth in batch.truths]
             for name, values in classifier.read(batch.images).items():
-                pairs = [(value, getattr(truth, name)) for value, truth in zip(values, batch.truths, strict=True)]
+                pairs = [(value, truth[name]) for value, truth in zip(values, truths, strict=True)]
                 correct[name] += [value == true for value, true in pairs if true is not None]
         return {name: sum(hits) / len(hits) for name, hits in correct.items()}
 
