@@ -22,19 +22,21 @@ class Recipe:
     decay: float
     ema_decay: float
     seed: int
+    edition: int  # of StoryWorld, 1 or 2
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise UserError(f"recipe.steps={self.steps} and recipe.batch_size={self.batch_size}: give at least 1")
         if not 0 <= self.decay <= 1:
             raise UserError(f"recipe.decay={self.decay}: give the share of the steps, 0 to 1")
+        if self.edition not in (1, 2):
+            raise UserError(f"recipe.edition={self.edition}: give the edition of StoryWorld, 1 or 2")
 
 
 @dataclass
 class AutoencoderRecipe(Recipe):
     """AutoencoderKL on random crops of images; see training/miniature/autoencoder.py."""
 
-    edition: int  # of StoryWorld, 1 or 2
     warm_start: bool  # train the autoencoder of the miniature folder further
     crop: int  # pixels; batch_size counts crops
     latent_channels: int
@@ -59,7 +61,6 @@ class ClipRecipe(Recipe):
 class AttributeClassifierRecipe(Recipe):
     """Attribute classifier; see training/miniature/attribute_classifier.py."""
 
-    edition: int  # of StoryWorld, 1 or 2
     channels: tuple[int, ...]
 
 
@@ -67,7 +68,6 @@ class AttributeClassifierRecipe(Recipe):
 class Text2ImageRecipe(Recipe):
     """Latent diffusion U-Net with its text encoder; see training/miniature/text_to_image.py."""
 
-    edition: int  # of StoryWorld, 1 or 2
     pictures: int  # images whose latents are cached before the first step, two per character
     pair_probability: float  # of a batch whose images show one character twice, side by side or stacked
     block_out_channels: tuple[int, ...]

@@ -14,8 +14,11 @@ from transformers import CLIPModel, CLIPTokenizer
 from storydiffusion.commands import train as train_command
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.config.miniature import AttributeClassifierRecipe
+from storydiffusion.errors import UserError
 from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
-from storydiffusion.storyworld.captions import caption, vocabulary
+from storydiffusion.storyworld.captions import caption, words
+from storydiffusion.storyworld.edition import EDITIONS
+from storydiffusion.storyworld.scene import SCENE_LABELS
 from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
@@ -34,13 +37,13 @@ TINY = {
 }
 
 
-def training(part: str, folder: Path, steps: int, run: str = "run") -> TrainingRun:
+def training(part: str, folder: Path, steps: int, run: str = "run", edition: int = 1) -> TrainingRun:
     """Return a tiny training of `part`; all parts are exported to one folder."""
     overrides = (
         f"run_dir={folder}/{run}/{part}", f"cache={folder}/cache",
         f"export={folder}/model", f"miniature={folder}/model",
         "trainer.checkpoint_minutes=0", "trainer.log_every=1", "trainer=cpu",
-        f"recipe.steps={steps}", "recipe.batch_size=4", "recipe.warmup_steps=2",
+        f"recipe.steps={steps}", "recipe.batch_size=4", "recipe.warmup_steps=2", f"recipe.edition={edition}",
     )  # fmt: skip
     tiny = [f"recipe.{override}" for override in TINY[part]]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -75,6 +78,40 @@ def test_warm_autoencoder_starts_from_the_folder_and_draws_its_edition(miniature
     corner = first.generator(0).get_state()
     assert torch.equal(corner, second.generator(0).get_state())
     assert not torch.equal(first.crops(0), second.crops(0))
+
+
+@pytest.fixture(scope="module")
+def second_edition(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train all parts on the second edition."""
+    folder = tmp_path_factory.mktemp("second_edition")
+    for part in TINY:
+        trained = training(part, folder, steps=1, edition=2)
+        trained.fit()
+        trained.export(folder / "model")
+    return folder / "model"
+
+
+def test_parts_of_the_second_edition_know_its_words_and_attributes(second_edition):
+    classifier = AttributeClassifier.load(second_edition / "attribute_classifier")
+    assert classifier.edition == 2
+    read = classifier.read(torch.zeros(2, 3, 128, 128))
+    assert read.keys() == SCENE_LABELS.keys()
+    assert all(value in SCENE_LABELS[name] for name, values in read.items() for value in values)
+    assert json.loads((second_edition / "storydiffusion.json").read_text()) == {"kind": "miniature", "edition": 2}
+    pipe = StableDiffusionPipeline.from_pretrained(second_edition)
+    pipe.set_progress_bar_config(disable=True)
+    prompt = "a sad fox is waving on the far left and a happy girl is reading on the right, in the park"
+    tokens = pipe.tokenizer(prompt).input_ids
+    assert len(tokens) == len(words(prompt)) + 2
+    assert pipe.tokenizer.unk_token_id not in tokens
+    assert pipe.text_encoder.config.max_position_embeddings == pipe.tokenizer.model_max_length == 77
+    (image,) = pipe(prompt, num_inference_steps=1).images
+    assert image.size == (128, 128)
+
+
+def test_an_unknown_edition_is_refused():
+    with pytest.raises(UserError, match=r"recipe\.edition=3: give the edition of StoryWorld, 1 or 2"):
+        training("autoencoder", Path("unused"), steps=1, edition=3)
 
 
 def test_diffusers_and_transformers_load_the_export(miniature):
@@ -203,8 +240,15 @@ def test_every_vocabulary_word_is_one_token():
     tokenizer = build_tokenizer(1)
     words = list(vocabulary())
     tokens = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_every_vocabulary_word_is_one_token(edition):
+    tokenizer = build_tokenizer(edition)
+    entries = EDITIONS[edition].vocabulary()
+    tokens = [tokenizer(word, add_special_tokens=False).input_ids for word in entries]
     assert all(len(token) == 1 for token in tokens)
-    assert len({token[0] for token in tokens}) == len(words)
+    assert len({token[0] for token in tokens}) == len(entries)
     assert tokenizer.unk_token_id not in {token[0] for token in tokens}
 
 

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from storydiffusion.config.miniature import ClipRecipe
-from storydiffusion.storyworld.captions import caption
 from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.storyworld.images import HELD_OUT_SEED, IMAGE_SIZE, to_tensor
-from storydiffusion.storyworld.renderer import render
-from storydiffusion.storyworld.truth import Truth, sample_truth
 from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
@@ -26,15 +23,16 @@ from storydiffusion.training.miniature.tokenizer import build_tokenizer
 FAMILY = 8
 
 
-def build_text_config(width: int, layers: int) -> CLIPTextConfig:
+def build_text_config(width: int, layers: int, edition: int) -> CLIPTextConfig:
     """Return the config of the text tower; the U-Net's text encoder has the same."""
+    tokenizer = build_tokenizer(edition)
     return CLIPTextConfig(
-        vocab_size=len(build_tokenizer(1)),
+        vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=width // 32,
-        max_position_embeddings=get_edition(1).max_tokens,
+        max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
@@ -52,28 +50,17 @@ def build_clip(recipe: ClipRecipe) -> CLIPModel:
         patch_size=recipe.patch_size,
     )
     config = CLIPConfig(projection_dim=recipe.projection)
-    config.text_config = build_text_config(recipe.width, recipe.text_layers)
+    config.text_config = build_text_config(recipe.width, recipe.text_layers, recipe.edition)
     config.vision_config = vision
     return CLIPModel(config)
 
 
 @dataclass  # not frozen: Lightning moves batches to devices by setting fields
 class Pairs:
-    """`images` float32 (B, 3, 128, 128) in [−1, 1]; `tokens` int64 (B, 48), the caption of each."""
+    """`images` float32 (B, 3, 128, 128) in [−1, 1]; `tokens` int64 (B, N), the caption of each."""
 
     images: Tensor
     tokens: Tensor
-
-
-def family_truths(seed: int, first: int, count: int) -> list[Truth]:
-    """Sample `count` truths in families of eight that differ in attire alone."""
-    truths = []
-    for index in range(first, first + count):
-        head = sample_truth(seed, index - index % FAMILY)
-        truths.append(
-            sample_truth(seed, index, kind=head.kind, action=head.action, place=head.place, object=head.object)
-        )
-    return truths
 
 
 class ClipModule(RecipeModule):
@@ -85,17 +72,19 @@ class ClipModule(RecipeModule):
         super().__init__(recipe)
         self.recipe: ClipRecipe = recipe
         self.clip: Any = build_clip(recipe)
-        self.tokenizer = build_tokenizer(1)
+        self.edition = get_edition(recipe.edition)
+        self.tokenizer = build_tokenizer(recipe.edition)
 
     def train_dataloader(self) -> Stream:
         return Stream(lambda step: self.pairs(self.recipe.seed, step * self.recipe.batch_size), self.recipe.steps)
 
     def pairs(self, seed: int, first: int) -> Pairs:
-        """Render the batch whose first truth has index `first`, with a caption for each image."""
-        truths = family_truths(seed, first, self.recipe.batch_size)
-        captions = [caption(truth, seed * 1_000_003 + first + i) for i, truth in enumerate(truths)]
+        """Render the batch whose first truth has index `first`, in families, with a caption for each image."""
+        world, indices = self.edition, range(first, first + self.recipe.batch_size)
+        truths = [world.sample_relative(seed, index, FAMILY) for index in indices]
+        captions = [world.caption(truth, seed * 1_000_003 + first + i) for i, truth in enumerate(truths)]
         tokens = self.tokenizer(captions, padding="max_length", truncation=False, return_tensors="pt").input_ids
-        return Pairs(to_tensor(np.stack([render(truth, IMAGE_SIZE) for truth in truths])), tokens)
+        return Pairs(to_tensor(np.stack([world.render(truth, IMAGE_SIZE) for truth in truths])), tokens)
 
     def loss(self, batch: Pairs) -> dict[str, Tensor]:
         logits = self.clip(input_ids=batch.tokens, pixel_values=batch.images).logits_per_image
