@@ -236,12 +236,6 @@ def test_learning_rate_warms_up_stays_and_falls_to_zero():
     assert rates == pytest.approx([0.2, 0.4, 1.0, 1.0, 0.5, 0.0])
 
 
-def test_every_vocabulary_word_is_one_token():
-    tokenizer = build_tokenizer(1)
-    words = list(vocabulary())
-    tokens = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
-
-
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_every_vocabulary_word_is_one_token(edition):
     tokenizer = build_tokenizer(edition)
