@@ -112,6 +112,17 @@ def test_progress_comes_back_bit_for_bit(tmp_path):
     assert torch.equal(found[1], latents)
 
 
+def test_progress_of_another_run_is_not_resumed(tmp_path, capsys):
+    RunFolder(tmp_path / "one", PLAN).save_progress(7, torch.zeros(1))
+    moved = replace(PLAN, config={**PLAN.config, "run_dir": "elsewhere", "overwrite": True})
+    assert RunFolder(tmp_path / "one", moved).progress() is not None
+    for plan in (OTHER, replace(PLAN, weights={"unet": "0"}), replace(PLAN, title="Other")):
+        run = RunFolder(tmp_path / plan.title / str(plan.weights), plan)
+        (run.path / PROGRESS).write_bytes((tmp_path / "one" / PROGRESS).read_bytes())
+        assert run.progress() is None
+        assert "is of another run" in capsys.readouterr().err
+
+
 def test_a_finished_story_is_known_wherever_its_script_lies(tmp_path):
     told(tmp_path)
     again = replace(PLAN, config={**PLAN.config, "run_dir": "b", "overwrite": True, "story": "y.yaml"})

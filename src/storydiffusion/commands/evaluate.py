@@ -25,6 +25,7 @@ from storydiffusion.files.atomic import write_atomically
 from storydiffusion.files.checksums import compute_folder_sha256, compute_sha256
 from storydiffusion.loaders.resolve import choose_device
 from storydiffusion.loaders.sources import OPEN_CLIP_SCHEME, package_path
+from storydiffusion.output.folder_lock import own_folder
 
 if TYPE_CHECKING:
     from storydiffusion.evaluation.inputs import Inputs
@@ -87,13 +88,20 @@ class EvaluateConfig:
 @command(EvaluateConfig)
 def main(config: EvaluateConfig) -> None:
     """Read, measure and write everything; see conf/evaluate.yaml."""
+    inputs = find_inputs(config)
+    out = Path(config.out) if config.out else config.folder / "evaluation"
+    with own_folder(out):
+        print(evaluate(config, inputs, out))
+
+
+def evaluate(config: EvaluateConfig, inputs: "Inputs", out: Path) -> str:
+    """Measure the inputs, write everything into `out` and return the table."""
     from storydiffusion.evaluation.measure import measure_clips, measure_stories
     from storydiffusion.evaluation.measurements import Measurements
     from storydiffusion.evaluation.report import plot_measurements, write_remarks, write_table
     from storydiffusion.evaluation.result import save_result
     from storydiffusion.evaluation.tables import escape_markdown
 
-    inputs = find_inputs(config)
     source = config.encoder or (MINIATURE if inputs.are_miniature else FULL_SCALE)
     networks = load_networks(config, source, bool(inputs.clips))
     measured = Measurements(networks.names)
@@ -106,12 +114,11 @@ def main(config: EvaluateConfig) -> None:
         )
     remarks = write_remarks(inputs, networks, measured, config.lpips)
     text = write_table(measured) + "\n" + "".join(f"- {escape_markdown(remark)}\n" for remark in remarks)
-    out = Path(config.out) if config.out else config.folder / "evaluation"
     for name, plot in plot_measurements(measured, matrices, networks.encoder.label).items():
         write_atomically(out / name, plot)
     write_atomically(out / "table.md", text.encode())
     save_result(measured.to_result(get_settings(config, networks, inputs), remarks), out)
-    print(text)
+    return text
 
 
 def find_inputs(config: EvaluateConfig) -> "Inputs":

@@ -13,6 +13,7 @@ from storydiffusion.config import InferConfig
 from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import ResolvedModel, resolve_model
+from storydiffusion.output.folder_lock import own_folder
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, installed_versions
 from storydiffusion.output.typefaces import check_fonts
 from storydiffusion.story import Story, load_story
@@ -41,10 +42,18 @@ def generate_story(config: InferConfig) -> None:
     check_fonts(config.font or ())
     model = resolve_model(config.model)
     video, no_video = plan_video(config, model)
-    run = open_run_folder(config, model, story, video)
-    if run.is_complete:
-        print(f"{run.path / 'page.png'} already exists; pass overwrite=true to regenerate")
-        return
+    with own_folder(str(config.run_dir)):
+        run = open_run_folder(config, model, story, video)
+        if run.is_complete:
+            print(f"{run.path / 'page.png'} already exists; pass overwrite=true to regenerate")
+            return
+        fill_run_folder(config, model, story, run)
+    print(f"generated: {run.path / 'page.png'}, {run.path / 'report.html'} and the images in {run.path / 'panels'}")
+    print(f"no video: {no_video}" if video is None else f"video: {run.path / video.file}")
+
+
+def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run: "RunFolder") -> None:
+    """Generate what an unfinished run folder lacks."""
     settings = describe_story(config) | warn_of_missing_characters(config, story)
     announce("torch and diffusers")
     if config.frames is not None:
@@ -54,15 +63,13 @@ def generate_story(config: InferConfig) -> None:
     else:
         settings |= generate_panels(config, model, story, run)
     seconds = {}
-    if video is not None:
+    if run.manifest.video is not None:
         clock = time.perf_counter()
         generate_video(config, model, run, [panel.cut for panel in story.panels])
         seconds["video"] = round(time.perf_counter() - clock, 2)
         settings |= describe_video(config, model)
     place = {"device": str(model.device), "dtype": str(model.dtype)}
     run.finish(settings, installed_versions() | place, seconds)
-    print(f"generated: {run.path / 'page.png'}, {run.path / 'report.html'} and the images in {run.path / 'panels'}")
-    print(f"no video: {no_video}" if video is None else f"video: {run.path / video.file}")
 
 
 def read_story(config: InferConfig) -> Story:

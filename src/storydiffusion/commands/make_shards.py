@@ -6,6 +6,7 @@ from pathlib import Path
 
 from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
+from storydiffusion.output.folder_lock import own_folder
 
 COMMON = ("source", "out", "clips_per_shard", "workers", "backend")
 """Settings of the command; all others belong to the source."""
@@ -58,6 +59,7 @@ def main(config: MakeShardsConfig) -> None:
     check_backend(config.backend)
     options = WriterOptions(config.clips_per_shard, config.workers or os.cpu_count() or 1, config.backend)
     source = build_source(config.source, {key: value for key, value in asdict(config).items() if key not in COMMON})
-    manifest = write_shards(source, config.out, options)
+    with own_folder(config.out):
+        manifest = write_shards(source, config.out, options)
     rejected = f", {manifest.rejected} rejected, see {Path(config.out) / REJECTS}" if manifest.rejected else ""
     print(f"made {len(manifest.shards)} shards of {manifest.samples:,} clips{rejected}: {config.out}")

@@ -13,6 +13,7 @@ from storydiffusion.errors import UserError
 from storydiffusion.evaluation.compare import compare_jobs
 from storydiffusion.experiments.claims import CLAIMS, Sweep
 from storydiffusion.experiments.report import DOCUMENT, update_document
+from storydiffusion.output.folder_lock import own_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 INFER = ROOT / "infer.py"
@@ -42,6 +43,12 @@ def main(config: ReproduceConfig) -> None:
     """Run the sweeps, judge the claims and write everything; see conf/reproduce.yaml."""
     if not INFER.exists():
         raise UserError(f"{INFER} is missing. Run this command in a checkout of the repository")
+    with own_folder(config.runs):
+        measure_claims(config)
+
+
+def measure_claims(config: ReproduceConfig) -> None:
+    """Run the sweeps of the claims, and judge each claim as soon as its sweep has finished."""
     chosen = [claim for claim in CLAIMS if claim.name in (config.claims or ())]
     problems: list[str] = []
     sweeps = list(dict.fromkeys(claim.sweep for claim in chosen))

@@ -1,12 +1,14 @@
 """Train the video model or a part of the miniature: config → data → module → callbacks → Trainer → fit → export."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import TrainConfig, TransitionTrainConfig, training_schema
 from storydiffusion.config.command_line import command
+from storydiffusion.output.folder_lock import is_first_process, own_folder
 
 if TYPE_CHECKING:
     import lightning as L
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 @command(TransitionTrainConfig, training_schema)
 def main(config: TrainConfig | TransitionTrainConfig) -> None:
     """Train, resuming from the newest checkpoint of `config.run_dir`, and export the averaged weights."""
+    with own_folder(config.run_dir) if is_first_process() else nullcontext():
+        train(config)
+
+
+def train(config: TrainConfig | TransitionTrainConfig) -> None:
+    """Train in a folder that the first process of the training owns."""
     run = build_training(config)
     run.fit()
     if run.is_first_process:

@@ -4,7 +4,9 @@ Every file is written atomically. The manifest is written first and says whether
 from the panels: changing its settings, or leaving it out, keeps the panels.
 """
 
+import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +50,7 @@ class RunFolder:
     def __init__(self, path: str | Path, planned: Manifest, overwrite: bool = False):
         self.path = Path(path)
         self.manifest = planned
+        self._digest = hashlib.sha256(json.dumps(_identity(planned), sort_keys=True).encode()).hexdigest()
         found = self._found(overwrite)
         is_same = found is not None and _identity(found) == _identity(planned)
         if found is not None and not is_same and not overwrite and self._contains_work():
@@ -75,7 +78,7 @@ class RunFolder:
         return self.manifest.config.get("font") or ()
 
     def progress(self) -> "tuple[int, Tensor] | None":
-        """Return (steps done, latents) of an interrupted run; None if there is no progress."""
+        """Return (steps done, latents) of an interrupted run; None if there is no progress, or that of another run."""
         from safetensors import SafetensorError, safe_open
 
         file = self.path / PROGRESS
@@ -83,6 +86,9 @@ class RunFolder:
             return None
         try:
             with safe_open(file, framework="pt") as stored:
+                if stored.metadata().get("run") != self._digest:
+                    print(f"{file} is of another run: starting from the first step", file=sys.stderr)
+                    return None
                 return int(stored.metadata()["step"]), stored.get_tensor("latents")
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{file} is damaged: remove it to generate the story from its beginning") from error
@@ -91,7 +97,7 @@ class RunFolder:
         """Save the latents after `step` steps, for `progress`."""
         from safetensors.torch import save
 
-        data = save({"latents": latents.detach().cpu().contiguous()}, metadata={"step": str(step)})
+        data = save({"latents": latents.detach().cpu().contiguous()}, metadata={"step": str(step), "run": self._digest})
         write_atomically(self.path / PROGRESS, data)
 
     @contextmanager

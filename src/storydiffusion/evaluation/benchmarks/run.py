@@ -16,6 +16,7 @@ from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.evaluation.records import RECORDS, can_resume, measure_all
 from storydiffusion.evaluation.result import FILE, MetricValues, Result, load_result, save_result
 from storydiffusion.loaders.resolve import ResolvedModel, resolve_model
+from storydiffusion.output.folder_lock import own_folder
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,19 @@ def run_benchmark(config: InferConfig) -> list[str]:
     settings = get_settings(config, model)
     # More items resume from the records of fewer, so the records' settings leave out the count.
     count = {f"benchmark.{kind.count}": getattr(config.benchmark, kind.count)}
-    if config.overwrite:
-        _remove_finished(folder, settings)
     file = folder / FILE
-    if file.exists() and (result := load_result(file)).settings == settings | count:
-        return [f"{file} is already measured; pass overwrite=true to measure again", *_summarize(result)]
-    benchmark = kind.load(config, model, folder)
-    records = measure_all(
-        folder / RECORDS, settings, benchmark.items, benchmark.measure, config.benchmark.batch, folder.name,
-        benchmark.unit,
-    )  # fmt: skip
-    result = build_result(benchmark, records, settings | count)
-    save_result(result, folder)
+    with own_folder(folder):
+        if config.overwrite:
+            _remove_finished(folder, settings)
+        if file.exists() and (result := load_result(file)).settings == settings | count:
+            return [f"{file} is already measured; pass overwrite=true to measure again", *_summarize(result)]
+        benchmark = kind.load(config, model, folder)
+        records = measure_all(
+            folder / RECORDS, settings, benchmark.items, benchmark.measure, config.benchmark.batch, folder.name,
+            benchmark.unit,
+        )  # fmt: skip
+        result = build_result(benchmark, records, settings | count)
+        save_result(result, folder)
     return [f"measured: {file}", *_summarize(result)]
 
 
