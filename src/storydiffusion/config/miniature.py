@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from storydiffusion.config.loading import check_choice, check_range
 from storydiffusion.errors import UserError
+
+TOWERS = ("vit", "resnet")
 
 
 @dataclass
@@ -50,11 +53,29 @@ class AutoencoderRecipe(Recipe):
 class ClipRecipe(Recipe):
     """Image-text encoder by contrastive learning; see training/miniature/contrastive.py."""
 
-    width: int
+    width: int  # of the text tower
     text_layers: int
-    image_layers: int
-    patch_size: int
+    tower: str  # of TOWERS
+    image_width: int
+    image_layers: int  # of resnet: blocks in each of its four stages
+    patch_size: int  # of resnet: 32
     projection: int
+    family_share: float  # of a batch, in families that differ in attire alone
+    naming_probability: float  # of each part of the attire in a caption
+    attribute_weight: float  # weight of the attributes' cross-entropy beside the contrastive loss
+    degrade: bool  # blur, tint and add noise to the images
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("recipe.tower", self.tower, TOWERS)
+        for name in ("family_share", "naming_probability"):
+            check_range(f"recipe.{name}", getattr(self, name), 0, 1)
+        check_range("recipe.attribute_weight", self.attribute_weight, 0, 1000)
+        if self.tower == "resnet" and (self.image_width % 64 or self.patch_size != 32):
+            raise UserError(
+                f"recipe.tower=resnet has image_width={self.image_width} and patch_size={self.patch_size}: give a"
+                " multiple of 64 and 32"
+            )
 
 
 @dataclass

@@ -4,6 +4,7 @@ A source is `NAME://…` or the folder of a transformers model, whose config.jso
 
     open_clip://ViT-H-14/laion2b_s32b_b79k    the image tower of an open_clip model
     folder of a CLIPModel                     `clip`, or `clip_vision_model` as IP-Adapter's image_encoder/
+    folder of a ConvolutionalClip             `convolutional_clip`
     folder of a Dinov2Model                   `dinov2`
     folder of a SiglipModel                   `siglip`, or `siglip_vision_model`
 

@@ -1,4 +1,4 @@
-"""CLIP's image tower from a transformers folder, such as the miniature's."""
+"""CLIP's image tower, a vision transformer or a ModifiedResNet, from a transformers folder such as the miniature's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,14 @@ from storydiffusion.models.image_encoders.transformers_folder import (
     read_normalization,
 )
 
+CONVOLUTIONAL = "convolutional_clip"
+
 
 class ClipImageEncoder(ImageEncoder):
-    """The image tower of a transformers CLIPModel, such as the miniature's: (B, 65, 192) and (B, 1, 128)."""
+    """The image tower of a transformers CLIPModel, such as the miniature's: (B, 65, 192) and (B, 1, 128).
+
+    That of a ConvolutionalClip has no class token: (B, 16, 512) and (B, 1, 128) for the miniature's.
+    """
 
     def __init__(self, clip: Any, mean: Sequence[float] = HALF, std: Sequence[float] = HALF) -> None:
         """Take the tower of a CLIPModel or CLIPVisionModelWithProjection.
@@ -26,13 +31,13 @@ class ClipImageEncoder(ImageEncoder):
         The default mean and std map pixels to [−1, 1], as the miniature's encoder was trained.
         """
         config = getattr(clip.config, "vision_config", clip.config)
-        widths: dict[Kind, int] = {"hidden": config.hidden_size, "pooled": clip.visual_projection.out_features}
+        widths: dict[Kind, int] = {"hidden": config.hidden_size, "pooled": clip.config.projection_dim}
         tower = nn.ModuleDict({"vision_model": clip.vision_model, "projection": clip.visual_projection})
         super().__init__(tower, config.image_size, widths, mean, std)
 
     @classmethod
     def load(cls, folder: str | Path) -> "ClipImageEncoder":
-        """Load the image tower of a folder that CLIPModel.save_pretrained wrote; see `load_clip`."""
+        """Load the image tower of a folder that `save_pretrained` of a CLIP wrote; see `load_clip`."""
         return cls(load_clip(folder), *read_normalization(folder))
 
     def hidden(self, pixels: Tensor) -> Tensor:
@@ -43,19 +48,24 @@ class ClipImageEncoder(ImageEncoder):
 
 
 def load_clip(folder: str | Path) -> Any:
-    """Load the whole CLIPModel of a folder, with its text tower, in float32.
+    """Load the whole CLIPModel or ConvolutionalClip of a folder, with its text tower, in float32.
 
     Raises:
         UserError: for a folder that holds another model or no complete one.
     """
     from transformers import CLIPModel
 
-    if (kind := read_model_type(folder)) != "clip":
+    kind = read_model_type(folder)
+    if kind == CONVOLUTIONAL:
+        from storydiffusion.models.convolutional_clip import ConvolutionalClip
+
+        return load_folder(ConvolutionalClip, folder)
+    if kind != "clip":
         raise UserError(f"{folder} holds a model of type {kind}: give the folder of a CLIPModel.")
     return load_folder(CLIPModel, folder)
 
 
-@register_image_encoder("clip")
+@register_image_encoder("clip", CONVOLUTIONAL)
 def load_clip_image_encoder(folder: str) -> ImageEncoder:
     return ClipImageEncoder.load(folder)
 

@@ -1,6 +1,6 @@
 """Training of `storyworld.attribute_classifier` on rendered images, blurred, tinted and made noisy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,16 @@ def build_labels(edition: Edition, truths: Sequence[Any]) -> dict[str, Tensor]:
         return ABSENT if value is None else edition.labels[name].index(value)
 
     return {name: torch.tensor([index(name, labels[name]) for labels in read]) for name in edition.labels}
+
+
+def attribute_loss(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+    """Return the mean over attributes of the cross-entropy of logits (B, values) with labels (B,), without ABSENT."""
+    losses = []
+    for name, predicted in logits.items():
+        target = labels[name]
+        total = nn.functional.cross_entropy(predicted, target, ignore_index=ABSENT, reduction="sum")
+        losses.append(total / (target != ABSENT).sum().clamp(min=1))  # a batch may contain no character with hair
+    return torch.stack(losses).mean()
 
 
 @dataclass  # not frozen: Lightning moves batches to devices by setting fields
@@ -62,12 +72,7 @@ class AttributeClassifierModule(RecipeModule):
         return draw(seed, indices, edition=self.edition.number)
 
     def loss(self, batch: LabelledImages) -> dict[str, Tensor]:
-        losses = []
-        for name, logits in self.classifier(batch.images).items():
-            target = batch.labels[name]
-            total = nn.functional.cross_entropy(logits, target, ignore_index=ABSENT, reduction="sum")
-            losses.append(total / (target != ABSENT).sum().clamp(min=1))  # a batch may contain no character with hair
-        return {"loss": torch.stack(losses).mean()}
+        return {"loss": attribute_loss(self.classifier(batch.images), batch.labels)}
 
     @torch.no_grad()
     def export(self, folder: Path) -> dict[str, float]:

@@ -19,13 +19,14 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Text2ImageRecipe
 from storydiffusion.errors import UserError
 from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.loaders.sources import find_model_folder
+from storydiffusion.models.image_encoders import load_clip
 from storydiffusion.storyworld.edition import Edition, get_edition
 from storydiffusion.storyworld.images import IMAGE_SIZE, to_tensor
 from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
@@ -100,7 +101,7 @@ class Text2ImageModule(RecipeModule):
             )
             self.unet = UNet2DConditionModel.from_pretrained(miniature / "unet", torch_dtype=torch.float32)
         else:
-            clip: Any = CLIPModel.from_pretrained(miniature / "image_encoder", dtype=torch.float32)
+            clip = load_clip(miniature / "image_encoder")
             if clip.config.text_config.vocab_size != len(self.tokenizer):
                 raise UserError(
                     f"{miniature / 'image_encoder'} knows other words than edition {recipe.edition} of StoryWorld: "
