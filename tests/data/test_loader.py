@@ -96,6 +96,38 @@ def test_ranks_share_each_batch_and_take_equally_many_steps(options):
         assert batch.keys == [key for part in parts for key in part.keys]
 
 
+def number_frames(record, indices):
+    """Caption frames by the record's name and their numbers; refuse records without one."""
+    if "name" not in record:
+        raise ValueError("the record has no name")
+    return [f"{record['name']} {index}" for index in indices]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_captioner_captions_every_frame(blob, tmp_path, workers):
+    members = {}
+    for key in ("a", "b"):
+        members |= {f"{key}.mp4": blob, f"{key}.txt": b"unused", f"{key}.json": f'{{"name": "{key}"}}'.encode()}
+    write_tar(tmp_path / "0.tar", members)
+    options = LoaderOptions(str(indexed(tmp_path)), 2, SMALL, workers, captioner=number_frames)
+    (batch,) = ClipLoader(options)
+    expected = [
+        f"{key} {number}"
+        for key, frames in zip(batch.keys, batch.frames, strict=True)
+        for number in numbers_in(frames.numpy())
+    ]
+    assert batch.captions == expected
+    assert len(batch.captions) == 2 * SMALL.frames
+
+
+@pytest.mark.parametrize(("record", "needs"), [({}, "has no record"), ({"a.json": b"{}"}, "the record has no name")])
+def test_a_sample_that_its_captioner_refuses_is_named(blob, tmp_path, record, needs):
+    write_tar(tmp_path / "0.tar", {"a.mp4": blob, "a.txt": b"unused", **record})
+    options = LoaderOptions(str(indexed(tmp_path)), 1, SMALL, captioner=number_frames)
+    with pytest.raises(UserError, match=needs):
+        next(iter(ClipLoader(options)))
+
+
 def test_random_draws_differ_between_clips_and_epochs(options):
     loader = ClipLoader(replace(options, batch_size=12, clips=replace(SMALL, caption_dropout=0.5)))
     starts = [[numbers_in(clip[..., 6:].numpy())[0] for clip in batch.frames] for batch in [*loader, *loader]]

@@ -12,7 +12,7 @@ from storydiffusion.loaders.video import SENTENCES, encode_example_words
 from storydiffusion.models.boundary_frames import with_boundary_frames
 from storydiffusion.models.predictor_files import load_predictor, save_predictor
 from storydiffusion.training.build_transition import build_transition_module, build_video_model
-from storydiffusion.training.clip_noise import draw_clip_noise
+from storydiffusion.training.clip_noise import _get_seed, draw_clip_noise
 from storydiffusion.training.diffusion_loss import semantic_loss
 from storydiffusion.training.run_config import check_same_config
 from storydiffusion.training.transition_module import TransitionModule
@@ -275,6 +275,93 @@ def test_semantic_error_trains_the_transformer_alone(make, batch):
     learning = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad is not None}
     assert "layers" in learning
     assert learning <= {"layers", "positions"}
+
+
+def text_only(make, **recipe) -> TransitionModule:
+    return make("predictor", diffusion_weight=0.0, text_weight=1.0, **recipe)
+
+
+def test_text_error_is_that_of_the_frames_tokens_against_the_caption(make, batch, monkeypatch):
+    module = text_only(make)
+    monkeypatch.setattr(module.video_unet, "forward", None)  # the U-Net is skipped
+    outputs = step(module, batch)
+    features = module.image_encoder.features(batch.frames.flatten(0, 1), module.model.features)
+    context = module.predictor.context(module.predictor.encode(features)).unflatten(0, (2, FRAMES))
+    states = module.text_encoder(batch.captions)[:, 1:3]  # of the two words after the start token
+    words = encode_example_words(module.model)
+    expected = (context - states[:, None]).square().mean((1, 2, 3)) / words.var()
+    torch.testing.assert_close(outputs["text"], expected)
+    assert outputs.keys() == {"loss", "losses", "text"}
+    torch.testing.assert_close(outputs["losses"], outputs["text"])
+
+
+def test_text_error_of_captioned_frames(make, batch):
+    module = text_only(make)
+    tokens = module.semantic_tokens(batch.frames)
+    of_clips = module.text_errors(tokens, batch.captions)
+    repeated = [text for text in batch.captions for _ in range(FRAMES)]
+    torch.testing.assert_close(module.text_errors(tokens, repeated), of_clips)
+    one = module.text_errors(tokens[:, :1], [repeated[0], repeated[FRAMES]])
+    changed = module.text_errors(tokens, [*repeated[:1], *["the fox runs"] * (FRAMES - 1), *repeated[FRAMES:]])
+    assert changed[0] != of_clips[0]
+    assert changed[1] == of_clips[1]
+    assert one.shape == (2,)
+
+
+def test_a_dropped_caption_has_no_text_error(make, batch):
+    module = text_only(make)
+    tokens = module.semantic_tokens(batch.frames)
+    errors = module.text_errors(tokens, ["", batch.captions[1]])
+    assert errors.tolist() == [0, module.text_errors(tokens, batch.captions)[1].item()]
+
+
+def test_text_error_trains_all_but_the_transformer_and_falls(make, batch):
+    module = text_only(make)
+    optimizer = torch.optim.Adam(module.trained_weights(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = step(module, batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    learning = {name.split(".")[0] for name, weight in module.predictor.named_parameters() if weight.grad is not None}
+    assert learning == {"to_tokens", "context_projection", "context_norm"}
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_more_tokens_than_a_caption_has_states_are_refused(config):
+    many = replace(config.predictor, tokens_per_frame=500)
+    recipe = replace(config.recipe, text_weight=1.0)
+    with pytest.raises(UserError, match=r"predictor\.tokens_per_frame=500"):
+        build_transition_module(replace(config, predictor=many, recipe=recipe))
+
+
+def test_joint_dropout_takes_text_and_tokens_of_the_same_clips(make, batch):
+    module = make("predictor", joint_dropout=0.3, semantic_dropout=0.0)
+    clips, tokens = module.encode(batch), module.semantic_tokens(batch.frames)
+    noise = replace(draw_clip_noise(0, range(2), clips.latents.shape[1:], 1000), joint=torch.tensor([0.2, 0.4]))
+    text, context = module.text(clips, noise), module.semantic_context(tokens, noise)
+    empty = module.text_encoder([""])[0]
+    assert torch.equal(text[0], empty)
+    assert not context[0].any()
+    assert torch.equal(text[1], clips.text[1])
+    assert torch.equal(
+        context[1], module.predictor.context(module.predictor.predict(*tokens[1:, [0, -1]].unbind(1), 4))[0]
+    )
+    kept = make("predictor", semantic_dropout=0.0)
+    assert kept.text(clips, noise) is clips.text
+    assert kept.semantic_context(tokens, noise).flatten(1).any(1).all()
+
+
+def test_joint_draws_occur_at_their_probability_and_leave_the_noise_as_it_was():
+    noise = draw_clip_noise(3, range(2000), (2,), 1000)
+    assert (noise.joint < 0.1).double().mean().item() == pytest.approx(0.1, abs=0.02)
+    both = (noise.joint < 0.5) & (noise.dropout < 0.5)
+    assert both.double().mean().item() == pytest.approx(0.25, abs=0.03)
+    generator = torch.Generator().manual_seed(_get_seed(3, 0))
+    torch.rand(3, generator=generator, dtype=torch.float64)
+    assert torch.equal(noise.noise[0], torch.randn(2, generator=generator))
 
 
 def test_gradient_checkpointing_keeps_gradients(make, batch):

@@ -61,15 +61,16 @@ class ClipRecipe(Recipe):
     patch_size: int  # of resnet: 32
     projection: int
     family_share: float  # of a batch, in families that differ in attire alone
-    naming_probability: float  # of each part of the attire in a caption
+    naming_probability: float | None  # of each part of the attire in a caption; null: the edition's own
     attribute_weight: float  # weight of the attributes' cross-entropy beside the contrastive loss
     degrade: bool  # blur, tint and add noise to the images
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("recipe.tower", self.tower, TOWERS)
-        for name in ("family_share", "naming_probability"):
-            check_range(f"recipe.{name}", getattr(self, name), 0, 1)
+        check_range("recipe.family_share", self.family_share, 0, 1)
+        if self.naming_probability is not None:
+            check_range("recipe.naming_probability", self.naming_probability, 0, 1)
         check_range("recipe.attribute_weight", self.attribute_weight, 0, 1000)
         if self.tower == "resnet" and (self.image_width % 64 or self.patch_size != 32):
             raise UserError(

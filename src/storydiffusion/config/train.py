@@ -17,6 +17,8 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 TRAINABLE = ("predictor", "motion_module")
 LOSSES = ("epsilon", "x0", "v")
 OPTIMIZERS = ("adamw", "muon")
+CLIP_CAPTIONS = "clip"
+CAPTIONS = (CLIP_CAPTIONS, "storyworld_frames")
 WANDB_MODES = ("online", "offline")
 LARGEST = 2**31
 
@@ -99,9 +101,11 @@ class TransitionRecipe:
     batch_size: int  # clips per batch, over all processes
     accumulate: int  # batches whose gradients make one step
     loss: str  # space of the diffusion error
-    diffusion_weight: float  # weights of the two errors; an error of weight 0 is not computed
+    diffusion_weight: float  # weights of the errors; an error of weight 0 is not computed
     semantic_weight: float
+    text_weight: float  # of the error of the frames' tokens against the text encoder's states of their captions
     semantic_dropout: float
+    joint_dropout: float  # share of clips without text and without semantic tokens, beside both other dropouts
     teacher_forcing: float
     boundary_frame_prob: float  # probability of clean boundary frames, with the loss over the frames between
     optimizer: str
@@ -128,25 +132,35 @@ class TransitionRecipe:
             check_range(f"recipe.{name}", getattr(self, name), 1, LARGEST)
         for name in ("warmup_steps", "sample_every"):
             check_range(f"recipe.{name}", getattr(self, name), 0, LARGEST)
-        for name in ("semantic_dropout", "teacher_forcing", "boundary_frame_prob", "decay", "ema_decay"):
+        for name in (
+            "semantic_dropout",
+            "joint_dropout",
+            "teacher_forcing",
+            "boundary_frame_prob",
+            "decay",
+            "ema_decay",
+        ):
             check_range(f"recipe.{name}", getattr(self, name), 0, 1)
         numbers = ("weight_decay", "learning_rate", "adam_learning_rate", "gradient_clip")
-        for name in ("diffusion_weight", "semantic_weight", *numbers):
+        for name in ("diffusion_weight", "semantic_weight", "text_weight", *numbers):
             if getattr(self, name) is not None:
                 check_range(f"recipe.{name}", getattr(self, name), 0, 1e6)
         if self.optimizer == "muon" and self.adam_learning_rate is None:
             raise UserError(
                 "recipe.optimizer=muon needs recipe.adam_learning_rate for weights other than matrices: give a number"
             )
-        if self.semantic_weight and "predictor" not in self.trainable:
+        for name in ("semantic_weight", "text_weight"):
+            if getattr(self, name) and "predictor" not in self.trainable:
+                raise UserError(
+                    f"recipe.{name}={getattr(self, name)} trains the predictor, which is frozen: add it to "
+                    f"recipe.trainable or set recipe.{name}=0"
+                )
+        has_others = self.semantic_weight or self.text_weight
+        if not self.diffusion_weight and (not has_others or "motion_module" in self.trainable):
             raise UserError(
-                f"recipe.semantic_weight={self.semantic_weight} trains the predictor, which is frozen: add it to "
-                "recipe.trainable or set recipe.semantic_weight=0"
-            )
-        if not self.diffusion_weight and (not self.semantic_weight or "motion_module" in self.trainable):
-            raise UserError(
-                f"recipe.diffusion_weight={self.diffusion_weight} leaves only the semantic error, which trains the "
-                "predictor alone: set recipe.trainable=[predictor] and a recipe.semantic_weight above 0"
+                f"recipe.diffusion_weight={self.diffusion_weight} leaves only the semantic and the text error, which "
+                "train the predictor alone: set recipe.trainable=[predictor] and a recipe.semantic_weight or a "
+                "recipe.text_weight above 0"
             )
 
 
@@ -198,6 +212,7 @@ class DataConfig:
     flip: float
     brightness: float
     caption_dropout: float
+    captions: str  # of CAPTIONS
     workers: int
     backend: str
     window: int
@@ -209,6 +224,7 @@ class DataConfig:
         patterns = self.shards if isinstance(self.shards, list) else [self.shards]
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise UserError(f"data.shards={self.shards}: give a folder, a file or a brace pattern, or a list of such")
+        check_choice("data.captions", self.captions, CAPTIONS)
         check_range("data.frames", self.frames, 2, 1024)
         check_range("data.decode_seconds", self.decode_seconds, 0.1, 24 * 3600)
         check_side("data.height", self.height)
@@ -253,11 +269,18 @@ class TransitionTrainConfig:
         if self.recipe.boundary_frame_prob and self.data.frames < 3:
             raise UserError(f"data.frames={self.data.frames} has no frame between the boundary frames: take 3 or more")
         recipe = self.recipe
-        is_untaught = recipe.teacher_forcing == 1 and not recipe.semantic_weight
+        is_predicting = recipe.diffusion_weight and recipe.teacher_forcing < 1
+        is_untaught = not is_predicting and not recipe.semantic_weight
         if "predictor" in recipe.trainable and self.predictor.layers and is_untaught:
             raise UserError(
-                "recipe.teacher_forcing=1 with recipe.semantic_weight=0 leaves the transformer without a loss: lower "
-                "the first, raise the second, or take predictor.layers=0"
+                f"recipe.teacher_forcing={recipe.teacher_forcing:g} and recipe.diffusion_weight="
+                f"{recipe.diffusion_weight:g} with recipe.semantic_weight=0 leave the transformer without a loss: "
+                "change one of them, or take predictor.layers=0"
+            )
+        if self.data.captions != CLIP_CAPTIONS and recipe.diffusion_weight:
+            raise UserError(
+                f"data.captions={self.data.captions} captions every frame, but the diffusion error needs one caption "
+                f"a clip: set data.captions={CLIP_CAPTIONS}, or recipe.diffusion_weight=0"
             )
         if self.trainer.strategy == "deepspeed" and self.recipe.optimizer == "muon":
             raise UserError("recipe.optimizer=muon needs whole matrices, which DeepSpeed shards: take adamw")

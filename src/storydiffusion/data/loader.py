@@ -7,7 +7,7 @@ process takes its slice; all random numbers of a clip are keyed by its position 
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +22,10 @@ from storydiffusion.data.decoder_process import DecoderProcess
 from storydiffusion.data.order import CLIP, SUBSTITUTE, ClipOrder, Place, keyed
 from storydiffusion.data.quarantine import Quarantine, Reject
 from storydiffusion.data.shard_index import Sample, ShardIndex, UnreadableShardError
-from storydiffusion.data.shards import CAPTION, VIDEO, find_shards
+from storydiffusion.data.shards import CAPTION, RECORD, VIDEO, find_shards
 from storydiffusion.data.video_reader import DEFAULT_LIMITS, UnreadableVideoError, VideoLimits, check_backend
 from storydiffusion.errors import UserError
+from storydiffusion.files.json_file import parse_object
 
 STATE = 1  # version of the order and of the state's content
 SUBSTITUTES = 4  # other samples tried in place of a bad one
@@ -32,8 +33,15 @@ SUBSTITUTES = 4  # other samples tried in place of a bad one
 log = logging.getLogger(__name__)
 
 
+Captioner = Callable[[Mapping[str, Any], Sequence[int]], list[str]]
+"""A sample's record and the indices of frames → their captions; a ValueError rejects the sample"""
+
+
 class ClipBatch(NamedTuple):
-    """`frames` uint8 RGB (B, F, 3, H, W); `captions` and `keys`, one string a clip; a dropped caption is empty."""
+    """`frames` uint8 RGB (B, F, 3, H, W); `captions` and `keys`, one string a clip; a dropped caption is empty.
+
+    With a captioner `captions` has one string a frame, F for each clip.
+    """
 
     frames: Tensor
     captions: list[str]
@@ -47,7 +55,8 @@ class LoaderOptions:
     shards: folders, files or brace patterns. batch_size: clips of all processes together. workers: decoding processes
     for each training process. backend: decord, pyav or torchcodec. window: neighbouring shards shuffled together.
     rejected_share: share of an epoch's clips that may be bad, each replaced by one that its position determines; at 0
-    the first bad clip ends the run. decode_seconds: time after which a video counts as bad.
+    the first bad clip ends the run. decode_seconds: time after which a video counts as bad. captioner: captions every
+    frame from the sample's record; None: the clip's own caption.
     """
 
     shards: str | Sequence[str]
@@ -60,6 +69,7 @@ class LoaderOptions:
     rejected_share: float = 0.0
     decode_seconds: float = 60.0
     limits: VideoLimits = DEFAULT_LIMITS
+    captioner: Captioner | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("batch_size", 1), ("workers", 0), ("seed", 0), ("window", 1)):
@@ -174,7 +184,7 @@ def _ignore_job_signals(worker: int) -> None:
 
 class _Clip(NamedTuple):
     frames: Tensor
-    caption: str
+    captions: list[str]
     key: str
 
 
@@ -223,13 +233,16 @@ class _Clips(Dataset[_Fetched]):
         draw = draw_clip(np.random.Generator(keyed(CLIP, options.seed, epoch, position)))
         key = row["key"].decode()
         try:
-            caption, video = _extract_caption_and_video(self.index.read(place.shard, row))
+            sample = self.index.read(place.shard, row)
+            caption, video = _extract_caption_and_video(sample)
             indices = choose_frames(self._decoder.open(video).frames, options.clips, draw)
+            captions = [caption] if options.captioner is None else _caption_frames(options.captioner, sample, indices)
             frames = torch.from_numpy(self._decoder.read(indices)).permute(0, 3, 1, 2)
         except (UnreadableShardError, UnreadableVideoError) as error:
             shard = str(self.index.paths[place.shard])
             raise _BadSampleError(Reject(shard, key, str(error), epoch, position)) from error
-        return _Clip(prepare_frames(frames, options.clips, draw), prepare_caption(caption, options.clips, draw), key)
+        captions = [prepare_caption(text, options.clips, draw) for text in captions]
+        return _Clip(prepare_frames(frames, options.clips, draw), captions, key)
 
     def _load_row(self, place: Place) -> np.void:
         if place.shard not in self._rows:
@@ -260,6 +273,16 @@ def _extract_caption_and_video(sample: Sample) -> tuple[str, bytes]:
     return caption, sample.members[VIDEO]
 
 
+def _caption_frames(captioner: Captioner, sample: Sample, indices: Sequence[int]) -> list[str]:
+    """Return the captioner's captions; raise UnreadableVideoError if the sample's record does not fit it."""
+    try:
+        return captioner(parse_object(sample.members[RECORD].decode()), indices)
+    except KeyError as error:
+        raise UnreadableVideoError(f"it has no record, {sample.key}.{RECORD} is missing") from error
+    except ValueError as error:
+        raise UnreadableVideoError(f"its frames cannot be captioned: {error}") from error
+
+
 def _collate(fetched: list[_Fetched]) -> tuple[ClipBatch | None, list[Reject]]:
     """Collate one batch, None if a clip is missing, and the samples rejected for it."""
     rejects = [reject for one in fetched for reject in one.rejects]
@@ -267,6 +290,8 @@ def _collate(fetched: list[_Fetched]) -> tuple[ClipBatch | None, list[Reject]]:
     if len(clips) < len(fetched):
         return None, rejects
     batch = ClipBatch(
-        torch.stack([clip.frames for clip in clips]), [clip.caption for clip in clips], [clip.key for clip in clips]
+        torch.stack([clip.frames for clip in clips]),
+        [text for clip in clips for text in clip.captions],
+        [clip.key for clip in clips],
     )
     return batch, rejects

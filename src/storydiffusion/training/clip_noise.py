@@ -15,9 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClipNoise:
-    """`noise` standard normal (B, …), `timesteps` int64 (B,), and three uniform draws in [0, 1), each (B,).
+    """`noise` standard normal (B, …), `timesteps` int64 (B,), and four uniform draws in [0, 1), each (B,).
 
-    The draws decide whether a clip is given its boundary frames, loses its semantic tokens, or is teacher-forced.
+    The draws decide whether a clip is given its boundary frames, loses its semantic tokens, is teacher-forced, or
+    loses both text and semantic tokens.
     """
 
     noise: Tensor
@@ -25,6 +26,7 @@ class ClipNoise:
     boundary: Tensor
     dropout: Tensor
     forcing: Tensor
+    joint: Tensor
 
 
 GOLDEN = (5**0.5 - 1) / 2
@@ -40,12 +42,15 @@ def draw_clip_noise(seed: int, positions: range, shape: Sequence[int], timesteps
     generators = [torch.Generator().manual_seed(_get_seed(seed, position)) for position in positions]
     uniform = torch.stack([torch.rand(3, generator=generator, dtype=torch.float64) for generator in generators])
     fractions = (start + torch.tensor([position * GOLDEN for position in positions], dtype=torch.float64)) % 1
+    noise = torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+    joint = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
     return ClipNoise(
-        noise=torch.stack([torch.randn(*shape, generator=generator) for generator in generators]),
+        noise=noise,
         timesteps=(fractions * timesteps).long(),
         boundary=uniform[:, 0],
         dropout=uniform[:, 1],
         forcing=uniform[:, 2],
+        joint=joint,
     )
 
 

@@ -5,9 +5,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from storydiffusion.data.loader import Captioner
 from storydiffusion.data.sources import CSV_LAYOUTS, ClipSource, CsvLayout, CsvSource, build_csv_layout
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.clip_source import StoryWorldSource
+from storydiffusion.storyworld.frame_captions import describe_frames
+
+CAPTIONERS: Mapping[str, Captioner | None] = {"clip": None, "storyworld_frames": describe_frames}
+"""data.captions → what captions the frames of a clip; None: its one caption"""
 
 
 def build_csv_source(layout: CsvLayout, csv: str, videos: str) -> CsvSource:

@@ -17,7 +17,7 @@ from storydiffusion.data.shard_writer import WriterOptions, write_shards
 from storydiffusion.data.shards import check_local, find_shards, read_manifest
 from storydiffusion.data.sources import ClipSource
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.training.clip_sources import build_source
+from storydiffusion.training.clip_sources import CAPTIONERS, build_source
 
 CLIPS_PER_SHARD = 250
 
@@ -77,7 +77,8 @@ class ClipData(L.LightningDataModule):
     def example(self, count: int) -> ClipBatch:
         """Return the first `count` clips with their captions, the same at every call."""
         clips = replace(self.options.clips, caption_dropout=0.0)
-        return next(iter(ClipLoader(replace(self.options, batch_size=count, clips=clips, workers=0))))
+        options = replace(self.options, batch_size=count, clips=clips, workers=0, captioner=None)
+        return next(iter(ClipLoader(options)))
 
 
 def build_clip_data(config: TransitionTrainConfig) -> ClipData:
@@ -107,6 +108,7 @@ def build_clip_data(config: TransitionTrainConfig) -> ClipData:
             window=data.window,
             rejected_share=data.rejected_share,
             decode_seconds=data.decode_seconds,
+            captioner=CAPTIONERS[data.captions],
         )
     except UserError as error:
         raise UserError(f"data.{error}") from error

@@ -139,3 +139,15 @@ def semantic_loss(predicted: Tensor, true: Tensor) -> Tensor:
         raise ValueError(f"semantic tokens {tuple(predicted.shape)} against true ones {tuple(true.shape)}")
     predicted, true = (F.layer_norm(tokens.float(), tokens.shape[-1:]) for tokens in (predicted, true))
     return (predicted - true).square().flatten(1).mean(1)
+
+
+def text_loss(context: Tensor, states: Tensor, variance: float) -> Tensor:
+    """Return the mean squared error of the frames' semantic context against the text encoder's states, over `variance`.
+
+    Both are (B, F, N, D); the result is (B,): about 1 for tokens that say nothing, 0 for tokens that stand for the
+    caption. An addition to the paper: by the diffusion loss alone, tokens learn one attribute after another, the
+    largest area first.
+    """
+    if context.shape != states.shape:  # broadcasting would hide the mismatch
+        raise ValueError(f"semantic context {tuple(context.shape)} against text states {tuple(states.shape)}")
+    return (context.float() - states.float()).square().flatten(1).mean(1) / variance

@@ -2,13 +2,13 @@
 
 The semantic motion predictor, the motion modules, or both are trained; the paper trains both together. Everything else
 is frozen: without gradients, in eval mode, and left out of checkpoints. Options beyond the paper: clean boundary frames
-as input, the error in x_0 or v, a semantic error, semantic tokens dropped for guidance.
+as input, the error in x_0 or v, a semantic error, a text error, semantic tokens dropped for guidance.
 
 Shapes: B clips on this process, F frames, C latent channels, H × W pixels, h × w latents, T text tokens, D the width
 of the cross-attention's context.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from storydiffusion.config import TransitionRecipe
 from storydiffusion.data.loader import ClipBatch
+from storydiffusion.errors import UserError
+from storydiffusion.loaders.video import encode_example_words
 from storydiffusion.models.boundary_frames import with_boundary_frames
 from storydiffusion.models.motion_adapters import get_adapter_arguments
 from storydiffusion.models.predictor_files import save_predictor
 from storydiffusion.models.video_model import VideoModel
 from storydiffusion.pipelines.transition import encode_images
 from storydiffusion.training.clip_noise import ClipNoise, draw_clip_noise
-from storydiffusion.training.diffusion_loss import DiffusionLoss, NoisedLatents, semantic_loss
+from storydiffusion.training.diffusion_loss import DiffusionLoss, NoisedLatents, semantic_loss, text_loss
 from storydiffusion.training.optim.learning_rate import build_schedule
 from storydiffusion.training.optim.optimizers import OPTIMIZERS
 from storydiffusion.training.record import machine
@@ -76,6 +78,7 @@ class TransitionModule(L.LightningModule):
         self.image_encoder = model.image_encoder
         schedule = model.scheduler
         self.diffusion = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type, recipe.loss)
+        self.text_variance = _measure_text_variance(model, self.text_encoder.window) if recipe.text_weight else 1.0
         self.batches = 0  # batches started so far, on each process
         self.requires_grad_(False)
         for weight in self.trained_weights():
@@ -117,7 +120,7 @@ class TransitionModule(L.LightningModule):
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the `loss` to minimise, and for the log, all (B,): `losses` per clip and the terms with non-zero
-        weight, the diffusion `errors` with their `timesteps` and the `semantic` errors.
+        weight, the diffusion `errors` with their `timesteps`, the `semantic` and the `text` errors.
         """
         recipe = self.recipe
         tokens = self.semantic_tokens(batch.frames)
@@ -129,6 +132,9 @@ class TransitionModule(L.LightningModule):
         if tokens is not None and recipe.semantic_weight:
             outputs["semantic"] = self.semantic_errors(tokens)
             losses = losses + recipe.semantic_weight * outputs["semantic"]
+        if tokens is not None and recipe.text_weight:
+            outputs["text"] = self.text_errors(tokens, batch.captions)
+            losses = losses + recipe.text_weight * outputs["text"]
         loss = losses.mean()
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return {name: value.detach() for name, value in (outputs | {"losses": losses}).items()} | {"loss": loss}
@@ -139,7 +145,7 @@ class TransitionModule(L.LightningModule):
         """
         if self.image_encoder is None or self.predictor is None:
             return None
-        reads_all = self.recipe.semantic_weight or self.recipe.teacher_forcing
+        reads_all = self.recipe.semantic_weight or self.recipe.teacher_forcing or self.recipe.text_weight
         read = frames if reads_all else frames[:, [0, -1]]
         with torch.no_grad():
             features = self.image_encoder.features(read.flatten(0, 1), self.model.features).float()
@@ -150,7 +156,7 @@ class TransitionModule(L.LightningModule):
         noise = self.noise(clips)
         noised = self.diffusion.add_noise(clips.latents, noise.noise, noise.timesteps)
         is_given = noise.boundary < self.recipe.boundary_frame_prob
-        errors = self.errors(noised, is_given, clips.text, self.semantic_context(tokens, noise))
+        errors = self.errors(noised, is_given, self.text(clips, noise), self.semantic_context(tokens, noise))
         return {"errors": errors, "timesteps": noise.timesteps}
 
     @torch.no_grad()
@@ -171,8 +177,15 @@ class TransitionModule(L.LightningModule):
         self.batches += 1
         steps = len(self.diffusion.alphas_cumprod)
         drawn = draw_clip_noise(self.recipe.seed, range(first, first + count), clips.latents.shape[1:], steps)
-        values = (drawn.noise, drawn.timesteps, drawn.boundary, drawn.dropout, drawn.forcing)
+        values = (drawn.noise, drawn.timesteps, drawn.boundary, drawn.dropout, drawn.forcing, drawn.joint)
         return ClipNoise(*(value.to(self.device, non_blocking=True) for value in values))
+
+    def text(self, clips: EncodedClips, noise: ClipNoise) -> Tensor:
+        """Return the clips' text (B, T, D), that of the empty caption where text and tokens are dropped together."""
+        if not self.recipe.joint_dropout:
+            return clips.text
+        empty = self.text_encoder([""]).to(clips.text)
+        return torch.where((noise.joint < self.recipe.joint_dropout).view(-1, 1, 1), empty, clips.text)
 
     def semantic_context(self, tokens: Tensor | None, noise: ClipNoise) -> Tensor | None:
         """Return the semantic context of each frame, (B, F, N, D): P_1 … P_F, or the true frames' tokens for
@@ -184,7 +197,7 @@ class TransitionModule(L.LightningModule):
         if recipe.teacher_forcing:
             is_forced = (noise.forcing < recipe.teacher_forcing).view(-1, 1, 1, 1)
             predicted = torch.where(is_forced, tokens, predicted)
-        is_kept = noise.dropout >= recipe.semantic_dropout
+        is_kept = (noise.dropout >= recipe.semantic_dropout) & (noise.joint >= recipe.joint_dropout)
         context = self.predictor.context(predicted)
         return context * is_kept.view(-1, 1, 1, 1).to(context)
 
@@ -207,6 +220,20 @@ class TransitionModule(L.LightningModule):
         assert self.predictor is not None
         true = tokens.detach()
         return semantic_loss(self.predictor.predict(true[:, 0], true[:, -1], true.shape[1]), true)
+
+    def text_errors(self, tokens: Tensor, captions: Sequence[str]) -> Tensor:
+        """Return the error of the frames' own tokens (B, F, N, width) against their captions, (B,); 0 without caption.
+
+        The target of a frame's N tokens is the text encoder's states 1 … N of its caption, which follow the start
+        token: with the empty caption as text, such tokens act on the U-Net as the caption would.
+        """
+        assert self.predictor is not None
+        batch, frames, count = tokens.shape[:3]
+        states = self.text_encoder(captions)[:, 1 : 1 + count].float()  # of B clips or of B · F frames
+        states = states.view(batch, -1, count, states.shape[-1]).expand(-1, frames, -1, -1)
+        errors = text_loss(self.predictor.context(tokens), states, self.text_variance)
+        is_named = torch.tensor([bool(text) for text in captions[:: len(captions) // batch]], device=errors.device)
+        return torch.where(is_named, errors, 0.0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = OPTIMIZERS[self.recipe.optimizer](self, self.recipe)
@@ -238,6 +265,21 @@ class TransitionModule(L.LightningModule):
         if "motion_module" in self.parts:
             self.video_unet.unet.save_motion_modules(str(folder / "motion_adapter"))
         return {"trained parameters": float(sum(weight.numel() for weight in self.trained_weights()))}
+
+
+def _measure_text_variance(model: VideoModel, window: int) -> float:
+    """Return the variance of the text encoder's states of words; `window` is its number of states.
+
+    Raises:
+        UserError: the predictor has more tokens than a caption has states after its start token.
+    """
+    count = 0 if model.predictor is None else model.predictor.tokens_per_frame
+    if count >= window:
+        raise UserError(
+            f"predictor.tokens_per_frame={count}, but a caption has only {window - 1} states after its start token: "
+            "use fewer, or set recipe.text_weight=0"
+        )
+    return encode_example_words(model).var().item()
 
 
 def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """The miniature's trainings at tiny size: their exports, and resumed runs are bit-equal."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -15,11 +17,13 @@ from storydiffusion.commands import train as train_command
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.config.miniature import AttributeClassifierRecipe
 from storydiffusion.errors import UserError
+from storydiffusion.models.image_encoders import load_clip, load_image_encoder
 from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 from storydiffusion.storyworld.captions import caption, words
 from storydiffusion.storyworld.edition import EDITIONS
 from storydiffusion.storyworld.scene import SCENE_LABELS
 from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
+from storydiffusion.training.miniature.attribute_classifier import attribute_loss
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
 from storydiffusion.training.optim.learning_rate import compute_rate
@@ -36,6 +40,10 @@ TINY = {
     "text2image": ("block_out_channels=[16,16]", "head_width=8", "pictures=6"),
 }
 
+CONVOLUTIONAL = (
+    "width=32", "text_layers=1", "image_width=64", "projection=8", "batch_size=16", "family_share=0.5",
+)  # fmt: skip
+
 
 def training(part: str, folder: Path, steps: int, run: str = "run", edition: int = 1) -> TrainingRun:
     """Return a tiny training of `part`; all parts are exported to one folder."""
@@ -45,7 +53,7 @@ def training(part: str, folder: Path, steps: int, run: str = "run", edition: int
         "trainer.checkpoint_minutes=0", "trainer.log_every=1", "trainer=cpu",
         f"recipe.steps={steps}", "recipe.batch_size=4", "recipe.warmup_steps=2", f"recipe.edition={edition}",
     )  # fmt: skip
-    tiny = [f"recipe.{override}" for override in TINY[part]]
+    tiny = [f"recipe.{override}" for override in (TINY | {"conv_clip": CONVOLUTIONAL})[part]]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", [f"experiment=storyworld_{part}", *overrides, *tiny])
     torch.manual_seed(0)
@@ -180,7 +188,7 @@ def add(trained: TrainingRun, callback):
     return callback
 
 
-@pytest.mark.parametrize("part", ["clip", "text2image"])
+@pytest.mark.parametrize("part", ["clip", "conv_clip", "text2image"])
 def test_resumed_training_is_bit_equal(part, miniature):
     folder = miniature.parent
     whole = training(part, folder, steps=4, run="whole")
@@ -199,6 +207,74 @@ def test_resumed_training_is_bit_equal(part, miniature):
     assert state(resumed).keys() == state(whole).keys()
     for name, tensor in state(whole).items():
         assert torch.equal(tensor, state(resumed)[name]), name
+
+
+def test_loss_of_the_convolutional_clip_falls(tmp_path):
+    module = training("conv_clip", tmp_path, steps=10).module
+    batch = module.training_pairs(0)
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    terms = []
+    for _ in range(12):
+        found = module.loss(batch)
+        torch.testing.assert_close(found["loss"], found["contrast"] + found["attributes"])
+        optimizer.zero_grad()
+        found["loss"].backward()
+        optimizer.step()
+        terms.append(found)
+    for name in ("contrast", "attributes"):
+        assert terms[-1][name] < 0.8 * terms[0][name], name
+
+
+def test_convolutional_clip_is_exported_without_its_heads_and_starts_text2image(tmp_path, miniature):
+    trained = training("conv_clip", tmp_path, steps=1)
+    trained.fit()
+    trained.export(tmp_path / "model")
+    folder = tmp_path / "model" / "image_encoder"
+    assert not [name for name in load_file(folder / "model.safetensors") if "heads" in name or "queries" in name]
+    assert load_image_encoder(str(folder)).features(torch.zeros(1, 3, 128, 128, dtype=torch.uint8)).shape == (1, 16, 64)
+    shutil.copytree(miniature / "vae", tmp_path / "model" / "vae")
+    text_encoder = training("text2image", tmp_path, steps=1).module.text_encoder.state_dict()
+    for name, weight in load_clip(folder).text_model.state_dict().items():
+        assert torch.equal(weight, text_encoder[name]), name
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_batches_of_the_convolutional_clip_have_families_and_independent_images(tmp_path, edition):
+    module = training("conv_clip", tmp_path, steps=1, edition=edition).module
+    labels = module.pairs(1, 0).labels
+    assert labels.keys() == EDITIONS[edition].labels.keys()
+    activity = ("kind", "action", "mood", "side", "place", "object", "characters")
+    activities = torch.stack([labels[name] for name in labels if name.split("_")[0] in activity], 1)
+    assert len(activities[:8].unique(dim=0)) == 1
+    assert len(activities[8:].unique(dim=0)) == 8
+    clean, degraded = module.pairs(1, 0).images, module.training_pairs(0).images
+    assert not torch.equal(clean, degraded)
+    assert torch.equal(degraded, module.training_pairs(0).images)
+
+
+def test_attribute_loss_ignores_absent_attributes():
+    logits = {"hair": torch.tensor([[2.0, 0.0], [0.0, 5.0]]), "shirt": torch.zeros(2, 4)}
+    labels = {"hair": torch.tensor([0, -1]), "shirt": torch.tensor([1, 2])}
+    expected = (math.log(1 + math.exp(-2)) + math.log(4)) / 2
+    assert attribute_loss(logits, labels).item() == pytest.approx(expected)
+    absent = {"hair": torch.tensor([-1, -1]), "shirt": torch.tensor([1, 2])}
+    assert attribute_loss(logits, absent).item() == pytest.approx(math.log(4) / 2)
+
+
+@pytest.mark.parametrize(
+    ("part", "override", "value"),
+    [
+        ("conv_clip", "image_width=100", "image_width=100"),
+        ("conv_clip", "patch_size=16", "patch_size=16"),
+        ("conv_clip", "naming_probability=1.5", "naming_probability=1.5"),
+        ("clip", "tower=vgg", "vgg"),
+    ],
+)
+def test_an_impossible_clip_is_refused_by_its_value(part, override, value):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("train", [f"experiment=storyworld_{part}", f"recipe.{override}"])
+    with pytest.raises(UserError, match=value):
+        load(TrainConfig, composed)
 
 
 def squares(steps: int) -> Stream:

@@ -11,14 +11,15 @@ from torch import Tensor
 from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
 
 BUCKETS = 4
-LOSS, SEMANTIC, CLIPS, ERROR, NOISED = range(5)  # rows of the sums; the last two count by bucket
+LOSS, SEMANTIC, TEXT, CLIPS, ERROR, NOISED = range(6)  # rows of the sums; the last two count by bucket
 
 
 class TrainingLog(L.Callback):
     """Logs losses, speed and memory every `every` steps.
 
     Losses are means over all clips of all processes since the last row, without non-finite ones: `loss` is minimised;
-    `diffusion_loss` and `semantic_loss` are its unweighted terms, logged if there is a semantic one. Buckets of
+    `diffusion_loss`, `semantic_loss` and `text_loss` are its unweighted terms, logged if there are others than the
+    first. Buckets of
     timesteps without clips are omitted. `clips_per_second` counts all processes, `data_wait` is the share of time spent
     waiting for batches, `memory_gib` the peak of this process, on the GPU if there is one, `skipped_steps` the steps
     that `guard` has skipped so far. Checkpoints contain the sums.
@@ -33,7 +34,7 @@ class TrainingLog(L.Callback):
         self.every = every
         self.timesteps = timesteps
         self.guard = guard
-        self.sums = torch.zeros(5, BUCKETS, dtype=torch.float64)
+        self.sums = torch.zeros(6, BUCKETS, dtype=torch.float64)
         self.waited = self.clips = 0.0
         self.step_metrics: dict[str, float] = {}  # learning rates and gradient norm of the last step
         self._row_began = self._batch_ended = 0.0
@@ -67,12 +68,13 @@ class TrainingLog(L.Callback):
 
     def _add(self, outputs: dict[str, Tensor]) -> None:
         is_finite = outputs["losses"].isfinite()
-        names = {"losses", "semantic", "errors"} & outputs.keys()
+        names = {"losses", "semantic", "text", "errors"} & outputs.keys()
         kept = {name: outputs[name].double().where(is_finite, 0) for name in names}
         self.sums[LOSS, 0] += kept["losses"].sum()
         self.sums[CLIPS, 0] += is_finite.sum()
-        if "semantic" in kept:
-            self.sums[SEMANTIC, 0] += kept["semantic"].sum()
+        for name, row in (("semantic", SEMANTIC), ("text", TEXT)):
+            if name in kept:
+                self.sums[row, 0] += kept[name].sum()
         if "errors" in kept:
             buckets = outputs["timesteps"] * BUCKETS // self.timesteps
             self.sums[ERROR].index_add_(0, buckets, kept["errors"])
@@ -112,10 +114,10 @@ def compute_losses(sums: Tensor, timesteps: int) -> dict[str, float]:
         if sums[NOISED, bucket]:
             first, end = (timesteps * edge // BUCKETS for edge in (bucket, bucket + 1))
             row[f"train/diffusion_loss_t{first}-{end - 1}"] = (sums[ERROR, bucket] / sums[NOISED, bucket]).item()
-    if sums[SEMANTIC].any():
-        row["train/semantic_loss"] = (sums[SEMANTIC].sum() / clips).item()
-        if noised:
-            row["train/diffusion_loss"] = (sums[ERROR].sum() / noised).item()
+    others = {name: sums[term].sum() / clips for name, term in (("semantic", SEMANTIC), ("text", TEXT))}
+    row |= {f"train/{name}_loss": loss.item() for name, loss in others.items() if loss}
+    if noised and any(others.values()):
+        row["train/diffusion_loss"] = (sums[ERROR].sum() / noised).item()
     return row
 
 

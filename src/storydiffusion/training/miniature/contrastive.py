@@ -123,11 +123,12 @@ class ClipModule(RecipeModule):
 
     def pairs(self, seed: int, first: int) -> Pairs:
         """Render the batch whose first truth has index `first`, families before others, with a caption for each."""
-        world, size, named = self.edition, self.recipe.batch_size, self.recipe.naming_probability
+        world, size = self.edition, self.recipe.batch_size
         alike = round(self.recipe.family_share * size)
         truths = [world.sample_relative(seed, first + i, FAMILY) for i in range(alike)]
         truths += [world.sample(seed, first + i) for i in range(alike, size)]
-        captions = [world.caption(truth, seed * 1_000_003 + first + i, named) for i, truth in enumerate(truths)]
+        named = () if self.recipe.naming_probability is None else (self.recipe.naming_probability,)
+        captions = [world.caption(truth, seed * 1_000_003 + first + i, *named) for i, truth in enumerate(truths)]
         tokens = self.tokenizer(captions, padding="max_length", truncation=False, return_tensors="pt").input_ids
         images = to_tensor(np.stack([world.render(truth, IMAGE_SIZE) for truth in truths]))
         return Pairs(images, tokens, build_labels(world, truths))
