@@ -11,14 +11,15 @@ from storydiffusion.data.shard_writer import write_shards
 from storydiffusion.data.sources import CsvLayout, SourceClip, VideoFile
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.clip_source import StoryWorldSource
+from storydiffusion.storyworld.scene_clips import SceneClip
 from storydiffusion.training.clip_sources import SOURCES, build_csv_source, build_source
 from tests.helpers.videos import video
 
-STORYWORLD = {"clips": 2, "seed": 1, "frames": 4, "size": 64, "fps": 8}
+STORYWORLD = {"clips": 2, "seed": 1, "frames": 4, "size": 64, "fps": 8, "edition": 1}
 
 
 def test_settings_that_are_none_count_as_not_given():
-    assert build_source("storyworld", {**STORYWORLD, "csv": None}) == StoryWorldSource(2, 1, 4, 64, 8)
+    assert build_source("storyworld", {**STORYWORLD, "csv": None}) == StoryWorldSource(2, 1, 4, 64, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,15 @@ def test_one_class_adds_a_data_set(tmp_path, monkeypatch):
     write_shards(build_source("folder", {"videos": tmp_path}), tmp_path / "shards")
     (batch,) = ClipLoader(LoaderOptions(str(tmp_path / "shards"), 1, ClipOptions(4, 1, 64, 64, caption_dropout=0)))
     assert batch.captions == ["a red fox"]
+
+
+def test_storyworld_source_of_the_second_edition_records_every_character():
+    source = build_source("storyworld", {**STORYWORLD, "clips": 4, "edition": 2})
+    assert source.description == {"source": "storyworld", "seed": 1, "frames": 4, "size": 64, "fps": 8, "edition": 2}
+    assert "edition" not in build_source("storyworld", STORYWORLD).description  # as in shards written before
+    for sample in source:
+        record = sample.record()
+        clip = SceneClip.from_dict(record["clip"])
+        assert [len(frame) for frame in record["truth"]] == [len(clip.motions)] * 4
+        assert clip.start.characters[0].kind in sample.caption
+    assert sample.video()[4:8] == b"ftyp"

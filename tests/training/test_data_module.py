@@ -10,7 +10,7 @@ from storydiffusion.storyworld.clip_source import StoryWorldSource
 from storydiffusion.training import data_module
 from storydiffusion.training.data_module import ClipData
 
-SOURCE = StoryWorldSource(clips=6, seed=1, frames=3, size=64, fps=8)
+SOURCE = StoryWorldSource(clips=6, seed=1, frames=3, size=64, fps=8, edition=1)
 
 
 def data_in(folder) -> ClipData:

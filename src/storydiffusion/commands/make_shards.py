@@ -18,6 +18,7 @@ RANGES = {
     "frames": (2, 1000),
     "size": (16, 1024),
     "fps": (1, 120),
+    "edition": (1, 2),
 }
 
 
@@ -40,6 +41,7 @@ class MakeShardsConfig:
     frames: int | None = None
     size: int | None = None
     fps: int | None = None
+    edition: int | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():

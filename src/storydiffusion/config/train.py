@@ -190,8 +190,10 @@ class StoryWorldClips:
     frames: int
     size: int
     fps: int
+    edition: int
 
     def __post_init__(self) -> None:
+        check_range("data.storyworld.edition", self.edition, 1, 2)
         check_range("data.storyworld.clips", self.clips, 1, 10**8)
         check_range("data.storyworld.seed", self.seed, 0, LARGEST_SEED)
         check_range("data.storyworld.frames", self.frames, 2, 1000)

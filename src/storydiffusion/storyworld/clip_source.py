@@ -9,7 +9,8 @@ from typing import Any
 
 from storydiffusion.data.sources import SourceClip
 from storydiffusion.output.video_file import encode_video
-from storydiffusion.storyworld.clips import ClipTruth, caption_clip, follow, render_clip, sample_clip
+from storydiffusion.storyworld.clips import FrameTruth
+from storydiffusion.storyworld.edition import Edition, get_edition
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,11 @@ class StoryWorldVideo:
     frames: int
     size: int
     fps: int
+    edition: int
 
     def __call__(self) -> bytes:
-        frames = render_clip(sample_clip(self.seed, self.index), self.frames, self.size)
+        world = get_edition(self.edition)
+        frames = world.render_clip(world.sample_clip(self.seed, self.index), self.frames, self.size)
         with tempfile.TemporaryDirectory() as folder:  # an MP4 with its index in front cannot be written to memory
             encode_video(Path(folder) / "clip.mp4", frames, self.fps)
             return (Path(folder) / "clip.mp4").read_bytes()
@@ -38,26 +41,36 @@ class StoryWorldSource:
     frames: int
     size: int
     fps: int
+    edition: int
 
     @property
     def description(self) -> dict[str, Any]:
         drawn = asdict(self)
         del drawn["clips"]  # a longer source extends a shorter one
+        if self.edition == 1:
+            del drawn["edition"]  # shards written before there was a second
         return {"source": "storyworld", **drawn}
 
     def __len__(self) -> int:
         return self.clips
 
     def __iter__(self) -> Iterator[SourceClip]:
+        world = get_edition(self.edition)
         for index in range(self.clips):
-            clip = sample_clip(self.seed, index)
+            clip = world.sample_clip(self.seed, index)
             yield SourceClip(
                 name=f"storyworld-{self.seed}-{index}",
-                caption=caption_clip(clip, index),
-                record=partial(_build_record, clip, self.frames, self.size),
-                video=StoryWorldVideo(self.seed, index, self.frames, self.size, self.fps),
+                caption=world.caption_clip(clip, index),
+                record=partial(_build_record, world, clip, self.frames, self.size),
+                video=StoryWorldVideo(self.seed, index, self.frames, self.size, self.fps, self.edition),
             )
 
 
-def _build_record(clip: ClipTruth, frames: int, size: int) -> dict[str, Any]:
-    return {"clip": asdict(clip), "truth": [asdict(frame) for frame in follow(clip, frames, size)]}
+def _build_record(world: Edition, clip: Any, frames: int, size: int) -> dict[str, Any]:
+    truths = world.follow_clip(clip, frames, size)
+    return {"clip": clip.to_dict(), "truth": [_to_dict(frame) for frame in truths]}
+
+
+def _to_dict(frame: FrameTruth | tuple[FrameTruth, ...]) -> Any:
+    """Return the truth of a frame, or of each of its characters, ready for JSON."""
+    return [asdict(each) for each in frame] if isinstance(frame, tuple) else asdict(frame)

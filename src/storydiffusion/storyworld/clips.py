@@ -4,7 +4,7 @@ A clip is a function of continuous time, so it can be drawn with any number of f
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,11 +14,11 @@ from storydiffusion.errors import UserError
 from storydiffusion.storyworld.canvas import FRAME, Canvas
 from storydiffusion.storyworld.captions import caption
 from storydiffusion.storyworld.character import GROUND
-from storydiffusion.storyworld.motions import MOTIONS, ease, stance_at
-from storydiffusion.storyworld.objects import Prop, draw_object, entering
+from storydiffusion.storyworld.clip_renderer import instants, moving_props, passed_by, render_frames
+from storydiffusion.storyworld.motions import MOTIONS, stance_at
+from storydiffusion.storyworld.objects import draw_object
 from storydiffusion.storyworld.poses import STILL_PHASE, Stance
-from storydiffusion.storyworld.renderer import SUPERSAMPLE, character_box, draw_scene, object_spot, shrink
-from storydiffusion.storyworld.scenery import draw_place
+from storydiffusion.storyworld.renderer import character_box, draw_scene, object_spot
 from storydiffusion.storyworld.truth import ATTRIBUTES, LOOKS, MAX_SHIFT, Truth, sample_truth
 
 SHARES: Mapping[str, int] = {motion: 5 if motion in ("transition", "travelling") else 1 for motion in MOTIONS}
@@ -32,9 +32,6 @@ CAPTION_ACTION: Mapping[str, str] = {
     "waving": "waving",
 }
 """The word for a motion in captions; other motions are named by the action in which they end."""
-
-SEAM = 32
-"""Pixels of 128 over which one place fades into the next when the scenery passes by."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,24 @@ class ClipTruth:
         """Return the character's stance at time `t` in [0, 1]."""
         return stance_at(self.motion, self.start, self.end, self.cycles, t)
 
+    @property
+    def direction(self) -> int:
+        """Return where the character runs while the scenery passes by, −1 or 1."""
+        return self.end.facing
+
+    @property
+    def objects(self) -> tuple[tuple[str, float], tuple[str, float]]:
+        """Return the object and its x at the start and at the end."""
+        return (self.start.object, object_spot(self.start)), (self.end.object, object_spot(self.end))
+
+    @property
+    def arrives(self) -> bool:
+        """Return whether the motion is the arrival of an object."""
+        return self.motion == "arriving"
+
     def passed(self, t: float) -> float:
         """Return how much of the way from the first place to the second has passed by, 0 … 1; 0 for a single place."""
-        return ease((t - 0.14) / 0.72) if self.travels else 0.0
+        return passed_by(t) if self.travels else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, ready for JSON."""
@@ -175,17 +187,10 @@ def caption_clip(clip: ClipTruth, seed: int) -> str:
     return caption(replace(clip.end, action=action), seed)
 
 
-def instants(frames: int) -> list[float]:
-    """Return `frames` times from 0 to 1 inclusive; 0 alone for a single frame."""
-    if frames < 1:
-        raise UserError(f"frames is {frames}: a clip needs at least 1")
-    return [i / max(1, frames - 1) for i in range(frames)]
-
-
 def render_clip(clip: ClipTruth, frames: int, size: int = 128) -> np.ndarray:
     """Render the clip, RGB uint8 (frames, size, size, 3); its first and last frames are the stills."""
-    return _render(
-        clip, frames, size, lambda canvas, t: draw_scene(canvas, clip.start, clip.stance(t), _props(clip, t))
+    return render_frames(
+        clip, frames, size, lambda canvas, t: draw_scene(canvas, clip.start, clip.stance(t), moving_props(clip, t))
     )
 
 
@@ -193,23 +198,10 @@ def render_plates(clip: ClipTruth, frames: int, size: int = 128) -> np.ndarray:
     """Render the frames of `render_clip` without the character and its shadow: place and objects."""
 
     def draw(canvas: Canvas, t: float) -> None:
-        for prop in _props(clip, t):
+        for prop in moving_props(clip, t):
             draw_object(canvas, prop, GROUND)
 
-    return _render(clip, frames, size, draw)
-
-
-def _render(clip: ClipTruth, frames: int, size: int, draw: Callable[[Canvas, float], None]) -> np.ndarray:
-    scenery = _scenery(clip, size * SUPERSAMPLE)
-    canvas = Canvas(size * SUPERSAMPLE)
-    images = np.empty((frames, size, size, 3), np.uint8)
-    for image, t in zip(images, instants(frames), strict=True):
-        hidden = scenery.shape[1] - canvas.pixels().shape[1]
-        left = round(hidden * (clip.passed(t) if clip.end.facing > 0 else 1 - clip.passed(t)))
-        canvas.pixels()[...] = scenery[:, left : left + canvas.pixels().shape[1]]
-        draw(canvas, t)
-        image[...] = shrink(canvas.pixels()[..., :3])
-    return images
+    return render_frames(clip, frames, size, draw)
 
 
 def follow(clip: ClipTruth, frames: int, size: int = 128) -> tuple[FrameTruth, ...]:
@@ -219,6 +211,12 @@ def follow(clip: ClipTruth, frames: int, size: int = 128) -> tuple[FrameTruth, .
 
 def _frame_truth(clip: ClipTruth, t: float, size: int) -> FrameTruth:
     stance = clip.stance(t)
+    place = (clip.start if clip.passed(t) < 0.5 else clip.end).place
+    return frame_truth(t, stance, place, character_box(clip.start, size, stance))
+
+
+def frame_truth(t: float, stance: Stance, place: str, box: tuple[int, int, int, int]) -> FrameTruth:
+    """Return the truth of one character in a frame at `place`."""
     body = stance.pose
     sole = body.hip - max(ankle[1] for _, _, ankle in body.legs) - body.foot[1]
     return FrameTruth(
@@ -227,42 +225,6 @@ def _frame_truth(clip: ClipTruth, t: float, size: int) -> FrameTruth:
         lift=max(0.0, sole + 1),
         facing=stance.facing,
         turn=stance.turn,
-        place=(clip.start if clip.passed(t) < 0.5 else clip.end).place,
-        box=character_box(clip.start, size, stance),
+        place=place,
+        box=box,
     )
-
-
-def _scenery(clip: ClipTruth, size: int) -> np.ndarray:
-    """Draw the place, or both places side by side in the order of a run towards `end.facing`: (size, …, 4)."""
-    first = _place(clip.start, size)
-    if not clip.travels:
-        return first
-    second = _place(clip.end, size)
-    left, right = (first, second) if clip.end.facing > 0 else (second, first)
-    # Between them each place continues as its mirror image while it fades into the other.
-    seam = size * SEAM // FRAME
-    weight = np.linspace(0, 1, seam)[:, None]
-    between = left[:, : -seam - 1 : -1] * (1 - weight) + right[:, seam - 1 :: -1] * weight
-    return np.concatenate([left, between.round().astype(np.uint8), right], 1)
-
-
-def _place(truth: Truth, size: int) -> np.ndarray:
-    canvas = Canvas(size)
-    draw_place(canvas, truth.place, truth.layout)
-    return canvas.pixels()
-
-
-def _props(clip: ClipTruth, t: float) -> list[Prop]:
-    """Return the objects of both stills: a shared one stays, others leave and arrive, or pass by with their place."""
-    first, last = ((truth.object, object_spot(truth)) for truth in (clip.start, clip.end))
-    if clip.travels:
-        direction, width = clip.end.facing, FRAME + SEAM
-        return [
-            Prop(*first, shift=(-direction * width * clip.passed(t), 0)),
-            Prop(*last, shift=(direction * width * (1 - clip.passed(t)), 0)),
-        ]
-    if first == last:
-        return [Prop(*first)]
-    if clip.motion == "arriving":
-        return [entering(*last, t / 0.9)]
-    return [entering(*first, 1 - t / 0.45), entering(*last, (t - 0.55) / 0.45)]

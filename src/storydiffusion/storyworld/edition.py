@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from storydiffusion.errors import UserError
-from storydiffusion.storyworld import captions, scene_captions
+from storydiffusion.storyworld import captions, clips, scene_captions, scene_clips
 from storydiffusion.storyworld.renderer import render
 from storydiffusion.storyworld.scene import (
     MOST_CHARACTERS,
@@ -43,6 +43,8 @@ class Edition:
     render(truth, size): RGB uint8 (size, size, 3).
     caption(truth, seed): random words, parts of the attire left open; full_caption(truth): everything, in fixed words.
     pair_caption(first, second, seed): of two images of a pair side by side.
+    sample_clip(seed, index), render_clip(clip, frames, size), caption_clip(clip, seed): likewise for clips, whose
+    `to_dict` is their record; follow_clip(clip, frames, size): the truth of every frame.
     """
 
     number: int
@@ -58,6 +60,10 @@ class Edition:
     full_caption: Callable[[Any], str]
     pair_caption: Callable[[Any, Any, int], str]
     vocabulary: Callable[[], tuple[str, ...]]
+    sample_clip: Callable[[int, int], Any]
+    render_clip: Callable[[Any, int, int], np.ndarray]
+    caption_clip: Callable[[Any, int], str]
+    follow_clip: Callable[[Any, int, int], tuple[Any, ...]]
 
 
 EDITIONS: Mapping[int, Edition] = {
@@ -75,6 +81,10 @@ EDITIONS: Mapping[int, Edition] = {
         full_caption=captions.full_caption,
         pair_caption=captions.pair_caption,
         vocabulary=captions.vocabulary,
+        sample_clip=clips.sample_clip,
+        render_clip=clips.render_clip,
+        caption_clip=clips.caption_clip,
+        follow_clip=clips.follow,
     ),
     2: Edition(
         number=2,
@@ -90,6 +100,10 @@ EDITIONS: Mapping[int, Edition] = {
         full_caption=scene_captions.full_caption_of_scene,
         pair_caption=scene_captions.caption_scene_pair,
         vocabulary=scene_captions.scene_vocabulary,
+        sample_clip=scene_clips.sample_scene_clip,
+        render_clip=scene_clips.render_scene_clip,
+        caption_clip=scene_clips.caption_scene_clip,
+        follow_clip=scene_clips.follow_scene_clip,
     ),
 }
 

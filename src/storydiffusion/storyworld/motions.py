@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from storydiffusion.storyworld.poses import STILL_PHASE, Book, Limb, Pose, Stance, blend_poses, pose
-from storydiffusion.storyworld.truth import Truth
+from storydiffusion.storyworld.scene import Character
 
 TURNING_POINT = 17.0
 """Distance from the middle at which a returning character turns round."""
 STANDING = pose("standing", 0.0, 1)
 
 
-def stance_at(motion: str, start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def stance_at(motion: str, start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Return the stance at `t`: exactly that of the still `start` at 0 and of `end` at 1.
 
     `cycles` is how often legs or a waving arm swing back and forth.
@@ -48,7 +48,7 @@ def _gait(phase: float, direction: int, vigour: float = 1.0) -> Pose:
     return blend_poses(STANDING, pose("running", phase % 1, direction), vigour)
 
 
-def _relaxed(truth: Truth, progress: float, time: int) -> Pose:
+def _relaxed(truth: Character, progress: float, time: int) -> Pose:
     """Blend from the still of `truth` at progress 0 to standing at 1.
 
     `time` is 1 for leaving the still, −1 for entering it with falling progress.
@@ -89,7 +89,7 @@ def _reaching(arm: Limb, facing: int) -> Pose:
     return replace(STANDING, arms=(((-ax, ay), (-bx, by), (-cx, cy)), STANDING.arms[1]))
 
 
-def _transition(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _transition(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Leave one still and enter another, with steps between if the position differs."""
     distance = end.x - start.x
     if distance == 0:
@@ -103,7 +103,7 @@ def _transition(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
     return Stance(body, start.x + distance * ease((t - 0.22) / 0.56), facing)
 
 
-def _travelling(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _travelling(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Run on the spot while the scenery passes by."""
     body = _relaxed(start, min(1.0, t / 0.3), 1) if t < 0.5 else _relaxed(end, min(1.0, (1 - t) / 0.3), -1)
     running = _window(t, 0.12, 0.88, 0.16)
@@ -112,7 +112,7 @@ def _travelling(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
     return Stance(body, _lerp(start.x, end.x, ease((t - 0.2) / 0.6)), facing)
 
 
-def _crossing(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _crossing(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Walk from one side to the other, standing at both ends."""
     body = blend_poses(STANDING, _gait(cycles * t, end.facing, 0.85), _window(t, 0, 1, 0.16))
     return Stance(body, _lerp(start.x, end.x, _glide(t)), end.facing)
@@ -126,13 +126,13 @@ def _glide(t: float, slope: float = 0.2) -> float:
     return distance / (1 - slope)
 
 
-def _running(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _running(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Run through the image without a stop."""
     body = _gait(STILL_PHASE["running"] + cycles * t, end.facing)
     return Stance(body, _lerp(start.x, end.x, t), end.facing)
 
 
-def _returning(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _returning(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Run to the other side, turn round and run back."""
     out = t < 0.5
     left = abs(2 * t - 1)
@@ -143,7 +143,7 @@ def _returning(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
     return Stance(body, x, _lerp(start.facing, end.facing, ease((t - 0.42) / 0.16)))
 
 
-def _jumping(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _jumping(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Crouch, leap and land."""
     crouch = 0.14
     flight = min(1.0, max(0.0, (t - crouch) / (1 - 2 * crouch)))
@@ -151,7 +151,7 @@ def _jumping(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
     return Stance(body, _lerp(start.x, end.x, ease((t - 0.28) / 0.44)), start.facing)
 
 
-def _turning(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _turning(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Turn once about the vertical: show one side, the back, the other side."""
     arm: Limb = ((13, 4), (21, 10), (26, 17))
     out = _reaching(arm, 1), _reaching(arm, -1)
@@ -161,30 +161,30 @@ def _turning(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
     return Stance(body, start.x, facing, turn=start.facing * 2 * math.pi * ease(t))
 
 
-def _starting(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _starting(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Go from standing to the last still: sit down, or take out a book."""
     return Stance(_relaxed(end, 1 - t, -1), end.x, end.facing)
 
 
-def _stopping(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _stopping(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Go from the first still to standing: get up."""
     return Stance(_relaxed(start, t, 1), start.x, start.facing)
 
 
-def _waving(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _waving(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Raise an arm, wave and lower it."""
     phase = (STILL_PHASE["waving"] + cycles * (t - 0.2) / 0.6) % 1
     return Stance(blend_poses(STANDING, pose("waving", phase, end.facing), _window(t, 0, 1, 0.25)), end.x, end.facing)
 
 
-def _watching(start: Truth, end: Truth, cycles: int, t: float) -> Stance:
+def _watching(start: Character, end: Character, cycles: int, t: float) -> Stance:
     """Continue the action and smile at the arriving object."""
     phase = STILL_PHASE[end.action]
     body = pose(end.action, phase if end.action == "sitting" else (phase + cycles * t) % 1, end.facing)
     return Stance(replace(body, joy=_lerp(body.joy, 0.9, _window(t, 0.1, 0.95, 0.3))), end.x, end.facing)
 
 
-MOTIONS: Mapping[str, Callable[[Truth, Truth, int, float], Stance]] = {
+MOTIONS: Mapping[str, Callable[[Character, Character, int, float], Stance]] = {
     "transition": _transition,
     "travelling": _travelling,
     "crossing": _crossing,

@@ -36,6 +36,7 @@ def show_mood(body: Pose, mood: str, standing: float) -> Pose:
     if mood not in POSTURES:
         return body
     posture = POSTURES[mood]
-    held = replace(body, arms=(mirror(posture.arm), posture.arm), arms_in_front=posture.in_front)
+    arms = mirror(posture.arm), posture.arm
+    held = replace(body, arms=arms if body.arms[0][0][0] < 0 else arms[::-1], arms_in_front=posture.in_front)
     body = blend_poses(body, held, standing)
     return replace(body, head=(body.head[0] + posture.head[0], body.head[1] + posture.head[1]))

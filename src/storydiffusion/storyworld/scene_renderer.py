@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,8 +43,9 @@ def draw_figures(canvas: Canvas, scene: Scene, stances: Sequence[Stance]) -> Non
 def draw_scene_object(canvas: Canvas, scene: Scene, prop: Prop) -> None:
     """Draw an object in front of the characters."""
     scale = SCALES[len(scene.characters)]
+    moved = replace(prop, shift=(prop.shift[0] / scale, prop.shift[1] / scale))  # as far as in the first edition
     with canvas.moved((prop.x, OBJECT_GROUND), scale=(scale, scale)):
-        draw_object(canvas, prop, OBJECT_GROUND)
+        draw_object(canvas, moved, OBJECT_GROUND)
 
 
 def scene_object_spot(scene: Scene) -> float:
