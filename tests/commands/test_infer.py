@@ -96,6 +96,28 @@ def test_a_finished_story_is_not_made_again_unless_asked(generate_story, tmp_pat
     assert panels(tmp_path / "run") == first
 
 
+def test_damaged_results_are_named_and_made_again_bit_for_bit(generate_story, tmp_path):
+    generate_story("run_dir=run")
+    run = tmp_path / "run"
+    before = {file: file.read_bytes() for file in run.rglob("*.*")}
+    for damaged in (
+        ["page.png"],
+        ["report.html"],
+        ["panels/002.png"],
+        ["panels/001.png", "panels/003.png", "page.png"],
+    ):
+        for name in damaged:
+            (run / name).write_bytes(before[run / name][:300])
+        outcome = generate_story("run_dir=run")
+        assert outcome.code == 0
+        assert ("denoising" in outcome.err) == damaged[0].startswith("panels")
+        assert f"{damaged[0]} has changed" in outcome.err
+        assert {file: file.read_bytes() for file in before if file.name != "manifest.json"} == {
+            file: content for file, content in before.items() if file.name != "manifest.json"
+        }
+        assert "already" in generate_story("run_dir=run").out
+
+
 @pytest.mark.parametrize("change", ["seed=1", "csa=off", "noise=shared"])
 def test_settings_change_the_images(generate_story, tmp_path, change):
     generate_story("run_dir=a")

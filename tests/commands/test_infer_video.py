@@ -75,6 +75,14 @@ def test_a_story_becomes_a_video_too(film, tmp_path, story_file):
     assert "data:video/mp4;base64," in (run / "report.html").read_text()
     assert "already" in film(f"story={story_file}").out
 
+    before = {file: file.read_bytes() for file in run.rglob("*.*") if file.name != "manifest.json"}
+    for name in ("video.mp4", "transitions/002-003.png", "panels/001.png"):
+        (run / name).write_bytes(before[run / name][:-1] + b"x")
+        outcome = film(f"story={story_file}")
+        assert f"{name} has changed" in outcome.err
+        assert {file: file.read_bytes() for file in before} == before
+        assert "already" in film(f"story={story_file}").out
+
     panels, strips = files_of(run, "panels"), files_of(run, "transitions")
     outcome = film(f"story={story_file}", "fps=8", "captions=false")
     assert outcome.code == 0

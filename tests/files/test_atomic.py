@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from storydiffusion.errors import UserError
-from storydiffusion.files.atomic import write_atomically, write_image
+from storydiffusion.files.atomic import draft, draft_folder, draft_path, remove_drafts, write_atomically, write_image
 from storydiffusion.files.checksums import compute_folder_sha256, compute_sha256
 
 
@@ -80,3 +80,48 @@ def test_checksums(tmp_path: Path):
     assert (
         digests["a/c.safetensors"] == hashlib.sha256(b"2").hexdigest() == compute_sha256(tmp_path / "a/c.safetensors")
     )
+
+
+def test_a_draft_that_fails_changes_nothing(tmp_path: Path):
+    file = tmp_path / "a"
+    file.write_bytes(b"old")
+
+    def fail() -> None:
+        with draft(file) as temporary:
+            temporary.write_bytes(b"new")
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
+
+
+def test_a_folder_is_replaced_file_by_file_or_not_at_all(tmp_path: Path):
+    folder = tmp_path / "export"
+    for name in ("kept", "part/weights"):
+        write_atomically(folder / name, b"old")
+
+    def fail() -> None:
+        with draft_folder(folder) as temporary:
+            write_atomically(temporary / "part" / "weights", b"half")
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (folder / "part" / "weights").read_bytes() == b"old"
+    with draft_folder(folder) as temporary:
+        for name in ("part/weights", "new/deep/file"):
+            write_atomically(temporary / name, b"new")
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"kept": b"old", "part/weights": b"new", "new/deep/file": b"new"}
+    assert os.listdir(tmp_path) == ["export"]
+
+
+def test_drafts_are_removed_and_nothing_else(tmp_path: Path):
+    names = (".hidden", "a.tmp", ".a.tmp", ".step-00000040.ckpt.tmp", ".step-00000040.json.tmp", ".1.tmp", "1.2.tmp")
+    for name in (*names, draft_path(tmp_path / "b.c").name, "below/.b.7.tmp"):
+        write_atomically(tmp_path / name, b"")
+    write_atomically(draft_path(tmp_path / "folder") / "file", b"")
+    remove_drafts(tmp_path, tmp_path / "missing")
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "below"}
+    assert os.listdir(tmp_path / "below") == [".b.7.tmp"]

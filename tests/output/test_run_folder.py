@@ -25,10 +25,13 @@ def told(path, plan=PLAN):
     run = RunFolder(path, plan)
     if not run.panels:
         run.keep_panels(PICTURES, PANELS, {"panels": 1.0})
-    if plan.video:
+    run.make_page()
+    if run.lacks_video:
+        assert plan.video is not None
         (run.path / "video.mp4").write_bytes(json.dumps(plan.video.settings).encode())
         (run.path / "transitions").mkdir(exist_ok=True)
-        (run.path / "transitions" / "001-002.png").write_bytes(b"strip")
+        if not (strip := run.path / "transitions" / "001-002.png").exists():
+            strip.write_bytes(b"strip")
     run.finish({"seed": 1}, versions={}, seconds={"video": 2.0} if plan.video else {})
     return run
 
@@ -98,7 +101,7 @@ def test_panels_that_are_done_are_kept_when_the_video_is_interrupted(tmp_path):
     for overwrite in (False, True):  # as an unfinished telling goes on
         run = RunFolder(tmp_path, FILM, overwrite)
         assert [panel.caption for panel in run.panels] == ["caption 0", "caption 1", "caption 2"]
-    (tmp_path / "page.png").unlink()
+    (tmp_path / "panels" / "001.png").unlink()
     assert RunFolder(tmp_path, FILM).panels == ()
 
 
@@ -130,10 +133,93 @@ def test_a_finished_story_is_known_wherever_its_script_lies(tmp_path):
     assert (tmp_path / "page.png").exists()
 
 
-def test_a_missing_result_makes_it_unfinished(tmp_path):
-    told(tmp_path)
+RESULTS = ("panels/002.png", "page.png", "report.html", "video.mp4", "transitions/001-002.png")
+DAMAGES = {
+    "missing": lambda file: file.unlink(),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "empty": lambda file: file.write_bytes(b""),
+    "exchanged": lambda file: file.write_bytes(b"other"),
+}
+
+
+def contents(path):
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_damaged_result_alone_is_named_and_made_again(tmp_path, name, damage):
+    told(tmp_path, FILM)
+    before = contents(tmp_path)
+    others = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*") if file.is_file()}
+    DAMAGES[damage](tmp_path / name)
+    run = RunFolder(tmp_path, FILM)
+    assert not run.is_complete
+    assert run.damage == {name: "is missing" if damage == "missing" else "has changed"}
+    assert (run.panels == ()) == name.startswith("panels")
+    del run  # killed here: what is damaged stays so
+    run = RunFolder(tmp_path, FILM)
+    assert (run.panels == ()) == name.startswith("panels")
+    told(tmp_path, FILM)
+    assert RunFolder(tmp_path, FILM).is_complete
+    assert contents(tmp_path) == before
+    made = {file.relative_to(tmp_path).as_posix() for file, time in others.items() if file.stat().st_mtime_ns != time}
+    assert made == {name, "manifest.json"} | ({"video.mp4"} if name.startswith("transitions") else set())
+
+
+def test_other_panels_make_everything_of_them_anew(tmp_path):
+    told(tmp_path, FILM)
+    before = contents(tmp_path)
     (tmp_path / "panels" / "002.png").unlink()
-    assert not RunFolder(tmp_path, PLAN).is_complete
+    run = RunFolder(tmp_path, FILM)
+    run.keep_panels([Image.new("RGB", (64, 64), (0, 9, 0))] * 3, PANELS, {})  # as on another machine
+    assert run.lacks_video
+    told(tmp_path, FILM)
+    changed = {name for name, content in contents(tmp_path).items() if content != before[name]}
+    assert changed == {"panels/002.png", "page.png", "report.html", "manifest.json"}
+    assert RunFolder(tmp_path, FILM).is_complete
+
+
+def test_without_a_video_in_the_command_an_intact_one_stays_and_a_damaged_one_is_left_out(tmp_path):
+    silent = replace(FILM, config={**FILM.config, "video": "off"}, video=None)
+    told(tmp_path, FILM)
+    before = contents(tmp_path)
+    (tmp_path / "page.png").unlink()
+    told(tmp_path, silent)
+    assert {**contents(tmp_path), "manifest.json": before["manifest.json"]} == before
+    assert RunFolder(tmp_path, FILM).is_complete
+    (tmp_path / "video.mp4").write_bytes(b"")
+    told(tmp_path, silent)
+    assert read_manifest(tmp_path / "manifest.json").video is None
+    assert "<video" not in (tmp_path / "report.html").read_text()
+    assert RunFolder(tmp_path, silent).is_complete
+    assert not RunFolder(tmp_path, FILM).is_complete
+
+
+def test_folders_of_manifests_without_results_stay_finished(tmp_path):
+    told(tmp_path, FILM)
+    file = tmp_path / "manifest.json"
+    content = json.loads(file.read_text())
+    del content["results"]
+    file.write_text(json.dumps(content))
+    assert RunFolder(tmp_path, FILM).is_complete
+    for name in ("panels/002.png", "page.png", "report.html", "video.mp4"):
+        file.write_text(json.dumps(content))
+        kept = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        assert RunFolder(tmp_path, FILM).damage == {name: "is missing"}
+        (tmp_path / name).write_bytes(kept)
+
+
+def test_drafts_of_killed_processes_are_removed(tmp_path):
+    told(tmp_path, FILM)
+    before = contents(tmp_path)
+    drafts = (".video.mp4.4242.tmp", "panels/.001.png.1.tmp", "transitions/.001-002.png.7.tmp", "portraits/.a.9.tmp")
+    for name in (*drafts, ".notes.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert RunFolder(tmp_path, FILM).is_complete
+    assert contents(tmp_path) == {**before, ".notes.tmp": b"x"}
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path):

@@ -54,20 +54,25 @@ def generate_story(config: InferConfig) -> None:
 
 def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run: "RunFolder") -> None:
     """Generate what an unfinished run folder lacks."""
+    if run.damage:
+        found = ", ".join(f"{file} {problem}" for file, problem in run.damage.items())
+        print(f"warning: in {run.path} {found} since it was made: making it again", file=sys.stderr)
     settings = describe_story(config) | warn_of_missing_characters(config, story)
     announce("torch and diffusers")
     if config.frames is not None:
         copy_images(config, run)
     elif run.panels:
+        run.make_page()
         settings |= warn_of_unknown_words(config, model, story)
     else:
         settings |= generate_panels(config, model, story, run)
     seconds = {}
-    if run.manifest.video is not None:
+    if run.lacks_video:
         clock = time.perf_counter()
         generate_video(config, model, run, [panel.cut for panel in story.panels])
         seconds["video"] = round(time.perf_counter() - clock, 2)
-        settings |= describe_video(config, model)
+    if run.manifest.video is not None:
+        settings |= describe_video(run.manifest.video)
     place = {"device": str(model.device), "dtype": str(model.dtype)}
     run.finish(settings, installed_versions() | place, seconds)
 
@@ -130,6 +135,7 @@ def copy_images(config: InferConfig, run: "RunFolder") -> None:
     from storydiffusion.story.given_images import read_image
 
     if run.panels:
+        run.make_page()
         return
     assert config.frames is not None
     assert config.width is not None
@@ -261,15 +267,15 @@ def describe_story(config: InferConfig) -> Settings:
     }
 
 
-def describe_video(config: InferConfig, model: ResolvedModel) -> Settings:
+def describe_video(video: VideoRecord) -> Settings:
     """Return the settings of the video that the report lists."""
-    video = model.video
+    settings = video.settings
     return {
-        "video": f"{video.frames} frames per transition, {config.fps} per second",
-        "boundary frames": video.boundary_frames,
-        "video steps": video.steps,
-        "video guidance scale": video.guidance_scale,
-        **({"SparseCtrl scale": video.sparse_control.scale} if video.sparse_control else {}),
+        "video": f"{settings['frames']} frames per transition, {settings['fps']} per second",
+        "boundary frames": settings["boundary_frames"],
+        "video steps": settings["steps"],
+        "video guidance scale": settings["guidance_scale"],
+        **({"SparseCtrl scale": settings["sparse_control"]["scale"]} if settings["sparse_control"] else {}),
     }
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storydiffusion.errors import UserError
+from storydiffusion.files.atomic import remove_drafts
 from storydiffusion.files.json_file import read_object
 
 LOCK = ".lock"
@@ -27,6 +28,8 @@ SECONDS_TO_SIGN = 2.0  # within which an owner has written its name into the loc
 @contextmanager
 def own_folder(folder: str | Path, wait: bool = False) -> Iterator[None]:
     """Own a folder, created if missing, until the block ends; a new folder that is still empty then is removed.
+
+    Drafts in the folder, which killed processes left there, are removed.
 
     Args:
         wait: until the folder's owner has ended, instead of refusing; for folders that several runs share.
@@ -51,6 +54,7 @@ def own_folder(folder: str | Path, wait: bool = False) -> Iterator[None]:
             f"cannot lock {folder / LOCK}: {reason}; choose a folder on a disk with locks that you may write"
         ) from error
     try:
+        remove_drafts(folder)
         yield
     finally:
         (folder / LOCK).unlink(missing_ok=True)  # before the lock ends, so that no other process owns this file

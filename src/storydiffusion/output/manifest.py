@@ -10,9 +10,11 @@ from typing import Any
 
 from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.files.json_file import build, read_object
 
 FORMAT = 2
+PAGE, REPORT = "page.png", "report.html"
 PACKAGES = ("storydiffusion", "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow")
 ORIGINS = ("pretrained", "miniature", "random")
 
@@ -49,7 +51,7 @@ class Manifest:
     `config` is the full configuration as plain data; `versions` maps packages to versions, `weights` weight files to
     SHA-256, `seconds` stages to wall time. `origin` is the kind of weights: 'pretrained', 'miniature' (trained on drawn
     images only) or 'random' (untrained). `panels` is empty until they are generated, `video` is None for runs without
-    video, and `complete` means that the run is finished.
+    video, `results` maps every file of the run to SHA-256, and `complete` means that the run is finished.
     """
 
     title: str
@@ -62,10 +64,37 @@ class Manifest:
     seconds: dict[str, float] = field(default_factory=dict)
     video: VideoRecord | None = None
     complete: bool = False
+    results: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.origin not in ORIGINS:
             raise ValueError(f"origin must be one of {', '.join(ORIGINS)}, not '{self.origin}'")
+
+    @property
+    def stated_results(self) -> dict[str, str]:
+        """The files that the run folder must contain, with their SHA-256; '' where it is not recorded."""
+        stated = {panel.file: panel.sha256 for panel in self.panels}
+        if self.complete and not self.results:  # written before manifests had this field
+            stated |= {PAGE: "", REPORT: ""}
+        if self.complete and self.video is not None:
+            stated[self.video.file] = self.video.sha256
+        return stated | self.results
+
+
+def find_damage(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """Return the results that a run folder does not contain as its manifest states them: file → what is wrong."""
+    damage = {}
+    for file, sha256 in manifest.stated_results.items():
+        try:
+            found = compute_sha256(folder / file)
+        except FileNotFoundError:
+            damage[file] = "is missing"
+        except OSError as error:
+            damage[file] = f"cannot be read ({(error.strerror or str(error)).lower()})"
+        else:
+            if sha256 and found != sha256:
+                damage[file] = "has changed"
+    return damage
 
 
 def installed_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
@@ -97,11 +126,11 @@ def read_manifest(path: str | Path) -> Manifest:
     if data.pop("format", None) != FORMAT:
         raise UserError(f"{path} is not a manifest of format {FORMAT}: {remedy}")
     try:
-        if missing := [each.name for each in fields(Manifest) if each.name not in data]:
+        if missing := [each.name for each in fields(Manifest) if each.name not in data and each.name != "results"]:
             raise ValueError(f"{missing[0]} is missing")
         manifest = build(Manifest, data)
-        for record in [*manifest.panels, *([manifest.video] if manifest.video else [])]:
-            _check_inside(record.file)
+        for file in [*manifest.stated_results, *([manifest.video.file] if manifest.video else [])]:
+            _check_inside(file)
         return manifest
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None

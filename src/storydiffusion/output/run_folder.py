@@ -11,16 +11,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from storydiffusion.errors import UserError
-from storydiffusion.files.atomic import write_atomically, write_image
+from storydiffusion.files.atomic import remove_drafts, write_atomically, write_image
 from storydiffusion.files.checksums import compute_sha256
-from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest, write_manifest
+from storydiffusion.output.manifest import (
+    PAGE,
+    REPORT,
+    Manifest,
+    PanelRecord,
+    find_damage,
+    read_manifest,
+    write_manifest,
+)
 from storydiffusion.output.page import comic_page
 from storydiffusion.output.report import write_report
 
@@ -28,7 +36,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROGRESS = ".progress.safetensors"
-RESULTS = ("page.png", "video.mp4", "report.html")
+RESULTS = (PAGE, "video.mp4", REPORT)
+FOLDERS = ("panels", "portraits", "transitions")
+STRIPS = "transitions/[0-9][0-9][0-9]-[0-9][0-9][0-9].png"
 NOT_OF_PANELS = ("run_dir", "overwrite", "story", "frames", "video", "fps", "hold", "captions", "font")
 """keys of the configuration that panels do not depend on"""
 SECONDS_BETWEEN_SAVES = 2.0  # a killed process loses at most this much work
@@ -50,27 +60,37 @@ class RunFolder:
     def __init__(self, path: str | Path, planned: Manifest, overwrite: bool = False):
         self.path = Path(path)
         self.manifest = planned
+        self.damage: dict[str, str] = {}  # results that were made but are no longer there: file → what is wrong
+        self._intact: set[str] = set()  # results of the planned run that need not be made
         self._digest = hashlib.sha256(json.dumps(_identity(planned), sort_keys=True).encode()).hexdigest()
+        remove_drafts(self.path, *(self.path / name for name in FOLDERS))
         found = self._found(overwrite)
         is_same = found is not None and _identity(found) == _identity(planned)
         if found is not None and not is_same and not overwrite and self._contains_work():
             raise UserError(
                 f"{path} contains another story or configuration: choose another run_dir, or pass overwrite=true"
             )
-        was_complete = found is not None and is_same and self._is_whole(found)
-        self.is_complete = was_complete and not overwrite and _has_video(found, planned)
-        if self.is_complete:
-            return
-        if (was_complete and overwrite) or not is_same:
+        self.is_complete = False
+        if found is None or not is_same or (found.complete and overwrite):
             self._clear()
-        elif found is not None and self._has_panels(found):
-            self.manifest = replace(planned, panels=found.panels, seconds=found.seconds)
-        write_manifest(self.path / "manifest.json", self.manifest)
+        else:
+            self.damage = find_damage(self.path, found)
+            self.is_complete = found.complete and not self.damage and _has_video(found, planned)
+            self._adopt(found)
+        if not self.is_complete:
+            write_manifest(self.path / "manifest.json", self.manifest)
 
     @property
     def panels(self) -> tuple[PanelRecord, ...]:
         """The finished panels: all of them or none."""
-        return self.manifest.panels
+        panels = self.manifest.panels
+        return panels if all(panel.file in self._intact for panel in panels) else ()
+
+    @property
+    def lacks_video(self) -> bool:
+        """Whether a video is planned and is not there yet."""
+        video = self.manifest.video
+        return video is not None and video.file not in self._intact
 
     @property
     def fonts(self) -> Sequence[str]:
@@ -126,17 +146,31 @@ class RunFolder:
     def keep_panels(
         self, images: Sequence[Image.Image], panels: Sequence[PanelRecord], seconds: Mapping[str, float]
     ) -> None:
-        """Write the panels and their page. `panels` come without file and checksum."""
+        """Write the panels that are not there yet, and the page. `panels` come without file and checksum."""
         records = []
         for number, (image, panel) in enumerate(zip(tqdm(images, "writing", unit="panel"), panels, strict=True), 1):
             file = f"panels/{number:03d}.png"
-            write_image(self.path / file, image)
+            if file not in self._intact:
+                write_image(self.path / file, image)
+                self._intact.add(file)
             records.append(replace(panel, file=file, sha256=compute_sha256(self.path / file)))
-        page = comic_page(images, [panel.caption for panel in panels], self.manifest.title, self.fonts)
-        write_image(self.path / "page.png", page)
-        self.manifest = replace(self.manifest, panels=tuple(records), seconds=dict(seconds))
-        write_manifest(self.path / "manifest.json", self.manifest)
+        if tuple(records) != self.manifest.panels:  # the rest was made from other panels, or from none
+            self._intact = {record.file for record in records}
+        self.manifest = replace(self.manifest, panels=tuple(records), seconds={**self.manifest.seconds, **seconds})
+        self.make_page()
         (self.path / PROGRESS).unlink(missing_ok=True)
+
+    def make_page(self) -> None:
+        """Make the page from the panels if it is not there yet."""
+        if PAGE not in self._intact:
+            images = [_read_image(self.path / panel.file) for panel in self.panels]
+            captions = [panel.caption for panel in self.panels]
+            write_image(self.path / PAGE, comic_page(images, captions, self.manifest.title, self.fonts))
+            self._intact.add(PAGE)
+        results = {file: compute_sha256(self.path / file) for file in [PAGE, *(panel.file for panel in self.panels)]}
+        kept = {file: sha256 for file, sha256 in self.manifest.results.items() if file in self._intact}
+        self.manifest = replace(self.manifest, results=kept | results)
+        write_manifest(self.path / "manifest.json", self.manifest)
 
     def finish(
         self,
@@ -145,15 +179,42 @@ class RunFolder:
         seconds: Mapping[str, float],
     ) -> None:
         """Write the report, and last the manifest, marked complete. Panels and video must exist."""
-        video = self.manifest.video
+        made = self.manifest.video
+        video = made and replace(made, sha256=compute_sha256(self.path / made.file))
+        if video != made or REPORT not in self._intact:
+            self.manifest = replace(
+                self.manifest, video=video, versions=versions, seconds={**self.manifest.seconds, **seconds}
+            )
+            write_report(self.path, self.manifest, settings, self.fonts)
+        files = [PAGE, REPORT, *(panel.file for panel in self.manifest.panels)]
         if video is not None:
-            video = replace(video, sha256=compute_sha256(self.path / video.file))
-        self.manifest = replace(
-            self.manifest, video=video, versions=versions, seconds={**self.manifest.seconds, **seconds}, complete=True
-        )
-        write_report(self.path, self.manifest, settings, self.fonts)
+            files += [video.file, *(path.relative_to(self.path).as_posix() for path in self.path.glob(STRIPS))]
+        results = {file: compute_sha256(self.path / file) for file in sorted(files)}
+        self.manifest = replace(self.manifest, results=results, complete=True)
         write_manifest(self.path / "manifest.json", self.manifest)
         self.is_complete = True
+
+    def _adopt(self, found: Manifest) -> None:
+        """Take over what an earlier run of the same panels has made."""
+        self._intact = found.stated_results.keys() - self.damage.keys()
+        video, planned = found.video, self.manifest.video
+        damaged_strips = [file for file in self.damage if PurePosixPath(file).match(STRIPS)]
+        for file in damaged_strips:  # their keys may still say that they fit
+            (self.path / file).unlink(missing_ok=True)
+        if video is not None and (damaged_strips or not _has_video(found, self.manifest)):
+            self._intact -= {video.file}
+        is_extra = planned is None and video is not None and video.file in self._intact
+        keeps_video = is_extra or _has_same_video(found, self.manifest)
+        if not keeps_video and video != planned:
+            self._intact -= {REPORT}
+        self.manifest = replace(
+            self.manifest,
+            panels=found.panels,
+            versions=found.versions,
+            seconds=found.seconds,
+            video=video if keeps_video else planned,
+            results={file: sha256 for file, sha256 in found.results.items() if file in self._intact},
+        )
 
     def _found(self, overwrite: bool) -> Manifest | None:
         file = self.path / "manifest.json"
@@ -169,14 +230,6 @@ class RunFolder:
             )
         return None
 
-    def _is_whole(self, found: Manifest) -> bool:
-        results = ["report.html", *([found.video.file] if found.video else [])]
-        return found.complete and self._has_panels(found) and all((self.path / name).exists() for name in results)
-
-    def _has_panels(self, found: Manifest) -> bool:
-        results = ["page.png", *[panel.file for panel in found.panels]]
-        return bool(found.panels) and all((self.path / name).exists() for name in results)
-
     def _contains_work(self) -> bool:
         return any((self.path / name).exists() for name in ("panels", "transitions", *RESULTS, PROGRESS))
 
@@ -186,8 +239,8 @@ class RunFolder:
             for file in ("manifest.json", *RESULTS, PROGRESS):
                 (self.path / file).unlink(missing_ok=True)
             number = "[0-9][0-9][0-9]"
-            for names in (f"panels/{number}", f"portraits/{number}", f"transitions/{number}-{number}"):
-                for file in self.path.glob(f"{names}.png"):
+            for names in (f"panels/{number}.png", f"portraits/{number}.png", STRIPS):
+                for file in self.path.glob(names):
                     file.unlink()
         except NotADirectoryError:
             pass  # write_manifest reports it
@@ -195,10 +248,18 @@ class RunFolder:
             raise UserError(f"cannot clear {self.path}: {error.strerror}; choose another run_dir") from error
 
 
+def _read_image(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
 def _has_video(found: Manifest | None, planned: Manifest) -> bool:
     """Return whether the existing video is the planned one; without a planned video any will do."""
-    made = found and found.video and replace(found.video, sha256="")
-    return planned.video is None or made == planned.video
+    return found is not None and (planned.video is None or _has_same_video(found, planned))
+
+
+def _has_same_video(found: Manifest, planned: Manifest) -> bool:
+    return (found.video and replace(found.video, sha256="")) == planned.video
 
 
 def _identity(manifest: Manifest) -> Any:

@@ -1,6 +1,5 @@
 """Video files for browsers: H.264 in MP4, 4:2:0, index first. PyAV bundles libx264."""
 
-import os
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from storydiffusion.errors import UserError
+from storydiffusion.files.atomic import draft
 
 BT709 = 1  # code of the colour space in H.264 and FFmpeg
 LIMITED_RANGE = 1
@@ -28,16 +28,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray | Image.Image], fp
         UserError: where the file cannot be written; no partial file is left.
     """
     path = Path(path).absolute()  # FFmpeg reads a relative `a:b.mp4` as a protocol
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder, so that the move is atomic
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _encode(draft, frames, fps, crf)
-            with open(draft, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+    with draft(path) as temporary, _writing(path):
+        _encode(temporary, frames, fps, crf)
 
 
 def encode_video(path: Path, frames: Iterable[np.ndarray | Image.Image], fps: float, crf: int = 18) -> None:

@@ -6,7 +6,6 @@ folder; the run may still be training. `from_pretrained(FOLDER)` verifies and lo
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.errors import UserError, first_line
+from storydiffusion.files.atomic import draft_path
 from storydiffusion.files.checksums import check_checksums, write_checksums
 from storydiffusion.files.json_file import read_object
 
@@ -141,7 +141,7 @@ def release(config: ReleaseConfig) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} is not empty: choose a new folder, since releases are never overwritten")
     checkpoint = read_checkpoint(Path(config.run))
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    draft = draft_path(out)
     try:
         draft.mkdir(parents=True)
         parts = write_parts(checkpoint, draft, config.dtype)

@@ -15,6 +15,7 @@ from storydiffusion.evaluation.benchmarks.benchmark import Benchmark, check_read
 from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.evaluation.records import RECORDS, can_resume, measure_all
 from storydiffusion.evaluation.result import FILE, MetricValues, Result, load_result, save_result
+from storydiffusion.files.atomic import remove_drafts
 from storydiffusion.loaders.resolve import ResolvedModel, resolve_model
 from storydiffusion.output.folder_lock import own_folder
 
@@ -51,6 +52,7 @@ def run_benchmark(config: InferConfig) -> list[str]:
     count = {f"benchmark.{kind.count}": getattr(config.benchmark, kind.count)}
     file = folder / FILE
     with own_folder(folder):
+        remove_drafts(folder / "portraits")
         if config.overwrite:
             _remove_finished(folder, settings)
         if file.exists() and (result := load_result(file)).settings == settings | count:
