@@ -4,9 +4,11 @@ import base64
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from fontTools.ttLib import TTFont
 from PIL import Image
 
 from storydiffusion.errors import UserError
@@ -14,6 +16,7 @@ from storydiffusion.files.atomic import write_image
 from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord
 from storydiffusion.output.report import NOTES, write_report
+from storydiffusion.output.typefaces import FONTS, font_bytes, subset
 from tests.output.test_html_page import check_policy
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' {{ 7 * 7 }}"
@@ -176,3 +179,9 @@ def test_a_missing_image_keeps_the_old_report(tmp_path: Path):
     with pytest.raises(UserError, match=r"001\.png"):
         report(tmp_path, manifest)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == html
+
+
+@pytest.mark.parametrize("font", FONTS)
+def test_embedded_fonts_do_not_depend_on_the_time(font):
+    times = [TTFont(BytesIO(data))["head"].modified for data in (font_bytes(font), subset(font, "a"))]  # type: ignore[attr-defined]
+    assert times[0] == times[1]

@@ -67,4 +67,5 @@ def check_fonts(paths: Iterable[str]) -> None:
 def _open(font: str) -> "TTFont":
     from fontTools.ttLib import TTFont
 
-    return TTFont(BytesIO(font_bytes(font)), lazy=True, fontNumber=0)
+    # a subset keeps the font's own time of change, so that a report made again has the same bytes
+    return TTFont(BytesIO(font_bytes(font)), lazy=True, fontNumber=0, recalcTimestamp=False)
