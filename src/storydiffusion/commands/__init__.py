@@ -22,6 +22,7 @@ VERBS = {
     "reproduce": "measure every claim of RESULTS.md on the miniature and rewrite the document",
     "release": "turn a trained run into a folder to load, check and publish",
     "model-card": "write the model card of the miniature, with sample sheets",
+    "words": "list the words that the miniature knows",
     "make-shards": "write shards of captioned videos",
     "index-shards": "index or verify shards for training",
     "user-study": "make a blind preference study as one offline HTML file",

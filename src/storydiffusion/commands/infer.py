@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from storydiffusion.config import InferConfig
 from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
-from storydiffusion.loaders.resolve import ResolvedModel, resolve_model
+from storydiffusion.loaders.resolve import ResolvedModel, read_edition, resolve_model
 from storydiffusion.output.folder_lock import own_folder
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, installed_versions
 from storydiffusion.output.typefaces import check_fonts
@@ -63,7 +63,7 @@ def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run
         copy_images(config, run)
     elif run.panels:
         run.make_page()
-        settings |= warn_of_unknown_words(config, model, story)
+        settings |= warn_of_words(model, story)
     else:
         settings |= generate_panels(config, model, story, run)
     seconds = {}
@@ -154,7 +154,7 @@ def generate_panels(config: InferConfig, resolved: ResolvedModel, story: Story, 
     model = load_story_model(resolved)
     pipe = StoryPipeline(model.pipe)
     clock = time.perf_counter()
-    remarks = warn_of_unknown_words(config, resolved, story)
+    remarks = warn_of_words(resolved, story)
     conditions = build_story_conditions(config, story, model, run.path, run.manifest.weights)
     with run.keeping_progress() as keep:
         output = pipe(
@@ -179,16 +179,46 @@ def generate_panels(config: InferConfig, resolved: ResolvedModel, story: Story, 
     return remarks
 
 
-def warn_of_unknown_words(config: InferConfig, model: ResolvedModel, story: Story) -> Settings:
-    """Print the words of the prompts that the model's tokenizer does not know; return them for the report."""
+def warn_of_words(model: ResolvedModel, story: Story) -> Settings:
+    """Print what the model cannot read or draw of the prompts; return it for the report."""
     from storydiffusion.loaders.text_to_image import load_tokenizer
-    from storydiffusion.pipelines.story import find_unknown_words
+    from storydiffusion.pipelines.story import find_unknown_words, get_prompts
 
-    unknown = ", ".join(find_unknown_words(load_tokenizer(model.folder), story))
-    if not unknown:
-        return {}
-    print(f"warning: the model does not know these words of the prompts: {unknown}", file=sys.stderr)
-    return {"words unknown to the model": unknown}
+    remarks: Settings = {}
+    tokenizer = load_tokenizer(model.folder)
+    if unknown := find_unknown_words(tokenizer, story):
+        hints = ", ".join(suggest_words(word, model) for word in unknown)
+        print(f"warning: the model does not know these words of the prompts: {hints}", file=sys.stderr)
+        remarks["words unknown to the model"] = hints
+    edition = read_edition(model.folder)
+    if edition is None:
+        return remarks
+    from storydiffusion.storyworld.edition import get_edition
+    from storydiffusion.storyworld.words import find_limits
+
+    prompts, _ = get_prompts(story)
+    limits = [
+        f"panel {number} {limit}"
+        for number, prompt in enumerate(prompts, start=1)
+        for limit in find_limits(prompt, get_edition(edition))
+    ]
+    for limit in limits:
+        print(f"warning: {limit}; `storydiffusion words` lists what it knows", file=sys.stderr)
+    if limits:
+        remarks["beyond the model"] = "; ".join(limits)
+    return remarks
+
+
+def suggest_words(word: str, model: ResolvedModel) -> str:
+    """Return the word, with known words that are spelled like it where the model was trained on StoryWorld."""
+    edition = read_edition(model.folder)
+    if edition is None:
+        return word
+    from storydiffusion.storyworld.edition import get_edition
+    from storydiffusion.storyworld.words import find_near_words
+
+    near = find_near_words(word, get_edition(edition).vocabulary())
+    return f"{word} (near: {', '.join(near)})" if near else word
 
 
 def find_missing_characters(config: InferConfig, story: Story) -> dict[str, str]:

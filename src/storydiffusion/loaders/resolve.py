@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CARD = "storydiffusion.json"
-"""of a model folder: {"kind": "miniature"} says what a viewer of its images must know of the weights"""
+"""of a model folder: {"kind": "miniature", "edition": 1} says what its weights are, and which StoryWorld they know"""
 DEFAULTS = {"StableDiffusionPipeline": "sd15_animatediff", "StableDiffusionXLPipeline": "sdxl"}
 """class of a pipeline → file of conf/model"""
 VIDEO_PARTS = ("motion_adapter", "image_encoder", "predictor")
@@ -161,6 +161,19 @@ def read_origin(folder: Path) -> str:
     if kind not in ORIGINS:
         raise UserError(f"{folder / CARD} has kind {kind!r}: write one of {', '.join(ORIGINS)}")
     return kind
+
+
+def read_edition(folder: Path) -> int | None:
+    """Return the edition of StoryWorld that the folder's weights were trained on; None if they were not.
+
+    Folders of the miniature without one are older than the second edition.
+    """
+    if read_origin(folder) != "miniature":
+        return None
+    edition = read_json(folder / CARD).get("edition", 1)
+    if not isinstance(edition, int) or isinstance(edition, bool):
+        raise UserError(f"{folder / CARD} has edition {edition!r}: write a whole number")
+    return edition
 
 
 def find_weights(folder: Path) -> dict[str, Path]:

@@ -46,6 +46,8 @@ EMPTY_WORDINGS = (
     "nobody is {place}{beside}",
     "{place}, nobody{beside}",
 )
+EMPTY_WORDS = ("empty", "nobody")
+"""One of these is in every caption of an empty place."""
 PAIR_WORDINGS = ("{first}{comma} and {second}, {place}{beside}", "{place}, {first} and {second}{beside}")
 
 MOOD_NAMING_PROBABILITY = 0.9
