@@ -114,6 +114,40 @@ def check_export(folder: Path, trained: TrainingRun) -> None:
     assert set(json.loads((folder / "training.json").read_text())) == {"predictor", "motion_module"}
 
 
+TOKENS = (
+    "experiment=storyworld_tokens", "predictor.layers=0", "data.storyworld.clips=8", f"data.storyworld.frames={FRAMES}",
+    "data.frames=2", f"data.stride={FRAMES - 1}", "recipe.batch_size=2", "recipe.warmup_steps=2",
+)  # fmt: skip
+
+
+def test_tokens_are_trained_resumed_bit_equal_and_start_the_predictor(training, tmp_path):
+    whole = training("whole", *TOKENS, "trainer.max_steps=5", "trainer.log_every=1")
+    whole.fit()
+    whole.export(tmp_path / "export")
+    cut = training("cut", *TOKENS, "trainer.max_steps=5")
+    cut.trainer.callbacks.append(PowerCut())  # type: ignore[attr-defined]
+    with pytest.raises(ConnectionAbortedError):
+        cut.fit()
+    resumed = training("cut", *TOKENS, "trainer.max_steps=5")
+    resumed.fit()
+    for name, tensor in state(whole).items():
+        assert torch.equal(tensor, state(resumed)[name]), name
+    losses = [float(row["train/text_loss"]) for row in metrics(tmp_path / "whole")]
+    assert losses == [float(row["train/loss"]) for row in metrics(tmp_path / "whole")]
+    assert losses[-1] < losses[0]
+    start = f"predictor.start={tmp_path}/export/predictor"
+    for experiment in ("storyworld_predictor", "storyworld_free_boundary"):
+        further = training(
+            experiment, f"experiment={experiment}", start, "trainer.max_steps=1", "recipe.batch_size=2",
+            "data.storyworld.clips=8", "recipe.joint_dropout=0.5",
+        )  # fmt: skip
+        tokens = load_predictor(tmp_path / "export" / "predictor").state_dict()
+        started = further.module.predictor.state_dict()
+        assert all(torch.equal(weight, started[name]) for name, weight in tokens.items())
+        assert any(name.startswith("layers.") for name in started)
+        further.fit()
+
+
 def test_finished_run_continues_if_max_steps_is_raised(training):
     training("longer", "trainer.max_steps=1").fit()
     longer = training("longer", "trainer.max_steps=2")
@@ -214,6 +248,10 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
         (["data.storyworld=null", "data.shards=/nowhere"], ["no shards match", "/nowhere"]),
         (["data.frames=9"], ["data.frames=9", "at most 8"]),
         (["recipe.semantic_weight=0", "recipe.teacher_forcing=1"], ["recipe.teacher_forcing=1", "transformer"]),
+        (["experiment=storyworld_tokens", "predictor.layers=1"], ["recipe.diffusion_weight=0", "predictor.layers=0"]),
+        (["data.captions=storyworld_frames"], ["data.captions=storyworld_frames", "data.captions=clip"]),
+        (["recipe.text_weight=1", "recipe.trainable=[motion_module]", "recipe.semantic_weight=0"], ["text_weight=1"]),
+        (["recipe.joint_dropout=1.5"], ["recipe.joint_dropout", "1.5"]),
         (["recipe.diffusion_weight=0", *BOTH], ["recipe.diffusion_weight=0", "recipe.trainable=[predictor]"]),
         (["data.backend=ffmpeg"], ["data.", "ffmpeg", "pyav"]),
         (["data.shards='pipe:touch owned'"], ["pipe:touch owned", "no local path"]),

@@ -80,7 +80,28 @@ class TransitionsBenchmark:
         check_range("benchmark.batch", self.batch, 1, 10**6)
 
 
-BENCHMARKS: dict[str, type] = {"stories": StoriesBenchmark, "transitions": TransitionsBenchmark}
+@dataclasses.dataclass
+class ImageEncoderBenchmark:
+    """conf/benchmark/image_encoder.yaml: held-out images, read from the tokens of model.video.image_encoder."""
+
+    kind: str
+    edition: int  # of StoryWorld
+    training_images: int  # that the linear probe is fitted on
+    retrieval: bool  # also find captions; needs an encoder with a text tower
+    blocks: int  # of 64 images
+    batch: int  # blocks measured between two records
+
+    def __post_init__(self) -> None:
+        check_range("benchmark.training_images", self.training_images, 2, 100_000)
+        check_range("benchmark.blocks", self.blocks, 2, 10**4)
+        check_range("benchmark.batch", self.batch, 1, 10**4)
+
+
+BENCHMARKS: dict[str, type] = {
+    "stories": StoriesBenchmark,
+    "transitions": TransitionsBenchmark,
+    "image_encoder": ImageEncoderBenchmark,
+}
 
 
 @dataclasses.dataclass
@@ -105,7 +126,7 @@ class InferConfig:
     model: ModelConfig
     csa: CSAConfig
     baseline: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or one of these by its key `kind`
-    benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark]  # likewise
+    benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark, ImageEncoderBenchmark]  # likewise
 
     def __post_init__(self) -> None:
         check_choice("noise", self.noise, NOISES)

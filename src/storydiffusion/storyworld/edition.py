@@ -20,6 +20,7 @@ from storydiffusion.storyworld.scene import (
     sample_scene_pair_member,
     sample_scene_relative,
     scene_labels,
+    scene_positions,
 )
 from storydiffusion.storyworld.scene_renderer import render_scene
 from storydiffusion.storyworld.truth import (
@@ -40,6 +41,7 @@ class Edition:
     sample(seed, index): truth number `index` of the world `seed`.
     sample_pair_member(seed, index): images 2k and 2k + 1 show the same characters in two activities.
     sample_relative(seed, index, family): images of one family of `family` differ in attire alone.
+    get_positions(truth): x of each of `most_characters` characters, in pixels of 128 from the middle; NaN for none.
     render(truth, size): RGB uint8 (size, size, 3).
     caption(truth, seed): random words, parts of the attire left open; full_caption(truth): everything, in fixed words.
     pair_caption(first, second, seed): of two images of a pair side by side.
@@ -55,6 +57,7 @@ class Edition:
     sample_pair_member: Callable[[int, int], Any]
     sample_relative: Callable[[int, int, int], Any]
     get_labels: Callable[[Any], dict[str, str | None]]
+    get_positions: Callable[[Any], tuple[float, ...]]
     render: Callable[[Any, int], np.ndarray]
     caption: Callable[..., str]
     full_caption: Callable[[Any], str]
@@ -76,6 +79,7 @@ EDITIONS: Mapping[int, Edition] = {
         sample_pair_member=sample_pair_member,
         sample_relative=sample_relative,
         get_labels=truth_labels,
+        get_positions=lambda truth: (truth.x,),
         render=render,
         caption=captions.caption,
         full_caption=captions.full_caption,
@@ -95,6 +99,7 @@ EDITIONS: Mapping[int, Edition] = {
         sample_pair_member=sample_scene_pair_member,
         sample_relative=sample_scene_relative,
         get_labels=scene_labels,
+        get_positions=scene_positions,
         render=render_scene,
         caption=scene_captions.caption_scene,
         full_caption=scene_captions.full_caption_of_scene,

@@ -1,5 +1,6 @@
 """Scenes, the images of the second edition: an empty place, one character or two, each with a mood and a side."""
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -147,6 +148,12 @@ def scene_labels(scene: Scene) -> dict[str, str | None]:
             there = slot < len(scene.characters)
             labels[f"{name}_{slot + 1}"] = getattr(scene.characters[slot], name) if there else None
     return labels
+
+
+def scene_positions(scene: Scene) -> tuple[float, ...]:
+    """Return x of the characters from left to right, NaN for those that the scene lacks."""
+    found = [figure.x for figure in scene.characters]
+    return (*found, *[math.nan] * (MOST_CHARACTERS - len(found)))
 
 
 SCENE_LABELS: Mapping[str, tuple[str, ...]] = SCENE_ATTRIBUTES | {

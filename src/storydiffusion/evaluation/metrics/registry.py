@@ -13,6 +13,9 @@ function takes; whoever has that evidence about an item (an image, a story, a cl
     pooled                      (F, D), one embedding per frame
     flow, reference_flow        mean length of the optical flow
     boxes, reference_boxes      of the character in the frames between the boundary frames
+    probed                      attribute → share of images whose value a linear probe reads from the encoder's tokens;
+                                with position_error, the probe's of characters, and retrieved, the share of images
+                                whose caption the encoder finds
     video_features              (N, D) of N clips, and reference_video_features
 """
 
@@ -32,6 +35,8 @@ from storydiffusion.evaluation.metrics.embeddings import (
 from storydiffusion.evaluation.metrics.emotion import emotion_hits, emotion_scores
 from storydiffusion.evaluation.metrics.frechet import frechet_distance
 from storydiffusion.evaluation.metrics.optical_flow import relative_flow
+from storydiffusion.storyworld.scene import SCENE_LABELS
+from storydiffusion.storyworld.truth import ATTRIBUTES
 
 Item = Literal["image", "story", "clip", "set"]
 Direction = Literal["higher", "lower", "reference"]
@@ -80,6 +85,22 @@ def _attribute_metric(item: Item, label: str, *attributes: str) -> Metric:
     compute = partial(alignment, attributes=attributes)
     unit = "share of frames" if item == "clip" else "share of images"
     return Metric(label, item, "higher", unit, ("readings", "prompted"), compute)
+
+
+def get_attribute(label: str) -> str:
+    """Return the attribute of an edition's label: `kind` of kind_1, the kind of an image's first character."""
+    return label.removesuffix("_1").removesuffix("_2")
+
+
+PROBED_ATTRIBUTES = tuple(dict.fromkeys(map(get_attribute, (*ATTRIBUTES, *SCENE_LABELS))))
+"""The attributes of both editions of StoryWorld"""
+
+
+def _probe_metric(attribute: str) -> Metric:
+    label = f"probe, {attribute.replace('_', ' ')}"
+    return Metric(
+        label, "set", "higher", "share of images", ("probed",), lambda probed: probed.get(attribute), "encoder"
+    )
 
 
 METRICS: dict[str, Metric] = {
@@ -164,6 +185,17 @@ METRICS: dict[str, Metric] = {
     "clipsim_frames": Metric(
         "CLIPSIM-frames", "clip", "reference", "cosine", ("pooled",), partial(clips.from_previous, clips.cosine),
         "encoder", 1,
+    ),
+    "probe": Metric(
+        "probe, mean of the attributes", "set", "higher", "share of images", ("probed",),
+        lambda probed: sum(probed.values()) / len(probed), "encoder",
+    ),
+    **{f"probe_{name}": _probe_metric(name) for name in PROBED_ATTRIBUTES},
+    "probe_position_error": Metric(
+        "probe, position error", "set", "lower", "pixels of 128", ("position_error",), float, "encoder"
+    ),
+    "retrieval": Metric(
+        "retrieval of captions", "set", "higher", "share of images", ("retrieved",), float, "encoder"
     ),
     "fvd": Metric(
         "FVD", "set", "lower", "squared distance", ("video_features", "reference_video_features"), frechet_distance,

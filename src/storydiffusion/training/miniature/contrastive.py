@@ -148,10 +148,11 @@ class ClipModule(RecipeModule):
 
     @torch.no_grad()
     def export(self, folder: Path) -> dict[str, float]:
-        """Write the transformers folder; return the retrieval accuracy within batches of held-out images."""
+        """Write the transformers folder with its tokenizer; return the retrieval accuracy in held-out batches."""
         self.eval()
         batches = [self.pairs(HELD_OUT_SEED, i * self.recipe.batch_size) for i in range(8)]
         accuracy = torch.stack([self.loss(batch)["accuracy"] for batch in batches]).mean().item()
         self.clip.to(torch.float16).save_pretrained(folder / "image_encoder")
         declare_float32(folder / "image_encoder")
+        build_tokenizer(self.recipe.edition).save_pretrained(folder / "image_encoder")
         return {f"image_to_text_accuracy_of_{self.recipe.batch_size}": accuracy}
