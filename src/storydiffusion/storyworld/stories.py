@@ -70,6 +70,12 @@ def get_stories(panels: int) -> tuple[list[FrozenStory], str]:
 
 def load_stories(file: Path = FILE) -> list[FrozenStory]:
     """Load the frozen stories; raise UserError if the file is missing or does not match its checksum."""
+    content = read_frozen(file)
+    return [_build_story(content, number) for number in range(len(content["stories"]))]
+
+
+def read_frozen(file: Path) -> dict[str, Any]:
+    """Read a file of frozen stories; raise UserError if it is missing or does not match its checksum."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         frozen = content.pop("sha256")
@@ -77,7 +83,7 @@ def load_stories(file: Path = FILE) -> list[FrozenStory]:
         raise UserError(f"{file} is not a readable file of frozen stories: restore it from the release") from error
     if checksum(content) != frozen:
         raise UserError(f"{file} was changed: its checksum is not {frozen[:12]}…; restore it from the release")
-    return [_build_story(content, number) for number in range(len(content["stories"]))]
+    return content
 
 
 def draw_stories(seed: int, panels: int = PANELS) -> dict[str, Any]:

@@ -1,0 +1,145 @@
+"""The frozen stories of the second edition: of one character and of two, with moods, places and sides that change.
+
+They were drawn once (`draw_scene_stories`, a function of its arguments alone) and are kept in scene_stories.json with
+seed and checksum; `python -m storydiffusion.storyworld.scene_stories` rewrites the file. The held-out clips are
+`sample_scene_clip(HELD_OUT_SEED, 0 … CLIPS − 1)`; the file has their checksum too.
+"""
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from storydiffusion.storyworld.captions import ATTIRE, WORDINGS
+from storydiffusion.storyworld.poses import STILL_PHASE
+from storydiffusion.storyworld.scene import MOODS, Figure, Scene, acting_side, sample_scene, scene_labels
+from storydiffusion.storyworld.scene_captions import MOOD_WORDS, Naming, describe_scene
+from storydiffusion.storyworld.scene_clips import sample_scene_clip
+from storydiffusion.storyworld.stories import MOST_NAMED, checksum, read_frozen
+from storydiffusion.storyworld.truth import ATTRIBUTES, LOOKS
+
+FILE = Path(__file__).with_name("scene_stories.json")
+SEED = 20_001  # a world of its own, separate from the training and held-out worlds
+HELD_OUT_SEED = 10_000  # as in `images`, which imports torch
+STORIES: Mapping[int, int] = {1: 48, 2: 32}
+"""Characters of a story → number of such stories."""
+CLIPS = 64
+CASTS: Mapping[int, tuple[tuple[int, ...], ...]] = {1: ((0,), (0,), (0,), (0,)), 2: ((0, 1), (0,), (1,), (1, 0))}
+"""Characters of a story → who is in each panel, from left to right."""
+SIDE_NAMING_PROBABILITY = 0.5  # where one character is alone; of two, sides are always named
+
+
+@dataclass(frozen=True)
+class ScenePanel:
+    """A prompt, the labels that it states (names of SCENE_LABELS), and who is in it, from left to right."""
+
+    prompt: str
+    prompted: Mapping[str, str]
+    cast: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SceneStory:
+    """Four panels with different places and, for each character, different actions and moods.
+
+    `looks[c]` are those of character c; `open[c]` its attributes that no prompt states and that must stay the same.
+    """
+
+    number: int
+    looks: tuple[Mapping[str, str | None], ...]
+    open: tuple[tuple[str, ...], ...]
+    panels: tuple[ScenePanel, ...]
+
+
+def load_scene_stories(file: Path = FILE) -> list[SceneStory]:
+    """Load the frozen stories; raise UserError if the file is missing or does not match its checksum."""
+    return [_build_story(record, number) for number, record in enumerate(read_frozen(file)["stories"])]
+
+
+def _build_story(record: Mapping[str, Any], number: int) -> SceneStory:
+    left_open = []
+    for looks, named in zip(record["looks"], record["named"], strict=True):
+        names = [name for name in LOOKS[1:] if name not in named and looks[name] is not None]
+        left_open.append(tuple(name for name in names if not (name == "hat_color" and "hat" in named)))
+    panels = tuple(ScenePanel(each["prompt"], each["prompted"], tuple(each["cast"])) for each in record["panels"])
+    return SceneStory(number, tuple(record["looks"]), tuple(left_open), panels)
+
+
+def draw_scene_stories(seed: int) -> dict[str, Any]:
+    """Return the content of the file: plain lists and dicts, the same for the same seed on every machine."""
+    rng = random.Random(f"stories/2/{seed}")
+    stories = []
+    for count, number in STORIES.items():
+        for _ in range(number):
+            stories.append(_draw_story(seed, count, rng))
+    clips = checksum({"clips": [sample_scene_clip(HELD_OUT_SEED, index).to_dict() for index in range(CLIPS)]})
+    return {"seed": seed, "clips_sha256": clips, "stories": stories}
+
+
+def _draw_story(seed: int, count: int, rng: random.Random) -> dict[str, Any]:
+    figures = _draw_cast(seed, count, rng)
+    named = [_draw_named(figure, rng) for figure in figures]
+    places = rng.sample(ATTRIBUTES["place"], len(CASTS[count]))
+    actions = [rng.sample(ATTRIBUTES["action"], len(places)) for _ in figures]
+    moods = [rng.sample(MOODS, len(places)) for _ in figures]
+    panels = []
+    for panel, (place, cast) in enumerate(zip(places, CASTS[count], strict=True)):
+        stage = sample_scene(seed, rng.randrange(1 << 30), count=len(cast), place=place)
+        who = [replace(figures[c], action=actions[c][panel], mood=moods[c][panel]) for c in cast]
+        scene = _put_on_stage(stage, who)
+        with_side = len(cast) > 1 or rng.random() < SIDE_NAMING_PROBABILITY
+        panels.append(_describe_panel(scene, cast, [named[c] for c in cast], with_side, rng))
+    looks = [{name: getattr(figure, name) for name in LOOKS} for figure in figures]
+    return {"looks": looks, "named": named, "panels": panels}
+
+
+def _draw_cast(seed: int, count: int, rng: random.Random) -> tuple[Figure, ...]:
+    """Draw characters of different kinds."""
+    while True:
+        figures = sample_scene(seed, rng.randrange(1 << 30), count=count).characters
+        if len({figure.kind for figure in figures}) == count:
+            return figures
+
+
+def _draw_named(figure: Figure, rng: random.Random) -> list[str]:
+    """Draw the 0 to 3 parts of the attire that prompts name."""
+    nameable = [name for name in ATTIRE if getattr(figure, name) is not None]
+    if figure.accessory == "none":  # a caption has no words for it
+        nameable.remove("accessory")
+    return sorted(rng.sample(nameable, rng.randint(0, MOST_NAMED)), key=ATTIRE.index)
+
+
+def _put_on_stage(stage: Scene, who: list[Figure]) -> Scene:
+    """Return the scene with `who` in the places of its characters."""
+    figures = []
+    for figure, spot in zip(who, stage.characters, strict=True):
+        placed = replace(figure, phase=STILL_PHASE[figure.action], x=spot.x, facing=spot.facing)
+        figures.append(replace(placed, facing=acting_side(placed, len(who))))
+    return replace(stage, characters=tuple(figures))
+
+
+def _describe_panel(
+    scene: Scene, cast: tuple[int, ...], named: list[list[str]], with_side: bool, rng: random.Random
+) -> dict[str, Any]:
+    naming = [
+        Naming(parts, "" if figure.mood == "neutral" else rng.choice(MOOD_WORDS[figure.mood]), with_side)
+        for figure, parts in zip(scene.characters, named, strict=True)
+    ]
+    prompt = describe_scene(scene, naming, rng.randrange(len(WORDINGS)), first=rng.randrange(2))
+    labels = scene_labels(scene)
+    stated = ["characters", "place", "object"]
+    for slot, parts in enumerate(named, start=1):
+        colored = ["hat_color"] if "hat" in parts else []
+        names = ["kind", *parts, *colored, "action", "mood", *(["side"] if with_side else [])]
+        stated += [f"{name}_{slot}" for name in names if labels[f"{name}_{slot}"] is not None]
+    return {"prompt": prompt, "cast": list(cast), "prompted": {name: labels[name] for name in stated}}
+
+
+if __name__ == "__main__":
+    frozen = draw_scene_stories(SEED)
+    lines = ",\n  ".join(json.dumps(story) for story in frozen.pop("stories"))
+    whole = {**frozen, "stories": json.loads(f"[{lines}]")}
+    head = json.dumps({"sha256": checksum(whole), **frozen})[:-1]
+    FILE.write_text(f'{head},\n "stories": [\n  {lines}\n ]}}\n', encoding="utf-8")
