@@ -33,10 +33,10 @@ def render_scene(scene: Scene, size: int = FRAME) -> np.ndarray:
 def draw_figures(canvas: Canvas, scene: Scene, stances: Sequence[Stance]) -> None:
     """Draw the characters in `stances` over an existing place."""
     for stance in stances:
-        with _scaled(canvas, scene, MIDDLE + stance.x):
+        with scaled(canvas, scene, MIDDLE + stance.x):
             draw_shadow(canvas, stance)
     for figure, stance in zip(scene.characters, stances, strict=True):
-        with _scaled(canvas, scene, MIDDLE + stance.x):
+        with scaled(canvas, scene, MIDDLE + stance.x):
             draw_character(canvas, figure, stance)
 
 
@@ -70,7 +70,7 @@ def figure_masks(scene: Scene, size: int = FRAME, stances: Sequence[Stance] | No
     masks = np.zeros((len(stances), size, size), bool)
     for number, (figure, stance) in enumerate(zip(scene.characters, stances, strict=True)):
         canvas = Canvas(size * SUPERSAMPLE)
-        with _scaled(canvas, scene, MIDDLE + stance.x):
+        with scaled(canvas, scene, MIDDLE + stance.x):
             draw_character(canvas, figure, stance)
         mask = shrink(canvas.pixels()[..., 3:])[..., 0] >= 128
         masks[:number] &= ~mask
@@ -86,7 +86,8 @@ def figure_boxes(
 
 
 @contextmanager
-def _scaled(canvas: Canvas, scene: Scene, x: float) -> Iterator[None]:
+def scaled(canvas: Canvas, scene: Scene, x: float) -> Iterator[None]:
+    """Draw what stands at `x` in the size of the scene's characters."""
     scale = SCALES[len(scene.characters)]
     with canvas.moved((x, GROUND), scale=(scale, scale)):
         yield

@@ -22,6 +22,7 @@ from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 from storydiffusion.storyworld.captions import caption, words
 from storydiffusion.storyworld.edition import EDITIONS
 from storydiffusion.storyworld.scene import SCENE_LABELS
+from storydiffusion.storyworld.spoilt import FAULTS
 from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
 from storydiffusion.training.miniature.attribute_classifier import attribute_loss
 from storydiffusion.training.miniature.stream import Stream
@@ -339,3 +340,9 @@ def test_captions_have_no_unknown_words_and_the_tokenizer_survives_saving(tmp_pa
         assert tokenizer.unk_token_id not in tokens
         assert len(tokens) <= tokenizer.model_max_length
         assert again(caption(sample_truth(3, index), index)).input_ids == tokens
+
+
+def test_the_scene_classifier_is_measured_on_every_attribute_and_on_spoilt_images(second_edition):
+    accuracy = json.loads((second_edition / "training.json").read_text())["attribute_classifier"]["figures"]
+    assert accuracy.keys() >= SCENE_LABELS.keys() | {f"spoilt: {fault}" for fault in FAULTS}
+    assert all(0 <= accuracy[name] <= 1 for name in SCENE_LABELS)
