@@ -78,12 +78,30 @@ def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run
 
 
 def read_story(config: InferConfig) -> Story:
-    """Read the script; for the user's own images (`frames`), make one without words."""
+    """Read the script, or write it first; for the user's own images (`frames`), make one without words."""
+    if config.is_to_write:
+        return write_story(config)
     if config.frames is None:
-        return load_story(config.story)
+        return load_story(str(config.story))
     from storydiffusion.story.given_images import build_story_from_images
 
     return build_story_from_images([Path(file) for file in config.frames])
+
+
+def write_story(config: InferConfig) -> Story:
+    """Write the story into the run folder, or read the one that is there, with what the user has changed in it."""
+    from storydiffusion.writer.request import build_brief
+    from storydiffusion.writer.story_file import write_or_read_story
+
+    file = Path(str(config.run_dir)) / "story.yaml"
+    story, draft = write_or_read_story(
+        file, build_brief(config, config.model, config.seed), config.writer, config.overwrite
+    )
+    if draft is not None:
+        for note in draft.notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(f"written: {file}")
+    return story
 
 
 def plan_video(config: InferConfig, model: ResolvedModel) -> tuple[VideoRecord | None, str]:

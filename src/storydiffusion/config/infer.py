@@ -1,6 +1,7 @@
 """conf/infer.yaml: one story, a video of given images, or a benchmark of many stories or clips."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig, load_baseline_config
 from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_sampling, load
 from storydiffusion.config.model import ModelConfig
+from storydiffusion.config.writer import ChatWriterConfig, RulesWriterConfig, check_writing, is_to_write
 from storydiffusion.errors import UserError
 
 NOISES = ("own", "shared")
@@ -17,6 +19,8 @@ VIDEOS = ("auto", "on", "off")
 LONGEST_HOLD = 60.0  # seconds
 METHODS = ("predictor", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
 MOST_STORIES, MOST_PANELS = 128, 1000
+EXAMPLE = "package://examples/mia.yaml"
+LONGEST_RUN_NAME = 40  # characters
 
 
 @dataclasses.dataclass
@@ -108,9 +112,14 @@ BENCHMARKS: dict[str, type] = {
 class InferConfig:
     """conf/infer.yaml: a story or a benchmark. Values that are null take the model's defaults (`model.steps`, …)."""
 
-    story: str
+    story: str | None  # null: EXAMPLE
+    idea: str | None  # to write a story from, instead of a story file
+    text: str | None  # likewise, prose to split into panels
+    emotion: str | None  # that a written story evokes
+    panels: int | None  # of a written story; null: the writer's
+    language: str | None  # of its captions; null: that of the idea or text
     frames: list[str] | None  # image files to make a video of, instead of a story
-    run_dir: str | None  # null: runs/NAME-OF-THE-STORY-FILE, or runs/video for given images
+    run_dir: str | None  # null: runs/NAME-OF-THE-STORY-FILE, runs/WORDS-OF-THE-IDEA, or runs/video for given images
     overwrite: bool
     seed: int
     noise: str
@@ -127,6 +136,7 @@ class InferConfig:
     csa: CSAConfig
     baseline: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or one of these by its key `kind`
     benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark, ImageEncoderBenchmark]  # likewise
+    writer: Annotated[Any, RulesWriterConfig, ChatWriterConfig]  # likewise
 
     def __post_init__(self) -> None:
         check_choice("noise", self.noise, NOISES)
@@ -150,8 +160,36 @@ class InferConfig:
             self.baseline = load_baseline_config(self.baseline)
         if self.benchmark is not None:
             self._load_benchmark()
+        self._check_source()
         if self.run_dir is None:
-            self.run_dir = str(Path("runs") / (Path(self.story).stem if self.frames is None else "video"))
+            self.run_dir = str(Path("runs") / self._run_name())
+
+    @property
+    def is_to_write(self) -> bool:
+        """Whether the story is to be written, from an idea, a text or an emotion."""
+        return is_to_write(self)
+
+    def _check_source(self) -> None:
+        """Check that the story comes from one source, and take the example where there is none."""
+        check_writing(self)
+        others = {"story": self.story, "frames": self.frames, "benchmark": self.benchmark}
+        for name, value in others.items():
+            if self.is_to_write and value is not None:
+                raise UserError(f"idea, text and emotion write a new story: leave out them or {name}")
+        if not self.is_to_write:
+            for name in ("panels", "language"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"{name}={getattr(self, name)} is for a story to write: add idea='…' or text=FILE")
+            self.story = self.story or EXAMPLE
+
+    def _run_name(self) -> str:
+        """Return the name of the run folder: of the story file, from the words of the idea, or what there is."""
+        if self.frames is not None:
+            return "video"
+        if self.idea is not None:
+            words = re.findall(r"\w+", self.idea.lower())
+            return "-".join(words)[:LONGEST_RUN_NAME].strip("-_") or "story"
+        return Path(self.text or self.story or str(self.emotion)).stem
 
     def _load_benchmark(self) -> None:
         if self.frames is not None:

@@ -39,8 +39,11 @@ PROGRESS = ".progress.safetensors"
 RESULTS = (PAGE, "video.mp4", REPORT)
 FOLDERS = ("panels", "portraits", "transitions")
 STRIPS = "transitions/[0-9][0-9][0-9]-[0-9][0-9][0-9].png"
-NOT_OF_PANELS = ("run_dir", "overwrite", "story", "frames", "video", "fps", "hold", "captions", "font")
-"""keys of the configuration that panels do not depend on"""
+NOT_OF_PANELS = (
+    "run_dir", "overwrite", "story", "frames", "video", "fps", "hold", "captions", "font",
+    "idea", "text", "emotion", "panels", "language", "writer",
+)  # fmt: skip
+"""keys of the configuration that panels do not depend on; what was written is in the script"""
 SECONDS_BETWEEN_SAVES = 2.0  # a killed process loses at most this much work
 
 

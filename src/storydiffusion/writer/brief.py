@@ -55,6 +55,10 @@ class Writer(ABC):
     def write(self, brief: Brief) -> Draft:
         """Write the story that `brief` asks for, checked by `build_story`; raise UserError if there is none."""
 
+    def kept_replies(self) -> list[dict[str, Any]]:
+        """Return what a server answered, as plain data, to write the same story again without it."""
+        return []
+
 
 Build = TypeVar("Build", bound=Callable[..., Writer])
 
