@@ -31,7 +31,9 @@ MAY_IMPORT = {
     "publish": f"{LEAVES} models loaders pipelines training evaluation",
     "user_study": f"{LEAVES} evaluation",
     "__main__": "commands",
-    "commands": f"{LEAVES} models loaders writer pipelines baselines training evaluation experiments publish user_study",
+    "commands": (
+        f"{LEAVES} models loaders writer pipelines baselines training evaluation experiments publish user_study"
+    ),
 }
 """Folder → what its modules may import beside itself."""
 

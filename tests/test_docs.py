@@ -107,6 +107,7 @@ REGISTRIES = {
     "loaders.schedulers": "SCHEDULERS",
     "models.image_encoders": "IMAGE_ENCODERS",
     "training.clip_sources": "SOURCES",
+    "writer.brief": "WRITERS",
     "training.diffusion_loss": "ERROR_SPACES",
     "evaluation.metrics.registry": "METRICS",
 }

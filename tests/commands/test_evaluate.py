@@ -111,8 +111,21 @@ def test_emotions_by_a_probe_are_named_after_it(command, images, tmp_path):
     found = measured(tmp_path / "out")
     assert list(found.values("emo_score").values()) == pytest.approx([9 / 16] * 3)
     assert list(found.values("emo_a").values()) == [1] * 3
+    assert list(found.values("emo_score_2").values()) == pytest.approx([12 / 16] * 3)
     assert found.metrics["emo_a"].network == "probe on miniature"
     assert len(found.settings["weights"]["emotion_probe"]) == 64
+
+
+def test_a_probe_of_raw_embeddings_is_named_so_and_reads_other_values(command, images, tmp_path):
+    encoder = load_image_text_encoder(MINIATURE, torch.device("cpu"))
+    weight = np.random.default_rng(0).normal(size=(8, encoder.width))
+    np.savez(tmp_path / "probe.npz", weight=weight, bias=np.zeros(8))
+    arguments = (f"images={images}", "emotion=awe", f"emotion_probe={tmp_path / 'probe.npz'}", ENCODER)
+    assert command(*arguments, f"out={tmp_path / 'unit'}").code == 0
+    assert command(*arguments, f"out={tmp_path / 'raw'}", "emotion_normalize=false").code == 0
+    unit, raw = measured(tmp_path / "unit"), measured(tmp_path / "raw")
+    assert raw.metrics["emo_a"].network == "probe on miniature, not normalized"
+    assert list(unit.values("emo_score").values()) != pytest.approx(list(raw.values("emo_score").values()))
 
 
 def mean(found: Result, name: str) -> float:
@@ -190,6 +203,7 @@ def test_clips_that_differ_from_their_references_in_length_are_refused(command, 
         (["videos=a", "i3d=b"], "reference=FOLDER"),
         (["images=a", "emotion=joy"], "emotion=joy is not one of amusement"),
         (["images=a", "emotion_probe=b"], "emotion=NAME"),
+        (["images=a", "emotion=awe", "emotion_normalize=false"], "emotion_probe=FILE"),
         (["images=a", "lpips=vgg19"], "lpips=vgg19 is not one of"),
         (["images=a", "device=tpu"], "device=tpu is not one of"),
         (["images=/no/such/folder"], "/no/such/folder"),

@@ -14,6 +14,8 @@ from storydiffusion.evaluation.networks import (
     FULL_SCALE,
     LPIPS_CHOICES,
     MINIATURE,
+    EmotionReader,
+    ImageTextEncoder,
     Networks,
     load_dreamsim,
     load_emotion_reader,
@@ -55,12 +57,13 @@ class EvaluateConfig:
     lpips: str = "auto"
     emotion: str | None = None
     emotion_probe: str | None = None
+    emotion_normalize: bool = True
     dreamsim: str | None = None
     i3d: str | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        from storydiffusion.evaluation.metrics.emotion import EMOTIONS
+        from storydiffusion.story.emotions import EMOTIONS
 
         given = [name for name in ("run", "images", "videos") if getattr(self, name) is not None]
         if len(given) != 1:
@@ -74,6 +77,8 @@ class EvaluateConfig:
             check_choice("emotion", self.emotion, EMOTIONS)
         if self.emotion_probe is not None and self.emotion is None:
             raise UserError(f"emotion_probe={self.emotion_probe} needs the intended emotion. Pass emotion=NAME")
+        if self.emotion_probe is None and not self.emotion_normalize:
+            raise UserError("emotion_normalize=false is of a probe. Pass emotion_probe=FILE")
         if self.i3d is not None and self.reference is None:
             raise UserError(f"i3d={self.i3d} compares clips with references. Pass reference=FOLDER")
         if self.frames is not None and self.frames < 2:
@@ -146,10 +151,17 @@ def load_networks(config: EvaluateConfig, source: str, has_clips: bool) -> Netwo
     return Networks(
         encoder,
         load_perceptual_distance(config.lpips, encoder) if has_clips else None,
-        load_emotion_reader(config.emotion, config.emotion_probe, encoder) if config.emotion is not None else None,
+        load_emotion(config, encoder),
         load_dreamsim(Path(config.dreamsim), device) if config.dreamsim else None,
         load_i3d(Path(config.i3d), device) if config.i3d else None,
     )
+
+
+def load_emotion(config: EvaluateConfig, encoder: ImageTextEncoder) -> EmotionReader | None:
+    """Load the classifier of emotions, if an emotion is intended."""
+    if config.emotion is None:
+        return None
+    return load_emotion_reader(config.emotion, config.emotion_probe, encoder, config.emotion_normalize)
 
 
 def get_settings(config: EvaluateConfig, networks: Networks, inputs: "Inputs") -> dict[str, Any]:

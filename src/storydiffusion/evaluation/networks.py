@@ -341,8 +341,12 @@ def load_i3d(file: Path, device: "torch.device") -> Features:
     return Features(f"I3D {file.name}", embed)
 
 
-def load_emotion_reader(emotion: str, probe_file: str | None, encoder: ImageTextEncoder) -> EmotionReader:
+def load_emotion_reader(
+    emotion: str, probe_file: str | None, encoder: ImageTextEncoder, normalize: bool = True
+) -> EmotionReader:
     """Load the linear probe, or, without one, compare with the encoder's embeddings of words.
+
+    normalize: the probe was trained on embeddings of length 1.
 
     Raises:
         UserError: the probe does not fit the encoder, or the encoder does not know the words for emotions.
@@ -350,8 +354,9 @@ def load_emotion_reader(emotion: str, probe_file: str | None, encoder: ImageText
     from storydiffusion.evaluation.metrics.emotion import ZERO_SHOT_PROMPTS, load_probe, zero_shot_logits
 
     if probe_file is not None:
-        probe = load_probe(Path(probe_file), encoder.width)
-        return EmotionReader(emotion, f"probe on {encoder.label}", probe.logits)
+        probe = load_probe(Path(probe_file), encoder.width, normalize)
+        label = f"probe on {encoder.label}" + ("" if normalize else ", not normalized")
+        return EmotionReader(emotion, label, probe.logits)
     for prompt in ZERO_SHOT_PROMPTS:
         if unknown := encoder.unknown_words(prompt):
             raise UserError(

@@ -83,7 +83,10 @@ def write_remarks(inputs: "Inputs", networks: Networks, measured: Measurements, 
     if unknown := list(dict.fromkeys(word for text in texts for word in encoder.unknown_words(text))):
         remarks.append(f"The encoder does not know these words of the texts: {', '.join(unknown)}.")
     if networks.emotion is not None:
-        remarks.append(f"Emo-Score and Emo-A: the intended emotion is {networks.emotion.emotion}; chance is 0.125.")
+        remarks.append(
+            f"Emo-Score and Emo-A: the intended emotion is {networks.emotion.emotion}; chance is 0.125, and "
+            "0.5 with two classes."
+        )
     if inputs.stories:
         remarks.append("± is the standard error over items; images of one story are dependent, stories are not.")
     return [*remarks, *write_motion_remarks(measured)]

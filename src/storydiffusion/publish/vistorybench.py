@@ -31,7 +31,8 @@ from storydiffusion.output.manifest import Manifest, read_manifest
 LANGUAGES = ("en", "ch")
 LARGEST_STORY = 999  # the benchmark reads story numbers of up to three digits
 STORY_KEYS = (
-    "story", "script", "frames", "seed", "run_dir", "overwrite", "idea", "text", "emotion", "panels", "language", "writer",
+    "story", "script", "frames", "seed", "run_dir", "overwrite",
+    "idea", "text", "emotion", "panels", "language", "writer",
 )  # fmt: skip
 VIDEO_KEYS = ("video", "fps", "hold", "captions")  # keys of a run's configuration that may differ, like those above
 

@@ -163,13 +163,14 @@ def _story_messages(brief: Brief, plan: Plan | None, schema: Schema) -> list[Mes
     if brief.target.free:
         lines.append(
             "Prompts and descriptions are English and say only what an image shows. A description fixes a character's "
-            "body, hair and clothes in at most 20 words. A prompt names characters only as [Name], never by description, "
-            "and says action, place, light and view in at most 25 words; a panel without a character begins with [NC]."
+            "body, hair and clothes in at most 20 words. A prompt names characters only as [Name], never by their "
+            "description, and says action, place, light and view in at most 25 words; a panel without a character "
+            "begins with [NC]."
         )
     else:
         lines.append(
-            "The image model draws only the values in the schema. Write captions that fit the place, the action and the "
-            "object of their panel. Give every character looks that tell it apart."
+            "The image model draws only the values in the schema. Write captions that fit the place, the action and "
+            "the object of their panel. Give every character looks that tell it apart."
         )
     return _messages("\n".join(lines), schema)
 

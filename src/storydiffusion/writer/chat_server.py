@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from storydiffusion.errors import UserError, first_line
@@ -19,7 +20,7 @@ class RefusedError(Exception):
 class ChatServer:
     """The server of conf/writer/chat.yaml, reached through the library `openai`.
 
-    It repeats requests that are answered with 429 or 5xx, or not at all, `retries` times, and waits as Retry-After asks.
+    Requests that are answered with 429 or 5xx, or not at all, are repeated `retries` times, as Retry-After asks.
     The key is read from the environment variable `api_key_env` and is never part of an error, a reply or a file.
 
     Raises:
@@ -46,7 +47,6 @@ class ChatServer:
             RefusedError: the server does not support the request's response_format.
             UserError: no server, no access, no answer in time, an error of the server, or no complete reply.
         """
-        import httpx
         import openai
 
         try:
@@ -65,9 +65,9 @@ class ChatServer:
             raise self._error("answers 429, too many requests", "wait, or check the account's quota") from None
         except openai.APIStatusError as error:
             raise self._error(f"answers {error.status_code}", "see the server's log") from None
-        except (openai.APITimeoutError, httpx.TimeoutException):
+        except openai.APITimeoutError:
             raise self._too_slow() from None
-        except (openai.APIConnectionError, httpx.TransportError) as error:
+        except openai.APIConnectionError as error:
             raise self._error(f"cannot be reached ({_reason(error)})", "start the server or check the URL") from None
 
     def _receive(self, request: dict[str, Any]) -> bytes:
@@ -75,13 +75,27 @@ class ChatServer:
         received = bytearray()
         with self._client.chat.completions.with_streaming_response.create(**request) as response:
             deadline = time.monotonic() + self.config.timeout
-            for piece in response.iter_bytes():
+            for piece in self._pieces(response):
                 received += piece
                 if len(received) > LARGEST_REPLY:
                     raise self._error(f"sends more than {LARGEST_REPLY // 1024} KiB", "use another model or server")
                 if time.monotonic() > deadline:
                     raise self._too_slow()
         return bytes(received)
+
+    def _pieces(self, response: Any) -> Iterator[bytes]:
+        """Yield the body of an answer. Its errors are those of the HTTP library, which is openai's own choice."""
+        pieces = response.iter_bytes()
+        while True:
+            try:
+                piece = next(pieces, None)
+            except Exception as error:
+                if any("Timeout" in kind.__name__ for kind in type(error).__mro__):
+                    raise self._too_slow() from None
+                raise self._error(f"broke the reply off ({_reason(error)})", "see the server's log") from None
+            if piece is None:
+                return
+            yield piece
 
     def _read_text(self, body: bytes) -> str:
         """Return the content of the first choice."""

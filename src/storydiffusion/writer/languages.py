@@ -56,6 +56,10 @@ class Lexicon:
             written, before = piece[0], text[: piece.start()].rstrip(" \n“„«\"'—¡¿")
             yield Word(written, *self._look_up(written.lower()), not before or before[-1] in ".!?…。！？")
 
+    def values(self, category: str) -> list[str]:
+        """Return the values of a category that the lexicon has words for."""
+        return list(self._patterns[category])
+
     def names_next(self, word: Word) -> bool:
         """Return whether the word after `word` is a name, as after "called"."""
         return bool(self._name_after.fullmatch(word.written.lower()))

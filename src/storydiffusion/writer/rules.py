@@ -33,6 +33,8 @@ from storydiffusion.writer.word_files import load_words
 FILE = Path(__file__).with_name("plots.yaml")
 FEWEST_PANELS, MOST_PANELS = 3, 16
 OUTDOORS = ("park", "beach", "city", "snow", "forest")
+TREASURES = ("ball", "balloon", "flowers")
+"""Objects of plots that leave theirs open."""
 HAT_PROBABILITY = 0.5
 SHARED = (*POSITIVE, "sadness")
 """Emotions that the friend shows as well."""
@@ -118,7 +120,7 @@ def choose_plot(emotion: str | None, reading: Reading, rng: random.Random) -> st
         if emotion is not None and emotion not in plot["emotions"]:
             continue
         score = 3 * reading.plots.get(name, 0)
-        score += 4 * (plot["friend"] and len(reading.characters) > 1)
+        score += 4 * (plot["friend"] and max(len(reading.characters), len(reading.names)) > 1)
         score += 2 * bool({"any", *reading.objects} & {plot["object"]}) * bool(reading.objects)
         scores[name] = (score, emotion is not None or plot["emotions"][0] in POSITIVE)
     best = max(scores.values())
@@ -128,7 +130,7 @@ def choose_plot(emotion: str | None, reading: Reading, rng: random.Random) -> st
 def _choose_object(wanted: str | None, reading: Reading, rng: random.Random) -> str | None:
     if wanted != "any":
         return wanted
-    return reading.objects[0] if reading.objects else rng.choice(("ball", "balloon", "flowers", "gift"))
+    return reading.objects[0] if reading.objects else rng.choice(TREASURES)
 
 
 def _plan(brief: Brief, emotion: str, plot: Mapping[str, Any], thing: str | None, rng: random.Random) -> Plan:
@@ -166,6 +168,7 @@ def _cast(
 
 def _gender(kind: str, name: str, spoken: str, sentences: Sentences, rng: random.Random) -> str:
     by_name = next((gender for gender, names in sentences.names.items() if name in names), "")
+    by_name = by_name or ("f" if name.endswith("a") else "")  # Mia, Anna, Olga; pronouns of the idea decide before
     drawn = rng.choice("mf")
     return {"girl": "f", "boy": "m"}.get(kind) or spoken or by_name or drawn
 

@@ -11,6 +11,7 @@ from storydiffusion.evaluation.metrics.emotion import (
     LinearProbe,
     emotion_hits,
     emotion_scores,
+    emotion_scores_of_two,
     load_probe,
     probabilities,
     zero_shot_logits,
@@ -79,3 +80,32 @@ def test_a_probe_of_another_format_or_none_is_refused(tmp_path):
         load_probe(tmp_path / "probe.pt", 5)
     with pytest.raises(UserError, match="No such file"):
         load_probe(tmp_path / "probe.npz", 5)
+
+
+def test_two_classes_sum_the_emotions_of_one_sign():
+    found = np.array([[0.3, 0.1, 0.1, 0.1, 0.05, 0.15, 0.1, 0.1]])
+    for emotion in ("amusement", "awe", "contentment", "excitement"):
+        np.testing.assert_allclose(emotion_scores_of_two(found, emotion), [0.6])
+    for emotion in ("anger", "disgust", "fear", "sadness"):
+        np.testing.assert_allclose(emotion_scores_of_two(found, emotion), [0.4])
+
+
+def test_a_probe_trained_on_raw_embeddings_reads_their_length():
+    images = np.array([[0, 3.0, 0, 0, 0, 0, 0, 4]])
+    raw = LinearProbe(np.eye(8) * 2, np.arange(8.0), normalize=False)
+    np.testing.assert_allclose(raw.logits(images), images * 2 + np.arange(8.0))
+
+
+def test_scores_are_those_of_a_linear_layer_and_a_softmax(tmp_path):
+    """As EmoGen computes them: Linear(768, 8) on CLIP features as they are, softmax, mean of the target."""
+    import torch
+
+    torch.manual_seed(0)
+    layer, features = torch.nn.Linear(768, 8), torch.randn(5, 768) * 10
+    np.savez(tmp_path / "probe.npz", weight=layer.weight.detach().numpy(), bias=layer.bias.detach().numpy())
+    with torch.no_grad():
+        expected = layer(features).softmax(-1)
+    found = probabilities(load_probe(tmp_path / "probe.npz", 768, normalize=False).logits(features.numpy()))
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(emotion_scores(found, "fear").mean(), expected[:, 6].mean().item(), atol=1e-5)
+    assert emotion_hits(found, "fear").mean() == (expected.argmax(-1) == 6).float().mean().item()

@@ -1,8 +1,10 @@
 """Emo-Score and Emo-A: the emotion that images evoke, over Mikels' eight (Behavior Research Methods 37, 2005).
 
 Emo-Score is the mean probability of the intended emotion, Emo-A the share of images for which it is the most probable;
-chance is 1/8 for both. The probabilities come from an encoder's comparison with words or from a linear probe on its
-embeddings. Report the values with its name only: different ones are not comparable.
+chance is 1/8 for both. With two classes, Emo-Score is the summed probability of the four positive emotions, or of the
+four negative ones, whichever include the intended; chance is 1/2. The probabilities come from an encoder's comparison
+with words or from a linear probe on its embeddings. Report the values with its name only: different ones are not
+comparable.
 
 Shapes: P images, D channels.
 """
@@ -14,9 +16,7 @@ import numpy as np
 
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.evaluation.metrics.embeddings import unit
-
-EMOTIONS = ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
-"""In the order of EmoSet's classes, which the rows of a probe follow"""
+from storydiffusion.story.emotions import EMOTIONS, POSITIVE
 
 ZERO_SHOT_PROMPTS = tuple(f"a picture that evokes {emotion}" for emotion in EMOTIONS)
 
@@ -46,19 +46,29 @@ def emotion_hits(probabilities: np.ndarray, emotion: str) -> np.ndarray:
     return (probabilities.argmax(-1) == EMOTIONS.index(emotion)).astype(float)
 
 
+def emotion_scores_of_two(probabilities: np.ndarray, emotion: str) -> np.ndarray:
+    """Return the probability of the emotions of the same sign as `emotion` for each image, (P, 8) → (P,)."""
+    same = [(each in POSITIVE) == (emotion in POSITIVE) for each in EMOTIONS]
+    return probabilities[:, same].sum(-1)
+
+
 @dataclass(frozen=True)
 class LinearProbe:
-    """Logistic regression on embeddings of length 1: `weight` (8, D), `bias` (8,), rows in the order of EMOTIONS."""
+    """Logistic regression on embeddings: `weight` (8, D), `bias` (8,), rows in the order of EMOTIONS.
+
+    normalize: the embeddings are scaled to length 1 first; whether they are is part of how a probe was trained.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
+    normalize: bool = True
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Return the logits of embeddings (P, D) → (P, 8)."""
-        return unit(images) @ self.weight.T + self.bias
+        return (unit(images) if self.normalize else images) @ self.weight.T + self.bias
 
 
-def load_probe(file: Path, width: int) -> LinearProbe:
+def load_probe(file: Path, width: int, normalize: bool = True) -> LinearProbe:
     """Load the arrays `weight` and `bias` of a .safetensors or .npz file, for embeddings of `width` channels.
 
     Raises:
@@ -70,7 +80,7 @@ def load_probe(file: Path, width: int) -> LinearProbe:
         )
     try:
         arrays = _read(file)
-        probe = LinearProbe(arrays["weight"].astype(np.float64), arrays["bias"].astype(np.float64))
+        probe = LinearProbe(arrays["weight"].astype(np.float64), arrays["bias"].astype(np.float64), normalize)
     except Exception as error:  # zip, pickle and safetensors raise different errors
         raise UserError(
             f"emotion_probe={file} cannot be read ({first_line(error)}). Save the arrays weight and bias in it"

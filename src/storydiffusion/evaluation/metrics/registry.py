@@ -32,7 +32,7 @@ from storydiffusion.evaluation.metrics.embeddings import (
     pair_distance,
     pair_similarity,
 )
-from storydiffusion.evaluation.metrics.emotion import emotion_hits, emotion_scores
+from storydiffusion.evaluation.metrics.emotion import emotion_hits, emotion_scores, emotion_scores_of_two
 from storydiffusion.evaluation.metrics.frechet import frechet_distance
 from storydiffusion.evaluation.metrics.optical_flow import relative_flow
 from storydiffusion.storyworld.scene import SCENE_LABELS
@@ -142,6 +142,10 @@ METRICS: dict[str, Metric] = {
     ),
     "emo_a": Metric(
         "Emo-A", "image", "higher", "share of images", ("emotion_probabilities", "emotion"), emotion_hits, "emotion"
+    ),
+    "emo_score_2": Metric(
+        "Emo-Score, 2 classes", "image", "higher", "probability", ("emotion_probabilities", "emotion"),
+        emotion_scores_of_two, "emotion",
     ),
     "perceptual_error": Metric(
         "perceptual error", "clip", "lower", "distance", ("distance", "features", "reference_features"),

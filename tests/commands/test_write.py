@@ -1,0 +1,118 @@
+"""`storydiffusion write`, and `infer` with an idea, a text or an emotion."""
+
+import pytest
+import yaml
+
+from storydiffusion.output.manifest import read_manifest
+from storydiffusion.story import load_story
+from tests.conftest import compose_config, run_verb
+
+
+@pytest.fixture
+def write(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return lambda *overrides: run_verb("write", overrides, capsys)
+
+
+@pytest.fixture
+def generate(infer, tiny_model):
+    """Generate a written story with the tiny model, which takes free prompts."""
+    small = ("height=64", "width=64", "steps=2", "video=off", "panels=3")
+    return lambda *overrides: infer(f"model.path={tiny_model}", *small, *overrides)
+
+
+def test_an_idea_becomes_a_story_file_that_infer_reads(write, tmp_path):
+    outcome = write("idea=a lonely robot finds a friend", "emotion=sadness", "panels=6")
+    assert outcome.code == 0
+    story = load_story(tmp_path / "story.yaml")
+    assert len(story.panels) == 6
+    assert story.title in outcome.out
+    assert {path.name for path in tmp_path.iterdir()} == {"story.yaml", "story.writing.json"}
+    assert write("idea=a cat").code == 1
+    assert load_story(tmp_path / "story.yaml") == story
+
+
+def test_a_text_becomes_panels_of_its_sentences(write, tmp_path):
+    (tmp_path / "tale.txt").write_text("A cat ran in the park. It found a ball. The cat jumped.")
+    assert write("text=tale.txt", "out=tale.yaml").code == 0
+    panels = yaml.safe_load((tmp_path / "tale.yaml").read_text())["panels"]
+    assert [panel["caption"] for panel in panels] == ["A cat ran in the park.", "It found a ball.", "The cat jumped."]
+
+
+def test_unknown_words_are_one_note(write):
+    assert write("idea=a cat and a zeppelin").sentences == [
+        "note: writer=rules has no words for these of the idea: zeppelin; writer=chat reads any"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "nothing to write from"),
+        (["idea=?!"], "nothing to write from"),
+        (["idea=a", "text=b.txt"], "exclude each other"),
+        (["text=nowhere.txt"], "nowhere.txt"),
+        (["idea=a cat", "emotion=joy"], "emotion=joy is not one of amusement"),
+        (["idea=a cat", "panels=0"], "panels=0"),
+        (["idea=a cat", "panels=2"], "panels=2"),
+        (["idea=a cat", "language=xx"], "language=xx"),
+        (["idea=a cat", "out=story.txt"], "out=story.txt"),
+        (["idea=a cat", "writer=gpt"], "chat"),
+        (["idea=a cat", "writer=chat"], "writer.base_url"),
+        (["idea=a cat", "writer=chat", "writer.base_url=nowhere", "writer.model=m"], "writer.base_url=nowhere"),
+        (["idea=a cat", "writer=chat", "writer.api_key=x"], "writer.api_key"),
+    ],
+)
+def test_bad_settings_are_one_sentence_and_write_nothing(write, tmp_path, overrides, said):
+    outcome = write(*overrides)
+    assert outcome.code == 1
+    assert len(outcome.sentences) == 1
+    assert said in outcome.sentences[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["idea=a cat", "story=a.yaml"], "leave out them or story"),
+        (["emotion=awe", "frames=[a.png,b.png]"], "leave out them or frames"),
+        (["text=a.txt", "benchmark=stories"], "leave out them or benchmark"),
+        (["idea=a cat", "text=a.txt"], "exclude each other"),
+        (["panels=4"], "panels=4 is for a story to write"),
+        (["language=de"], "language=de is for a story to write"),
+    ],
+)
+def test_a_story_has_one_source(infer, overrides, said):
+    outcome = infer(*overrides)
+    assert outcome.code == 1
+    assert said in outcome.sentences[0]
+
+
+def test_infer_writes_the_story_first_and_generates_what_the_user_changed_in_it(generate, tmp_path):
+    assert generate("idea=a cat finds a ball").code == 0
+    run = tmp_path / "runs" / "a-cat-finds-a-ball"
+    assert read_manifest(run / "manifest.json").complete
+    assert generate("idea=a cat finds a ball").out.count("already exists") == 1
+    file = run / "story.yaml"
+    data = yaml.safe_load(file.read_text())
+    data["title"] = "Mine"
+    file.write_text(yaml.safe_dump(data))
+    outcome = generate("idea=a cat finds a ball")
+    assert outcome.code == 1
+    assert "overwrite=true" in outcome.err
+    assert generate("idea=a cat finds a ball", "overwrite=true").code == 0
+    assert read_manifest(run / "manifest.json").title == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder"),
+    [
+        (["idea=Ein Bär, am Strand!"], "ein-bär-am-strand"),
+        ([f"idea={'cat ' * 40}"], "-".join(["cat"] * 10)),
+        (["text=tales/fox.txt"], "fox"),
+        (["emotion=awe"], "awe"),
+        ([], "mia"),
+    ],
+)
+def test_run_folders_are_named_after_what_is_written(overrides, folder):
+    assert compose_config("infer", *overrides).run_dir == f"runs/{folder}"

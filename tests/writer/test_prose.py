@@ -1,0 +1,77 @@
+"""Splitting prose: captions are the text, sentence by sentence, and prompts follow its words."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storydiffusion.errors import UserError
+from storydiffusion.story import panel_prompts
+from storydiffusion.writer.prose import group_sentences, split_sentences
+from storydiffusion.writer.rules import RulesWriter
+from storydiffusion.writer.targets import StoryWorldTarget
+from tests.writer.briefs import brief
+
+TEXT = """A small cat called Nell lived in the forest. Every day she read a book.
+
+One day she ran to the beach! There stood a bear with a ball. “Hello,” said the bear. They jumped until night came."""
+
+
+def write(text=TEXT, **changes):
+    return RulesWriter().write(brief(idea="", text=text, **changes))
+
+
+def test_captions_are_the_sentences_in_order():
+    story = write(panels=4).story
+    assert " ".join(panel.caption for panel in story.panels) == " ".join(TEXT.split())
+
+
+def test_prompts_follow_the_words_and_places_last_until_another_is_named():
+    story = write(panels=6).story
+    prompts = [panel.prompt for panel in story.panels]
+    assert prompts[0].startswith("[Nell] is standing in the forest")
+    assert prompts[1] == "[Nell] is reading in the forest"
+    assert prompts[2] == "[Nell] is running on the beach"
+    assert "on the beach beside a ball" in prompts[3]
+    assert story.characters[0].name == "Nell"
+    assert "a bear" in panel_prompts(story)[3].prompt
+
+
+def test_chinese_prose_is_split_at_its_full_stops():
+    text = "小猫在公园里跑。它看见一个气球！“你好，”小猫说。后来，它坐在雪地里。"
+    story = write(text, panels=4).story
+    assert [panel.caption for panel in story.panels][1] == "它看见一个气球！"
+    assert "running in the park" in story.panels[0].prompt
+
+
+def test_a_language_without_lexicon_is_said_and_still_split():
+    draft = write("Кот пошёл в лес. Там он нашёл мяч. Потом пошёл снег.", panels=3)
+    assert [panel.caption for panel in draft.story.panels][1] == "Там он нашёл мяч."
+    (note,) = draft.notes
+    assert "no words of the text's language" in note
+
+
+def test_too_few_sentences_and_too_long_captions_are_refused():
+    with pytest.raises(UserError, match="2 sentences, fewer than panels=3: pass panels=2"):
+        write("One. Two.", panels=3)
+    with pytest.raises(UserError, match="more panels"):
+        write("The cat sat in the park and sang. " * 300, panels=3)
+
+
+def test_titles_and_initials_do_not_end_a_sentence():
+    assert split_sentences("Mr. Fox met Dr. J. Bear. They danced.") == ["Mr. Fox met Dr. J. Bear.", "They danced."]
+
+
+@given(sentences=st.lists(st.text(min_size=1, max_size=50), min_size=1, max_size=40), data=st.data())
+def test_groups_keep_every_sentence_in_order_and_none_is_empty(sentences, data):
+    count = data.draw(st.integers(1, len(sentences)))
+    groups = group_sentences(sentences, count)
+    assert len(groups) == count
+    assert all(groups)
+    assert [sentence for group in groups for sentence in group] == sentences
+
+
+def test_two_characters_share_an_image_where_the_model_draws_two():
+    story = write(
+        "A cat and a bear ran in the park. The cat sat. The bear sat.", panels=3, target=StoryWorldTarget(2)
+    ).story
+    assert [len(panel.characters) for panel in story.panels] == [2, 1, 1]
