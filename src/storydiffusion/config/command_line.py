@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from storydiffusion.config.loading import closest_key, dictionary_keys, keys, load
+from storydiffusion.config.prose import PROSE, quote_prose
 from storydiffusion.config.renamed import explain_renamed
 from storydiffusion.config.sweep import experiment_sweeps, job_name
 from storydiffusion.errors import UserError
@@ -121,7 +122,7 @@ def _checked(arguments: list[str], schema: type, program: str) -> list[str]:
     """Return the arguments as Hydra should see them, once flags and overrides are known to be allowed."""
     parsed, known = _parse(arguments, program), {*keys(schema), "experiment"}
     for override in parsed.overrides:
-        if any(
+        if not override.startswith(tuple(f"{key}=" for key in PROSE)) and any(
             sign in override for sign in CLASSES
         ):  # hydra.callbacks and the factories of logging call what they name
             fail(program, f"{override!r} names a class or function to call, which no setting here does: leave it out")
@@ -137,10 +138,11 @@ def _in_hydras_grammar(arguments: Sequence[str], schema: type) -> list[str]:
     """Write for Hydra what it would refuse although it has one meaning.
 
     A value with an equals sign, as in `baseline_job=csa.rate=1`, is quoted; so are such values in a list.
+    Prose, such as an idea, is quoted whatever it contains.
     `methods.NAME=…` gets ++ where `methods` is a dictionary, whose keys the user chooses.
     """
     adapted = []
-    for argument in arguments:
+    for argument in map(quote_prose, arguments):
         key, _, value = argument.partition("=")
         inner = value[1:-1] if value.startswith("[") and value.endswith("]") else value
         if "=" in inner and not set(inner) & set("'\"[{("):
