@@ -5,8 +5,7 @@ from pathlib import Path
 from storydiffusion.config import ModelConfig
 from storydiffusion.config.writer import WritingSettings
 from storydiffusion.files.bounded_yaml import read_text
-from storydiffusion.files.json_file import read_object
-from storydiffusion.loaders.resolve import CARD, read_origin
+from storydiffusion.loaders.resolve import read_edition
 from storydiffusion.loaders.sources import package_path
 from storydiffusion.writer.brief import Brief
 from storydiffusion.writer.prose import split_sentences
@@ -30,6 +29,5 @@ def build_brief(config: WritingSettings, model: ModelConfig, seed: int) -> Brief
 def find_target(model: ModelConfig) -> Target:
     """Return what the model draws: a local folder's card names StoryWorld's edition, and a hub is not asked."""
     folder = package_path(model.path)
-    if folder.is_dir() and read_origin(folder) == "miniature":
-        return StoryWorldTarget(read_object(folder / CARD).get("edition", 1))
-    return FreeTarget()
+    edition = read_edition(folder) if folder.is_dir() else None
+    return FreeTarget() if edition is None else StoryWorldTarget(edition)

@@ -95,6 +95,10 @@ class StoryWorldTarget(Target):
     free = False
 
     def __init__(self, edition: int) -> None:
+        if edition not in (1, 2):
+            raise UserError(
+                f"edition={edition} of StoryWorld is unknown to the writer: choose a model of edition 1 or 2"
+            )
         self.edition = edition
         self.name = f"StoryWorld, edition {edition}"
         self.values = ATTRIBUTES if edition == 1 else {**ATTRIBUTES, **FIGURE_ATTRIBUTES}
