@@ -17,6 +17,7 @@ from storydiffusion.storyworld.scene_captions import scene_vocabulary
 from storydiffusion.writer.languages import LANGUAGES, load_sentences
 from storydiffusion.writer.rules import MOST_PANELS, RulesWriter, load_plots
 from storydiffusion.writer.targets import FreeTarget, StoryWorldTarget
+from tests.conftest import ROOT
 from tests.writer.briefs import TARGETS, brief, seeded_idea
 
 
@@ -165,3 +166,15 @@ def test_writing_does_not_import_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_stories_of_the_guide_are_what_is_written():
+    guide = (ROOT / "docs" / "writing.md").read_text(encoding="utf-8")
+    stories = re.findall(
+        r'^\d+\. \*\*(.*)\*\* \(idea="(.*?)"(?: emotion=(\w+))? panels=(\d+) seed=(\d+)\)\n((?: {3}.*\n)+)', guide, re.M
+    )
+    assert len(stories) == 10
+    for title, idea, emotion, panels, seed, captions in stories:
+        story = write(idea=idea, emotion=emotion or None, panels=int(panels), seed=int(seed)).story
+        assert story.title == title
+        assert " ".join(panel.caption for panel in story.panels) == " ".join(captions.split())

@@ -301,7 +301,10 @@ def describe_story(config: InferConfig) -> Settings:
     """Return the settings that the report lists first."""
     if config.frames is not None:
         return {"model": config.model.name, "seed": config.seed}
+    sources = {"idea": config.idea, "text": config.text, "emotion": config.emotion}
+    written = {name: value for name, value in sources.items() if value is not None}
     return {
+        **({**written, "writer": config.writer.kind} if written else {}),
         "model": config.model.name,
         "variant": config.csa.variant,
         "rate": str(config.csa.rate),

@@ -35,7 +35,6 @@ FEWEST_PANELS, MOST_PANELS = 3, 16
 OUTDOORS = ("park", "beach", "city", "snow", "forest")
 TREASURES = ("ball", "balloon", "flowers")
 """Objects of plots that leave theirs open."""
-HAT_PROBABILITY = 0.5
 SHARED = (*POSITIVE, "sadness")
 """Emotions that the friend shows as well."""
 
@@ -162,7 +161,7 @@ def _cast(
         used = {*reading.names, *(player.name for player in players.values())}
         name = name or rng.choice([each for each in sentences.names[gender] if each not in used])
         players[role] = Player(name, mention.kind, gender)
-        looks[role] = {"kind": mention.kind, **(mention.looks or _dress(mention.kind, brief, rng))}
+        looks[role] = {"kind": mention.kind, **_dress(mention.kind, brief, rng), **mention.looks}
     return players, looks
 
 
@@ -174,13 +173,11 @@ def _gender(kind: str, name: str, spoken: str, sentences: Sentences, rng: random
 
 
 def _dress(kind: str, brief: Brief, rng: random.Random) -> dict[str, str]:
-    """Choose a few looks by which readers know a character again; consistent self-attention keeps the others."""
+    """Choose the looks by which readers know a character again; consistent self-attention keeps the others."""
     values = brief.target.values
     looks = {"hair": rng.choice(values["hair"])} if kind in WITH_HAIR else {"tone": rng.choice(values["tone"])}
-    looks["shirt"] = rng.choice(values["shirt"])
-    if rng.random() < HAT_PROBABILITY:
-        looks |= {"hat": rng.choice(values["hat"][1:]), "hat_color": rng.choice(values["hat_color"])}
-    return looks
+    looks |= {name: rng.choice(values[name]) for name in ("shirt", "hat_color")}
+    return {**looks, "hat": rng.choice([hat for hat in values["hat"] if hat != "none"])}
 
 
 def _lay_out(stage: Stage, panels: int, reading: Reading, sentences: Sentences, rng: random.Random) -> list[Scene]:
