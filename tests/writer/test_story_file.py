@@ -66,6 +66,13 @@ def test_a_story_of_other_origin_is_not_touched(tmp_path):
     assert file.read_text() == "title: mine"
 
 
+def test_nothing_is_written_into_the_run_folder_of_another_story(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="contains another story"):
+        write_or_read_story(tmp_path / "story.yaml", brief(), RULES, False)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"replies": 1}', '{"replies": [{}]}', '{"replies": [{"step": 1}]}'])
 def test_a_damaged_record_is_named(tmp_path, text):
     (tmp_path / "story.writing.json").write_text(text)

@@ -64,6 +64,8 @@ def write_or_read_story(file: Path, brief: Brief, writer: WriterConfig, overwrit
             raise UserError(
                 f"{file} was changed by hand and is of another request: rename it or choose another run_dir"
             )
+    elif not record and not overwrite and file.with_name("manifest.json").exists():
+        raise UserError(f"{file.parent} contains another story: choose another run_dir, or pass overwrite=true")
     kept = record.get("replies", []) if record.get("request") == request else []
     draft = write_story(file, brief, writer, kept)
     return draft.story, draft
