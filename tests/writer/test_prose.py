@@ -50,6 +50,13 @@ def test_a_language_without_lexicon_is_said_and_still_split():
     assert "no words of the text's language" in note
 
 
+def test_a_text_is_not_translated_which_is_said():
+    draft = write(panels=3, language="de")
+    assert draft.story == write(panels=3).story
+    assert "language=de" in draft.notes[0]
+    assert write(panels=3, language="en").notes == ()
+
+
 def test_too_few_sentences_and_too_long_captions_are_refused():
     with pytest.raises(UserError, match="2 sentences, fewer than panels=3: pass panels=2"):
         write("One. Two.", panels=3)

@@ -69,6 +69,24 @@ def test_free_prompts_reveal_the_elements_of_the_emotion_one_by_one(emotion):
     assert all(sum(element in panel.prompt for element in free) <= 1 for panel in draft.story.panels)
 
 
+@pytest.mark.parametrize("emotion", EMOTIONS)
+def test_an_emotion_alone_gives_a_story_of_that_emotion(emotion):
+    draft = write(idea="", emotion=emotion)
+    assert draft.plan is not None
+    assert emotion in load_plots()["plots"][find_plot(draft.story.title)]["emotions"]
+    assert draft.notes == ()
+
+
+def find_plot(title):
+    """Return the plot of an English title, which may contain names and things."""
+    sentences = load_sentences("en")
+    for plot in load_plots()["plots"]:
+        for template in sentences.beat(plot, "title"):
+            if re.fullmatch(re.sub(r"\\{.*?\\}", ".+", re.escape(template)), title):
+                return plot
+    raise AssertionError(title)
+
+
 def test_the_same_seed_gives_the_same_story_in_any_process_and_another_seed_another():
     first = write(seed=3)
     assert write(seed=3) == first

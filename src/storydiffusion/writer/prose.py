@@ -43,7 +43,12 @@ def split_prose(brief: Brief) -> Draft:
         )
     spoken = detect_language(brief.text)
     story = build_story(_tell(groups, brief, spoken), brief)
-    return Draft(story, notes=(UNREAD,) if spoken is None else ())
+    notes = [UNREAD] if spoken is None else []
+    if brief.language not in (None, spoken):
+        notes.append(
+            f"writer=rules does not translate, so captions are not in language={brief.language} but as written"
+        )
+    return Draft(story, notes=tuple(notes))
 
 
 def split_sentences(text: str) -> list[str]:
