@@ -36,6 +36,15 @@ def test_prompts_follow_the_words_and_places_last_until_another_is_named():
     assert "a bear" in panel_prompts(story)[3].prompt
 
 
+def test_words_that_begin_a_sentence_are_no_names():
+    german = (
+        """Ein kleiner Bär lebte im Wald. Dort las er jeden Morgen ein Buch. „Willst du spielen?“, fragte eine Katze."""
+    )
+    assert {each.name for each in write(german, panels=3).story.characters}.isdisjoint({"Dort", "Willst"})
+    english = "Once a cat met Ruby. Slowly she sat down. Then Ruby said that Monday was over, and Ruby ran."
+    assert [each.name for each in write(english, panels=3).story.characters] == ["Ruby"]
+
+
 def test_chinese_prose_is_split_at_its_full_stops():
     text = "小猫在公园里跑。它看见一个气球！“你好，”小猫说。后来，它坐在雪地里。"
     story = write(text, panels=4).story

@@ -39,10 +39,13 @@ class Reading:
     unknown: tuple[str, ...] = ()
 
 
-def read_idea(idea: str, lexicon: Lexicon, values: Mapping[str, Sequence[str]]) -> Reading:
-    """Read an idea; `values` are those that the image model draws, attribute → values. Others count as unknown."""
+def read_idea(idea: str, lexicon: Lexicon, values: Mapping[str, Sequence[str]], is_prose: bool = False) -> Reading:
+    """Read an idea, or prose, in which a name occurs twice unless it follows a word such as "called".
+
+    values: those that the image model draws, attribute → values; others count as unknown.
+    """
     words = list(lexicon.words(idea))
-    names = _find_names(idea, words, lexicon)
+    names = _find_names(idea, words, lexicon, is_prose)
     attire = _Attire(words, lexicon, values)
     characters = attire.read()
     for mention, name in zip(characters, names, strict=False):
@@ -65,8 +68,9 @@ def _collect(words: Sequence[Word], category: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value for word in words for value in word.meanings.get(category, ())))
 
 
-def _find_names(idea: str, words: Sequence[Word], lexicon: Lexicon) -> list[str]:
+def _find_names(idea: str, words: Sequence[Word], lexicon: Lexicon, is_prose: bool) -> list[str]:
     """Return the names in an idea: after "called", and unknown capitalized words, where nouns are not capitalized."""
+    counts = Counter(word.written for word in words)
     if not lexicon.has_spaces:
         return [name] if (name := lexicon.given_name(idea)) else []
     names = []
@@ -74,8 +78,9 @@ def _find_names(idea: str, words: Sequence[Word], lexicon: Lexicon) -> list[str]
         after = words[number + 1].written if number + 1 < len(words) else ""
         is_named = number > 0 and lexicon.names_next(words[number - 1])
         is_capital = word.written[:1].isupper() and not word.is_known
-        opens = word.starts_sentence and after[:1].islower()
-        if is_named or (is_capital and (opens or (not word.starts_sentence and lexicon.language != "de"))):
+        opens = number == 0 and after[:1].islower() and not is_prose
+        within = not word.starts_sentence and lexicon.language != "de" and counts[word.written] > is_prose
+        if is_named or (is_capital and (opens or within)):
             names.append(word.written)
     return list(dict.fromkeys(names))
 

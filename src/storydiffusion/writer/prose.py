@@ -76,8 +76,8 @@ def _tell(groups: Sequence[str], brief: Brief, spoken: str | None) -> dict[str, 
     """Return the story as plain data; what a panel's sentences leave open stays as in the panel before."""
     rng = random.Random(f"prose/{brief.seed}/{brief.text}")
     lexicon, values = load_lexicon(spoken or "en"), brief.target.values
-    cast = _cast(read_idea(brief.text, lexicon, values), spoken or "en", brief, rng)
-    readings = [read_idea(group, lexicon, values) for group in groups]
+    cast = _cast(read_idea(brief.text, lexicon, values, is_prose=True), spoken or "en", brief, rng)
+    readings = [read_idea(group, lexicon, values, is_prose=True) for group in groups]
     place = next((place for reading in readings for place in reading.places), rng.choice(values["place"]))
     shown, panels, used = cast[:1], [], []
     for group, reading in zip(groups, readings, strict=True):
@@ -101,10 +101,10 @@ def _cast(reading: Reading, language: str, brief: Brief, rng: random.Random) -> 
     kind = {"f": "girl", "m": "boy"}.get(reading.gender) or rng.choice(values["kind"])
     cast = list(reading.characters[:MOST_IN_CAST]) or [Mention(kind, name="".join(reading.names[:1]))]
     taken = set(reading.names)
-    for one in cast:
-        free = [
-            name for name in names[{"girl": "f", "boy": "m"}.get(one.kind) or rng.choice("mf")] if name not in taken
-        ]
+    for number, one in enumerate(cast):
+        spoken = reading.gender if number == 0 else ""
+        gender = {"girl": "f", "boy": "m"}.get(one.kind) or spoken or rng.choice("mf")
+        free = [name for name in names[gender] if name not in taken]
         one.name = one.name[:LONGEST_NAME] or rng.choice(free)
         taken.add(one.name)
         one.looks.setdefault("shirt", rng.choice(values["shirt"]))
