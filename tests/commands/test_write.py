@@ -1,11 +1,14 @@
 """`storydiffusion write`, and `infer` with an idea, a text or an emotion."""
 
+import json
+
 import pytest
 import yaml
 
 from storydiffusion.output.manifest import read_manifest
 from storydiffusion.story import load_story
 from tests.conftest import compose_config, run_verb
+from tests.helpers.chat_server import fails, says, serve
 
 
 @pytest.fixture
@@ -116,3 +119,22 @@ def test_infer_writes_the_story_first_and_generates_what_the_user_changed_in_it(
 )
 def test_run_folders_are_named_after_what_is_written(overrides, folder):
     assert compose_config("infer", *overrides).run_dir == f"runs/{folder}"
+
+
+def test_a_language_model_writes_through_the_command_and_its_failure_is_one_sentence(write, tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="the extra `writer` is not installed")
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WRITER_KEY", "sk-secret-123")
+    panel = {"place": "park", "object": "none", "characters": [{"name": "Bo", "action": "sitting"}], "caption": "Hm."}
+    looks = {"kind": "bear", "tone": "tan", "shirt": "red", "hat": "none", "hat_color": "red", "accessory": "none"}
+    story = {"title": "Hm", "characters": [{"name": "Bo", **looks, "hair": "none"}], "panels": [panel] * 3}
+    with serve(fails(400), says(json.dumps(story)), fails(401)) as server:
+        settings = (f"writer.base_url={server.url}", "writer.model=tiny", "writer.api_key_env=WRITER_KEY")
+        assert write("idea=a bear", "panels=3", "writer=chat", *settings).code == 0
+        failed = write("idea=a cat", "panels=3", "writer=chat", "out=b.yaml", "writer.retries=0", *settings)
+    assert load_story(tmp_path / "story.yaml").panels[0].prompt == "[Bo] is sitting in the park"
+    assert (failed.code, len(failed.sentences)) == (1, 1)
+    assert "WRITER_KEY" in failed.err
+    assert {path.name for path in tmp_path.iterdir()} == {"story.yaml", "story.writing.json"}
+    assert "sk-secret" not in (tmp_path / "story.writing.json").read_text() + failed.err
