@@ -22,7 +22,7 @@ def build_world_model(folder: Path) -> Path:
     build_tokenizer(1).save_pretrained(folder / "tokenizer")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = build_text_config(32, 1)
+        config = build_text_config(32, 1, edition=1)
         config.hidden_size = 16
         config.num_attention_heads = 2
         CLIPTextModel(config).save_pretrained(folder / "text_encoder")

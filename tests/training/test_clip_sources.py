@@ -1,5 +1,6 @@
 """The registry of clip sources: built-in ones, new ones, and errors that name the setting."""
 
+import pickle
 from functools import partial
 from pathlib import Path
 
@@ -77,4 +78,5 @@ def test_storyworld_source_of_the_second_edition_records_every_character():
         clip = SceneClip.from_dict(record["clip"])
         assert [len(frame) for frame in record["truth"]] == [len(clip.motions)] * 4
         assert clip.start.characters[0].kind in sample.caption
+    assert pickle.loads(pickle.dumps(sample.record))() == record  # workers call it
     assert sample.video()[4:8] == b"ftyp"

@@ -10,7 +10,7 @@ from typing import Any
 from storydiffusion.data.sources import SourceClip
 from storydiffusion.output.video_file import encode_video
 from storydiffusion.storyworld.clips import FrameTruth
-from storydiffusion.storyworld.edition import Edition, get_edition
+from storydiffusion.storyworld.edition import get_edition
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class StoryWorldSource:
             yield SourceClip(
                 name=f"storyworld-{self.seed}-{index}",
                 caption=world.caption_clip(clip, index),
-                record=partial(_build_record, world, clip, self.frames, self.size),
+                record=partial(_build_record, self.edition, clip, self.frames, self.size),
                 video=StoryWorldVideo(self.seed, index, self.frames, self.size, self.fps, self.edition),
             )
 
 
-def _build_record(world: Edition, clip: Any, frames: int, size: int) -> dict[str, Any]:
-    truths = world.follow_clip(clip, frames, size)
+def _build_record(edition: int, clip: Any, frames: int, size: int) -> dict[str, Any]:
+    truths = get_edition(edition).follow_clip(clip, frames, size)
     return {"clip": clip.to_dict(), "truth": [_to_dict(frame) for frame in truths]}
 
 
