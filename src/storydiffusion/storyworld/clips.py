@@ -178,6 +178,23 @@ def _sample_passage(motion: str, start: Truth, rng: random.Random) -> ClipTruth:
     return ClipTruth(motion, start, end, 2 if motion == "travelling" or abs(end.x - start.x) > 12 else 1)
 
 
+def truth_at(clip: ClipTruth, t: float) -> Truth:
+    """Return the truth that describes the frame at `t`: the nearer still, at the place and in the action shown then."""
+    near = clip.start if t < 0.5 else clip.end
+    place = clip.start if clip.passed(t) < 0.5 else clip.end
+    action = _action_between(clip) if 0.2 < t < 0.8 else None
+    return replace(with_action(near, action or near.action), place=place.place, layout=place.layout)
+
+
+def _action_between(clip: ClipTruth) -> str | None:
+    """Return the action in the middle of a motion; None where each frame resembles the nearer still."""
+    if clip.travels:
+        return "running"
+    if clip.motion == "transition":
+        return "standing" if clip.start.x == clip.end.x else "running"
+    return CAPTION_ACTION.get(clip.motion)
+
+
 def caption_clip(clip: ClipTruth, seed: int) -> str:
     """Return a random caption of the clip, the same for the same seed, in the words of the stills' captions.
 

@@ -46,7 +46,8 @@ class Edition:
     caption(truth, seed): random words, parts of the attire left open; full_caption(truth): everything, in fixed words.
     pair_caption(first, second, seed): of two images of a pair side by side.
     sample_clip(seed, index), render_clip(clip, frames, size), caption_clip(clip, seed): likewise for clips, whose
-    `to_dict` is their record; follow_clip(clip, frames, size): the truth of every frame.
+    `to_dict` is their record, which read_clip(record) reads; follow_clip(clip, frames, size): the truth of every frame;
+    truth_at(clip, t): the image that describes the frame at t in [0, 1].
     """
 
     number: int
@@ -66,7 +67,9 @@ class Edition:
     sample_clip: Callable[[int, int], Any]
     render_clip: Callable[[Any, int, int], np.ndarray]
     caption_clip: Callable[[Any, int], str]
+    read_clip: Callable[[Mapping[str, Any]], Any]
     follow_clip: Callable[[Any, int, int], tuple[Any, ...]]
+    truth_at: Callable[[Any, float], Any]
 
 
 EDITIONS: Mapping[int, Edition] = {
@@ -88,7 +91,9 @@ EDITIONS: Mapping[int, Edition] = {
         sample_clip=clips.sample_clip,
         render_clip=clips.render_clip,
         caption_clip=clips.caption_clip,
+        read_clip=clips.ClipTruth.from_dict,
         follow_clip=clips.follow,
+        truth_at=clips.truth_at,
     ),
     2: Edition(
         number=2,
@@ -108,7 +113,9 @@ EDITIONS: Mapping[int, Edition] = {
         sample_clip=scene_clips.sample_scene_clip,
         render_clip=scene_clips.render_scene_clip,
         caption_clip=scene_clips.caption_scene_clip,
+        read_clip=scene_clips.SceneClip.from_dict,
         follow_clip=scene_clips.follow_scene_clip,
+        truth_at=scene_clips.scene_at,
     ),
 }
 

@@ -1,41 +1,27 @@
 """The full caption of every frame of a clip: what training needs to align an image's tokens with text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from storydiffusion.storyworld.captions import full_caption
-from storydiffusion.storyworld.clips import CAPTION_ACTION, ClipTruth
-
-LEAVING, ARRIVING = 0.2, 0.8
-"""Until and from these times a frame is captioned by the action of the clip's start and end"""
-
-
-def describe_frame(clip: ClipTruth, t: float) -> str:
-    """Return the full caption of the frame at time `t` in [0, 1]; at 0 and 1 it is that of the stills."""
-    near = clip.start if t < 0.5 else clip.end
-    place = (clip.start if clip.passed(t) < 0.5 else clip.end).place
-    moving = _action_between(clip) if LEAVING < t < ARRIVING else None
-    return full_caption(replace(near, place=place, action=moving or near.action))
+from storydiffusion.storyworld.edition import get_edition
 
 
 def describe_frames(record: Mapping[str, Any], indices: Sequence[int]) -> list[str]:
     """Return the full captions of the frames `indices` of a clip, whose record `StoryWorldSource` wrote.
 
+    A frame is described by the nearer still, with the action, place and position that it shows.
+
     Raises:
         ValueError: the record is not of a StoryWorld clip with these frames.
     """
     try:
-        clip, times = ClipTruth.from_dict(record["clip"]), [float(record["truth"][index]["t"]) for index in indices]
+        world = get_edition(2 if "motions" in record["clip"] else 1)
+        clip, times = world.read_clip(record["clip"]), [_get_time(record["truth"][index]) for index in indices]
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError("its record does not describe a StoryWorld clip with these frames") from error
-    return [describe_frame(clip, t) for t in times]
+    return [world.full_caption(world.truth_at(clip, t)) for t in times]
 
 
-def _action_between(clip: ClipTruth) -> str | None:
-    """Return the word for the middle of the motion; None where each frame resembles the nearer still."""
-    if clip.travels:
-        return "running"
-    if clip.motion == "transition":
-        return "standing" if clip.start.x == clip.end.x else "running"
-    return CAPTION_ACTION.get(clip.motion)
+def _get_time(truth: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> float:
+    """Return the time of a frame, whose truth is one record, or in the second edition one for each character."""
+    return float(truth["t"] if isinstance(truth, Mapping) else truth[0]["t"])
