@@ -22,6 +22,7 @@ from storydiffusion.storyworld.scene import (
     Figure,
     Scene,
     acting_side,
+    existing_labels,
     sample_scene,
     sample_scene_pair_member,
     sample_scene_relative,
@@ -65,6 +66,13 @@ def test_labels_are_missing_where_there_is_no_character():
         for slot in (1, 2):
             assert (labels[f"kind_{slot}"] is None) == (len(scene.characters) < slot)
             assert (labels[f"side_{slot}"] is None) == (len(scene.characters) < slot)
+
+
+def test_a_reading_is_stripped_of_what_is_not_there():
+    for index in range(200):
+        labels = scene_labels(sample_scene(2, index))
+        reading = {name: value or SCENE_LABELS[name][0] for name, value in labels.items()}  # as a classifier answers
+        assert existing_labels(reading) == {name: value for name, value in labels.items() if value is not None}
 
 
 def test_sampling_repeats_and_fixed_fields_leave_the_others():

@@ -162,6 +162,20 @@ SCENE_LABELS: Mapping[str, tuple[str, ...]] = SCENE_ATTRIBUTES | {
 """Every attribute of a scene and its values: kind_1 is the kind of the character on the left, or of the only one."""
 
 
+def existing_labels(reading: Mapping[str, str]) -> dict[str, str]:
+    """Return a reading of an image without what it says of characters, hair and hats that are not there."""
+    kept = {}
+    for name, value in reading.items():
+        attribute, _, slot = name.rpartition("_")
+        if not slot.isdigit():
+            kept[name] = value
+        elif int(slot) <= int(reading["characters"]):
+            kind, hat = reading[f"kind_{slot}"], reading[f"hat_{slot}"]
+            if not is_absent(attribute, kind, hat):
+                kept[name] = value
+    return kept
+
+
 def sample_scene(seed: int, index: int, **fixed: Any) -> Scene:
     """Return scene number `index` of the world `seed`, the same on every machine; `fixed` sets fields by name.
 
