@@ -1,5 +1,7 @@
 """Each edition draws, describes and labels its images through one interface."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -57,3 +59,9 @@ def test_pair_members_of_both_editions_start_with_the_worlds_own_truth():
 def test_an_unknown_edition_is_refused():
     with pytest.raises(UserError, match="edition=3 is unknown: choose one of 1, 2"):
         get_edition(3)
+
+
+@every_edition
+def test_editions_survive_pickling(edition):
+    """A checkpoint and the loader's processes pickle what a training is made of."""
+    assert pickle.loads(pickle.dumps(edition)) == edition

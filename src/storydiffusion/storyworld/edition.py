@@ -29,6 +29,7 @@ from storydiffusion.storyworld.truth import (
     sample_relative,
     sample_truth,
     truth_labels,
+    truth_positions,
 )
 
 
@@ -82,7 +83,7 @@ EDITIONS: Mapping[int, Edition] = {
         sample_pair_member=sample_pair_member,
         sample_relative=sample_relative,
         get_labels=truth_labels,
-        get_positions=lambda truth: (truth.x,),
+        get_positions=truth_positions,
         render=render,
         caption=captions.caption,
         full_caption=captions.full_caption,

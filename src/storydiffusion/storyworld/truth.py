@@ -149,3 +149,8 @@ def sample_relative(seed: int, index: int, family: int) -> Truth:
 def truth_labels(truth: Truth) -> dict[str, str | None]:
     """Return the value of every name in `ATTRIBUTES`; None for what the character lacks."""
     return {name: getattr(truth, name) for name in ATTRIBUTES}
+
+
+def truth_positions(truth: Truth) -> tuple[float, ...]:
+    """Return x of the character."""
+    return (truth.x,)
