@@ -9,16 +9,19 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storydiffusion.data.shard_index import ShardIndex, index_missing, verify_shards
 from storydiffusion.data.shard_writer import REJECTS, WriterOptions, write_shards
-from storydiffusion.data.shards import find_shards, read_manifest
+from storydiffusion.data.shards import INDEX, MANIFEST, SUMMARY, find_shards, read_manifest, read_summary
 from storydiffusion.data.sources import SourceClip, VideoFile
 from storydiffusion.errors import UserError
 from tests.helpers.videos import video, write_tar
@@ -56,6 +59,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return Folder(folder, 7, frozenset({3}))
 
 
+NAMES = st.sampled_from(["0.tar", "", "../0.tar", "/etc/passwd", "pipe:ls", "\0", "a" * 300]) | st.text(max_size=5)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | NAMES,
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=6,
+)
 FEW = WriterOptions(clips_per_shard=3)
 
 
@@ -248,3 +257,31 @@ def test_error_names_a_damaged_manifest(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
         read_manifest(tmp_path)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.fixed_dictionaries(
+        {"format": st.just(1), "source": st.just({}) | VALUES},
+        optional={
+            "complete": st.booleans() | VALUES,
+            "samples": VALUES,
+            "shards": st.lists(
+                st.fixed_dictionaries({"name": NAMES, "samples": VALUES, "bytes": VALUES, "sha256": NAMES})
+            )
+            | VALUES,
+            "other": VALUES,
+        },
+    ).map(json.dumps)
+    | VALUES.map(json.dumps)
+    | st.text(max_size=20)
+)
+def test_any_manifest_is_read_or_refused(tmp_path_factory, text):
+    folder = tmp_path_factory.getbasetemp() / "any_manifest"
+    (folder / INDEX).mkdir(parents=True, exist_ok=True)
+    for file, read in ((MANIFEST, read_manifest), (f"{INDEX}/{SUMMARY}", read_summary)):
+        (folder / file).write_text(text, encoding="utf-8", errors="surrogatepass")
+        with suppress(UserError):
+            read(folder)
+    with suppress(UserError):
+        find_shards(str(folder))

@@ -1,6 +1,8 @@
 """CSV tables of WebVid and OpenVid beside folders of videos."""
 
 import csv
+import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -199,3 +201,25 @@ def test_no_table_is_a_traceback_and_no_good_row_after_a_line_end_is_lost(tmp_pa
     header = ",".join(("video", "caption", "b", "c", "d")[: max(columns, 2)])
     rows = read(folder, f"{header}\n{text}\n35.mp4,A bird{',x' * (max(columns, 2) - 2)}\n", OPENVID)
     assert ("35.mp4", "A bird", "file 35") in rows
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"videoid", b"page_dir", b"name", b",", b'"', b"\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", b"a"]
+        )
+        | st.binary(max_size=6),
+        max_size=40,
+    ).map(b"".join),
+    st.sampled_from([b"", b"videoid,page_dir,name\n"]),
+)
+def test_any_bytes_are_a_table_or_refused(tmp_path_factory, data, header):
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "fuzz.csv").write_bytes(header + data)
+    with suppress(UserError):
+        clips = list(CsvSource(WEBVID, folder / "fuzz.csv", folder))
+        for clip in clips:
+            with suppress(UnreadableVideoError):
+                clip.video()
+            json.dumps(clip.record())

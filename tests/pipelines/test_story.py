@@ -1,4 +1,5 @@
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionPipeline,
 )
+from PIL import Image
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.pipelines.panels import generate_panels, panel_seeds, shared_characters, starting_noise
@@ -141,3 +143,20 @@ def test_stored_latents_of_another_size_are_refused(pipe):
             None,
             (2, torch.zeros(3, 4, 8, 9)),
         )
+
+
+def test_a_page_warns_of_characters_without_a_font():
+    from storydiffusion.pipelines.story import StoryPipelineOutput
+    from storydiffusion.story import story_from_dict
+
+    panels = [{"prompt": "[NC] a beach", "caption": "Beach"}, {"prompt": "[NC] a park", "caption": "\u0e15 park"}]
+    images = [Image.new("RGB", (64, 64))] * 2
+    for shown, warned in ((panels[:1], False), (panels, True)):
+        story = story_from_dict({"title": "Two", "characters": {}, "panels": shown}, "here")
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            page = StoryPipelineOutput(images[: len(shown)], story).page
+        assert page.width > 64
+        messages = [str(each.message) for each in found]
+        assert messages == [message for message in messages if "caption 2: \u0e15; add a font" in message]
+        assert bool(messages) == warned

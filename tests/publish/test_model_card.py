@@ -14,6 +14,7 @@ from storydiffusion.publish.model_card import (
     count_parameters,
     create_card,
     encode_png,
+    read_training_record,
     sheet,
     write_training_table,
 )
@@ -129,3 +130,28 @@ def test_a_model_without_a_record_is_refused_before_generating(tmp_path):
     with pytest.raises(UserError, match="the training is unknown"):
         create_card(config_of(tmp_path))
     assert not (tmp_path / "README.md").exists()
+
+
+ENTRY = {"recipe": {"steps": 1, "batch_size": 2}, "wall_seconds": 90, "machine": "a machine", "figures": {"kind": 0.5}}
+
+
+def test_a_record_is_read_as_it_is(tmp_path):
+    (tmp_path / "training.json").write_text(json.dumps({"clip": ENTRY}))
+    assert read_training_record(tmp_path / "training.json") == {"clip": ENTRY}
+
+
+@pytest.mark.parametrize("value", [None, 1e9 + 0.5, [1], {"a": {}}, True])
+@pytest.mark.parametrize("name", [*ENTRY, "recipe.steps", "recipe.batch_size", "notes", "torch", ""])
+def test_a_record_of_wrong_entries_names_the_place(tmp_path, name, value):
+    if name == "wall_seconds" and isinstance(value, float):
+        pytest.skip("a valid entry")
+    entry = json.loads(json.dumps(ENTRY))
+    outer, _, inner = name.partition(".")
+    if inner:
+        entry[outer][inner] = value
+    elif name:
+        entry[name] = value
+    (tmp_path / "training.json").write_text(json.dumps({"clip": entry if name else value}))
+    with pytest.raises(UserError, match=r"training\.json is missing or damaged \(.*clip") as error:
+        read_training_record(tmp_path / "training.json")
+    assert name in str(error.value)

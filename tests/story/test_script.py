@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from storydiffusion.errors import UserError
 from storydiffusion.story import Character, Panel, PanelPrompt, Story, load_story, panel_prompts, story_from_dict
@@ -205,3 +208,34 @@ def test_names_that_look_alike_are_one(written: str):
 def test_names_with_spaces_are_collapsed():
     data = {"title": "x", "characters": {"Old  Tom": "a cat"}, "panels": [{"prompt": "[Old\u00a0Tom] runs"}]}
     assert story_from_dict(data, "here").panels[0].caption == "Old Tom runs"
+
+
+TEXTS = st.sampled_from(["Mia", "[Mia] runs", "[NC] a park", "[", "", " ", "comic book", "\u200b", "\0", "é" * 80])
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.dates() | TEXTS | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(TEXTS, children, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(["title", "characters", "panels", "style", "prompt", "caption", "cut"])
+PANELS = st.lists(st.dictionaries(KEYS, TEXTS | PLAIN, max_size=3) | PLAIN, max_size=3)
+STORIES = st.fixed_dictionaries(
+    {"characters": st.just({"Mia": "a girl"}) | st.dictionaries(TEXTS, TEXTS, max_size=2) | PLAIN, "panels": PANELS},
+    optional={"title": TEXTS | PLAIN, "style": TEXTS | PLAIN, "strange": PLAIN},
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(STORIES.map(lambda data: yaml.dump(data, allow_unicode=True).encode()) | st.binary(max_size=60))
+def test_any_file_is_a_story_or_refused_in_one_sentence(data: bytes):
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("story.yaml", "story.txt"):
+            path = written(Path(folder), data, name)
+            try:
+                story = load_story(path)
+            except UserError as error:
+                message = str(error)
+            else:
+                message = str(path)
+                assert len(panel_prompts(story)) == len(story.panels) >= 1
+            assert str(path) in message
+            assert len(message.splitlines()) == 1

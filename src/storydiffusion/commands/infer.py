@@ -241,19 +241,19 @@ def suggest_words(word: str, model: ResolvedModel) -> str:
 
 def find_missing_characters(config: InferConfig, story: Story) -> dict[str, str]:
     """Return the characters of the title and the captions that no font can set, place → characters."""
-    from storydiffusion.output.lettering import find_missing
+    from storydiffusion.output.lettering import find_missing_by_place
 
-    texts = {"title": story.title} | {f"caption {n}": panel.caption for n, panel in enumerate(story.panels, start=1)}
-    missing = {place: find_missing(text, config.font or ()) for place, text in texts.items()}
-    return {place: characters for place, characters in missing.items() if characters}
+    return find_missing_by_place(story.title, [panel.caption for panel in story.panels], config.font or ())
 
 
 def warn_of_missing_characters(config: InferConfig, story: Story) -> Settings:
     """Print the characters that no font can set; return them for the report."""
+    from storydiffusion.output.lettering import describe_missing
+
     missing = find_missing_characters(config, story)
     if not missing:
         return {}
-    places = "; ".join(f"{place}: {' '.join(characters)}" for place, characters in missing.items())
+    places = describe_missing(missing)
     print(
         f"warning: no font has these characters, which become empty boxes: {places}; add a font with font=FILE",
         file=sys.stderr,

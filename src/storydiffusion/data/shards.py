@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.errors import UserError
-from storydiffusion.files.json_file import build, parse_object, read_object, read_text
+from storydiffusion.files.bounded_text import read_text
+from storydiffusion.files.json_file import LARGEST, build, parse_object, read_object
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -101,7 +102,7 @@ def read_summary(folder: Path) -> dict[str, IndexRecord]:
     if not path.exists():
         return {}
     try:
-        text = read_text(path)
+        text = read_text(path, LARGEST)
         data = parse_object(text)
         if data.get("format") != FORMAT:
             raise ValueError("another format")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config.loading import check_choice
 from storydiffusion.errors import UserError, first_line
+from storydiffusion.files.model_files import report_damage
 from storydiffusion.loaders.sources import OPEN_CLIP_SCHEME, find_part_folder
 
 if TYPE_CHECKING:
@@ -172,10 +173,8 @@ def _clip_folder(source: str, device: "torch.device") -> ImageTextEncoder:
     place = next((place for place in places if (place / "tokenizer_config.json").exists()), None)
     if place is None:
         raise UserError(f"encoder={source} has no tokenizer, neither inside nor in tokenizer/ beside it. Put it there")
-    try:
+    with report_damage(place, "tokenizer"):
         tokenizer: Any = AutoTokenizer.from_pretrained(place, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot load the tokenizer in {place} ({first_line(error)}). Download it again") from error
     window = clip.config.text_config.max_position_embeddings
     if len(tokenizer) > clip.config.text_config.vocab_size:
         raise UserError(

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from storydiffusion.errors import UserError
+from storydiffusion.files import bounded_text
 
 LARGEST_FILE = 2**18  # bytes; 1,000 panels take a tenth of a second
 MOST_VALUES = 10_000
@@ -18,19 +19,13 @@ LONGEST_NUMBER = 100  # characters
 def read_text(path: Path, kind: str) -> str:
     """Read a UTF-8 text file of at most LARGEST_FILE bytes; `kind` says in errors what it is. Raises UserError."""
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
+        text = bounded_text.read_text(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise UserError(f"cannot read the {kind} {path}: {reason}; give the path of a {kind}") from None
-    if len(data) > LARGEST_FILE:
         raise UserError(
-            f"{path} is larger than {LARGEST_FILE // 1024} KiB, too large for a {kind}: shorten or split it"
-        )
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+            f"cannot read the {kind} {path} ({reason}): give a UTF-8 text of at most {LARGEST_FILE // 1024} KiB"
+        ) from None
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from storydiffusion.files.bounded_text import read_text
+
 LARGEST = 64 * 2**20  # bytes, some 300,000 shards of an index
 DEEPEST = 64  # levels, far below Python's recursion limit
 SHOWN = 40  # characters of a key in an error
@@ -18,27 +20,18 @@ SHOWN = 40  # characters of a key in an error
 T = TypeVar("T")
 
 
-def read_object(file: str | Path, largest: int = LARGEST) -> dict[str, Any]:
-    """Read the JSON object in a file.
+def read_object(file: str | Path, largest: int = LARGEST, any_number: bool = False) -> dict[str, Any]:
+    """Read the JSON object in a file; `any_number` also admits NaN, infinity and integers of any size.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: the content is no JSON object, or exceeds a limit.
     """
-    return parse_object(read_text(file, largest))
+    return parse_object(read_text(file, largest), any_number)
 
 
-def read_text(file: str | Path, largest: int = LARGEST) -> str:
-    """Read a UTF-8 file of at most `largest` bytes. Raises OSError, or ValueError for other content."""
-    with open(file, "rb") as stream:
-        data = stream.read(largest + 1)
-    if len(data) > largest:
-        raise ValueError(f"it is larger than {largest:,} bytes")
-    return data.decode()
-
-
-def parse_object(text: str) -> dict[str, Any]:
-    """Parse a JSON object. Raises ValueError for other content, or content that exceeds a limit."""
+def parse_object(text: str, any_number: bool = False) -> dict[str, Any]:
+    """Parse a JSON object, see `read_object`. Raises ValueError for other content, or content that exceeds a limit."""
     too_deep = f"it is nested more than {DEEPEST} levels deep"
     try:
         content = json.loads(text, object_pairs_hook=_build_dict)
@@ -48,7 +41,7 @@ def parse_object(text: str) -> dict[str, Any]:
         raise ValueError("it is not a JSON object")
     level: list[Any] = [content]
     for _ in range(DEEPEST):
-        level = [child for value in level for child in _check_children(value)]
+        level = [child for value in level for child in _check_children(value, any_number)]
         if not level:
             return content
     raise ValueError(too_deep)
@@ -62,21 +55,23 @@ def _build_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _check_children(parent: dict[str, Any] | list[Any]) -> Iterator[Any]:
+def _check_children(parent: dict[str, Any] | list[Any], any_number: bool) -> Iterator[Any]:
     """Check the scalars in an object or a list, and yield the objects and lists in it."""
     if isinstance(parent, dict):
         for key in parent:
-            _check_scalar(key)
+            _check_scalar(key, any_number)
     for child in parent.values() if isinstance(parent, dict) else parent:
         if isinstance(child, dict | list):
             yield child
         else:
-            _check_scalar(child)
+            _check_scalar(child, any_number)
 
 
-def _check_scalar(value: str | int | float | None) -> None:
+def _check_scalar(value: str | int | float | None, any_number: bool) -> None:
     if isinstance(value, str):
         value.encode()  # raises UnicodeEncodeError, a ValueError, for half of a surrogate pair
+    elif any_number:
+        return
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"it holds the number {value}, which is not finite")
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:

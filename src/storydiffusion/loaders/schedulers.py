@@ -1,9 +1,12 @@
 """Schedulers by name, each on the noise schedule of the model folder: the registry behind `model.scheduler`."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from storydiffusion.errors import UserError
+from storydiffusion.files.model_files import report_damage
 
 Builder = Callable[[Any], Any]
 
@@ -24,6 +27,39 @@ def register_scheduler(name: str) -> Callable[[Builder], Builder]:
         return builder
 
     return register
+
+
+def load_scheduler(folder: Path, name: str | None) -> Any:
+    """Load the scheduler of a model folder, of diffusers' class `name`, and try it for a few steps.
+
+    Raises:
+        UserError: no such class, or a scheduler_config.json that is damaged or gives no schedule.
+    """
+    import diffusers
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+    kind = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise UserError(f"{folder / 'model_index.json'} makes scheduler a {name}: write a scheduler of diffusers")
+    with report_damage(folder / "scheduler", "scheduler"):
+        scheduler: Any = kind.from_pretrained(folder / "scheduler")  # type: ignore[attr-defined]
+        _try_scheduler(scheduler)
+    return scheduler
+
+
+def _try_scheduler(scheduler: Any) -> None:
+    """Take a few steps with a copy: many values of the wrong type or size are used only there."""
+    import torch
+
+    scheduler = deepcopy(scheduler)
+    sample = torch.zeros(1, 4, 2, 2)
+    with torch.random.fork_rng(devices=[]):
+        scheduler.set_timesteps(4)
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(sample, timestep)
+            sample = scheduler.step(scaled, timestep, sample).prev_sample
+    if not sample.isfinite().all():
+        raise ValueError("its steps are not finite")
 
 
 def check_scheduler(name: str) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storydiffusion.errors import UserError, first_line
+from storydiffusion.errors import UserError
+from storydiffusion.files.model_files import read_config, report_damage
 from storydiffusion.loaders.resolve import PARTS, ResolvedModel, get_class_name, read_json
-from storydiffusion.loaders.schedulers import build_scheduler
+from storydiffusion.loaders.schedulers import build_scheduler, load_scheduler
 from storydiffusion.loaders.sources import UNUSED_PARTS
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,12 @@ def load_story_model(model: ResolvedModel) -> StoryModel:
     return StoryModel(pipe, device, dtype, time.perf_counter() - clock)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load the (first) tokenizer of a model folder alone. Raises UserError for files that cannot be read."""
+def load_tokenizer(folder: Path, part: str = "tokenizer") -> Any:
+    """Load one tokenizer of a model folder. Raises UserError for files that cannot be read."""
     from transformers import CLIPTokenizer
 
-    try:
-        return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not a complete model folder: fetch it again ({first_line(error)})") from error
+    with report_damage(folder / part):
+        return CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
 
 
 def get_networks(folder: Path) -> dict[str, Any]:
@@ -90,14 +90,11 @@ def load_network(network: Any, folder: Path, part: str, dtype: "torch.dtype") ->
     Raises:
         UserError: weights that are missing or do not match.
     """
-    try:
+    read_config(folder / part / "config.json", network)
+    with report_damage(folder / part, "weights and config.json"):
         model, info = network.from_pretrained(
             folder, subfolder=part, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise UserError(
-            f"the weights in {folder / part} do not fit its config.json: fetch both again ({first_line(error)})"
-        ) from error
     unexpected = [key for key in info["unexpected_keys"] if not key.endswith("position_ids")]  # of old CLIP files
     for problem, names in (("lack", info["missing_keys"]), ("have unexpectedly", unexpected)):
         if names:
@@ -112,14 +109,15 @@ def load_pipeline(folder: Path, networks: dict[str, Any], dtype: "torch.dtype") 
     """Load the pipeline around networks that are already loaded.
 
     Raises:
-        UserError: an incomplete model folder.
+        UserError: an incomplete model folder, or a damaged file in it.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    try:
-        return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **networks, **_get_unused_parts(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not a complete model folder: fetch it again ({first_line(error)})") from error
+    index = read_json(folder / "model_index.json")
+    parts = {part: load_tokenizer(folder, part) for part in TOKENIZERS if get_class_name(index, part)}
+    parts |= {"scheduler": load_scheduler(folder, get_class_name(index, "scheduler"))}
+    with report_damage(folder, "pipeline"):
+        return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **networks, **parts, **_get_unused_parts(folder))
 
 
 def _get_unused_parts(folder: Path) -> dict[str, Any]:

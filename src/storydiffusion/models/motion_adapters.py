@@ -24,6 +24,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from storydiffusion.errors import UserError, first_line
+from storydiffusion.files.model_files import read_config, report_damage
 
 SD15_UNET = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "norm_num_groups": 32}
 ANIMATEDIFF_HEADS = 8  # in every block, whatever its width
@@ -260,13 +261,10 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> MotionAdapter:
     for name in FOLDER_FILES:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: use a motion adapter in diffusers' format")
-    try:
+    read_config(folder / "config.json", MotionAdapter)
+    with report_damage(folder, "weights and config.json"):
         loaded: Any = MotionAdapter.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
-        adapter, info = loaded
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise UserError(
-            f"the weights in {folder} do not fit its config.json: fetch both again ({first_line(error)})"
-        ) from error
+    adapter, info = loaded
     for problem in ("missing", "unexpected"):
         if names := sorted(info[f"{problem}_keys"]):
             raise UserError(f"{names[0]} is {problem} in the weights in {folder}: fetch them and config.json again")

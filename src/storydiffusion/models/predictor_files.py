@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from storydiffusion.errors import UserError
-from storydiffusion.files.json_file import read_object
+from storydiffusion.files.model_files import read_config, report_damage
 from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -32,12 +32,9 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
         UserError: no such folder, or a config.json that cannot be read.
     """
     file = Path(folder) / CONFIG
-    try:
-        return read_object(file)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} has no {CONFIG}: give the folder of a predictor") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file} ({error}): fetch it again") from error
+    if not file.exists():
+        raise UserError(f"{folder} has no {CONFIG}: give the folder of a predictor")
+    return read_config(file, SemanticMotionPredictor)
 
 
 def load_predictor(folder: str | Path, dtype: torch.dtype = torch.float32) -> SemanticMotionPredictor:
@@ -46,16 +43,18 @@ def load_predictor(folder: str | Path, dtype: torch.dtype = torch.float32) -> Se
     Raises:
         UserError: a file that is missing or damaged, or weights that do not fit.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder, settings = Path(folder), read_settings(folder)
-    try:
+    if not (folder / WEIGHTS).exists():
+        raise UserError(f"{folder} has no {WEIGHTS}: give the folder of a predictor")
+    with report_damage(folder, "predictor"):
+        weights = load_file(folder / WEIGHTS)
+        with torch.device("meta"):  # compares the sizes before it takes memory for them
+            expected = SemanticMotionPredictor(**settings).state_dict()
+        for name in sorted(expected.keys() | weights.keys()):
+            if name not in weights or name not in expected or weights[name].shape != expected[name].shape:
+                raise ValueError(f"{name} differs between {WEIGHTS} and {CONFIG}")
         predictor = SemanticMotionPredictor(**settings)
-        predictor.load_state_dict(load_file(folder / WEIGHTS))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} has no {WEIGHTS}: give the folder of a predictor") from error
-    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the predictor in {folder} cannot be loaded ({reason[:200]}): fetch it again") from error
+        predictor.load_state_dict(weights)
     return predictor.to(dtype).eval()

@@ -1,7 +1,7 @@
 """Line breaking, by the rules of comics and East Asian typography, and drawing in more than one font."""
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import groupby
 
@@ -113,6 +113,18 @@ def find_missing(text: str, fonts: Sequence[str] = ()) -> str:
     shaped = features.check("raqm")
     characters = dict.fromkeys(char for char in printable(text) if not char.isspace() and char not in JOINERS)
     return "".join(char for char in characters if ord(char) not in covered or (is_right_to_left(char) and not shaped))
+
+
+def find_missing_by_place(title: str, captions: Sequence[str], fonts: Sequence[str] = ()) -> dict[str, str]:
+    """Return the characters of a page that no font can set, place (`title`, `caption 1`, …) → characters."""
+    texts = {"title": title} | {f"caption {number}": caption for number, caption in enumerate(captions, start=1)}
+    missing = {place: find_missing(text, fonts) for place, text in texts.items()}
+    return {place: characters for place, characters in missing.items() if characters}
+
+
+def describe_missing(missing: Mapping[str, str]) -> str:
+    """Return one line of what `find_missing_by_place` found."""
+    return "; ".join(f"{place}: {' '.join(characters)}" for place, characters in missing.items())
 
 
 def printable(text: str) -> str:

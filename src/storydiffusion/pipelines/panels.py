@@ -91,7 +91,7 @@ def generate_panels(
     with (
         consistent_self_attention(pipe, csa, [group]) as story,
         _skipping_to(pipe, resumed) as skip,
-        _finite_images(pipe.vae),
+        finite_images(pipe.vae),
         tqdm(desc=f"denoising {len(seeds)} panels", unit="step", initial=resumed[0] if resumed else 0) as bar,
     ):
 
@@ -119,7 +119,7 @@ def generate_panels(
 
 
 @contextmanager
-def _finite_images(vae: Any) -> Iterator[None]:
+def finite_images(vae: Any) -> Iterator[None]:
     """Check what the VAE decodes inside the context; a pipeline would turn NaN into black."""
     hook = vae.decoder.register_forward_hook(lambda decoder, args, images: check_images(images))
     try:

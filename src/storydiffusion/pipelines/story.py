@@ -5,6 +5,7 @@ output = pipe("story.yaml", seed=1)
 output.page.save("page.png")
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -49,15 +50,23 @@ class StoryPipelineOutput:
 
     @cached_property
     def page(self) -> Image.Image:
-        """The story as one comic page, with its captions."""
+        """The story as one comic page, with its captions. Warns of characters that no bundled font has."""
         from diffusers.image_processor import VaeImageProcessor
 
+        from storydiffusion.output.lettering import describe_missing, find_missing_by_place
         from storydiffusion.output.page import comic_page
 
         images = self.images
         if isinstance(images, np.ndarray):
             images = VaeImageProcessor.numpy_to_pil(images)
-        return comic_page(images, [panel.caption for panel in self.story.panels], self.story.title)
+        captions = [panel.caption for panel in self.story.panels]
+        if missing := find_missing_by_place(self.story.title, captions):
+            warnings.warn(
+                f"no font has these characters, which become empty boxes: {describe_missing(missing)}; add a font with "
+                "storydiffusion.output.page.comic_page(images, captions, title, fonts=[FILE])",
+                stacklevel=2,
+            )
+        return comic_page(images, captions, self.story.title)
 
 
 class StoryPipeline:

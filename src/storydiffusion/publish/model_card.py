@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import ModelConfig
-from storydiffusion.errors import UserError
+from storydiffusion.errors import UserError, first_line
 from storydiffusion.files.atomic import write_atomically
-from storydiffusion.files.json_file import read_object
+from storydiffusion.files.json_file import build, read_object
 from storydiffusion.loaders.resolve import ResolvedModel, get_video_config, resolve_model
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
@@ -217,14 +217,37 @@ def count_parameters(folder: Path) -> dict[str, int]:
     return counts
 
 
+@dataclass(frozen=True)
+class _TrainedPart:
+    """An entry of training.json."""
+
+    recipe: dict[str, Any]
+    wall_seconds: float
+    machine: str
+    figures: dict[str, float]
+    torch: str = ""
+    notes: tuple[str, ...] = ()
+
+
 def read_training_record(file: Path) -> dict[str, Any]:
-    """Return how each part was trained."""
+    """Return how each part was trained.
+
+    Raises:
+        UserError: a file that is missing or damaged, or an entry without what the card needs.
+    """
     try:
-        return read_object(file)
+        record = read_object(file)
+        for part, entry in record.items():
+            recipe = build(_TrainedPart, entry, part).recipe
+            for name in ("steps", "batch_size"):
+                if type(recipe.get(name)) is not int:
+                    raise ValueError(f"{part}.recipe.{name} is no whole number")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{file} is missing or damaged, so the training is unknown. Train the parts and export them there"
+            f"{file} is missing or damaged ({first_line(error)}), so the training is unknown. Train the parts and "
+            "export them there"
         ) from error
+    return record
 
 
 def write_card(

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from storydiffusion.errors import UserError, first_line
-from storydiffusion.files.json_file import build, read_object
+from storydiffusion.files.json_file import build
+from storydiffusion.files.model_files import read_config, report_damage
 from storydiffusion.storyworld.scene import FIGURE_ATTRIBUTES, MOST_CHARACTERS, SCENE_ATTRIBUTES, SCENE_LABELS
 from storydiffusion.storyworld.truth import ATTRIBUTES
 
@@ -82,14 +82,13 @@ class AttributeClassifier(nn.Module):
     def load(cls, folder: Path) -> "AttributeClassifier":
         """Load a saved classifier of either edition in float32 and eval mode.
 
-        Raises UserError where its config.json cannot be read.
+        Raises UserError for files that cannot be read.
         """
-        try:
-            config = build(_Config, read_object(folder / "config.json"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {folder / 'config.json'} ({first_line(error)}): fetch it again") from error
-        classifier = CLASSIFIERS[config.edition](config.channels)
-        classifier.load_state_dict(load_file(folder / "model.safetensors"))
+        settings = read_config(folder / "config.json")
+        with report_damage(folder, "attribute classifier"):
+            config = build(_Config, settings)
+            classifier = CLASSIFIERS[config.edition](config.channels)
+            classifier.load_state_dict(load_file(folder / "model.safetensors"))
         return classifier.float().eval()
 
 

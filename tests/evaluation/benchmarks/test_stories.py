@@ -2,11 +2,14 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.benchmark import READ_SIZE
 from storydiffusion.evaluation.benchmarks.stories import generate_stories, get_attribute_evidence
 from storydiffusion.evaluation.metrics.registry import compute_metrics
@@ -100,6 +103,18 @@ def test_stories_generated_together_are_as_generated_alone(world_model):
     alone = np.concatenate([generate([story], 0.5) for story in STORIES[:2]])
     assert np.abs(together - alone).max() <= 1
     assert np.abs(together - generate(STORIES[:2], 0)).max() > 1, "nothing is shared"
+
+
+def test_images_that_are_not_finite_are_refused(world_model):
+    from storydiffusion.loaders.text_to_image import load_story_model
+
+    config = compose_config("model-card", f"model.path={world_model}", "model.steps=1", "model.device=cpu").model
+    model = load_story_model(resolve_model(config))
+    pipe: Any = model.pipe
+    with torch.no_grad():
+        next(pipe.vae.decoder.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="the images that the VAE decoded are not finite"):
+        generate_stories(model, config, STORIES[:1], ConsistentSelfAttentionConfig(), seed=0)
 
 
 def test_the_classifier_reads_the_size_that_storyworld_draws():

@@ -168,15 +168,19 @@ def generate_images(
     groups: list[Any] | None,
     conditions: "Conditions | None" = None,
 ) -> list["Image.Image"]:
-    """Generate one image per prompt and seed; each of `groups` shares attention, None being one group."""
+    """Generate one image per prompt and seed; each of `groups` shares attention, None being one group.
+
+    Raises:
+        UserError: latents or images that are not finite.
+    """
     from storydiffusion.attention.plugin import consistent_self_attention
     from storydiffusion.pipelines.conditioning import text_conditions
-    from storydiffusion.pipelines.panels import starting_noise
+    from storydiffusion.pipelines.panels import finite_images, starting_noise
 
     given = conditions or text_conditions(model.pipe, prompts, [""] * len(prompts))
     noise, generators = starting_noise(model.pipe, seeds, config.height, config.width)
     pipe: Any = model.pipe
-    with consistent_self_attention(pipe, attention, groups) as state:
+    with consistent_self_attention(pipe, attention, groups) as state, finite_images(pipe.vae):
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             return given.at_step_end(step, state.on_step_end(pipe, step, timestep, tensors))

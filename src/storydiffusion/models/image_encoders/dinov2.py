@@ -2,7 +2,7 @@
 
 from storydiffusion.models.image_encoders.base import ImageEncoder
 from storydiffusion.models.image_encoders.registry import register_image_encoder
-from storydiffusion.models.image_encoders.transformers_folder import load_folder, read_normalization, read_preprocessor
+from storydiffusion.models.image_encoders.transformers_folder import load_folder, read_crop_size, read_normalization
 from storydiffusion.models.image_encoders.vision_transformer import VisionTransformerEncoder
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -14,5 +14,5 @@ def load_dinov2(folder: str) -> ImageEncoder:
     from transformers import Dinov2Model
 
     model = load_folder(Dinov2Model, folder)
-    size = read_preprocessor(folder).get("crop_size", {}).get("height", model.config.image_size)
+    size = read_crop_size(folder, model.config.image_size)
     return VisionTransformerEncoder(model, size, *read_normalization(folder, IMAGENET))
