@@ -60,7 +60,14 @@ def whole(tiny_video_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from transformers import Dinov2Config, Dinov2Model
 
     folder = shutil.copytree(tiny_video_model, tmp_path_factory.mktemp("whole") / "model")
-    sizes = {"image_width": 16, "width": 16, "layers": 1, "heads": 2, "head_width": 8, "context_width": 16}
+    sizes: dict[str, Any] = {
+        "image_width": 16,
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "head_width": 8,
+        "context_width": 16,
+    }
     with torch.random.fork_rng():
         save_predictor(SemanticMotionPredictor(**sizes), sizes, folder / "predictor")
         AttributeClassifier((4, 4)).save(folder / "attribute_classifier")

@@ -155,7 +155,7 @@ def test_a_page_warns_of_characters_without_a_font():
         story = story_from_dict({"title": "Two", "characters": {}, "panels": shown}, "here")
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
-            page = StoryPipelineOutput(images[: len(shown)], story).page
+            page = StoryPipelineOutput(images[: len(shown)], ["a"], [""], [1], story).page
         assert page.width > 64
         messages = [str(each.message) for each in found]
         assert messages == [message for message in messages if "caption 2: \u0e15; add a font" in message]
