@@ -9,8 +9,8 @@ from pathlib import Path
 from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.compare import compare_jobs, plot_comparison, to_data, write_report
-from storydiffusion.evaluation.records import json_bytes
 from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.json_file import json_bytes
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import TrainConfig, TransitionTrainConfig, training_schema
 from storydiffusion.config.command_line import command
+from storydiffusion.files.atomic import remove_drafts
 from storydiffusion.output.folder_lock import is_first_process, own_folder
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def main(config: TrainConfig | TransitionTrainConfig) -> None:
 
 def train(config: TrainConfig | TransitionTrainConfig) -> None:
     """Train in a folder that the first process of the training owns."""
+    if is_first_process():
+        remove_drafts(Path(config.run_dir) / "samples")
     run = build_training(config)
     run.fit()
     if run.is_first_process:

@@ -1,6 +1,5 @@
 """Resumable measurements: a JSON file with one record per item, updated after every batch of items."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, TypeVar
 
 from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import write_atomically
-from storydiffusion.files.json_file import read_object
+from storydiffusion.files.json_file import json_bytes, read_object
 
 RECORDS = "records.json"
 """The name of a benchmark's file"""
@@ -56,10 +55,6 @@ def can_resume(file: Path, settings: Mapping[str, Any]) -> bool:
     except UserError:
         return False
     return True
-
-
-def json_bytes(content: Any) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def _load(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

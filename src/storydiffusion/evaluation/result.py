@@ -3,7 +3,6 @@
 Two results are compared item by item, so result.json keeps the value of every item, not only the mean.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.files.atomic import write_atomically
-from storydiffusion.files.json_file import build, read_object
+from storydiffusion.files.json_file import build, json_bytes, read_object
 
 FILE = "result.json"
 
@@ -68,7 +67,7 @@ class Result:
 
 def save_result(result: Result, folder: Path) -> None:
     """Write `folder`/result.json atomically."""
-    write_atomically(folder / FILE, (json.dumps(asdict(result), indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(folder / FILE, json_bytes(asdict(result)))
 
 
 def load_result(file: Path) -> Result:

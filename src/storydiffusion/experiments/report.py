@@ -9,10 +9,10 @@ from typing import Any
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.evaluation.compare import Cell, Comparison, plot_comparison, to_data
 from storydiffusion.evaluation.metrics.registry import METRICS
-from storydiffusion.evaluation.records import RECORDS, json_bytes
+from storydiffusion.evaluation.records import RECORDS
 from storydiffusion.experiments.claims import CLAIMS, Claim, Verdict
 from storydiffusion.files.atomic import write_atomically
-from storydiffusion.files.json_file import build, read_object
+from storydiffusion.files.json_file import build, json_bytes, read_object
 
 DOCUMENT, FOLDER, SUMMARY = "RESULTS.md", "results", "summary"
 KEYS = re.compile(r"(^|,)[\w.]+=")

@@ -77,6 +77,16 @@ def remove_drafts(*folders: Path) -> None:
             raise _explain(folder, error) from error
 
 
+def set_aside(file: Path) -> Path:
+    """Rename a damaged file from NAME.SUFFIX to NAME.damaged.SUFFIX and return its new path."""
+    kept = file.with_name(f"{file.stem}.damaged{file.suffix}")
+    try:
+        os.replace(file, kept)
+    except OSError as error:
+        raise _explain(kept, error) from error
+    return kept
+
+
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` and create its folder if missing; an existing file is replaced only by a complete one.
 

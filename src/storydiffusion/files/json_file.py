@@ -1,4 +1,4 @@
-"""Reading JSON that anyone may have written: limits on size and depth, finite 64-bit numbers, exact types.
+"""JSON that anyone may have written: limits on size and depth, finite 64-bit numbers, exact types.
 
 Functions raise ValueError with the reason; their callers add the file and the remedy.
 """
@@ -28,6 +28,11 @@ def read_object(file: str | Path, largest: int = LARGEST, any_number: bool = Fal
         ValueError: the content is no JSON object, or exceeds a limit.
     """
     return parse_object(read_text(file, largest), any_number)
+
+
+def json_bytes(content: Any) -> bytes:
+    """Return JSON to write into a file. Raises ValueError for numbers that are not finite."""
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def parse_object(text: str, any_number: bool = False) -> dict[str, Any]:

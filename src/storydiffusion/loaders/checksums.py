@@ -5,7 +5,6 @@ Digests are cached by path, size and modification time in a JSON file under the 
 """
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -16,7 +15,7 @@ from typing import Any
 from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import write_atomically
 from storydiffusion.files.checksums import compute_sha256
-from storydiffusion.files.json_file import read_object
+from storydiffusion.files.json_file import json_bytes, read_object
 from storydiffusion.loaders.sources import HUB_ID, find_part_folder, names_registered_encoder, package_path
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -94,4 +93,4 @@ def _write_cache(place: Path, entries: Mapping[str, Any]) -> None:
     """Write the entries of files that still exist. Without a writable cache the next run computes them again."""
     kept = {path: entry for path, entry in entries.items() if os.path.exists(path)}
     with contextlib.suppress(UserError):
-        write_atomically(place, json.dumps(kept, indent=1).encode())
+        write_atomically(place, json_bytes(kept))

@@ -1,6 +1,5 @@
 """A semantic motion predictor as a folder: config.json with its arguments, and model.safetensors."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import torch
 
 from storydiffusion.errors import UserError
+from storydiffusion.files.atomic import draft, write_atomically
+from storydiffusion.files.json_file import json_bytes
 from storydiffusion.files.model_files import read_config, report_damage
 from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
 
@@ -19,10 +20,10 @@ def save_predictor(predictor: SemanticMotionPredictor, settings: Mapping[str, An
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in predictor.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(dict(settings), indent=2) + "\n")
+    with draft(folder / WEIGHTS) as file:
+        save_file(weights, file, metadata={"format": "pt"})
+    write_atomically(folder / CONFIG, json_bytes(dict(settings)))
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:

@@ -294,13 +294,17 @@ def write_training_table(record: Mapping[str, Any]) -> str:
 
     def row(part: str, entry: Mapping[str, Any]) -> list[str]:
         recipe, minutes = entry["recipe"], f"{entry['wall_seconds'] / 60:.0f} min"
-        metrics = ", ".join(f"{name} {value:,.7g}" for name, value in entry["figures"].items()) or "–"
+        metrics = ", ".join(f"{name} {format_figure(value)}" for name, value in entry["figures"].items()) or "–"
         machine = escape_markdown(entry["machine"])
         return [part, f"{recipe['steps']:,}", f"{recipe['batch_size']}", minutes, machine, metrics]
 
     header = ["part", "steps", "batch", "wall time", "machine", "metrics"]
     notes = [f"\n{part}: {note}\n" for part, entry in record.items() for note in entry.get("notes", ())]
     return markdown_table(header, [row(part, entry) for part, entry in record.items()]) + "".join(notes)
+
+
+def format_figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:,.7g}"
 
 
 def dump_recipes(record: Mapping[str, Any]) -> str:

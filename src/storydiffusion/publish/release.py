@@ -5,7 +5,6 @@ run's configuration; README.md, the model card; and SHA256SUMS. The newest check
 folder; the run may still be training. `from_pretrained(FOLDER)` verifies and loads the parts.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.files.atomic import draft_path
+from storydiffusion.files.atomic import draft_path, write_atomically
 from storydiffusion.files.checksums import check_checksums, write_checksums
-from storydiffusion.files.json_file import read_object
+from storydiffusion.files.json_file import json_bytes, read_object
 
 if TYPE_CHECKING:
     import torch
@@ -148,8 +147,8 @@ def release(config: ReleaseConfig) -> None:
         text = build_card(checkpoint, parts, config, out.name)
         settings = {"parts": parts, "dtype": config.dtype, "steps": checkpoint["global_step"]}
         written = {**settings, "training": dict(checkpoint["config"])}
-        (draft / CONFIG).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-        (draft / "README.md").write_text(text, encoding="utf-8")
+        write_atomically(draft / CONFIG, json_bytes(written))
+        write_atomically(draft / "README.md", text.encode())
         for file in draft.rglob("*.safetensors"):
             file.chmod(0o644)  # safetensors files are owner-only by default; a release is shared
         write_checksums(draft)

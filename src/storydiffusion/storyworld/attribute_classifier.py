@@ -3,7 +3,6 @@
 They are trained on rendered images and measure generated ones, so they must be robust to their small artefacts.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from storydiffusion.files.json_file import build
+from storydiffusion.files.atomic import draft, write_atomically
+from storydiffusion.files.json_file import build, json_bytes
 from storydiffusion.files.model_files import read_config, report_damage
 from storydiffusion.storyworld.scene import FIGURE_ATTRIBUTES, MOST_CHARACTERS, SCENE_ATTRIBUTES, SCENE_LABELS
 from storydiffusion.storyworld.truth import ATTRIBUTES
@@ -71,12 +71,12 @@ class AttributeClassifier(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the weights, in float16, and the configuration."""
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {
             name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in self.state_dict().items()
         }
-        save_file(weights, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps({"channels": self.channels, "edition": self.edition}) + "\n")
+        with draft(folder / "model.safetensors") as file:
+            save_file(weights, file)
+        write_atomically(folder / "config.json", json_bytes({"channels": self.channels, "edition": self.edition}))
 
     @classmethod
     def load(cls, folder: Path) -> "AttributeClassifier":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from storydiffusion.files.atomic import write_atomically
 from storydiffusion.storyworld.captions import ATTIRE, WORDINGS
 from storydiffusion.storyworld.poses import STILL_PHASE
 from storydiffusion.storyworld.scene import MOODS, Figure, Scene, acting_side, sample_scene, scene_labels
@@ -142,4 +143,4 @@ if __name__ == "__main__":
     lines = ",\n  ".join(json.dumps(story) for story in frozen.pop("stories"))
     whole = {**frozen, "stories": json.loads(f"[{lines}]")}
     head = json.dumps({"sha256": checksum(whole), **frozen})[:-1]
-    FILE.write_text(f'{head},\n "stories": [\n  {lines}\n ]}}\n', encoding="utf-8")
+    write_atomically(FILE, f'{head},\n "stories": [\n  {lines}\n ]}}\n'.encode())

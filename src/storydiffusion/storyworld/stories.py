@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.errors import UserError
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.json_file import json_bytes
 from storydiffusion.storyworld.captions import ATTIRE, WORDINGS, describe
 from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR, sample_truth
 
@@ -168,4 +170,4 @@ def _build_story(content: Mapping[str, Any], number: int) -> FrozenStory:
 
 if __name__ == "__main__":
     frozen = draw_stories(SEED)
-    FILE.write_text(json.dumps({"sha256": checksum(frozen), **frozen}, indent=1) + "\n", encoding="utf-8")
+    write_atomically(FILE, json_bytes({"sha256": checksum(frozen), **frozen}))

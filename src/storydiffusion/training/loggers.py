@@ -1,12 +1,17 @@
 """The loggers of a run: metrics.csv in its folder, and Weights & Biases where it is chosen."""
 
+import os
+import re
 import secrets
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from storydiffusion.config import TrainConfig, TransitionTrainConfig
+from storydiffusion.errors import UserError
+from storydiffusion.files.atomic import draft_path, write_atomically
 from storydiffusion.training.csv_log import CSVLog
 
 RUN_ID = "run_id"
@@ -40,9 +45,12 @@ def _build_wandb_logger(config: TransitionTrainConfig) -> WandbLogger:
 def load_run_id(folder: str | Path) -> str:
     """Return the run's id, eight hexadecimal digits; the first call draws it, all processes read the same one."""
     file = Path(folder) / RUN_ID
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(secrets.token_hex(4))
-    except FileExistsError:
-        pass
-    return file.read_text(encoding="utf-8")
+    own = draft_path(file)
+    write_atomically(own, secrets.token_hex(4).encode())
+    with suppress(FileExistsError):
+        os.link(own, file)  # of several processes, the first one draws it
+    own.unlink()
+    found = file.read_bytes()
+    if not re.fullmatch(rb"[0-9a-f]{8}", found):
+        raise UserError(f"{file} holds {found[:20]!r}, not the id of a wandb run: remove it to begin a new one")
+    return found.decode()

@@ -1,6 +1,5 @@
 """One training: fit, resume, export, and record what it took."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,11 +7,13 @@ from typing import Any, Protocol
 import lightning as L
 import torch
 
+from storydiffusion.files.atomic import draft_folder
+from storydiffusion.output.folder_lock import own_folder
 from storydiffusion.training.callbacks.ema import EMA
 from storydiffusion.training.callbacks.run_checkpoints import RunCheckpoints
 from storydiffusion.training.callbacks.stopwatch import Stopwatch
 from storydiffusion.training.csv_log import read_mean_losses
-from storydiffusion.training.record import RECORD, machine
+from storydiffusion.training.record import machine, read_record, round_figures, write_record
 
 
 class TrainableModule(Protocol):
@@ -55,21 +56,18 @@ class TrainingRun:
 
     def export(self, folder: Path) -> dict[str, float]:
         """Write the averaged weights and their training record into `folder`; return its metrics and logged losses."""
-        folder.mkdir(parents=True, exist_ok=True)
         module: TrainableModule = self.module
-        with self.ema.applied(self.module):
-            self.module.to("cpu")
-            metrics = module.export(folder)
-        metrics |= read_mean_losses(self.checkpoints.folder.parent)
-        file = folder / RECORD
-        record = json.loads(file.read_text()) if file.exists() else {}
-        for part in module.parts:
-            record[part] = {
+        with own_folder(folder, wait=True):  # trainings of several parts may share it
+            with draft_folder(folder) as draft, self.ema.applied(self.module):
+                self.module.to("cpu")
+                metrics = module.export(draft)
+            metrics |= read_mean_losses(self.checkpoints.folder.parent)
+            entry = {
                 "recipe": asdict(module.recipe),
                 "wall_seconds": round(self.stopwatch.seconds),
                 "machine": machine(),
                 "torch": str(torch.__version__),
-                "figures": {name: round(value, 4) for name, value in metrics.items()},
+                "figures": round_figures(metrics),
             }
-        file.write_text(json.dumps(record, indent=2) + "\n")
+            write_record(folder, read_record(folder) | dict.fromkeys(module.parts, entry))
         return metrics

@@ -29,7 +29,7 @@ class UserStudyResultsConfig:
 
 def user_study_results(config: UserStudyResultsConfig) -> None:
     """Read and count the answers, and write the results."""
-    from storydiffusion.evaluation.records import json_bytes
+    from storydiffusion.files.json_file import json_bytes
     from storydiffusion.user_study.files import load_key
 
     key = load_key(Path(config.key))

@@ -1,6 +1,5 @@
 """Base class of the miniature's trainings: optimizer, learning-rate schedule, logging."""
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Recipe
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.json_file import json_bytes, read_object
 from storydiffusion.training.optim.learning_rate import build_schedule
 from storydiffusion.training.optim.muon import Muon, split_parameters
 
@@ -73,4 +74,4 @@ def declare_float32(folder: Path) -> None:
     By default transformers would load float16 while diffusers loads its own networks in float32: the mix fails.
     """
     file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    write_atomically(file, json_bytes(read_object(file) | {"dtype": "float32"}))

@@ -24,7 +24,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Text2ImageRecipe
 from storydiffusion.errors import UserError
+from storydiffusion.files.atomic import draft, write_atomically
 from storydiffusion.files.checksums import compute_sha256
+from storydiffusion.files.json_file import json_bytes
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.models.image_encoders import load_clip
 from storydiffusion.storyworld.edition import Edition, get_edition
@@ -121,12 +123,10 @@ class Text2ImageModule(RecipeModule):
 
     def prepare_data(self) -> None:
         if not self.cache.exists():
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
             autoencoder = AutoencoderKL.from_pretrained(self.miniature / "vae", torch_dtype=torch.float32)
             latents = encode_world(autoencoder, self.edition, self.recipe.seed, self.recipe.pictures)
-            partial = self.cache.with_suffix(".part.npy")
-            np.save(partial, latents)
-            partial.replace(self.cache)
+            with draft(self.cache) as file, file.open("wb") as stream:
+                np.save(stream, latents)
 
     def train_dataloader(self) -> Stream:
         latents = np.load(self.cache, mmap_mode="r")
@@ -203,10 +203,8 @@ class Text2ImageModule(RecipeModule):
             network.register_to_config(_name_or_path="")  # do not record the folder it was loaded from
         pipe.save_pretrained(folder)
         declare_float32(folder / "text_encoder")
-        file = folder / "text_encoder" / "config.json"  # float16 here would make the pipeline load two dtypes
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-        (folder / "storydiffusion.json").write_text(
-            json.dumps({"kind": "miniature", "edition": self.recipe.edition}) + "\n"
+        write_atomically(
+            folder / "storydiffusion.json", json_bytes({"kind": "miniature", "edition": self.recipe.edition})
         )
         return {}
 
