@@ -33,11 +33,10 @@ class ConvolutionalTower(nn.Module):
     def __init__(self, config: ConvolutionalClipConfig) -> None:
         super().__init__()
         vision: Any = config.vision_config
+        projection: Any = config.projection_dim
         blocks = [vision.num_hidden_layers] * 4
         width = vision.hidden_size // 32  # of the first stage
-        self.tower: Any = ModifiedResNet(
-            blocks, config.projection_dim, vision.num_attention_heads, vision.image_size, width
-        )
+        self.tower: Any = ModifiedResNet(blocks, projection, vision.num_attention_heads, vision.image_size, width)
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """Pixels (B, 3, H, W) → the last stage's grid, row by row, (B, M, C), and its attention pooling (B, P).

@@ -54,14 +54,11 @@ def build_clip(recipe: ClipRecipe) -> CLIPModel:
         image_size=IMAGE_SIZE,
         patch_size=recipe.patch_size,
     )
-    model, config = (
-        (ConvolutionalClip, ConvolutionalClipConfig(projection_dim=recipe.projection))
-        if recipe.tower == "resnet"
-        else (CLIPModel, CLIPConfig(projection_dim=recipe.projection))
-    )
+    config_type = ConvolutionalClipConfig if recipe.tower == "resnet" else CLIPConfig
+    config = config_type(projection_dim=recipe.projection)
     config.text_config = build_text_config(recipe.width, recipe.text_layers, recipe.edition)
     config.vision_config = vision
-    return model(config)
+    return ConvolutionalClip(config) if isinstance(config, ConvolutionalClipConfig) else CLIPModel(config)
 
 
 class AttributeHeads(nn.Module):
