@@ -69,9 +69,9 @@ def test_run_writes_its_files_and_a_resumed_run_is_bit_equal(training, tmp_path)
         assert torch.equal(tensor, state(resumed)[name]), name
     rows = [metrics(tmp_path / run) for run in ("whole", "cut")]
     for row in rows:
-        assert [float(figures["step"]) for figures in row] == [2, 4]
+        assert [float(values["step"]) for values in row] == [2, 4]
     for name in ("train/loss", "train/diffusion_loss", "train/semantic_loss", "train/learning_rate", "train/grad_norm"):
-        assert [float(figures[name]) for figures in rows[0]] == [float(figures[name]) for figures in rows[1]], name
+        assert [float(values[name]) for values in rows[0]] == [float(values[name]) for values in rows[1]], name
     check_files(tmp_path / "whole")
     check_export(tmp_path / "export", whole)
 

@@ -64,7 +64,7 @@ def test_the_function_gets_the_typed_configuration(small):
     [
         ("nunber=2", ["'nunber'", "'number'"]),
         ("+wrod=2", ["'wrod'", "'word'"]),
-        ("number=x", ["number", "'x'"]),
+        ("number=x", ["number=x", "whole number"]),
         ("number", ["'number'", "key=value"]),
         ("word='a", ["key=value"]),
         ("group=x", ["'group'"]),
@@ -150,6 +150,42 @@ def test_an_experiment_that_is_a_sweep_wants_to_be_one(small, tmp_path):
     assert small(lambda config: seen.append(config.run_dir), *params, "-m")[0] == 0
     assert small(lambda config: seen.append(config.run_dir), *params, "number=2", "-m")[0] == 0
     assert seen == ["runs/a/number=1", "runs/a/number=2", "runs/a/number=2"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hydra.sweeper.max_batch_size=0",
+        "hydra.verbose={a: 1}",
+        "+hydra.launcher.nowhere=1",
+        "hydra.sweep.dir=${nowhere}",
+    ],
+)
+def test_a_setting_of_hydra_that_cannot_be_names_the_override(small, override):
+    code, err = small(lambda config: pytest.fail("reached"), override, "number=1,2", "-m")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert override.lstrip("+").partition("=")[0] in err
+
+
+@pytest.mark.parametrize("key", ["a" * 300, "/etc", "..", "é"])
+def test_any_key_is_answered(small, key):
+    for value in ("false", "1"):
+        code, err = small(lambda config: pytest.fail("reached"), f"{key}={value}")
+        assert (code, len(err.splitlines())) == (1, 1)
+
+
+def test_flags_stand_anywhere(small):
+    seen = []
+    sweep = ("hydra.sweep.dir=.", "number=1", "--multirun", "word=b,c")
+    assert small(lambda config: seen.append(config.word), *sweep)[0] == 0
+    assert seen == ["b", "c"]
+
+
+def test_a_message_is_one_line(small):
+    def fails(config):
+        raise UserError("word=a\nb is two lines:\r\n take one")
+
+    assert small(fails) == (1, "small.py: word=a b is two lines: take one\n")
 
 
 def test_a_sweep_continues_after_a_bad_job(small):

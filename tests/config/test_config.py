@@ -1,13 +1,18 @@
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from storydiffusion.config import InferConfig, closest_key, keys, load
+from storydiffusion.commands import VERBS, load_verb
+from storydiffusion.config import InferConfig, TrainConfig, closest_key, keys, load
+from storydiffusion.config.command_line import compose_config
+from storydiffusion.config.miniature import RECIPES
 from storydiffusion.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -79,6 +84,75 @@ def test_every_key_of_the_yaml_is_in_the_schema_and_the_other_way_round():
         plain = OmegaConf.to_container(compose("infer"))
     assert isinstance(plain, dict)
     assert set(plain) == set(loaded)
+
+
+MAY_BE_ABSENT = {
+    "ModelConfig": {"video"},
+    "VideoConfig": {"sparse_control"},
+    "MakeShardsConfig": {
+        "csv",
+        "videos",
+        "video",
+        "caption",
+        "id",
+        "clips",
+        "seed",
+        "frames",
+        "size",
+        "fps",
+        "edition",
+    },
+}
+"""Schema → keys that some choices of a group leave out: these alone have a default outside conf/, null."""
+
+
+def schemas(schema: type) -> Iterator[type]:
+    yield schema
+    for hint in get_type_hints(schema, include_extras=True).values():
+        for part in (hint, *get_args(hint)):
+            if is_dataclass(part) and isinstance(part, type):
+                yield from schemas(part)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_values_live_in_the_yaml_alone(verb):
+    for schema in (*schemas(load_verb(verb).schema), *RECIPES.values(), TrainConfig):
+        defaults = {each.name: each.default for each in fields(schema) if each.default is not MISSING}
+        assert not [each.name for each in fields(schema) if each.default_factory is not MISSING]
+        assert set(defaults) == MAY_BE_ABSENT.get(schema.__name__, set())
+        assert set(defaults.values()) <= {None}
+
+
+SPELLINGS = [
+    ("off", "off"),
+    ("false", "off"),
+    ("no", "off"),
+    ("No", "off"),
+    ("on", "on"),
+    ("True", "on"),
+    ("yes", "on"),
+]
+
+
+@pytest.mark.parametrize(("written", "meant"), [*SPELLINGS, ("auto", "auto")])
+def test_a_switch_takes_every_spelling_of_on_and_off(written, meant, tmp_path):
+    assert composed(f"video={written}").video == meant
+    assert OmegaConf.create(f"video: {written}").video in (True, False, "auto")  # as an experiment's YAML reads it
+    assert load(InferConfig, OmegaConf.create({**_plain(), **yaml.safe_load(f"video: {written}")})).video == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("off", False), ("no", False), ("false", False), ("on", True), ("yes", True)]
+)
+@pytest.mark.parametrize("key", ["captions", "overwrite"])
+def test_true_and_false_take_on_and_off(key, written, meant):
+    assert getattr(composed(f"{key}={written}"), key) is meant
+
+
+def test_a_group_with_the_choice_off_takes_false():
+    assert compose_config(load_verb("infer"), "infer", ["csa=false"]) == composed("csa=off")
+    with pytest.raises(UserError, match=r"csa has no choice 'true'.* choose one of algorithm1"):
+        compose_config(load_verb("infer"), "infer", ["csa=true"])
 
 
 def test_the_closest_key_is_found_whole_or_by_its_last_part():

@@ -44,7 +44,7 @@ def add_video_parts(folder: Path) -> None:
 
 
 def composed(*changes: str) -> TransitionTrainConfig:
-    """What `python train.py CHANGES` is told."""
+    """Return the configuration of `python train.py CHANGES`."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return load(TransitionTrainConfig, compose("train", list(changes)))
 

@@ -13,7 +13,7 @@ STEP = 8  # brightness from one frame to the next
 
 
 def frames_of(count: int, height: int = 32, width: int = 64, first: int = 10) -> Iterator[np.ndarray]:
-    """Flat frames that tell their own number: frame i has brightness first + i·STEP, its left edge is dark."""
+    """Flat frames that encode their own number: frame i has brightness first + i·STEP, its left edge is dark."""
     for number in range(count):
         picture = np.full((height, width, 3), first + number * STEP, np.uint8)
         picture[:, :8] = 0

@@ -169,8 +169,8 @@ def test_cuda_is_asked_for_but_not_there(tiny_model):
 @pytest.mark.parametrize("offload", ["none", "model", "sequential"])
 def test_offloading_gives_the_same_images(tiny_model, offload):
     pipe = load_story_model(resolve_model(config(tiny_model, device="cuda", offload=offload))).pipe
-    told = pipe("a cat", height=64, width=64, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    offloaded = pipe("a cat", height=64, width=64, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
     plain = load_story_model(resolve_model(config(tiny_model, device="cuda"))).pipe(
         "a cat", height=64, width=64, num_inference_steps=2, generator=torch.Generator().manual_seed(0)
     )
-    assert told.images[0].tobytes() == plain.images[0].tobytes()
+    assert offloaded.images[0].tobytes() == plain.images[0].tobytes()

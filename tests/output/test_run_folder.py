@@ -21,7 +21,7 @@ VIDEO = VideoRecord("video.mp4", {"frames": 8, "fps": 8.0}, {"predictor": "ab"})
 FILM = replace(PLAN, config={**PLAN.config, "video": "on", "model": {"steps": 3, "video": {"frames": 8}}}, video=VIDEO)
 
 
-def told(path, plan=PLAN):
+def finish(path, plan=PLAN):
     run = RunFolder(path, plan)
     if not run.panels:
         run.keep_panels(PICTURES, PANELS, {"panels": 1.0})
@@ -54,7 +54,7 @@ def test_a_finished_folder_holds_everything_and_no_progress(tmp_path):
 
 
 def test_the_video_is_part_of_it(tmp_path):
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     manifest = read_manifest(tmp_path / "manifest.json")
     assert manifest.video == replace(VIDEO, sha256=compute_sha256(tmp_path / "video.mp4"))
     assert manifest.seconds == {"panels": 1.0, "video": 2.0}
@@ -67,7 +67,7 @@ def test_the_video_is_part_of_it(tmp_path):
 
 
 def test_another_video_keeps_the_panels(tmp_path):
-    before = told(tmp_path, FILM).panels
+    before = finish(tmp_path, FILM).panels
     pictures = {file: file.stat().st_mtime_ns for file in (tmp_path / "panels").iterdir()}
     other = replace(FILM, video=replace(VIDEO, settings={"frames": 16}))
     other.config["model"] = {"steps": 3, "video": {"frames": 16}}
@@ -75,23 +75,23 @@ def test_another_video_keeps_the_panels(tmp_path):
         run = RunFolder(tmp_path, plan)
         assert not run.is_complete
         assert run.panels == before
-        told(tmp_path, plan)
+        finish(tmp_path, plan)
         assert RunFolder(tmp_path, plan).is_complete
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "panels").iterdir()} == pictures
 
 
 def test_a_video_may_come_later_and_be_left_out_again(tmp_path):
     silent = replace(FILM, config={**FILM.config, "video": "off"}, video=None)
-    told(tmp_path, silent)
+    finish(tmp_path, silent)
     assert RunFolder(tmp_path, silent).is_complete
     assert not RunFolder(tmp_path, FILM).is_complete
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     assert RunFolder(tmp_path, silent).is_complete
     assert (tmp_path / "video.mp4").exists()
 
 
 def test_other_panels_are_still_refused(tmp_path):
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     with pytest.raises(UserError, match="overwrite=true"):
         RunFolder(tmp_path, replace(FILM, config={**FILM.config, "model": {"steps": 4, "video": {"frames": 8}}}))
 
@@ -127,7 +127,7 @@ def test_progress_of_another_run_is_not_resumed(tmp_path, capsys):
 
 
 def test_a_finished_story_is_known_wherever_its_script_lies(tmp_path):
-    told(tmp_path)
+    finish(tmp_path)
     again = replace(PLAN, config={**PLAN.config, "run_dir": "b", "overwrite": True, "story": "y.yaml"})
     assert RunFolder(tmp_path, again).is_complete
     assert (tmp_path / "page.png").exists()
@@ -149,7 +149,7 @@ def contents(path):
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_damaged_result_alone_is_named_and_made_again(tmp_path, name, damage):
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     before = contents(tmp_path)
     others = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*") if file.is_file()}
     DAMAGES[damage](tmp_path / name)
@@ -160,7 +160,7 @@ def test_a_damaged_result_alone_is_named_and_made_again(tmp_path, name, damage):
     del run  # killed here: what is damaged stays so
     run = RunFolder(tmp_path, FILM)
     assert (run.panels == ()) == name.startswith("panels")
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     assert RunFolder(tmp_path, FILM).is_complete
     assert contents(tmp_path) == before
     made = {file.relative_to(tmp_path).as_posix() for file, time in others.items() if file.stat().st_mtime_ns != time}
@@ -168,13 +168,13 @@ def test_a_damaged_result_alone_is_named_and_made_again(tmp_path, name, damage):
 
 
 def test_other_panels_make_everything_of_them_anew(tmp_path):
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     before = contents(tmp_path)
     (tmp_path / "panels" / "002.png").unlink()
     run = RunFolder(tmp_path, FILM)
     run.keep_panels([Image.new("RGB", (64, 64), (0, 9, 0))] * 3, PANELS, {})  # as on another machine
     assert run.lacks_video
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     changed = {name for name, content in contents(tmp_path).items() if content != before[name]}
     assert changed == {"panels/002.png", "page.png", "report.html", "manifest.json"}
     assert RunFolder(tmp_path, FILM).is_complete
@@ -182,14 +182,14 @@ def test_other_panels_make_everything_of_them_anew(tmp_path):
 
 def test_without_a_video_in_the_command_an_intact_one_stays_and_a_damaged_one_is_left_out(tmp_path):
     silent = replace(FILM, config={**FILM.config, "video": "off"}, video=None)
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     before = contents(tmp_path)
     (tmp_path / "page.png").unlink()
-    told(tmp_path, silent)
+    finish(tmp_path, silent)
     assert {**contents(tmp_path), "manifest.json": before["manifest.json"]} == before
     assert RunFolder(tmp_path, FILM).is_complete
     (tmp_path / "video.mp4").write_bytes(b"")
-    told(tmp_path, silent)
+    finish(tmp_path, silent)
     assert read_manifest(tmp_path / "manifest.json").video is None
     assert "<video" not in (tmp_path / "report.html").read_text()
     assert RunFolder(tmp_path, silent).is_complete
@@ -197,7 +197,7 @@ def test_without_a_video_in_the_command_an_intact_one_stays_and_a_damaged_one_is
 
 
 def test_folders_of_manifests_without_results_stay_finished(tmp_path):
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     file = tmp_path / "manifest.json"
     content = json.loads(file.read_text())
     del content["results"]
@@ -212,7 +212,7 @@ def test_folders_of_manifests_without_results_stay_finished(tmp_path):
 
 
 def test_drafts_of_killed_processes_are_removed(tmp_path):
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     before = contents(tmp_path)
     drafts = (".video.mp4.4242.tmp", "panels/.001.png.1.tmp", "transitions/.001-002.png.7.tmp", "portraits/.a.9.tmp")
     for name in (*drafts, ".notes.tmp"):
@@ -223,7 +223,7 @@ def test_drafts_of_killed_processes_are_removed(tmp_path):
 
 
 def test_another_configuration_is_refused_and_nothing_is_touched(tmp_path):
-    told(tmp_path)
+    finish(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     for plan in (OTHER, replace(PLAN, weights={"unet": "0"}), replace(PLAN, title="Other")):
         with pytest.raises(UserError, match="overwrite=true"):
@@ -244,14 +244,14 @@ def test_a_folder_without_any_work_yet_is_free(tmp_path):
 
 
 def test_overwrite_starts_afresh(tmp_path):
-    told(tmp_path, FILM)
+    finish(tmp_path, FILM)
     run = RunFolder(tmp_path, OTHER, overwrite=True)
     assert not run.is_complete
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["manifest.json"]
 
 
 def test_overwrite_goes_on_with_the_unfinished_work_of_the_same_command(tmp_path):
-    told(tmp_path)
+    finish(tmp_path)
     RunFolder(tmp_path, PLAN, overwrite=True).save_progress(2, torch.ones(1))
     found = RunFolder(tmp_path, PLAN, overwrite=True).progress()
     assert found is not None
@@ -266,7 +266,7 @@ def test_pictures_without_a_manifest_are_not_ours_to_replace(tmp_path):
 
 
 def test_a_damaged_manifest_is_named(tmp_path):
-    told(tmp_path)
+    finish(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         RunFolder(tmp_path, PLAN)

@@ -74,7 +74,7 @@ def test_a_character_never_reads_the_panels_of_another(pipe):
     """Changing the second character's panel leaves the first one's panels as they are."""
     share = shared_characters([("A",), ("B",), ("A",)])
     for rate in (0.5, 1.0):
-        told = [
+        images = [
             pixels(
                 generate_panels(
                     pipe, {"prompt": [PROMPTS[0], other, PROMPTS[2]], **ARGUMENTS}, SEEDS,
@@ -83,16 +83,16 @@ def test_a_character_never_reads_the_panels_of_another(pipe):
             )
             for other in ("a fox in the park", "a red hat")
         ]  # fmt: skip
-        assert np.array_equal(told[0][[0, 2]], told[1][[0, 2]])
-        assert not np.array_equal(told[0][1], told[1][1])
+        assert np.array_equal(images[0][[0, 2]], images[1][[0, 2]])
+        assert not np.array_equal(images[0][1], images[1][1])
 
 
 def test_sharing_changes_the_images(pipe):
-    told = [
+    images = [
         pixels(generate_panels(pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, ConsistentSelfAttentionConfig(rate=rate)))
         for rate in (0.0, 0.5)
     ]
-    assert not np.array_equal(*told)
+    assert not np.array_equal(*images)
 
 
 SCHEDULERS = (DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, EulerAncestralDiscreteScheduler)

@@ -80,8 +80,8 @@ def test_free_boundary_frames_are_not_imposed(model, monkeypatch):
 
 def test_the_unconditional_half_knows_neither_text_nor_tokens(model, monkeypatch):
     for latents, text, semantic in inputs_of_the_unet(model, monkeypatch, SAMPLING):
-        without, told = latents.chunk(2)
-        assert torch.equal(without, told)
+        without, prompted = latents.chunk(2)
+        assert torch.equal(without, prompted)
         assert torch.equal(text, encode_text(["", "", *PROMPTS]))
         assert semantic[:2].abs().max() == 0
         assert semantic[2:].abs().amax((2, 3)).min() > 0

@@ -11,10 +11,10 @@ import torch
 
 from storydiffusion.commands import train as train_command
 from storydiffusion.errors import UserError
-from storydiffusion.publish.release import DEEPSPEED_STATES, ReleaseConfig, from_pretrained, release
+from storydiffusion.publish.release import DEEPSPEED_STATES, from_pretrained, release
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, certify_folder, checkpoint_path
 from storydiffusion.training.training_run import TrainingRun
-from tests.conftest import Outcome, run_verb
+from tests.conftest import Outcome, compose_config, run_verb
 from tests.helpers.video_model import composed, overrides
 
 
@@ -37,7 +37,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
 
 @pytest.fixture
 def released(run, tmp_path) -> Path:
-    release(ReleaseConfig(str(run[0]), str(tmp_path / "out")))
+    release(compose_config("release", f"run={run[0]}", f"out={tmp_path}/out"))
     return tmp_path / "out"
 
 
@@ -79,7 +79,7 @@ def test_the_folder_holds_the_documented_files_and_no_code(run, released):
 
 
 def test_half_precision_halves_the_bytes_and_rounds_the_ema(run, released, tmp_path):
-    release(ReleaseConfig(str(run[0]), str(tmp_path / "half"), dtype="float16"))
+    release(compose_config("release", f"run={run[0]}", f"out={tmp_path}/half", "dtype=float16"))
     file = "predictor/model.safetensors"
     assert (tmp_path / "half" / file).stat().st_size < 0.7 * (released / file).stat().st_size
     parts = from_pretrained(tmp_path / "half")
@@ -134,7 +134,7 @@ def test_a_deepspeed_checkpoint_gives_the_same_release(run, released, tmp_path):
     states.parent.mkdir(parents=True)
     shutil.copy(checkpoint_path(run[0] / "checkpoints", 2), states)
     certify_folder(checkpoint_path(folder / "checkpoints", 2))
-    release(ReleaseConfig(str(folder), str(tmp_path / "again")))
+    release(compose_config("release", f"run={folder}", f"out={tmp_path}/again"))
     for name in ("predictor/model.safetensors", "motion_adapter/diffusion_pytorch_model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (released / name).read_bytes()
 
@@ -145,7 +145,7 @@ def test_the_card_of_a_run_on_filmed_clips_names_unclear_rights(run, tmp_path):
     VerifiedCheckpointIO().save_checkpoint(stored, checkpoint_path(tmp_path / "run" / "checkpoints", 2))
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "table.md").write_text("| the table |\n")
-    release(ReleaseConfig(str(tmp_path / "run"), str(tmp_path / "out"), measured=str(tmp_path / "measured")))
+    release(compose_config("release", f"run={tmp_path}/run", f"out={tmp_path}/out", f"measured={tmp_path}/measured"))
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlicense: other\n")
     for word in ("WebVid-10M", "CreativeML Open RAIL-M", "| the table |"):
@@ -190,7 +190,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
     torch.save({"parts": Harm()}, path / DEEPSPEED_STATES)
     certify_folder(path)
     with pytest.raises(UserError, match="could run code"):
-        release(ReleaseConfig(str(tmp_path / "run"), str(tmp_path / "out")))
+        release(compose_config("release", f"run={tmp_path}/run", f"out={tmp_path}/out"))
     assert not (tmp_path / "harm").exists()
 
 

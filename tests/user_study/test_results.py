@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.tables import escape_markdown
 from storydiffusion.user_study.files import Comparison, Key, load_answers, load_key, save_key
-from storydiffusion.user_study.results import UserStudyResultsConfig, participant_record, user_study_results
+from storydiffusion.user_study.results import participant_record, user_study_results
 from tests.conftest import compose_config, run_verb
 
 COMPARISONS = {
@@ -108,7 +108,8 @@ def test_an_unasked_question_has_no_row(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(answered("a", ["left"])))
     (tmp_path / "answers").mkdir()
     (tmp_path / "a.json").rename(tmp_path / "answers/a.json")
-    user_study_results(UserStudyResultsConfig(f"{tmp_path}/key.json", f"{tmp_path}/answers", f"{tmp_path}/out"))
+    given = (f"key={tmp_path}/key.json", f"answers={tmp_path}/answers", f"out={tmp_path}/out")
+    user_study_results(compose_config("user-study-results", *given))
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [one["question"] for one in results["preferences"]] == ["overall"]
 

@@ -18,8 +18,8 @@ class CompareConfig:
     """The settings of the command."""
 
     sweep: str
-    baseline_job: str | None = None  # null: the first planned job
-    out: str | None = None  # null: the sweep's folder
+    baseline_job: str | None  # null: the first planned job
+    out: str | None  # null: the sweep's folder
 
 
 @command(CompareConfig)

@@ -45,22 +45,22 @@ DEVICES = ("auto", "cpu", "cuda")
 class EvaluateConfig:
     """The settings of the command; see conf/evaluate.yaml."""
 
-    run: str | None = None
-    images: str | None = None
-    videos: str | None = None
-    out: str | None = None
-    captions: str | None = None
-    boxes: str | None = None
-    reference: str | None = None
-    frames: int | None = None
-    encoder: str | None = None
-    lpips: str = "auto"
-    emotion: str | None = None
-    emotion_probe: str | None = None
-    emotion_normalize: bool = True
-    dreamsim: str | None = None
-    i3d: str | None = None
-    device: str = "auto"
+    run: str | None
+    images: str | None
+    videos: str | None
+    out: str | None
+    captions: str | None
+    boxes: str | None
+    reference: str | None
+    frames: int | None
+    encoder: str | None
+    lpips: str
+    emotion: str | None
+    emotion_probe: str | None
+    emotion_normalize: bool
+    dreamsim: str | None
+    i3d: str | None
+    device: str
 
     def __post_init__(self) -> None:
         from storydiffusion.story.emotions import EMOTIONS

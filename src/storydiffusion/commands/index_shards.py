@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storydiffusion.config.command_line import command
+from storydiffusion.config.value_types import show
 from storydiffusion.errors import UserError
 
 MOST_WORKERS = 1024
@@ -20,7 +21,7 @@ class IndexShardsConfig:
     def __post_init__(self) -> None:
         patterns = self.shards if isinstance(self.shards, list) else [self.shards]
         if not all(isinstance(pattern, str) for pattern in patterns):
-            raise UserError(f"shards={self.shards}: give a folder, a file or a brace pattern, or a list of such")
+            raise UserError(f"shards={show(self.shards)}: give a folder, a file or a brace pattern, or a list of such")
         if not 0 <= self.workers <= MOST_WORKERS:
             raise UserError(f"workers={self.workers} is outside 0…{MOST_WORKERS}")
 

@@ -57,6 +57,7 @@ def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run
     if run.damage:
         found = ", ".join(f"{file} {problem}" for file, problem in run.damage.items())
         print(f"warning: in {run.path} {found} since it was made: making it again", file=sys.stderr)
+    warn_of_single_panel(config, story)
     settings = describe_story(config) | warn_of_missing_characters(config, story)
     announce("torch and diffusers")
     if config.frames is not None:
@@ -195,6 +196,15 @@ def generate_panels(config: InferConfig, resolved: ResolvedModel, story: Story, 
         ]
         run.keep_panels(output.images, records, seconds)
     return remarks
+
+
+def warn_of_single_panel(config: InferConfig, story: Story) -> None:
+    """Print that a story of one panel has no other panel to attend to."""
+    if len(story.panels) == 1 and config.frames is None and config.csa.build(config.seed).shares:
+        print(
+            "warning: the story has one panel, so consistent self-attention shares nothing: add panels, or set csa=off",
+            file=sys.stderr,
+        )
 
 
 def warn_of_words(model: ResolvedModel, story: Story) -> Settings:

@@ -5,7 +5,7 @@ Each claim is measured by a sweep of infer.py; `experiments.claims` lists them. 
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from storydiffusion.config.command_line import INTERRUPTED, command
@@ -23,11 +23,11 @@ INFER = ROOT / "infer.py"
 class ReproduceConfig:
     """The settings of the command."""
 
-    claims: list[str] | None = None  # null: all
-    most: int | None = None  # largest number of stories or clips per sweep; null: as storydiffusion.experiments.claims
-    runs: str = "runs/results"
-    out: str = "."
-    overrides: list[str] = field(default_factory=list)
+    claims: list[str] | None  # null: all
+    most: int | None  # largest number of stories or clips per sweep; null: as storydiffusion.experiments.claims
+    runs: str
+    out: str
+    overrides: list[str]
 
     def __post_init__(self) -> None:
         known = [claim.name for claim in CLAIMS]

@@ -3,9 +3,7 @@
 import dataclasses
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from storydiffusion.config.loading import check_choice, check_range, load
+from storydiffusion.config.loading import check_range, load_choice
 
 
 @dataclasses.dataclass
@@ -43,6 +41,4 @@ BASELINES: dict[str, type] = {"ip_adapter": IPAdapterConfig, "photomaker": Photo
 
 def load_baseline_config(composed: Any) -> IPAdapterConfig | PhotoMakerConfig:
     """Load the baseline as the class that its key `kind` names."""
-    kind = str(dict(composed).get("kind"))
-    check_choice("baseline.kind", kind, tuple(BASELINES))
-    return load(BASELINES[kind], OmegaConf.create(dict(composed)), "baseline.")
+    return load_choice(BASELINES, composed, "baseline", by="kind")

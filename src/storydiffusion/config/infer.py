@@ -5,12 +5,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from omegaconf import OmegaConf
-
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig, load_baseline_config
-from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_sampling, load
+from storydiffusion.config.loading import (
+    LARGEST_SEED,
+    check_choice,
+    check_range,
+    check_sampling,
+    load_choice,
+    spell_switch,
+)
 from storydiffusion.config.model import ModelConfig
+from storydiffusion.config.value_types import show
 from storydiffusion.config.writer import ChatWriterConfig, RulesWriterConfig, check_writing, is_to_write
 from storydiffusion.errors import UserError
 
@@ -39,6 +45,8 @@ class CSAConfig:
     end: float
 
     def __post_init__(self) -> None:
+        if self.rate is None:
+            raise UserError("csa.rate=null is not a number: choose one in [0, 1], or csa=off")
         self.build(seed=0)
 
     def build(self, seed: int) -> ConsistentSelfAttentionConfig:
@@ -145,10 +153,11 @@ class InferConfig:
         for name in ("steps", "guidance_scale", "height", "width"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.model, name))
+        self.video = spell_switch(self.video)
         check_choice("video", self.video, VIDEOS)
         self.font = [self.font] if isinstance(self.font, str) else self.font
         if self.font is not None and not (isinstance(self.font, list) and all(isinstance(f, str) for f in self.font)):
-            raise UserError(f"font must be a file or a list of files, not {self.font}: write font=FILE")
+            raise UserError(f"font={show(self.font)} is not a file or a list of files: write font=FILE")
         check_range("hold", self.hold, 0, LONGEST_HOLD)
         if self.fps is None and self.model.video is not None:
             self.fps = self.model.video.fps
@@ -196,6 +205,4 @@ class InferConfig:
             raise UserError("a benchmark generates its own images: leave out frames or benchmark")
         if self.baseline is not None and self.baseline.portraits is not None:
             raise UserError("a benchmark generates its own portraits: leave out baseline.portraits or benchmark")
-        kind = str(dict(self.benchmark).get("kind"))
-        check_choice("benchmark.kind", kind, tuple(BENCHMARKS))
-        self.benchmark = load(BENCHMARKS[kind], OmegaConf.create(dict(self.benchmark)), "benchmark.")
+        self.benchmark = load_choice(BENCHMARKS, self.benchmark, "benchmark", by="kind")

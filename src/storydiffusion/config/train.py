@@ -5,9 +5,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_side, load
+from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_side, load_choice
 from storydiffusion.config.miniature import RECIPES
 from storydiffusion.config.model import ModelConfig
+from storydiffusion.config.value_types import show
 from storydiffusion.errors import UserError
 
 TRANSITION = "transition"
@@ -29,11 +30,11 @@ def training_schema(composed: DictConfig) -> type:
     Raises:
         UserError: a model of images where a video model is to be trained.
     """
-    if composed.get("recipe", {}).get("part") != TRANSITION:
+    if OmegaConf.select(composed, "recipe.part") != TRANSITION:
         return TrainConfig
     model = composed.get("model")
-    if model is not None and model.get("video") is None:  # before other groups interpolate its values
-        raise UserError(f"model={model.name} has no video part to train: choose miniature or sd15_animatediff")
+    if isinstance(model, DictConfig) and model.get("video") is None:  # before other groups interpolate its values
+        raise UserError(f"model={model.get('name')} has no video part to train: choose miniature or sd15_animatediff")
     return TransitionTrainConfig
 
 
@@ -81,9 +82,7 @@ class TrainConfig:
     recipe: Any  # one of RECIPES, chosen by its key `part`
 
     def __post_init__(self) -> None:
-        part = dict(self.recipe).get("part")
-        check_choice("recipe.part", str(part), (*RECIPES, TRANSITION))
-        self.recipe = load(RECIPES[str(part)], OmegaConf.create(dict(self.recipe)), "recipe.")
+        self.recipe = load_choice({**RECIPES, TRANSITION: TransitionRecipe}, self.recipe, "recipe", by="part")
         self.recipe.steps = self.trainer.max_steps or self.recipe.steps
 
 
@@ -122,7 +121,9 @@ class TransitionRecipe:
 
     def __post_init__(self) -> None:
         if not self.trainable or len(set(self.trainable)) < len(self.trainable):
-            raise UserError(f"recipe.trainable={self.trainable}: give one or both of {', '.join(TRAINABLE)}, each once")
+            raise UserError(
+                f"recipe.trainable={show(self.trainable)}: give one or both of {', '.join(TRAINABLE)}, each once"
+            )
         for name in self.trainable:
             check_choice("recipe.trainable", name, TRAINABLE)
         check_choice("recipe.loss", self.loss, LOSSES)
@@ -225,7 +226,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         patterns = self.shards if isinstance(self.shards, list) else [self.shards]
         if not all(isinstance(pattern, str) for pattern in patterns):
-            raise UserError(f"data.shards={self.shards}: give a folder, a file or a brace pattern, or a list of such")
+            raise UserError(
+                f"data.shards={show(self.shards)}: give a folder, a file or a brace pattern, or a list of such"
+            )
         check_choice("data.captions", self.captions, CAPTIONS)
         check_range("data.frames", self.frames, 2, 1024)
         check_range("data.decode_seconds", self.decode_seconds, 0.1, 24 * 3600)

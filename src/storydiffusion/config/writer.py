@@ -4,9 +4,7 @@ import dataclasses
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from omegaconf import OmegaConf
-
-from storydiffusion.config.loading import check_choice, check_range, load
+from storydiffusion.config.loading import check_range, load_choice
 from storydiffusion.errors import UserError
 
 MOST_PANELS = 30
@@ -68,9 +66,7 @@ class WritingSettings(Protocol):
 
 def load_writer_config(composed: Any) -> WriterConfig:
     """Load the writer as the class that its key `kind` names."""
-    kind = str(dict(composed).get("kind"))
-    check_choice("writer.kind", kind, tuple(WRITER_CONFIGS))
-    return load(WRITER_CONFIGS[kind], OmegaConf.create(dict(composed)), "writer.")
+    return load_choice(WRITER_CONFIGS, composed, "writer", by="kind")
 
 
 def is_to_write(config: WritingSettings) -> bool:

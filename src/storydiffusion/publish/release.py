@@ -80,9 +80,9 @@ class ReleaseConfig:
 
     run: str
     out: str
-    dtype: str = "float32"
-    measured: str | None = None  # folder with a table.md, of compare or evaluate
-    upload: str | None = None  # NAME/REPOSITORY on the hub
+    dtype: str
+    measured: str | None  # folder with a table.md, of compare or evaluate
+    upload: str | None  # NAME/REPOSITORY on the hub
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -43,11 +43,11 @@ class ExportConfig:
 
     runs: list[str]
     out: str
-    stories: list[int] | None = None
-    method: str = "storydiffusion"
-    mode: str = "base"
-    language: str = "en"
-    timestamp: str | None = None
+    stories: list[int] | None
+    method: str
+    mode: str
+    language: str
+    timestamp: str | None
 
     def __post_init__(self) -> None:
         check_choice("language", self.language, LANGUAGES)

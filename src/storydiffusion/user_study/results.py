@@ -24,7 +24,7 @@ class UserStudyResultsConfig:
 
     key: str
     answers: str
-    out: str = "runs/user_study_results"
+    out: str
 
 
 def user_study_results(config: UserStudyResultsConfig) -> None:

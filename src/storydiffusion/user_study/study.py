@@ -7,7 +7,7 @@ order. `storydiffusion user-study --help` describes the settings.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -37,14 +37,14 @@ class UserStudyConfig:
     """The command's settings."""
 
     methods: dict[str, str]
-    media: str = "images"
-    questions: list[str] = field(default_factory=lambda: ["overall"])
-    per_person: int = 50
-    title: str | None = None
-    out: str = "runs/user_study"
-    largest_side: int = 512
-    limit_mb: int = 100
-    seed: int = 0
+    media: str
+    questions: list[str]
+    per_person: int
+    title: str | None
+    out: str
+    largest_side: int
+    limit_mb: int
+    seed: int
 
     def __post_init__(self) -> None:
         check_choice("media", self.media, KINDS)
