@@ -106,7 +106,11 @@ def test_a_wrong_value_is_one_plain_sentence(verb):
     for given, key in settings(verb):
         for value in VALUES:
             config = copy.deepcopy(composed(verb, given))
-            (override,) = parse_overrides(adapt([f"{key}={value}"], command.schema, CONF))
+            try:
+                (override,) = parse_overrides(adapt([f"{key}={value}"], command.schema, CONF))
+            except UserError as error:
+                problems += find_problems(str(error), key)
+                continue
             try:
                 OmegaConf.update(config, key, override.value(), merge=True)
             except OmegaConfBaseException as error:  # as while composing

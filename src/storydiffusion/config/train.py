@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from storydiffusion.config.loading import LARGEST_SEED, check_choice, check_range, check_side, load_choice
 from storydiffusion.config.miniature import RECIPES
 from storydiffusion.config.model import ModelConfig
-from storydiffusion.config.value_types import show
+from storydiffusion.config.value_types import select, show
 from storydiffusion.errors import UserError
 
 TRANSITION = "transition"
@@ -28,12 +28,15 @@ def training_schema(composed: DictConfig) -> type:
     """Return the dataclass to load a composed training as: its recipe decides which groups it has.
 
     Raises:
-        UserError: a model of images where a video model is to be trained.
+        UserError: an unknown part, or a model of images where a video model is to be trained.
     """
-    if OmegaConf.select(composed, "recipe.part") != TRANSITION:
+    plain = OmegaConf.to_container(composed)
+    part = show(select(plain, "recipe.part"))
+    check_choice("recipe.part", part, (*RECIPES, TRANSITION))
+    if part != TRANSITION:
         return TrainConfig
-    model = composed.get("model")
-    if isinstance(model, DictConfig) and model.get("video") is None:  # before other groups interpolate its values
+    model = select(plain, "model")
+    if isinstance(model, dict) and model.get("video") is None:  # before other groups interpolate its values
         raise UserError(f"model={model.get('name')} has no video part to train: choose miniature or sd15_animatediff")
     return TransitionTrainConfig
 
