@@ -78,7 +78,7 @@ def settings(verb: str) -> list[tuple[tuple[str, ...], str]]:
         assert isinstance(plain, dict)
         leaves = flat({str(key): value for key, value in plain.items()})
         groups = {key.rpartition(".")[0] for key in leaves if "." in key}
-        own = [key for key in (*leaves, *groups) if verb == "infer" or not key.startswith("model.")]
+        own = [key for key in (*leaves, *groups) if verb == "infer" or key.partition(".")[0] != "model"]
         found |= {key: given for key in own if key not in found}
     return [(given, key) for key, given in found.items()]
 

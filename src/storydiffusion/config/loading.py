@@ -50,7 +50,7 @@ def load_choice(schemas: Mapping[str, type], composed: Any, key: str, by: str) -
     """Return the settings below `key` as the dataclass that their key `by` names. Raises UserError."""
     if not isinstance(composed, Mapping):
         raise UserError(f"{key}={show(composed)} is not a group of settings: choose one with {key}=NAME")
-    name = str(composed.get(by))
+    name = show(composed.get(by))
     check_choice(f"{key}.{by}", name, tuple(schemas))
     return load(schemas[name], OmegaConf.create(dict(composed)), f"{key}.")
 
