@@ -48,8 +48,8 @@ VALUES = (
 UNREADABLE = ("${", "[word", "{a", "'word", "f(x)", "a!b", "a#b", "it's", "故(", "[a!,b]", "a,b", "range(1,3)")
 
 INNER = re.compile(
-    r"(?i:node\b|listconfig|dictconfig|full_key|_type\b|omegaconf|mismatched|token |lexer|antlr|struct|interpolation [kr]|"
-    r"traceback|<class|object at|hydra\.cc)|NoneType|Union\[|[a-z]Error\b|EOF|"
+    r"(?i:node\b|listconfig|dictconfig|full_key|_type\b|omegaconf|mismatched|token |lexer|antlr|struct|"
+    r"interpolation [kr]|traceback|<class|object at|hydra\.cc)|NoneType|Union\[|[a-z]Error\b|EOF|"
     r"\bdict\b|\bNone\b|\bint\b|\bstr\b|\bbool\b"
 )
 """Words of Hydra, OmegaConf and Python that no message contains."""
