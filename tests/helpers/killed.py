@@ -28,9 +28,7 @@ def kill_until_finished(
 ) -> int:
     """Repeat a command, killed within `seconds` after each start, until it ends by itself; return how often it was."""
     for kills in range(MOST_KILLS):
-        patience = chance.uniform(0, seconds) * (
-            1 + kills / 4
-        )  # grows, as a command may need a moment to gain anything
+        patience = chance.uniform(0, 0.8 * seconds) * (1 + kills / 4)  # grows, as a command needs time to gain anything
         code = _run(function, log, arguments, patience)
         if code == 0:
             return kills
