@@ -14,6 +14,7 @@ from PIL import Image
 from storydiffusion.output import run_folder
 from storydiffusion.output.manifest import read_manifest
 from tests.conftest import ROOT, compose_config
+from tests.helpers.schedulers import is_trial
 
 
 def panels(run: Path) -> list[bytes]:
@@ -27,11 +28,12 @@ def interrupted_at(monkeypatch):
     def arrange(step: int, happens: Callable[[], None]) -> None:
         original, done = DDIMScheduler.step, []
 
-        def failing(*args, **kwargs):
-            done.append(1)
-            if len(done) == step:
-                happens()
-            return original(*args, **kwargs)
+        def failing(scheduler, output, *args, **kwargs):
+            if not is_trial(output):
+                done.append(1)
+                if len(done) == step:
+                    happens()
+            return original(scheduler, output, *args, **kwargs)
 
         monkeypatch.setattr(DDIMScheduler, "step", failing)
 

@@ -24,6 +24,7 @@ from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.storyworld.stories import get_stories
 from storydiffusion.storyworld.truth import ATTRIBUTES
 from tests.conftest import ROOT, Outcome, run_verb
+from tests.helpers.schedulers import is_trial
 from tests.helpers.video_model import FRAMES
 from tests.helpers.world_model import build_world_video_model
 
@@ -70,11 +71,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     def count(interrupted: int = 0) -> list[int]:
         made: list[int] = []
 
-        def step(*args, **kwargs):
-            made.append(1)
-            if len(made) == interrupted:
-                raise KeyboardInterrupt
-            return original(*args, **kwargs)
+        def step(scheduler, output, *args, **kwargs):
+            if not is_trial(output):
+                made.append(1)
+                if len(made) == interrupted:
+                    raise KeyboardInterrupt
+            return original(scheduler, output, *args, **kwargs)
 
         monkeypatch.setattr(DDIMScheduler, "step", step)
         return made
