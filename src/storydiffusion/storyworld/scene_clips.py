@@ -28,7 +28,7 @@ from storydiffusion.storyworld.scene_renderer import (
 from storydiffusion.storyworld.truth import LOOKS, Truth
 
 IN_PLACE = ("transition", "jumping", "turning", "sitting", "rising", "waving", "reading")
-"""The motions of two characters, each of whom stays where it is."""
+"""The motions of two characters; each stays where it is."""
 SWEEPING = ("crossing", "running", "returning")
 """The motions whose positions are their own."""
 CHARACTERS = (1, 1, 2)  # a clip has one of these numbers

@@ -1,7 +1,7 @@
 """The rules writer: plots over StoryWorld's words, the same story for the same idea and seed, without a network.
 
 A plot has a beginning, a turn and an end; visits to places make it longer. plots.yaml says what each panel shows, and
-languages/*/captions.yaml how it is told, in two versions of each plot.
+languages/*/captions.yaml its wording, in two versions of each plot.
 """
 
 import random
