@@ -1,6 +1,6 @@
 """The editions of StoryWorld, by number: what a recipe needs to draw, describe and label images of either.
 
-The first has one character in every image. The second has nobody, one character or two, with moods and sides, and
+The first has one character in every image. The second has zero to two characters, with moods and sides, and
 clearer hats; see `scene`. Weights are trained on one edition, which their folder names.
 """
 
