@@ -41,12 +41,18 @@ class AutoencoderRecipe(Recipe):
     """AutoencoderKL on random crops of images; see training/miniature/autoencoder.py."""
 
     warm_start: bool  # train the autoencoder of the miniature folder further
+    freeze_encoder: bool  # train its decoder only; needs warm_start
     crop: int  # pixels; batch_size counts crops
     latent_channels: int
     block_out_channels: tuple[int, ...]
     layers_per_block: int
     kl_weight: float
     edge_weight: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.freeze_encoder and not self.warm_start:
+            raise UserError("recipe.freeze_encoder=true with a new autoencoder: set recipe.warm_start=true as well")
 
 
 @dataclass
@@ -98,6 +104,7 @@ class Text2ImageRecipe(Recipe):
     caption_dropout: float
     unknown_word_probability: float
     warm_start: bool  # start from the U-Net and the text encoder of the miniature folder
+    character_weight: float  # of squared errors where a character is, beside 1 for the background
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +115,7 @@ class Text2ImageRecipe(Recipe):
             )
         if not 0 <= self.pair_probability <= 1:
             raise UserError(f"recipe.pair_probability={self.pair_probability}: give a number from 0 to 1")
+        check_range("recipe.character_weight", self.character_weight, 0, 1000)
 
 
 RECIPES: Mapping[str, type[Recipe]] = {

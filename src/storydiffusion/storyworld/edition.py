@@ -12,7 +12,7 @@ import numpy as np
 
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld import captions, clips, scene_captions, scene_clips
-from storydiffusion.storyworld.renderer import render
+from storydiffusion.storyworld.renderer import character_mask, render
 from storydiffusion.storyworld.scene import (
     MOST_CHARACTERS,
     SCENE_LABELS,
@@ -22,9 +22,10 @@ from storydiffusion.storyworld.scene import (
     scene_labels,
     scene_positions,
 )
-from storydiffusion.storyworld.scene_renderer import render_scene
+from storydiffusion.storyworld.scene_renderer import figure_masks, render_scene
 from storydiffusion.storyworld.truth import (
     ATTRIBUTES,
+    Truth,
     sample_pair_member,
     sample_relative,
     sample_truth,
@@ -43,7 +44,8 @@ class Edition:
     sample_pair_member(seed, index): images 2k and 2k + 1 show the same characters in two activities.
     sample_relative(seed, index, family): images of one family of `family` differ in attire alone.
     get_positions(truth): x of each of `most_characters` characters, in pixels of 128 from the middle; NaN for none.
-    render(truth, size): RGB uint8 (size, size, 3).
+    render(truth, size): RGB uint8 (size, size, 3). character_masks(truth, size): what is visible of each character,
+    bool (characters, size, size).
     caption(truth, seed): random words, parts of the attire left open; full_caption(truth): everything, in fixed words.
     pair_caption(first, second, seed): of two images of a pair side by side.
     sample_clip(seed, index), render_clip(clip, frames, size), caption_clip(clip, seed): likewise for clips, whose
@@ -61,6 +63,7 @@ class Edition:
     get_labels: Callable[[Any], dict[str, str | None]]
     get_positions: Callable[[Any], tuple[float, ...]]
     render: Callable[[Any, int], np.ndarray]
+    character_masks: Callable[[Any, int], np.ndarray]
     caption: Callable[..., str]
     full_caption: Callable[[Any], str]
     pair_caption: Callable[[Any, Any, int], str]
@@ -71,6 +74,10 @@ class Edition:
     read_clip: Callable[[Mapping[str, Any]], Any]
     follow_clip: Callable[[Any, int, int], tuple[Any, ...]]
     truth_at: Callable[[Any, float], Any]
+
+
+def _mask_only_character(truth: Truth, size: int) -> np.ndarray:
+    return character_mask(truth, size)[None]
 
 
 EDITIONS: Mapping[int, Edition] = {
@@ -85,6 +92,7 @@ EDITIONS: Mapping[int, Edition] = {
         get_labels=truth_labels,
         get_positions=truth_positions,
         render=render,
+        character_masks=_mask_only_character,
         caption=captions.caption,
         full_caption=captions.full_caption,
         pair_caption=captions.pair_caption,
@@ -107,6 +115,7 @@ EDITIONS: Mapping[int, Edition] = {
         get_labels=scene_labels,
         get_positions=scene_positions,
         render=render_scene,
+        character_masks=figure_masks,
         caption=scene_captions.caption_scene,
         full_caption=scene_captions.full_caption_of_scene,
         pair_caption=scene_captions.caption_scene_pair,

@@ -89,6 +89,40 @@ def test_warm_autoencoder_starts_from_the_folder_and_draws_its_edition(miniature
     assert not torch.equal(first.crops(0), second.crops(0))
 
 
+def test_decoder_alone_is_trained_where_the_encoder_is_frozen(miniature, tmp_path):
+    settings = ["trainer=cpu", f"run_dir={tmp_path}/run", f"miniature={miniature}", "recipe.steps=2", "recipe.crop=32"]
+    settings += ["recipe.warm_start=true", "recipe.freeze_encoder=true"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose(
+            "train",
+            [
+                "experiment=storyworld_autoencoder",
+                "trainer=cpu",
+                f"run_dir={tmp_path}/run",
+                "recipe.steps=2",
+                *settings,
+            ],
+        )
+    trained = train_command.build_training(load(TrainConfig, composed))
+    trained.fit()
+    trained.export(tmp_path / "model")
+    before, after = (AutoencoderKL.from_pretrained(folder / "vae") for folder in (miniature, tmp_path / "model"))
+    assert after.config.scaling_factor == before.config.scaling_factor
+    changed = {
+        name.split(".")[0]
+        for name, value in after.state_dict().items()
+        if not torch.equal(value, before.state_dict()[name])
+    }
+    assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_new_encoder_cannot_be_frozen():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("train", ["experiment=storyworld_autoencoder", "recipe.freeze_encoder=true"])
+    with pytest.raises(UserError, match=r"recipe\.freeze_encoder=true .*recipe\.warm_start=true"):
+        load(TrainConfig, composed)
+
+
 @pytest.fixture(scope="module")
 def second_edition(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train all parts on the second edition."""

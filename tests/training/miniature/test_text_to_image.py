@@ -15,10 +15,11 @@ from storydiffusion.config import TrainConfig, load
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import read_origin
 from storydiffusion.storyworld.captions import PLACE_WORDS, caption, pair_caption
+from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.storyworld.scene import sample_scene
 from storydiffusion.storyworld.scene_captions import caption_scene
 from storydiffusion.storyworld.truth import LOOKS, Truth, sample_pair_member, sample_truth
-from storydiffusion.training.miniature.text_to_image import extend_text_encoder
+from storydiffusion.training.miniature.text_to_image import cover_world, extend_text_encoder
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -72,13 +73,14 @@ def test_pair_batch_joins_two_images_of_one_character(tmp_path, latents):
     module = text2image(tmp_path, "recipe.pair_probability=1")
     shapes = set()
     for step in range(8):
-        clean, captions = module.pairs(latents, step, torch.Generator().manual_seed(step))
+        join, captions = module.pairs(len(latents), step, torch.Generator().manual_seed(step))
+        clean = join(latents)
         shapes.add(tuple(clean.shape))
         first, second = clean[:, :, :16, :16], clean[:, :, -16:, -16:]
         assert len(captions) == 2
         assert torch.equal(second, first + 1)
         assert bool((first % 2 == 0).all())
-        batch = module.noised(latents, step)
+        batch = module.noised(latents, None, step)
         assert batch.noised.shape == batch.target.shape
         assert batch.tokens.shape == (2, 48)
     assert shapes == {(2, 16, 16, 32), (2, 16, 32, 16)}
@@ -86,12 +88,48 @@ def test_pair_batch_joins_two_images_of_one_character(tmp_path, latents):
 
 def test_without_pairs_every_batch_has_single_images(tmp_path, latents):
     module = text2image(tmp_path, "recipe.pair_probability=0")
-    assert {module.noised(latents, step).noised.shape for step in range(8)} == {(4, 16, 16, 16)}
+    assert {module.noised(latents, None, step).noised.shape for step in range(8)} == {(4, 16, 16, 16)}
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_errors_on_characters_weigh_more_where_they_are_covered(tmp_path, latents, share):
+    module = text2image(tmp_path, f"recipe.pair_probability={share}", "recipe.character_weight=3")
+    coverage = np.zeros((10, 16, 16), np.uint8)
+    coverage[:, :8], coverage[::2, 8:12] = 255, 51
+    for step in range(4):
+        weights = module.noised(latents, coverage, step).weights
+        assert {round(value, 4) for value in weights.unique().tolist()} <= {3.0, 1.4, 1.0}
+        assert bool((weights[..., :8, :16] == 3).all())
+        assert bool((weights[:, 0, 12:16] == 1).all())
+    plain = text2image(tmp_path, f"recipe.pair_probability={share}")
+    assert bool((plain.noised(latents, None, 0).weights == 1).all())
+
+
+def test_weighted_loss_is_the_mean_of_weighted_squared_errors(tmp_path, latents):
+    module = text2image(tmp_path, "recipe.character_weight=3")
+    batch = module.noised(latents, np.full((10, 16, 16), 255, np.uint8), 0)
+    terms = module.loss(batch)
+    assert terms["loss"].item() == pytest.approx(3 * terms["error"].item())
+
+
+def test_coverage_is_the_share_of_a_latent_position_that_characters_cover():
+    edition = get_edition(2)
+    covered = cover_world(edition, 7, 12)
+    for index in range(12):
+        mask = edition.character_masks(edition.sample_pair_member(7, index), 128).any(0)
+        assert covered[index].sum() / 255 * 64 == pytest.approx(mask.sum(), abs=256 * 64 / 510)
+        assert bool((covered[index] > 0).any()) == bool(mask.any())
 
 
 @pytest.mark.parametrize(
     ("override", "value"),
-    [("pictures=7", "7"), ("pictures=0", "0"), ("batch_size=5", "5"), ("pair_probability=1.5", "1.5")],
+    [
+        ("pictures=7", "7"),
+        ("pictures=0", "0"),
+        ("batch_size=5", "5"),
+        ("pair_probability=1.5", "1.5"),
+        ("character_weight=-1", "-1"),
+    ],
 )
 def test_error_names_invalid_values(tmp_path, override, value):
     with pytest.raises(UserError, match=rf"recipe\.{override.split('=')[0]}={value}"):

@@ -2,6 +2,8 @@
 
 The network is fully convolutional (no attention), so it learns from crops and serves any size divisible by 8.
 Loss: L1 on pixels + L1 on differences of neighbouring pixels (flat drawings depend on their outlines) + KL.
+
+With `recipe.freeze_encoder` the decoder alone is trained, so that a U-Net trained on the latents stays valid.
 """
 
 from pathlib import Path
@@ -53,6 +55,9 @@ class AutoencoderModule(RecipeModule):
             else AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32)
         )
         self.autoencoder = network.train().to(memory_format=torch.channels_last)
+        if recipe.freeze_encoder:
+            for part in (self.autoencoder.encoder, self.autoencoder.quant_conv):
+                part.requires_grad_(False)
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
@@ -94,7 +99,9 @@ class AutoencoderModule(RecipeModule):
             decoded = self.autoencoder.decode(latent).sample.clamp(-1, 1)
             latents.append(latent)
             errors.append(((decoded - images) / 2).square().mean(dim=(1, 2, 3)))
-        self.autoencoder.register_to_config(scaling_factor=1 / torch.cat(latents).std().item(), _name_or_path="")
+        if not self.recipe.freeze_encoder:
+            self.autoencoder.register_to_config(scaling_factor=1 / torch.cat(latents).std().item())
+        self.autoencoder.register_to_config(_name_or_path="")
         self.autoencoder.to(torch.float16).save_pretrained(folder / "vae")
         return {"psnr_db": (-10 * torch.cat(errors).log10()).mean().item()}
 
