@@ -59,6 +59,33 @@ def test_a_language_without_lexicon_is_said_and_still_split():
     assert "no words of the text's language" in note
 
 
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("عاش قط في الغابة. هل كان يقرأ كتابا؟ ذات يوم ركض إلى الشاطئ.", "؟"),  # Arabic
+        ("एक बिल्ली जंगल में रहती थी। वह रोज़ किताब पढ़ती थी। एक दिन वह समुद्र तट पर दौड़ी।", "।"),  # Hindi
+        ("猫が森に住んでいました。毎日本を読んでいました。ある日、海へ走りました。", "。"),  # Japanese
+        ("고양이가 숲에 살았다. 매일 책을 읽었다. 어느 날 해변으로 달려갔다.", "."),  # Korean
+        ("Bir kedi ormanda yaşardı. Her gün kitap okurdu. Bir gün sahile koştu.", "."),  # Turkish
+        ("แมวตัวหนึ่งอาศัยอยู่ในป่า\n\nทุกวันมันอ่านหนังสือ\n\nวันหนึ่งมันวิ่งไป", "อ"),  # Thai, without full stops
+    ],
+)
+def test_texts_in_any_script_are_split_and_said_to_be_unread(text, ends):
+    draft = write(text, panels=3)
+    assert " ".join(panel.caption for panel in draft.story.panels).split() == text.replace("。", "。 ").split()
+    assert any(ends in panel.caption for panel in draft.story.panels)
+    (note,) = draft.notes
+    assert "no words of the text's language" in note
+    assert "writer=chat reads any language" in note
+
+
+def test_a_text_without_a_character_that_the_model_draws_says_which_one_is_shown():
+    draft = write("The train left. It was late. Then it rained.", panels=3)
+    (note,) = draft.notes
+    assert note.endswith(f"so the images show {draft.story.characters[0].description}")
+    assert write(panels=3).notes == ()
+
+
 def test_a_text_is_not_translated_which_is_said():
     draft = write(panels=3, language="de")
     assert draft.story == write(panels=3).story

@@ -16,6 +16,7 @@ LANGUAGES = ("en", "de", "es", "fr", "zh")
 CATEGORIES = ("kind", "gender", "garment", "value", "place", "action", "object", "plots")
 HAN = re.compile(r"[\u3400-\u9fff]")
 OTHER_SCRIPT = re.compile(r"[\u3040-\u30ff\uac00-\ud7af]")  # Japanese kana, Korean
+LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 SLOT = re.compile(r"\{(?P<name>\w+)(\.(?P<form>\w+))?(:(?P<m>[^|}]*)\|(?P<f>[^}]*))?\}")
 SENTENCE_START = re.compile(r"(^|[.!?…—] |^[“„«¡¿]\s?)$")
 
@@ -116,6 +117,9 @@ def detect_language(text: str) -> str | None:
     if HAN.search(text):
         return "zh"
     beginning = text[:2000]
+    letters = sum(map(str.isalpha, beginning))
+    if letters and len(LATIN.findall(beginning)) < letters / 2:  # elsewhere single letters would count as known words
+        return None
     shares = {}
     for language in LANGUAGES[:-1]:
         words = list(load_lexicon(language).words(beginning))

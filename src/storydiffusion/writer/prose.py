@@ -12,13 +12,14 @@ from storydiffusion.writer.languages import detect_language, load_lexicon, load_
 from storydiffusion.writer.targets import LONGEST_NAME, LONGEST_TITLE, Actor, Shot
 
 SENTENCE_END = re.compile(
-    r"(?<![A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)([.!?…]+[”“»’\"')]*)\s+"  # but after an initial or a title
-    r"|([。！？…]+[”’」）]*)\s*|\n\s*\n"
+    r"(?<![A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)([.!?…؟۔।॥։]+[”“»’\"')]*)\s+"  # but after an initial or a title
+    r"|([。！？｡…]+[”’」）]*)\s*|\n\s*\n"
 )
 UNREAD = (
     "writer=rules knows no words of the text's language, so its images show one character in one place; "
     "writer=chat reads any language"
 )
+NO_CHARACTER = "writer=rules found no character in the text that the model draws, so the images show {description}"
 LONGEST_CAPTION = 600  # characters
 MOST_IN_CAST = 3
 DEFAULT_ACTION = "standing"
@@ -32,7 +33,8 @@ def split_prose(brief: Brief) -> Draft:
     sentences = split_sentences(brief.text)
     if len(sentences) < brief.panels:
         raise UserError(
-            f"the text has {len(sentences)} sentences, fewer than panels={brief.panels}: pass panels={len(sentences)}"
+            f"the text has {len(sentences)} sentences, fewer than panels={brief.panels}: pass panels={len(sentences)}, "
+            "or end sentences by empty lines where the language has no full stops"
         )
     groups = [" ".join(group) for group in group_sentences(sentences, brief.panels)]
     longest = max(map(len, groups))
@@ -44,6 +46,8 @@ def split_prose(brief: Brief) -> Draft:
     spoken = detect_language(brief.text)
     story = build_story(_tell(groups, brief, spoken), brief)
     notes = [UNREAD] if spoken is None else []
+    if spoken is not None and not read_idea(brief.text, load_lexicon(spoken), brief.target.values, True).characters:
+        notes.append(NO_CHARACTER.format(description=story.characters[0].description))
     if brief.language not in (None, spoken):
         notes.append(
             f"writer=rules does not translate, so captions are not in language={brief.language} but as written"

@@ -181,7 +181,7 @@ def _dress(kind: str, brief: Brief, rng: random.Random) -> dict[str, str]:
 
 
 def _lay_out(stage: Stage, panels: int, reading: Reading, sentences: Sentences, rng: random.Random) -> list[Scene]:
-    """Return the scenes in order: beats of the plot, after the first a habit, and before the turn visits."""
+    """Return the scenes in order: beats of the plot, after the first a habit, and visits where the plot has them."""
     content = load_plots()
     plot = content["plots"][stage.plot]
     beats = [name for name in plot["beats"] if name in content["order"][:panels]]
@@ -193,8 +193,8 @@ def _lay_out(stage: Stage, panels: int, reading: Reading, sentences: Sentences, 
         scenes.append(Scene(who, action, place_of[place], has_object, together, sentence, name))
     habit = _habit(place_of, reading, sentences)[: panels - len(scenes)]
     visits = _visits(stage, plot["visits"], panels - len(scenes) - len(habit), sentences, rng)
-    turn = beats.index("turn")
-    return [scenes[0], *habit, *scenes[1:turn], *visits, *scenes[turn:]]
+    before = beats.index(plot["visits_before"]) if visits else 1
+    return [scenes[0], *habit, *scenes[1:before], *visits, *scenes[before:]]
 
 
 def _habit(place_of: Mapping[str, str], reading: Reading, sentences: Sentences) -> list[Scene]:
