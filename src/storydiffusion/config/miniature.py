@@ -64,7 +64,7 @@ class ClipRecipe(Recipe):
     tower: str  # of TOWERS
     image_width: int
     image_layers: int  # of resnet: blocks in each of its four stages
-    patch_size: int  # of resnet: 32
+    patch_size: int  # of resnet: 16 or 32
     projection: int
     family_share: float  # of a batch, in families that differ in attire alone
     naming_probability: float | None  # of each part of the attire in a caption; null: the edition's own
@@ -78,10 +78,10 @@ class ClipRecipe(Recipe):
         if self.naming_probability is not None:
             check_range("recipe.naming_probability", self.naming_probability, 0, 1)
         check_range("recipe.attribute_weight", self.attribute_weight, 0, 1000)
-        if self.tower == "resnet" and (self.image_width % 64 or self.patch_size != 32):
+        if self.tower == "resnet" and (self.image_width % 64 or self.patch_size not in (16, 32)):
             raise UserError(
                 f"recipe.tower=resnet has image_width={self.image_width} and patch_size={self.patch_size}: give a"
-                " multiple of 64 and 32"
+                " multiple of 64, and 16 or 32"
             )
 
 

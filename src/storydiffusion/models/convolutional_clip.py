@@ -3,7 +3,7 @@
 At this size and on simple images it learns in minutes what a vision transformer learns in hours. All else is
 transformers' CLIPModel: the text tower, the logits and the folder (config.json, model.safetensors).
 
-Shapes: B images, H × W pixels, M = H / 32 · W / 32 tokens, C channels, P the width of the shared space.
+Shapes: B images, H × W pixels, M = H / S · W / S tokens of stride S, C channels, P the width of the shared space.
 """
 
 from typing import Any
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-STRIDE = 32
-"""Pixels per token, in height and in width"""
+STRIDES = (16, 32)
+"""Pixels per token, in height and in width; at 16 the last stage keeps the grid of the one before"""
 
 
 class ConvolutionalClipConfig(CLIPConfig):
     """CLIPConfig whose `vision_config` describes a ModifiedResNet.
 
     `hidden_size` is the channels of its last stage, a multiple of 64; `num_hidden_layers` the blocks in each of its
-    four stages; `num_attention_heads` those of its attention pooling; `patch_size` its stride, 32.
+    four stages; `num_attention_heads` those of its attention pooling; `patch_size` its stride, one of STRIDES.
     """
 
     model_type = "convolutional_clip"
@@ -36,7 +36,11 @@ class ConvolutionalTower(nn.Module):
         projection: Any = config.projection_dim
         blocks = [vision.num_hidden_layers] * 4
         width = vision.hidden_size // 32  # of the first stage
-        self.tower: Any = ModifiedResNet(blocks, projection, vision.num_attention_heads, vision.image_size, width)
+        cells = vision.image_size // vision.patch_size  # a ModifiedResNet has a stride of 32
+        self.tower: Any = ModifiedResNet(blocks, projection, vision.num_attention_heads, 32 * cells, width)
+        if vision.patch_size == 16:
+            block = self.tower.layer4[0]
+            block.avgpool = block.downsample[0] = nn.Identity()
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """Pixels (B, 3, H, W) → the last stage's grid, row by row, (B, M, C), and its attention pooling (B, P).

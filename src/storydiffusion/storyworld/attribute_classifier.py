@@ -92,18 +92,16 @@ class AttributeClassifier(nn.Module):
         return classifier.float().eval()
 
 
-class SceneClassifier(AttributeClassifier):
-    """The second edition's: one query for the scene and one for each character, from left to right.
+class _SceneReading(nn.Module):
+    """One query for the scene and one for each character, from left to right.
 
-    Queries and features attend to each other, so that "the character on the left" may stand anywhere. All characters
+    Queries and tokens attend to each other, so that "the character on the left" may stand anywhere. All characters
     share the layers that map a query to the logits of its attributes.
     """
 
-    edition: ClassVar[int] = 2
-    labels: ClassVar[Mapping[str, tuple[str, ...]]] = SCENE_LABELS
-
-    def build_readers(self, width: int, side: int) -> None:
-        self.position = nn.Parameter(0.02 * torch.randn(side * side, width))
+    def add_scene_reader(self, width: int, tokens: int) -> None:
+        """Add the layers that read attributes from tokens (B, tokens, width)."""
+        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
         self.queries = nn.Parameter(0.02 * torch.randn(1 + MOST_CHARACTERS, width))
         layer = nn.TransformerEncoderLayer(
             width, max(1, width // 32), 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -112,14 +110,39 @@ class SceneClassifier(AttributeClassifier):
         self.scene_heads = _build_heads(SCENE_ATTRIBUTES, width)
         self.figure_heads = _build_heads(FIGURE_ATTRIBUTES, width)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.features(images).flatten(2).mT + self.position
-        tokens = torch.cat([self.queries.expand(len(images), -1, -1), features], dim=1)
-        scene, *figures = self.attention(tokens)[:, : len(self.queries)].unbind(1)
+    def read_tokens(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Tokens (B, M, C) → the logits (B, values) of every attribute in `SCENE_LABELS`."""
+        given = torch.cat([self.queries.expand(len(tokens), -1, -1), tokens + self.position], dim=1)
+        scene, *figures = self.attention(given)[:, : len(self.queries)].unbind(1)
         logits = {name: head(scene) for name, head in self.scene_heads.items()}
         for slot, figure in enumerate(figures, start=1):
             logits |= {f"{name}_{slot}": head(figure) for name, head in self.figure_heads.items()}
         return logits
+
+
+class SceneReader(_SceneReading):
+    """Read a scene's attributes from the tokens (B, tokens, width) of any network, through `inner` channels."""
+
+    def __init__(self, width: int, tokens: int, inner: int = 192) -> None:
+        super().__init__()
+        self.project_tokens = nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, inner))
+        self.add_scene_reader(inner, tokens)
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        return self.read_tokens(self.project_tokens(tokens))
+
+
+class SceneClassifier(_SceneReading, AttributeClassifier):
+    """The second edition's classifier: a scene reader on the features."""
+
+    edition: ClassVar[int] = 2
+    labels: ClassVar[Mapping[str, tuple[str, ...]]] = SCENE_LABELS
+
+    def build_readers(self, width: int, side: int) -> None:
+        self.add_scene_reader(width, side * side)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.read_tokens(self.features(images).flatten(2).mT)
 
 
 CLASSIFIERS: Mapping[int, type[AttributeClassifier]] = {1: AttributeClassifier, 2: SceneClassifier}

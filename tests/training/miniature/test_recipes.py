@@ -54,7 +54,9 @@ def training(part: str, folder: Path, steps: int, run: str = "run", edition: int
         "trainer.checkpoint_minutes=0", "trainer.log_every=1", "trainer=cpu",
         f"recipe.steps={steps}", "recipe.batch_size=4", "recipe.warmup_steps=2", f"recipe.edition={edition}",
     )  # fmt: skip
-    tiny = [f"recipe.{override}" for override in (TINY | {"conv_clip": CONVOLUTIONAL})[part]]
+    tiny = [
+        f"recipe.{override}" for override in (TINY | {"conv_clip": CONVOLUTIONAL, "conv_clip_2": CONVOLUTIONAL})[part]
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", [f"experiment=storyworld_{part}", *overrides, *tiny])
     torch.manual_seed(0)
@@ -244,14 +246,16 @@ def test_resumed_training_is_bit_equal(part, miniature):
         assert torch.equal(tensor, state(resumed)[name]), name
 
 
-def test_loss_of_the_convolutional_clip_falls(tmp_path):
-    module = training("conv_clip", tmp_path, steps=10).module
+@pytest.mark.parametrize(("part", "edition"), [("conv_clip", 1), ("conv_clip_2", 2)])
+def test_loss_of_the_convolutional_clip_falls(tmp_path, part, edition):
+    module = training(part, tmp_path, steps=10, edition=edition).module
     batch = module.training_pairs(0)
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     terms = []
     for _ in range(12):
         found = module.loss(batch)
-        torch.testing.assert_close(found["loss"], found["contrast"] + found["attributes"])
+        weight = module.recipe.attribute_weight
+        torch.testing.assert_close(found["loss"], found["contrast"] + weight * found["attributes"])
         optimizer.zero_grad()
         found["loss"].backward()
         optimizer.step()
@@ -271,6 +275,21 @@ def test_convolutional_clip_is_exported_without_its_heads_and_starts_text2image(
     text_encoder = training("text2image", tmp_path, steps=1).module.text_encoder.state_dict()
     for name, weight in load_clip(folder).text_model.state_dict().items():
         assert torch.equal(weight, text_encoder[name]), name
+
+
+def test_convolutional_clip_of_the_second_edition_has_a_finer_grid_and_measures_its_heads(tmp_path):
+    trained = training("conv_clip_2", tmp_path, steps=1, edition=2)
+    trained.fit()
+    trained.export(tmp_path / "model")
+    folder = tmp_path / "model" / "image_encoder"
+    names = list(load_file(folder / "model.safetensors"))
+    assert not [name for name in names if "heads" in name or "queries" in name or "project_tokens" in name]
+    encoder, images = load_image_encoder(str(folder)), torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
+    assert encoder.features(images).shape == (2, 64, 64)
+    assert encoder.features(images, "pooled").shape == (2, 1, 8)
+    figures = json.loads((tmp_path / "model" / "training.json").read_text())["clip"]["figures"]
+    assert {f"attribute heads: {name}" for name in SCENE_LABELS} <= figures.keys()
+    assert all(0 <= figures[f"attribute heads: {name}"] <= 1 for name in SCENE_LABELS)
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
@@ -300,7 +319,7 @@ def test_attribute_loss_ignores_absent_attributes():
     ("part", "override", "value"),
     [
         ("conv_clip", "image_width=100", "image_width=100"),
-        ("conv_clip", "patch_size=16", "patch_size=16"),
+        ("conv_clip", "patch_size=8", "patch_size=8"),
         ("conv_clip", "naming_probability=1.5", "naming_probability=1.5"),
         ("clip", "tower=vgg", "vgg"),
     ],

@@ -4,7 +4,8 @@ A batch contains families: images of the same kind, action, place and object tha
 them, kind and place decide the contrast and the words for clothes are never learned.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from storydiffusion.config.miniature import ClipRecipe
 from storydiffusion.models.convolutional_clip import ConvolutionalClip, ConvolutionalClipConfig
-from storydiffusion.storyworld.edition import get_edition
+from storydiffusion.storyworld.attribute_classifier import SceneReader
+from storydiffusion.storyworld.edition import Edition, get_edition
 from storydiffusion.storyworld.images import HELD_OUT_SEED, IMAGE_SIZE, to_tensor
 from storydiffusion.training.miniature.attribute_classifier import attribute_loss, build_labels, degrade
 from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
@@ -78,6 +80,17 @@ class AttributeHeads(nn.Module):
         return {name: head(part) for name, head, part in zip(self.names, self.heads, read, strict=True)}
 
 
+def build_attribute_heads(recipe: ClipRecipe, edition: Edition) -> nn.Module:
+    """Return what maps the image tower's tokens to the logits of every attribute.
+
+    Where images show several characters, one query for each attribute learns slowly which character it is of.
+    """
+    if edition.most_characters == 1:
+        return AttributeHeads(recipe.image_width, {name: len(values) for name, values in edition.labels.items()})
+    grid = (IMAGE_SIZE // recipe.patch_size) ** 2
+    return SceneReader(recipe.image_width, grid + (recipe.tower == "vit"))  # whose first token is of no patch
+
+
 @dataclass  # not frozen: Lightning moves batches to devices by setting fields
 class Pairs:
     """`images` float32 (B, 3, 128, 128) in [−1, 1]; `tokens` int64 (B, N), the caption of each; `labels` as returned
@@ -93,7 +106,8 @@ class ClipModule(RecipeModule):
     """Train `self.clip` by the symmetric contrastive loss, and by its attributes where they have a weight."""
 
     EDGES = (
-        "patch_embedding", "projection", "class_embedding", "logit_scale", "tower.conv1", "attnpool", "attribute_heads"
+        "patch_embedding", "projection", "class_embedding", "logit_scale", "tower.conv1", "attnpool",
+        "attribute_heads.queries", "attribute_heads.position", "attribute_heads.heads", "scene_heads", "figure_heads",
     )  # fmt: skip
 
     def __init__(self, recipe: ClipRecipe) -> None:
@@ -102,11 +116,7 @@ class ClipModule(RecipeModule):
         self.clip: Any = build_clip(recipe)
         self.edition = get_edition(recipe.edition)
         self.tokenizer = build_tokenizer(recipe.edition)
-        self.attribute_heads = (
-            AttributeHeads(recipe.image_width, {name: len(values) for name, values in self.edition.labels.items()})
-            if recipe.attribute_weight
-            else None
-        )
+        self.attribute_heads = build_attribute_heads(recipe, self.edition) if recipe.attribute_weight else None
 
     def train_dataloader(self) -> Stream:
         return Stream(self.training_pairs, self.recipe.steps)
@@ -145,11 +155,29 @@ class ClipModule(RecipeModule):
 
     @torch.no_grad()
     def export(self, folder: Path) -> dict[str, float]:
-        """Write the transformers folder with its tokenizer; return the retrieval accuracy in held-out batches."""
+        """Write the transformers folder with its tokenizer.
+
+        Returns:
+            The retrieval accuracy in held-out batches, and the attribute heads' accuracy, if there are any.
+        """
         self.eval()
         batches = [self.pairs(HELD_OUT_SEED, i * self.recipe.batch_size) for i in range(8)]
         accuracy = torch.stack([self.loss(batch)["accuracy"] for batch in batches]).mean().item()
+        attributes = self.measure_attributes(batches)
         self.clip.to(torch.float16).save_pretrained(folder / "image_encoder")
         declare_float32(folder / "image_encoder")
         build_tokenizer(self.recipe.edition).save_pretrained(folder / "image_encoder")
-        return {f"image_to_text_accuracy_of_{self.recipe.batch_size}": accuracy}
+        return {f"image_to_text_accuracy_of_{self.recipe.batch_size}": accuracy, **attributes}
+
+    def measure_attributes(self, batches: Sequence[Pairs]) -> dict[str, float]:
+        """Return the share of images whose attribute the heads read right, where an image has it."""
+        if self.attribute_heads is None:
+            return {}
+        hits: dict[str, list[Tensor]] = {}
+        for batch in batches:
+            tokens = self.clip.vision_model(batch.images).last_hidden_state
+            for name, logits in self.attribute_heads(tokens).items():
+                there = batch.labels[name] >= 0
+                hits.setdefault(name, []).append((logits.argmax(1) == batch.labels[name])[there].float())
+        means = {name: torch.cat(found).mean().item() for name, found in hits.items()}
+        return {f"attribute heads: {name}": mean for name, mean in means.items() if not math.isnan(mean)}
