@@ -106,6 +106,7 @@ class TransitionRecipe:
     diffusion_weight: float  # weights of the errors; an error of weight 0 is not computed
     semantic_weight: float
     text_weight: float  # of the error of the frames' tokens against the text encoder's states of their captions
+    text_skipped: list[str]  # words of captions whose states no token stands for
     semantic_dropout: float
     joint_dropout: float  # share of clips without text and without semantic tokens, beside both other dropouts
     teacher_forcing: float

@@ -225,11 +225,14 @@ class TransitionModule(L.LightningModule):
         """Return the error of the frames' own tokens (B, F, N, width) against their captions, (B,); 0 without caption.
 
         The target of a frame's N tokens is the text encoder's states 1 … N of its caption, which follow the start
-        token: with the empty caption as text, such tokens act on the U-Net as the caption would.
+        token and leave out `recipe.text_skipped`: with the empty caption as text, such tokens act on the U-Net as the
+        caption would.
         """
         assert self.predictor is not None
         batch, frames, count = tokens.shape[:3]
-        states = self.text_encoder(captions)[:, 1 : 1 + count].float()  # of B clips or of B · F frames
+        states = self.text_encoder.encode_words(
+            captions, count, self.recipe.text_skipped
+        ).float()  # of B or B · F texts
         states = states.view(batch, -1, count, states.shape[-1]).expand(-1, frames, -1, -1)
         errors = text_loss(self.predictor.context(tokens), states, self.text_variance)
         is_named = torch.tensor([bool(text) for text in captions[:: len(captions) // batch]], device=errors.device)
