@@ -7,7 +7,7 @@ import pytest
 from storydiffusion.evaluation.compare import Comparison
 from storydiffusion.evaluation.metrics.registry import PROMPTED_ATTRIBUTES
 from storydiffusion.evaluation.result import MetricValues, Result
-from storydiffusion.experiments.claims import CLAIMS, DECIDING_ERRORS, Claim, Verdict
+from storydiffusion.experiments.claims import CLAIMS, CONTENT, DECIDING_ERRORS, Claim, Verdict
 from tests.conftest import ROOT
 
 ITEMS = [f"story {number}" for number in range(8)]
@@ -43,8 +43,9 @@ def stories(consistency: float, aligned: float = 0.9, neighbors: float = 0.0) ->
     }
 
 
-def clips(perceptual: float, place: float) -> dict[str, float]:
-    return dict(zip(DECIDING_ERRORS, (perceptual, place), strict=True))
+def clips(perceptual: float, place: float, action: float = 0.5, looks: float = 0.5) -> dict[str, float]:
+    errors = dict(zip(DECIDING_ERRORS, (perceptual, place), strict=True))
+    return {**errors, "middle_action": action, "frame_looks": looks}
 
 
 def rates(*consistency: float, aligned: float = 0.9) -> Means:
@@ -56,7 +57,17 @@ def reach(key: str, *consistency: float) -> Means:
     return {f"csa.{key}={count}": stories(mean) for count, mean in zip((0, 1, 4, 32), consistency, strict=True)}
 
 
-def methods(**errors: tuple[float, float]) -> Means:
+def content(shirt: float, ends: float) -> Means:
+    shares = {**dict.fromkeys((*CONTENT, "boundary_attributes"), 0.95), "shirt": shirt}
+    errors = {"true_tokens": ends, "no_semantic_tokens": 0.5}
+    return {f"benchmark.method={name}": {**shares, "boundary_perceptual_error": e} for name, e in errors.items()}
+
+
+def one_metric(metric: str, **means: float) -> Means:
+    return {f"benchmark.method={method}": {metric: mean} for method, mean in means.items()}
+
+
+def methods(**errors: tuple[float, ...]) -> Means:
     names = {method: method.replace("cross_fade", "cross-fade") for method in errors}
     return {f"benchmark.method={names[method]}": clips(*both) for method, both in errors.items()}
 
@@ -102,8 +113,29 @@ UNIFORM, PROGRESSIVE = (
             ),
             False,
         ),
-        ("tokens", methods(predictor=(0.1, 0.1), interpolation=(0.2, 0.2), no_semantic_tokens=(0.3, 0.3)), True),
-        ("tokens", methods(predictor=(0.1, 0.1), interpolation=(0.05, 0.2), no_semantic_tokens=(0.3, 0.3)), False),
+        (
+            "tokens",
+            methods(predictor=(0.1, 0.1, 0.8), interpolation=(0.2, 0.2), no_semantic_tokens=(0.3, 0.3)),
+            True,
+        ),
+        ("tokens", methods(predictor=(0.1, 0.1), interpolation=(0.2, 0.2), no_semantic_tokens=(0.3, 0.3)), False),
+        (
+            "tokens",
+            methods(predictor=(0.1, 0.1, 0.8, 0.3), interpolation=(0.2, 0.2), no_semantic_tokens=(0.3, 0.3)),
+            False,
+        ),
+        ("token_content", content(0.91, 0.2), True),
+        ("token_content", content(0.85, 0.2), False),
+        ("token_content", content(0.95, 0.5), False),
+        ("scene_changes", one_metric("early_end", predictor=0.04), True),
+        ("scene_changes", one_metric("early_end", predictor=0.07), False),
+        ("jumps", one_metric("central_action", predictor=0.85, interpolation=0.3), True),
+        ("jumps", one_metric("central_action", predictor=0.7, interpolation=0.9), False),
+        (
+            "tokens",
+            methods(predictor=(0.1, 0.1, 0.8), interpolation=(0.05, 0.2), no_semantic_tokens=(0.3, 0.3)),
+            False,
+        ),
     ],
 )
 def test_a_claim_is_reproduced_exactly_where_it_shows(name, means, holds):

@@ -113,6 +113,21 @@ def test_semantic_tokens_matter(model):
     assert not torch.equal(still, moving)  # the images reach the paper's form through the tokens alone
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_tokens_of_given_frames_replace_the_predicted_ones(model, guidance_scale):
+    """Where they are equal, in a static clip without a transformer, nothing changes; elsewhere they do."""
+    static = dataclasses.replace(model, predictor=tiny_predictor(layers=0))
+    sampling = dataclasses.replace(SEMANTIC, guidance_scale=guidance_scale)
+
+    def latents(frames: torch.Tensor | None, end: torch.Tensor) -> torch.Tensor:
+        return sample_latents(static, START, end, PROMPTS, SEEDS, sampling, token_frames=frames)
+
+    shown = START[:, None].expand(-1, 4, -1, -1, -1)
+    torch.testing.assert_close(latents(shown, START), latents(None, START), rtol=0, atol=1e-4)
+    torch.testing.assert_close(latents(shown, END), latents(None, START), rtol=0, atol=1e-4)
+    assert not torch.allclose(latents(shown, END), latents(None, END), atol=1e-4)
+
+
 def test_a_perfect_model_gives_back_the_clip(model, monkeypatch):
     """Whatever the noise: with the true epsilon predicted at every step, DDIM ends on the true latents."""
     true = random(2, 4, 4, 8, 8)

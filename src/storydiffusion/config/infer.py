@@ -23,7 +23,7 @@ from storydiffusion.errors import UserError
 NOISES = ("own", "shared")
 VIDEOS = ("auto", "on", "off")
 LONGEST_HOLD = 60.0  # seconds
-METHODS = ("predictor", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
+METHODS = ("predictor", "true_tokens", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
 MOST_STORIES, MOST_PANELS = 128, 1000
 EXAMPLE = "package://examples/mia.yaml"
 LONGEST_RUN_NAME = 40  # characters
@@ -83,6 +83,7 @@ class TransitionsBenchmark:
     kind: str
     method: str
     interpolation: str | None  # of that method: a released folder of predictor.layers=0; null: without transformer
+    motion: str | None  # of all clips, or scene_change for unrelated boundary frames; null: any
     clips: int
     batch: int  # clips made at once
 

@@ -226,6 +226,7 @@ def sample_clips(
     seeds: Sequence[int],
     sampling: TransitionSampling,
     on_step: ClipCallback = lambda step, timestep, latents: latents,
+    token_frames: Tensor | None = None,
 ) -> Tensor:
     """Sample B transitions as one batch.
 
@@ -234,6 +235,7 @@ def sample_clips(
         prompts: what each clip shows; "": unknown.
         seeds: of each clip's starting noise, which depends on nothing else.
         on_step: called after each step.
+        token_frames: uint8 (B, F, 3, H, W), frames whose own semantic tokens replace the predicted ones.
 
     Returns:
         uint8 (B, F, 3, H, W) on the CPU.
@@ -248,7 +250,7 @@ def sample_clips(
     if not len(start) == len(prompts) == len(seeds):
         raise ValueError(f"{len(start)} clips, {len(prompts)} prompts, {len(seeds)} seeds")
     try:
-        latents = sample_latents(model, start, end, prompts, seeds, sampling, on_step)
+        latents = sample_latents(model, start, end, prompts, seeds, sampling, on_step, token_frames)
         frames = decode_frames(model.vae, latents)
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -269,12 +271,14 @@ def sample_latents(
     seeds: Sequence[int],
     sampling: TransitionSampling,
     on_step: ClipCallback = lambda step, timestep, latents: latents,
+    token_frames: Tensor | None = None,
 ) -> Tensor:
     """Sample the latents (B, C, F, h, w) that `sample_clips` decodes, on the model's device."""
     weight = next(model.video_unet.parameters())
     ends = [encode_images(model.vae, images).to(weight) for images in (start, end)]
     is_guided = sampling.guidance_scale > 1
-    text, semantic = _conditions(model, start, end, prompts, sampling.frames, is_guided)
+    text = _encode_prompts(model, prompts, is_guided)
+    semantic = _encode_motion(model, start, end, sampling.frames, is_guided, token_frames)
     shape = (ends[0].shape[1], sampling.frames, *ends[0].shape[2:])
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     scheduler = copy.deepcopy(model.scheduler)  # set_timesteps changes it
@@ -299,22 +303,31 @@ def sample_latents(
     return with_boundary_frames(latents, *ends) if sampling.boundary_frames == "clamped" else latents
 
 
-def _conditions(
-    model: VideoModel, start: Tensor, end: Tensor, prompts: Sequence[str], frames: int, is_guided: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return text (B, T, D) and semantic tokens (B, F, N, D); with guidance the unconditional ones first, (2B, …).
-
-    The unconditional part has no text and semantic tokens of zero, as dropped in training.
-    """
-    weight = next(model.video_unet.parameters())
+def _encode_prompts(model: VideoModel, prompts: Sequence[str], is_guided: bool) -> Tensor:
+    """Return text (B, T, D); with guidance that of the empty prompt first, (2B, T, D)."""
     texts = [""] * len(prompts) + list(prompts) if is_guided else list(prompts)
-    text = model.encode_text(texts).to(weight)
+    return model.encode_text(texts).to(next(model.video_unet.parameters()))
+
+
+def _encode_motion(
+    model: VideoModel, start: Tensor, end: Tensor, frames: int, is_guided: bool, token_frames: Tensor | None
+) -> Tensor | None:
+    """Return semantic tokens (B, F, N, D), predicted or those of `token_frames`; None without a predictor.
+
+    With guidance tokens of zero, as dropped in training, come first: (2B, F, N, D).
+    """
     if model.predictor is None or model.image_encoder is None:
-        return text, None
-    dtype = model.predictor.context_norm.weight.dtype
-    features = [model.image_encoder.features(images, model.features).to(dtype) for images in (start, end)]
-    semantic = model.predictor(*features, frames).context.to(weight)
-    return text, torch.cat([torch.zeros_like(semantic), semantic]) if is_guided else semantic
+        return None
+    predictor, encoder = model.predictor, model.image_encoder
+    dtype = predictor.context_norm.weight.dtype
+    if token_frames is None:
+        features = [encoder.features(images, model.features).to(dtype) for images in (start, end)]
+        semantic = predictor(*features, frames).context
+    else:
+        tokens = predictor.encode(encoder.features(token_frames.flatten(0, 1), model.features).to(dtype))
+        semantic = predictor.context(tokens.unflatten(0, token_frames.shape[:2]))
+    semantic = semantic.to(next(model.video_unet.parameters()))
+    return torch.cat([torch.zeros_like(semantic), semantic]) if is_guided else semantic
 
 
 @torch.no_grad()

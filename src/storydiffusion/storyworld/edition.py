@@ -49,7 +49,8 @@ class Edition:
     caption(truth, seed): random words, parts of the attire left open; full_caption(truth): everything, in fixed words.
     pair_caption(first, second, seed): of two images of a pair side by side.
     sample_clip(seed, index), render_clip(clip, frames, size), caption_clip(clip, seed): likewise for clips, whose
-    `to_dict` is their record, which read_clip(record) reads; follow_clip(clip, frames, size): the truth of every frame;
+    `to_dict` is their record, which read_clip(record) reads; sample_clip also takes a motion. follow_clip(clip, frames,
+    size): the truth of every frame; render_plates(clip, frames, size): the frames without characters;
     truth_at(clip, t): the image that describes the frame at t in [0, 1].
     """
 
@@ -68,8 +69,9 @@ class Edition:
     full_caption: Callable[[Any], str]
     pair_caption: Callable[[Any, Any, int], str]
     vocabulary: Callable[[], tuple[str, ...]]
-    sample_clip: Callable[[int, int], Any]
+    sample_clip: Callable[..., Any]
     render_clip: Callable[[Any, int, int], np.ndarray]
+    render_plates: Callable[[Any, int, int], np.ndarray]
     caption_clip: Callable[[Any, int], str]
     read_clip: Callable[[Mapping[str, Any]], Any]
     follow_clip: Callable[[Any, int, int], tuple[Any, ...]]
@@ -99,6 +101,7 @@ EDITIONS: Mapping[int, Edition] = {
         vocabulary=captions.vocabulary,
         sample_clip=clips.sample_clip,
         render_clip=clips.render_clip,
+        render_plates=clips.render_plates,
         caption_clip=clips.caption_clip,
         read_clip=clips.ClipTruth.from_dict,
         follow_clip=clips.follow,
@@ -122,6 +125,7 @@ EDITIONS: Mapping[int, Edition] = {
         vocabulary=scene_captions.scene_vocabulary,
         sample_clip=scene_clips.sample_scene_clip,
         render_clip=scene_clips.render_scene_clip,
+        render_plates=scene_clips.render_scene_plates,
         caption_clip=scene_clips.caption_scene_clip,
         read_clip=scene_clips.SceneClip.from_dict,
         follow_clip=scene_clips.follow_scene_clip,

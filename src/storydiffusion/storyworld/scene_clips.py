@@ -65,6 +65,11 @@ class SceneClip:
             raise UserError("a clip has two places: give one, or the motion travelling")
 
     @property
+    def motion(self) -> str:
+        """Return the motion of a single character, or that there are two."""
+        return self.motions[0] if len(self.motions) == 1 else "two characters"
+
+    @property
     def travels(self) -> bool:
         return self.motions == ("travelling",)
 
@@ -175,6 +180,16 @@ def render_scene_clip(clip: SceneClip, frames: int, size: int = 128) -> np.ndarr
 
     def draw(canvas: Canvas, t: float) -> None:
         draw_figures(canvas, clip.start, clip.stances(t))
+        for prop in moving_props(clip, t):
+            draw_scene_object(canvas, clip.start, prop)
+
+    return render_frames(clip, frames, size, draw)
+
+
+def render_scene_plates(clip: SceneClip, frames: int, size: int = 128) -> np.ndarray:
+    """Render the frames of `render_scene_clip` without the characters and their shadows: place and objects."""
+
+    def draw(canvas: Canvas, t: float) -> None:
         for prop in moving_props(clip, t):
             draw_scene_object(canvas, clip.start, prop)
 

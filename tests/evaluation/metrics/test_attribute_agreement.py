@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from storydiffusion.evaluation.metrics.attribute_agreement import (
     alignment,
     consistency,
+    early_end,
     named_alignment,
     pair_agreement,
 )
@@ -91,3 +92,13 @@ def test_named_alignment_is_over_what_the_first_prompt_names():
     read = [{"place": "city", "shirt": "red"}, {"place": "city", "shirt": "blue"}]
     assert named_alignment(read, prompted, ("place",)) == 0.5
     assert named_alignment(read, prompted, ("place", "shirt")) is None
+
+
+def test_the_early_end_is_the_share_of_differing_attributes_already_as_at_the_end():
+    start = {"kind": "fox", "place": "park", "shirt": "red", "hat": "cap"}
+    end = {"kind": "bear", "place": "park", "shirt": "blue", "hat": "crown", "hair": "black"}
+    assert early_end(start, start, end) == 0
+    assert early_end(end, start, end) == 1
+    assert early_end({**start, "shirt": "blue"}, start, end) == pytest.approx(1 / 3)
+    assert early_end({"place": "beach"}, start, end) == 0
+    assert early_end(start, start, start) is None

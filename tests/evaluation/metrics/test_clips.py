@@ -5,6 +5,7 @@ import pytest
 
 from storydiffusion.evaluation.metrics.clips import (
     boundary_frame_error,
+    boundary_perceptual_error,
     cosine,
     cross_fade,
     find_foreground_box,
@@ -90,11 +91,23 @@ def test_the_box_is_that_of_the_largest_region():
     frame[30:34, 2:6] ^= 128
     frame[0, 0] ^= 128  # a speck
     assert find_foreground_box(frame, plate) == (10, 5, 18, 20)
+    assert find_foreground_box(frame, plate, 0, 8) == (2, 30, 6, 34)
+    assert find_foreground_box(frame, plate, 8) == (10, 5, 18, 20)
+    assert find_foreground_box(frame, plate, 20, 30) is None
 
 
 def test_noise_below_the_visible_is_not_foreground():
     plate = np.full((20, 20, 3), 100, np.uint8)
     assert find_foreground_box(plate + np.uint8(30), plate) is None
+
+
+def test_boundary_perceptual_error_is_that_of_first_and_last_frame():
+    def distance(a, b):
+        return float(np.abs(a - b).sum())
+
+    features = np.array([[1.0], [50.0], [50.0], [3.0]])
+    assert boundary_perceptual_error(distance, features, np.array([[0.0], [5.0]])) == 1.5
+    assert boundary_perceptual_error(distance, features, features[[0, -1]]) == 0
 
 
 def test_overlap():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from storydiffusion.config import InferConfig, VideoConfig
 from storydiffusion.errors import UserError
-from storydiffusion.evaluation.benchmarks.benchmark import READ_SIZE
+from storydiffusion.evaluation.benchmarks.held_out import HeldOutClip
 from storydiffusion.loaders.resolve import ResolvedModel
 from storydiffusion.loaders.video import load_video_model
 
@@ -20,17 +20,21 @@ if TYPE_CHECKING:
     import numpy as np
 
     from storydiffusion.models.video_model import VideoModel
-    from storydiffusion.storyworld.clips import ClipTruth
 
-NumberedClip = tuple[int, "ClipTruth"]
-Generator = Callable[[Sequence[NumberedClip]], Iterator["np.ndarray"]]
-"""Numbered clips → the frames of each, uint8 (F, H, W, 3)"""
+Generator = Callable[[Sequence[HeldOutClip]], Iterator["np.ndarray"]]
+"""Held-out clips → the frames of each, uint8 (F, H, W, 3)"""
 
 
 def use_predictor(config: InferConfig, model: ResolvedModel) -> Generator:
     """Generate with the model as it is, conditioned on predicted semantic tokens."""
     video = replace(_get_video_with_predictor(config, model), sparse_control=None)
     return _sample_with(_load(model, video), video, config.seed)
+
+
+def use_true_tokens(config: InferConfig, model: ResolvedModel) -> Generator:
+    """Generate with the true frames' own tokens: what a perfect predictor would reach."""
+    video = replace(_get_video_with_predictor(config, model), sparse_control=None)
+    return _sample_with(_load(model, video), video, config.seed, with_true_tokens=True)
 
 
 def use_interpolation(config: InferConfig, model: ResolvedModel) -> Generator:
@@ -78,23 +82,27 @@ def use_cross_fade(config: InferConfig, model: ResolvedModel) -> Generator:
     from storydiffusion.evaluation.metrics.clips import cross_fade
 
     frames = model.video.frames
-    return lambda part: (cross_fade(clip[0], clip[-1], frames) for clip in _render(part, frames))
+    return lambda part: (cross_fade(clip[0], clip[-1], frames) for clip in (item.render(frames) for item in part))
 
 
 def use_truth(config: InferConfig, model: ResolvedModel) -> Generator:
     """Return the reference clips themselves."""
     frames = model.video.frames
-    return lambda part: iter(_render(part, frames))
+    return lambda part: (item.render(frames) for item in part)
 
 
 METHODS: dict[str, Callable[[InferConfig, ResolvedModel], Generator]] = {
     "predictor": use_predictor,
+    "true_tokens": use_true_tokens,
     "interpolation": use_interpolation,
     "no_semantic_tokens": use_no_semantic_tokens,
     "sparse_control": use_sparse_control,
     "cross-fade": use_cross_fade,
     "truth": use_truth,
 }
+
+NEED_TRUTH = ("true_tokens", "truth")
+"""Methods that read the true frames"""
 
 
 def _get_video_with_predictor(config: InferConfig, model: ResolvedModel) -> VideoConfig:
@@ -111,26 +119,20 @@ def _load(model: ResolvedModel, video: VideoConfig) -> "VideoModel":
     return load_video_model(replace(model, config=replace(model.config, video=video)))
 
 
-def _sample_with(model: "VideoModel", video: VideoConfig, seed: int) -> Generator:
+def _sample_with(model: "VideoModel", video: VideoConfig, seed: int, with_true_tokens: bool = False) -> Generator:
     """Return a generator that samples every clip with a seed of its own."""
     import torch
 
     from storydiffusion.pipelines.story_video import transition_seed
     from storydiffusion.pipelines.transition import build_sampling, sample_clips
-    from storydiffusion.storyworld.clips import caption_clip
 
-    def generate(part: "Sequence[NumberedClip]") -> "Iterator[np.ndarray]":
-        true = _render(part, video.frames)
-        start, end = (torch.stack([torch.from_numpy(frames[at]).permute(2, 0, 1) for frames in true]) for at in (0, -1))
-        prompts = [caption_clip(clip, index) for index, clip in part]
-        seeds = [transition_seed(seed, index) for index, _ in part]
-        sampled = sample_clips(model, start, end, prompts, seeds, build_sampling(video))
+    def generate(part: "Sequence[HeldOutClip]") -> "Iterator[np.ndarray]":
+        true = [torch.from_numpy(item.render(video.frames)).permute(0, 3, 1, 2) for item in part]
+        start, end = (torch.stack([frames[at] for frames in true]) for at in (0, -1))
+        prompts = [item.prompt for item in part]
+        seeds = [transition_seed(seed, item.index) for item in part]
+        shown = torch.stack(true) if with_true_tokens else None
+        sampled = sample_clips(model, start, end, prompts, seeds, build_sampling(video), token_frames=shown)
         yield from sampled.permute(0, 1, 3, 4, 2).numpy()
 
     return generate
-
-
-def _render(part: "Sequence[NumberedClip]", frames: int) -> "list[np.ndarray]":
-    from storydiffusion.storyworld.clips import render_clip
-
-    return [render_clip(clip, frames, READ_SIZE) for _, clip in part]

@@ -97,7 +97,7 @@ def build_result(benchmark: Benchmark, records: Sequence[dict[str, Any]], settin
     metrics = {
         name: MetricValues([values.get(name) for values in measured], benchmark.networks.get(str(metric.network)))
         for name, metric in METRICS.items()
-        if any(name in values for values in measured)
+        if any(values.get(name) is not None for values in measured)
     }
     remarks = [*benchmark.remarks, f"Machine: {machine()}."]
     return Result(benchmark.names, metrics, settings, remarks, benchmark.groups)

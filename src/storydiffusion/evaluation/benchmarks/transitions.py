@@ -1,30 +1,46 @@
 """Benchmark `transitions`: generate the frames between the boundary frames of held-out StoryWorld clips.
 
-The true frames are known. Metrics of a clip are means over the frames between its boundary frames, except those over
-time, which are over all frames. Place error has no value for clips in which the scenery passes by. LPIPS and CLIPSIM
-are computed with features of the model's own image encoder.
+The model's folder names the edition of StoryWorld. The true frames are known, except for benchmark.motion=scene_change.
+Metrics of a clip are means over the frames between its boundary frames, except those over time, which are over all
+frames. Looks and mood should be those of the clip; what changes in it, such as the action, should be read as on the
+true frame. Place error has no value for clips in which the scenery passes by. LPIPS and CLIPSIM are computed with
+features of the model's own image encoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import InferConfig
-from storydiffusion.evaluation.benchmarks.benchmark import Benchmark, describe_accuracy, read_accuracy, to_rows
-from storydiffusion.evaluation.benchmarks.methods import METHODS
-from storydiffusion.evaluation.metrics.registry import FRAME_ATTRIBUTES, compute_metrics
+from storydiffusion.errors import UserError
+from storydiffusion.evaluation.benchmarks.benchmark import (
+    READ_SIZE,
+    Benchmark,
+    describe_accuracy,
+    read_accuracy,
+    to_rows,
+)
+from storydiffusion.evaluation.benchmarks.held_out import HeldOutClip, find_edition, sample_held_out
+from storydiffusion.evaluation.benchmarks.methods import METHODS, NEED_TRUTH
+from storydiffusion.evaluation.metrics.registry import compute_metrics, get_attribute
 from storydiffusion.loaders.checksums import compute_part_checksums
 from storydiffusion.loaders.resolve import ResolvedModel, get_video_config
 from storydiffusion.loaders.video import load_image_encoder
+from storydiffusion.storyworld.truth import LOOKS
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from storydiffusion.evaluation.benchmarks.methods import NumberedClip
     from storydiffusion.models.image_encoders import ImageEncoder
     from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
-    from storydiffusion.storyworld.clips import ClipTruth
+    from storydiffusion.storyworld.edition import Edition
+
+MIDDLE = (0.2, 0.8)
+"""Of a clip's time, in which a motion differs most from both stills"""
+KEPT = (*LOOKS, "mood")
+"""The attributes that all frames of a clip share"""
 
 
 @dataclass(frozen=True)
@@ -50,31 +66,34 @@ def get_settings(config: InferConfig) -> dict[str, Any]:
     return {
         "weights": weights,
         "model": {"video": {name: value for name, value in video.items() if name != "fps"}},
-        "benchmark": {"method": config.benchmark.method},
+        "benchmark": {name: getattr(config.benchmark, name) for name in ("method", "motion")},
     }
 
 
 def load_benchmark(config: InferConfig, model: ResolvedModel, out: Path) -> Benchmark:
     """Load the method's model and the readers."""
-    from storydiffusion.storyworld.clips import sample_clip
-    from storydiffusion.storyworld.images import HELD_OUT_SEED
-
-    video = model.video
+    video, planned = model.video, config.benchmark
     accuracy = read_accuracy(model.folder)
-    generate = METHODS[config.benchmark.method](config, model)
-    readers = load_readers(model)
-    clips = [(index, sample_clip(HELD_OUT_SEED, index)) for index in range(config.benchmark.clips)]
+    world = find_edition(model.folder)
+    clips = sample_held_out(world, planned.motion, planned.clips)
+    if planned.method in NEED_TRUTH and not clips[0].has_truth:
+        raise UserError(
+            f"benchmark.method={planned.method} needs true frames, which benchmark.motion={planned.motion} lacks: "
+            "choose another method"
+        )
+    generate = METHODS[planned.method](config, model)
+    readers = load_readers(model, world)
 
-    def measure(part: "Sequence[NumberedClip]") -> list[dict[str, Any]]:
+    def measure(part: Sequence[HeldOutClip]) -> list[dict[str, Any]]:
         return [
-            {"clip": index, "motion": clip.motion, "metrics": measure_clip(clip, frames, readers)}
-            for (index, clip), frames in zip(part, generate(part), strict=True)
+            {"clip": item.index, "motion": item.group, "metrics": measure_item(item, frames, readers)}
+            for item, frames in zip(part, generate(part), strict=True)
         ]
 
     return Benchmark(
         "clip",
         clips,
-        [f"clip {index}" for index, _ in clips],
+        [f"clip {item.index}" for item in clips],
         measure,
         {"encoder": video.image_encoder, "distance": f"tokens of {video.image_encoder}"},
         [
@@ -83,63 +102,110 @@ def load_benchmark(config: InferConfig, model: ResolvedModel, out: Path) -> Benc
             "Perceptual, place and pixel error are over the frames between the boundary frames. LPIPS and CLIPSIM use "
             "the model's own small image encoder, not comparable with those of other encoders. The paper takes less "
             "change as better; a static clip would be best in all four.",
-            describe_accuracy({name: accuracy[name] for name in FRAME_ATTRIBUTES}),
+            describe_accuracy({name: share for name, share in accuracy.items() if get_attribute(name) in KEPT}),
         ],
-        [clip.motion for _, clip in clips],
+        [item.group for item in clips],
     )
 
 
-def load_readers(model: ResolvedModel) -> Readers:
-    """Load the model's attribute classifier and image encoder."""
+def load_readers(model: ResolvedModel, world: "Edition") -> Readers:
+    """Load the model's attribute classifier and image encoder.
+
+    Raises:
+        UserError: the classifier reads another edition than that of the model's images.
+    """
     import torch
 
     from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 
-    classifier = AttributeClassifier.load(model.folder / "attribute_classifier")
+    folder = model.folder / "attribute_classifier"
+    classifier = AttributeClassifier.load(folder)
+    if classifier.edition != world.number:
+        raise UserError(
+            f"{folder} reads StoryWorld's edition {classifier.edition}, but the model is of edition {world.number}: "
+            "export a classifier of that edition there, or correct storydiffusion.json"
+        )
     return Readers(classifier, load_image_encoder(model.video.image_encoder, torch.float32))
 
 
-def measure_clip(clip: "ClipTruth", frames: "np.ndarray", readers: Readers) -> dict[str, float | None]:
+def measure_item(item: HeldOutClip, frames: "np.ndarray", readers: Readers) -> dict[str, float | None]:
     """Return the metrics of one clip, uint8 (F, H, W, 3), by name."""
-    import numpy as np
     import torch
 
     from storydiffusion.evaluation.metrics.clips import token_distance
-    from storydiffusion.storyworld.clips import render_clip
-    from storydiffusion.storyworld.images import to_tensor
-    from storydiffusion.storyworld.truth import ATTRIBUTES
 
-    true = render_clip(clip, *frames.shape[:2])
-    images = torch.from_numpy(np.stack([frames, true])).permute(0, 1, 4, 2, 3)
-    features, reference_features = (readers.encoder.features(part, "hidden").numpy() for part in images)
-    readings = to_rows(readers.classifier.read(to_tensor(frames[1:-1])))
-    expected = {name: value for name in ATTRIBUTES if (value := getattr(clip.start, name)) is not None}
-    return compute_metrics(
-        "clip",
-        {
-            "frames": frames,
-            "reference": true,
-            "boundary_frames": true[[0, -1]],
-            "distance": token_distance,
-            "features": features,
-            "reference_features": reference_features,
-            "pooled": readers.encoder.features(images[0], "pooled")[:, 0].numpy(),
-            "readings": readings,
-            "prompted": [expected] * len(readings),
-            **({} if clip.travels else find_boxes(clip, frames)),
-        },
+    true = item.render(len(frames))
+    features, given = (
+        readers.encoder.features(torch.from_numpy(images).permute(0, 3, 1, 2), "hidden").numpy()
+        for images in (frames, true)
     )
+    pooled = readers.encoder.features(torch.from_numpy(frames).permute(0, 3, 1, 2), "pooled")[:, 0].numpy()
+    readings, start, end = read_frames(readers.classifier, frames), item.get_labels(0), item.get_labels(1)
+    evidence = {
+        "frames": frames,
+        "boundary_frames": true[[0, -1]],
+        "distance": token_distance,
+        "features": features,
+        "boundary_features": given[[0, -1]],
+        "pooled": pooled,
+        "boundary_readings": [readings[0], readings[-1]],
+        "boundary_labels": [start, end],
+    }
+    if item.has_truth:
+        reference = {"reference": true, "reference_features": given}
+        evidence |= reference | collect_truth(item, frames, readings, read_frames(readers.classifier, true))
+    else:
+        evidence |= {"second_reading": readings[1], "start_labels": start, "end_labels": end}
+    return compute_metrics("clip", evidence)
 
 
-def find_boxes(clip: "ClipTruth", frames: "np.ndarray") -> dict[str, Any]:
-    """Return the character's boxes in the frames between the boundary frames, found and true."""
+def collect_truth(
+    item: HeldOutClip, frames: "np.ndarray", readings: list[dict[str, str]], true_readings: list[dict[str, str]]
+) -> dict[str, Any]:
+    """Return what the truth says of a clip's frames: attributes of each, the action, and boxes of the characters."""
+    count = len(frames)
+    middle = [i for i in range(count) if MIDDLE[0] < i / (count - 1) < MIDDLE[1]]
+    center = count // 2
+    return {
+        "readings": readings[1:-1],
+        "prompted": [true_readings[i] | get_kept_labels(item) for i in range(1, count - 1)],
+        "middle_readings": [readings[i] for i in middle],
+        "reference_middle_readings": [true_readings[i] for i in middle],
+        "central_readings": [readings[center]],
+        "central_labels": [item.get_labels(center / (count - 1))],
+        **({} if item.clip.travels else find_boxes(item, frames)),
+    }
+
+
+def get_kept_labels(item: HeldOutClip) -> dict[str, str]:
+    """Return the attributes that all frames of a clip share."""
+    return {name: value for name, value in item.get_labels(0).items() if get_attribute(name) in KEPT}
+
+
+def read_frames(classifier: "AttributeClassifier", frames: "np.ndarray") -> list[dict[str, str]]:
+    """Return the attributes that each frame shows, uint8 (F, H, W, 3)."""
+    from storydiffusion.storyworld.images import to_tensor
+    from storydiffusion.storyworld.scene import existing_labels
+    from storydiffusion.storyworld.stories import existing
+
+    keep: Callable[[Mapping[str, str]], dict[str, str]] = existing if classifier.edition == 1 else existing_labels
+    return [keep(row) for row in to_rows(classifier.read(to_tensor(frames)))]
+
+
+def find_boxes(item: HeldOutClip, frames: "np.ndarray") -> dict[str, Any]:
+    """Return the characters' boxes in the frames between the boundary frames, found and true.
+
+    Each character is looked for in the columns that are nearer to it than to the others.
+    """
     from storydiffusion.evaluation.metrics.clips import find_foreground_box
-    from storydiffusion.storyworld.clips import follow, render_plates
 
     count, size = frames.shape[:2]
-    plates, truth = render_plates(clip, count, size), follow(clip, count, size)
-    between = range(1, count - 1)
-    return {
-        "boxes": [find_foreground_box(frames[i], plates[i]) for i in between],
-        "reference_boxes": [truth[i].box for i in between],
-    }
+    plates = item.world.render_plates(item.clip, count, size)
+    boxes, true_boxes = [], []
+    for i, truth in enumerate(item.world.follow_clip(item.clip, count, size)[1:-1], start=1):
+        characters = truth if isinstance(truth, tuple) else (truth,)
+        edges = [0, *(round((a.x + b.x) / 2 * size / READ_SIZE) for a, b in pairwise(characters)), size]
+        for character, (left, right) in zip(characters, pairwise(edges), strict=True):
+            boxes.append(find_foreground_box(frames[i], plates[i], left, right))
+            true_boxes.append(character.box)
+    return {"boxes": boxes, "reference_boxes": true_boxes}

@@ -58,3 +58,12 @@ def named_alignment(
 ) -> float | None:
     """Return the alignment of those attributes that a story's prompts name, except `excluded`."""
     return alignment(readings, prompted, sorted(set(prompted[0]) - set(excluded)))
+
+
+def early_end(reading: Reading, start: Mapping[str, str], end: Mapping[str, str]) -> float | None:
+    """Return the share of the attributes in which two images differ that a reading has as in the second, in [0, 1].
+
+    None where the images differ in no attribute.
+    """
+    different = [name for name in start.keys() & end.keys() if start[name] != end[name]]
+    return sum(reading.get(name) == end[name] for name in different) / len(different) if different else None

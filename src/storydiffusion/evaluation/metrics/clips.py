@@ -52,6 +52,11 @@ def perceptual_error(distance: Distance, features: np.ndarray, reference_feature
     return float(np.mean([distance(one, other) for one, other in pairs]))
 
 
+def boundary_perceptual_error(distance: Distance, features: np.ndarray, boundary_features: np.ndarray) -> float:
+    """Return the mean `distance` of the first and last frame to the given ones, whose features are (2, …)."""
+    return float(np.mean([distance(features[at], boundary_features[at]) for at in (0, -1)]))
+
+
 def place_error(boxes: Sequence[Box | None], reference_boxes: Sequence[Box | None]) -> float:
     """Return 1 − intersection over union of the character's box with the reference's, mean over frames, in [0, 1]."""
     return float(np.mean([1 - overlap(one, other) for one, other in zip(boxes, reference_boxes, strict=True)]))
@@ -89,24 +94,25 @@ def pixel_change(frames: np.ndarray, reference: np.ndarray) -> float | None:
     return mean_pixel_change(frames) / expected if expected > 0 else None
 
 
-def find_foreground_box(frame: np.ndarray, plate: np.ndarray) -> Box | None:
+def find_foreground_box(frame: np.ndarray, plate: np.ndarray, left: int = 0, right: int | None = None) -> Box | None:
     """Return the box around the largest connected region in which a frame visibly differs from the empty scene.
 
     Args:
         frame, plate: uint8 (H, W, 3), with and without the character.
+        left, right: the columns to search; None: to the end.
 
     Returns:
         None where no region differs.
     """
     from scipy import ndimage
 
-    differs = np.abs(frame.astype(np.int16) - plate).max(-1) > VISIBLE
+    differs = np.abs(frame.astype(np.int16) - plate).max(-1)[:, left:right] > VISIBLE
     regions: np.ndarray = np.empty(differs.shape, np.int32)
     if not ndimage.label(ndimage.binary_opening(differs), output=regions):  # opening removes specks and thin edges
         return None
     largest = 1 + int(np.argmax(np.bincount(regions.ravel())[1:]))
     rows, columns = np.nonzero(regions == largest)
-    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+    return left + int(columns.min()), int(rows.min()), left + int(columns.max()) + 1, int(rows.max()) + 1
 
 
 def overlap(a: Box | None, b: Box | None) -> float:

@@ -11,6 +11,10 @@ function takes; whoever has that evidence about an item (an image, a story, a cl
     frames, reference           uint8 (F, H, W, 3) of a clip and its reference; boundary_frames: the given two
     distance                    a function of two frames' features; features and reference_features (F, …)
     pooled                      (F, D), one embedding per frame
+    boundary_features           (2, …) of the given two; boundary_readings, boundary_labels of first and last frame
+    middle_readings             of the frames in the middle of a clip; reference_middle_readings of the reference's
+    central_readings            of the frame at the center of a clip; central_labels, what it should show
+    second_reading              of the frame after the first; start_labels and end_labels of the given two
     flow, reference_flow        mean length of the optical flow
     boxes, reference_boxes      of the character in the frames between the boundary frames
     probed                      attribute → share of images whose value a linear probe reads from the encoder's tokens;
@@ -25,7 +29,7 @@ from functools import partial
 from typing import Any, Literal
 
 from storydiffusion.evaluation.metrics import clips
-from storydiffusion.evaluation.metrics.attribute_agreement import alignment, consistency, named_alignment
+from storydiffusion.evaluation.metrics.attribute_agreement import alignment, consistency, early_end, named_alignment
 from storydiffusion.evaluation.metrics.embeddings import (
     cosines,
     image_text_clip_scores,
@@ -36,7 +40,7 @@ from storydiffusion.evaluation.metrics.emotion import emotion_hits, emotion_scor
 from storydiffusion.evaluation.metrics.frechet import frechet_distance
 from storydiffusion.evaluation.metrics.optical_flow import relative_flow
 from storydiffusion.storyworld.scene import SCENE_LABELS
-from storydiffusion.storyworld.truth import ATTRIBUTES
+from storydiffusion.storyworld.truth import ATTRIBUTES, LOOKS
 
 Item = Literal["image", "story", "clip", "set"]
 Direction = Literal["higher", "lower", "reference"]
@@ -90,6 +94,11 @@ def _attribute_metric(item: Item, label: str, *attributes: str) -> Metric:
 def get_attribute(label: str) -> str:
     """Return the attribute of an edition's label: `kind` of kind_1, the kind of an image's first character."""
     return label.removesuffix("_1").removesuffix("_2")
+
+
+def _labels(*attributes: str) -> tuple[str, ...]:
+    """Return the labels of both editions for these attributes."""
+    return tuple(label for label in dict.fromkeys((*ATTRIBUTES, *SCENE_LABELS)) if get_attribute(label) in attributes)
 
 
 PROBED_ATTRIBUTES = tuple(dict.fromkeys(map(get_attribute, (*ATTRIBUTES, *SCENE_LABELS))))
@@ -175,7 +184,33 @@ METRICS: dict[str, Metric] = {
         "relative motion", "clip", "reference", "× reference", ("flow", "reference_flow"), relative_flow,
         "optical_flow", static=0,
     ),
-    **{name: _attribute_metric("clip", name, name) for name in FRAME_ATTRIBUTES},
+    **{name: _attribute_metric("clip", name, *_labels(name)) for name in FRAME_ATTRIBUTES},
+    **{
+        f"frame_{name}": _attribute_metric("clip", f"{name.replace('_', ' ')} of frames", *_labels(name))
+        for name in PROBED_ATTRIBUTES
+        if name not in FRAME_ATTRIBUTES
+    },
+    "frame_looks": _attribute_metric("clip", "looks and mood of frames", *_labels(*LOOKS, "mood")),
+    "middle_action": Metric(
+        "action in the middle", "clip", "higher", "share of frames", ("middle_readings", "reference_middle_readings"),
+        partial(alignment, attributes=_labels("action")),
+    ),
+    "central_action": Metric(
+        "action of the central frame", "clip", "higher", "share of frames", ("central_readings", "central_labels"),
+        partial(alignment, attributes=_labels("action")),
+    ),
+    "boundary_attributes": Metric(
+        "attributes of the boundary frames", "clip", "higher", "share of frames",
+        ("boundary_readings", "boundary_labels"), partial(alignment, attributes=_labels(*PROBED_ATTRIBUTES)),
+    ),
+    "boundary_perceptual_error": Metric(
+        "perceptual error of the boundary frames", "clip", "lower", "distance",
+        ("distance", "features", "boundary_features"), clips.boundary_perceptual_error, "distance",
+    ),
+    "early_end": Metric(
+        "end shown in the second frame", "clip", "lower", "share of attributes",
+        ("second_reading", "start_labels", "end_labels"), early_end,
+    ),
     "lpips_first": Metric(
         "LPIPS-first", "clip", "reference", "distance", ("distance", "features"), clips.from_first, "distance", 0
     ),
