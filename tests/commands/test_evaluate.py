@@ -17,6 +17,7 @@ from storydiffusion.storyworld.clips import render_clip, sample_clip
 from storydiffusion.storyworld.renderer import render
 from storydiffusion.storyworld.truth import sample_truth
 from tests.conftest import Outcome, run_verb
+from tests.helpers.world_model import build_mood_model
 
 ENCODER = f"encoder={MINIATURE}"
 
@@ -113,6 +114,7 @@ def test_emotions_by_a_probe_are_named_after_it(command, images, tmp_path):
     assert list(found.values("emo_a").values()) == [1] * 3
     assert list(found.values("emo_score_2").values()) == pytest.approx([12 / 16] * 3)
     assert found.metrics["emo_a"].network == "probe on miniature"
+    assert "whose accuracy is not known" in " ".join(found.remarks)
     assert len(found.settings["weights"]["emotion_probe"]) == 64
 
 
@@ -126,6 +128,24 @@ def test_a_probe_of_raw_embeddings_is_named_so_and_reads_other_values(command, i
     unit, raw = measured(tmp_path / "unit"), measured(tmp_path / "raw")
     assert raw.metrics["emo_a"].network == "probe on miniature, not normalized"
     assert list(unit.values("emo_score").values()) != pytest.approx(list(raw.values("emo_score").values()))
+
+
+def test_the_probe_in_a_model_folder_reads_its_encoder_and_names_its_accuracy(command, images, tmp_path):
+    model = build_mood_model(tmp_path / "model")
+    outcome = command(f"images={images}", "emotion=awe", f"encoder={model}/image_encoder", f"out={tmp_path / 'out'}")
+    assert outcome.code == 0, outcome.err
+    found = measured(tmp_path / "out")
+    assert str(found.metrics["emo_score"].network).startswith("probe on the tokens of ")
+    assert "accuracy on held-out images is, in %: one character 75.0" in " ".join(found.remarks)
+    assert "one character 75.0" in (tmp_path / "out" / "table.md").read_text()
+    assert len(found.settings["weights"]["emotion_probe"]) == 64
+
+
+def test_a_probe_of_another_encoder_is_refused(command, images, tmp_path):
+    np.savez(tmp_path / "probe.npz", weight=np.zeros((8, 5)), bias=np.zeros(8))
+    outcome = command(f"images={images}", "emotion=awe", f"emotion_probe={tmp_path / 'probe.npz'}", ENCODER)
+    assert outcome.code == 1
+    assert "reads 5 channels" in outcome.err
 
 
 def mean(found: Result, name: str) -> float:

@@ -27,6 +27,7 @@ NEEDED = {
     "release": ["run=x", "out=x"],
     "user-study": ["methods.a=x", "methods.b=y"],
     "user-study-results": ["key=x", "answers=y"],
+    "convert-emotion-probe": ["state=x", "out=x.safetensors"],
     "evaluate": ["run=x"],
     "write": ["idea=x"],
 }

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from storydiffusion.evaluation.ridge_probe import fit_ridge, flatten_tokens
+from storydiffusion.evaluation.ridge_probe import fit_ridge
+from storydiffusion.models.image_encoders import flatten_tokens
 
 
 def test_a_linear_relation_is_found_with_more_and_with_fewer_features_than_images():

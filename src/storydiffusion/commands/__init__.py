@@ -28,6 +28,7 @@ VERBS = {
     "index-shards": "index or verify shards for training",
     "user-study": "make a blind preference study as one offline HTML file",
     "user-study-results": "count the answers to a user study",
+    "convert-emotion-probe": "convert a linear classifier of emotions from a torch file, to evaluate with",
     "export-vistorybench": "lay out generated stories for ViStoryBench",
 }
 """Verb → what it does, in the order of --help."""

@@ -57,7 +57,7 @@ class EvaluateConfig:
     lpips: str
     emotion: str | None
     emotion_probe: str | None
-    emotion_normalize: bool
+    emotion_normalize: bool | None  # null: as the probe's file says
     dreamsim: str | None
     i3d: str | None
     device: str
@@ -77,8 +77,9 @@ class EvaluateConfig:
             check_choice("emotion", self.emotion, EMOTIONS)
         if self.emotion_probe is not None and self.emotion is None:
             raise UserError(f"emotion_probe={self.emotion_probe} needs the intended emotion. Pass emotion=NAME")
-        if self.emotion_probe is None and not self.emotion_normalize:
-            raise UserError("emotion_normalize=false is of a probe. Pass emotion_probe=FILE")
+        if self.emotion_probe is None and self.emotion_normalize is not None:
+            value = str(self.emotion_normalize).lower()
+            raise UserError(f"emotion_normalize={value} is of a probe. Pass emotion_probe=FILE")
         if self.i3d is not None and self.reference is None:
             raise UserError(f"i3d={self.i3d} compares clips with references. Pass reference=FOLDER")
         if self.frames is not None and self.frames < 2:
@@ -110,14 +111,14 @@ def evaluate(config: EvaluateConfig, inputs: "Inputs", out: Path) -> str:
     source = config.encoder or (MINIATURE if inputs.are_miniature else FULL_SCALE)
     networks = load_networks(config, source, bool(inputs.clips))
     measured = Measurements(networks.names)
-    matrices = measure_stories(inputs, networks, measured)
+    matrices = measure_stories(inputs, networks, measured, config.emotion)
     measure_clips(inputs.clips, networks, measured)
     if not measured.values:
         raise UserError(
             f"nothing to measure: {config.folder} has no image with a text, no pair of images and no clip. "
             "Choose another folder, or pass captions=FILE"
         )
-    remarks = write_remarks(inputs, networks, measured, config.lpips)
+    remarks = write_remarks(inputs, networks, measured, config.lpips, config.emotion)
     text = write_table(measured) + "\n" + "".join(f"- {escape_markdown(remark)}\n" for remark in remarks)
     for name, plot in plot_measurements(measured, matrices, networks.encoder.label).items():
         write_atomically(out / name, plot)
@@ -161,7 +162,7 @@ def load_emotion(config: EvaluateConfig, encoder: ImageTextEncoder) -> EmotionRe
     """Load the classifier of emotions, if an emotion is intended."""
     if config.emotion is None:
         return None
-    return load_emotion_reader(config.emotion, config.emotion_probe, encoder, config.emotion_normalize)
+    return load_emotion_reader(config.emotion_probe, encoder, config.emotion_normalize)
 
 
 def get_settings(config: EvaluateConfig, networks: Networks, inputs: "Inputs") -> dict[str, Any]:
@@ -169,15 +170,16 @@ def get_settings(config: EvaluateConfig, networks: Networks, inputs: "Inputs") -
     from storydiffusion.output.manifest import installed_versions
 
     source = networks.encoder.source
-    files = {name: value for name in ("emotion_probe", "i3d") if (value := getattr(config, name)) is not None}
-    weights = {name: compute_sha256(file) for name, file in files.items()}
+    emotion = networks.emotion
+    files = {"emotion_probe": emotion and emotion.file, "i3d": config.i3d}
+    weights = {name: compute_sha256(file) for name, file in files.items() if file is not None}
     if not source.startswith(OPEN_CLIP_SCHEME):
         folder = compute_folder_sha256(package_path(source))
         weights |= {f"encoder/{name}": checksum for name, checksum in folder.items()}
     return {
         "encoder": source,
         "lpips": networks.distance and networks.distance.label,
-        "emotion": networks.emotion and [networks.emotion.emotion, networks.emotion.label],
+        "emotion": emotion and [config.emotion, emotion.label],
         "frames": config.frames,
         "weights": weights,
         "versions": installed_versions(

@@ -93,6 +93,18 @@ class AttributeClassifierRecipe(Recipe):
 
 
 @dataclass
+class EmotionProbeRecipe(Recipe):
+    """Linear probe of emotions on the image encoder; see training/miniature/emotion_probe.py."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.edition != 2:
+            raise UserError(f"recipe.edition={self.edition} of StoryWorld shows no moods: pass recipe.edition=2")
+        if self.batch_size < 2:
+            raise UserError(f"recipe.batch_size={self.batch_size} has no spread to standardize by: give at least 2")
+
+
+@dataclass
 class Text2ImageRecipe(Recipe):
     """Latent diffusion U-Net with its text encoder; see training/miniature/text_to_image.py."""
 
@@ -122,6 +134,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
     "clip": ClipRecipe,
     "attribute_classifier": AttributeClassifierRecipe,
+    "emotion_probe": EmotionProbeRecipe,
     "text2image": Text2ImageRecipe,
 }
 """The parts of the miniature, in the order in which they depend on each other."""

@@ -18,15 +18,24 @@ from storydiffusion.evaluation.networks import Networks
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of one image, (D,) each: of the image, of the crop around its character, and DreamSim's."""
+    """Embeddings of one image, (D,) each: of the image, of the crop around its character, and DreamSim's.
+
+    emotions: the logits of the eight emotions, (8,).
+    """
 
     image: np.ndarray
     crop: np.ndarray | None
     dreamsim: np.ndarray | None
+    emotions: np.ndarray | None
 
 
-def measure_stories(inputs: Inputs, networks: Networks, measured: Measurements) -> dict[str, np.ndarray]:
+def measure_stories(
+    inputs: Inputs, networks: Networks, measured: Measurements, intended: str | None
+) -> dict[str, np.ndarray]:
     """Measure all images and stories.
+
+    Args:
+        intended: the emotion that all images should evoke; None: none is measured.
 
     Returns:
         The cosines of each story's images with each other, (P, P), by story.
@@ -43,6 +52,9 @@ def measure_stories(inputs: Inputs, networks: Networks, measured: Measurements) 
                 bar.update()
             embeddings = np.stack([one.image for one in found])
             measure_images(images, embeddings, networks, measured)
+            if intended is not None:
+                logits = np.stack([one.emotions for one in found if one.emotions is not None])
+                measure_emotions(images, logits, intended, measured)
             matrices[story] = similarity_matrix(embeddings)
             measure_pairs(story, images, found, measured)
     return matrices
@@ -59,24 +71,28 @@ def embed(image: StoryImage, networks: Networks) -> Embeddings:
         raise UserError(f"{image.name}: {error}. Correct it in boxes=FILE") from error
     crop = None if square is None else encoder.embed_image(square)
     dreamsim = None if networks.dreamsim is None else networks.dreamsim.embed(pixels)
-    return Embeddings(encoder.embed_image(pixels), crop, dreamsim)
+    whole = encoder.embed_image(pixels)
+    emotions = None if networks.emotion is None else networks.emotion.read(pixels, whole)
+    return Embeddings(whole, crop, dreamsim, emotions)
 
 
 def measure_images(
     images: Sequence[StoryImage], embeddings: np.ndarray, networks: Networks, measured: Measurements
 ) -> None:
-    """Measure each image by itself: against its text, where it has one, and its emotion; embeddings (P, D)."""
+    """Measure each image against its text, where it has one; embeddings (P, D)."""
     captioned = [i for i, image in enumerate(images) if image.text is not None]
     if captioned:
         texts = networks.encoder.embed_texts([images[i].text or "" for i in captioned])
         evidence = {"image_embeddings": embeddings[captioned], "text_embeddings": texts}
         measured.add("image", [images[i].name for i in captioned], evidence)
-    if networks.emotion is not None:
-        from storydiffusion.evaluation.metrics.emotion import probabilities
 
-        found = probabilities(networks.emotion.logits(embeddings))
-        evidence = {"emotion_probabilities": found, "emotion": networks.emotion.emotion}
-        measured.add("image", [image.name for image in images], evidence)
+
+def measure_emotions(images: Sequence[StoryImage], logits: np.ndarray, intended: str, measured: Measurements) -> None:
+    """Measure whether images evoke the intended emotion, from the logits (P, 8) of the eight."""
+    from storydiffusion.evaluation.metrics.emotion import probabilities
+
+    evidence = {"emotion_probabilities": probabilities(logits), "emotion": intended}
+    measured.add("image", [image.name for image in images], evidence)
 
 
 def measure_pairs(

@@ -62,8 +62,10 @@ def plot_measurements(measured: Measurements, matrices: "Mapping[str, np.ndarray
     return plots
 
 
-def write_remarks(inputs: "Inputs", networks: Networks, measured: Measurements, lpips: str) -> list[str]:
-    """Return what a reader must know of the networks, the inputs and the motion; `lpips` is the setting."""
+def write_remarks(
+    inputs: "Inputs", networks: Networks, measured: Measurements, lpips: str, emotion: str | None
+) -> list[str]:
+    """Return what a reader must know of the networks, the inputs and the motion; `lpips`, `emotion` are settings."""
     encoder, remarks = networks.encoder, list(inputs.remarks)
     if encoder.source == MINIATURE:
         remarks.append(
@@ -84,8 +86,8 @@ def write_remarks(inputs: "Inputs", networks: Networks, measured: Measurements, 
         remarks.append(f"The encoder does not know these words of the texts: {', '.join(unknown)}.")
     if networks.emotion is not None:
         remarks.append(
-            f"Emo-Score and Emo-A: the intended emotion is {networks.emotion.emotion}; chance is 0.125, and "
-            "0.5 with two classes."
+            f"Emo-Score and Emo-A: the intended emotion is {emotion}; chance is 0.125, and 0.5 with two classes. "
+            f"{networks.emotion.remark}"
         )
     if inputs.stories:
         remarks.append("± is the standard error over items; images of one story are dependent, stories are not.")

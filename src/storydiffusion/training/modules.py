@@ -7,6 +7,7 @@ from storydiffusion.training.build_transition import build_transition_module
 from storydiffusion.training.miniature.attribute_classifier import AttributeClassifierModule
 from storydiffusion.training.miniature.autoencoder import AutoencoderModule
 from storydiffusion.training.miniature.contrastive import ClipModule
+from storydiffusion.training.miniature.emotion_probe import EmotionProbeModule
 from storydiffusion.training.miniature.text_to_image import Text2ImageModule
 from storydiffusion.training.training_run import TrainableModule
 
@@ -15,6 +16,7 @@ MODULES: Mapping[str, Callable[[Any], TrainableModule]] = {
     "autoencoder": AutoencoderModule.from_config,
     "clip": ClipModule.from_config,
     "attribute_classifier": AttributeClassifierModule.from_config,
+    "emotion_probe": EmotionProbeModule.from_config,
     "text2image": Text2ImageModule.from_config,
 }
 """recipe.part → function that builds its module from the run's configuration."""

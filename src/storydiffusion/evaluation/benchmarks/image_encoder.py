@@ -97,7 +97,7 @@ class AttributeReader:
 
     def encode(self, images: "Tensor") -> "Tensor":
         """Images uint8 (N, 3, H, W) → the features of their tokens, (N, D)."""
-        from storydiffusion.evaluation.ridge_probe import flatten_tokens
+        from storydiffusion.models.image_encoders import flatten_tokens
 
         return flatten_tokens(self.encoder.features(images))
 

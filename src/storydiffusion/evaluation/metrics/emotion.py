@@ -9,12 +9,8 @@ comparable.
 Shapes: P images, D channels.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 
-from storydiffusion.errors import UserError, first_line
 from storydiffusion.evaluation.metrics.embeddings import unit
 from storydiffusion.story.emotions import EMOTIONS, POSITIVE
 
@@ -50,53 +46,3 @@ def emotion_scores_of_two(probabilities: np.ndarray, emotion: str) -> np.ndarray
     """Return the probability of the emotions of the same sign as `emotion` for each image, (P, 8) → (P,)."""
     same = [(each in POSITIVE) == (emotion in POSITIVE) for each in EMOTIONS]
     return probabilities[:, same].sum(-1)
-
-
-@dataclass(frozen=True)
-class LinearProbe:
-    """Logistic regression on embeddings: `weight` (8, D), `bias` (8,), rows in the order of EMOTIONS.
-
-    normalize: the embeddings are scaled to length 1 first; whether they are is part of how a probe was trained.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    normalize: bool = True
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Return the logits of embeddings (P, D) → (P, 8)."""
-        return (unit(images) if self.normalize else images) @ self.weight.T + self.bias
-
-
-def load_probe(file: Path, width: int, normalize: bool = True) -> LinearProbe:
-    """Load the arrays `weight` and `bias` of a .safetensors or .npz file, for embeddings of `width` channels.
-
-    Raises:
-        UserError: the file is missing, damaged, of another format, or has other shapes.
-    """
-    if file.suffix not in (".npz", ".safetensors"):
-        raise UserError(
-            f"emotion_probe={file} is neither .npz nor .safetensors. Save weight and bias in one of these formats"
-        )
-    try:
-        arrays = _read(file)
-        probe = LinearProbe(arrays["weight"].astype(np.float64), arrays["bias"].astype(np.float64), normalize)
-    except Exception as error:  # zip, pickle and safetensors raise different errors
-        raise UserError(
-            f"emotion_probe={file} cannot be read ({first_line(error)}). Save the arrays weight and bias in it"
-        ) from error
-    if probe.weight.shape != (len(EMOTIONS), width) or probe.bias.shape != (len(EMOTIONS),):
-        raise UserError(
-            f"emotion_probe={file} has weight {probe.weight.shape} and bias {probe.bias.shape}: this encoder needs "
-            f"({len(EMOTIONS)}, {width}) and ({len(EMOTIONS)},)"
-        )
-    return probe
-
-
-def _read(file: Path) -> dict[str, np.ndarray]:
-    if file.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return load_file(file)
-    with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}

@@ -11,7 +11,7 @@ A source is `NAME://…` or the folder of a transformers model, whose config.jso
 Another one takes one file that registers a loader, as dinov2.py does, and an import of that file.
 """
 
-from storydiffusion.models.image_encoders.base import ImageEncoder, Kind, centre_square
+from storydiffusion.models.image_encoders.base import ImageEncoder, Kind, centre_square, flatten_tokens
 from storydiffusion.models.image_encoders.clip import ClipImageEncoder, load_clip
 from storydiffusion.models.image_encoders.dinov2 import load_dinov2
 from storydiffusion.models.image_encoders.open_clip import OpenClipImageEncoder, load_open_clip, split_open_clip_source
@@ -26,6 +26,7 @@ __all__ = [
     "Kind",
     "OpenClipImageEncoder",
     "centre_square",
+    "flatten_tokens",
     "load_clip",
     "load_dinov2",
     "load_image_encoder",

@@ -3,6 +3,7 @@
 Shape letters: B images, M tokens of an image, H × W pixels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from storydiffusion.errors import UserError
 
 Kind = Literal["hidden", "pooled"]
+
+SIDE = 4
+"""Side of the grid that tokens are averaged to, so that encoders of many tokens can be compared with those of few"""
 
 
 class ImageEncoder(nn.Module):
@@ -80,3 +84,12 @@ def centre_square(images: Tensor, size: int) -> Tensor:
         images = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)  # bicubic overshoots
     top, left = (round((side - size) / 2) for side in images.shape[2:])
     return images[:, :, top : top + size, left : left + size]
+
+
+def flatten_tokens(tokens: Tensor) -> Tensor:
+    """Tokens (N, M, C) → features (N, D): a square grid of at most 4 × 4 cells, and the class token if there is one."""
+    side = math.isqrt(tokens.shape[1])
+    grid = tokens[:, -side * side :].float()
+    rest = tokens[:, : -side * side].float()
+    cells = F.adaptive_avg_pool2d(grid.mT.unflatten(2, (side, side)), min(side, SIDE))
+    return torch.cat([rest.flatten(1), cells.flatten(1)], 1)
