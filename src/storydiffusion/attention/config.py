@@ -38,11 +38,14 @@ class ConsistentSelfAttentionConfig:
         tile_size: window of `algorithm1` in panels, at least 2; None, or more than there are, is the whole story.
         neighbor_window: a panel attends to panels at most this many places before or after it; None, all.
         anchor_panels: panels attend to this many first panels of the story only, as in the official code; None, all.
-            With neighbor_window too, a panel attends to the panels of either. Both bound the attended tokens only: all
-            panels of a story are still denoised in one batch, whose memory they do not bound.
+            With neighbor_window too, a panel attends to the panels of either. Both bound the attended tokens; for
+            the memory see panels_at_once.
         blocks: `up`, the self-attentions of the decoder's blocks, as the official code; `all`, every one.
         start, end: first step that shares and the step after the last, as fractions of the schedule in [0, 1].
         seed: of all random draws, together with a story's key, the step, and the grid.
+        panels_at_once: most panels that the denoiser computes at a time, with the same result: panels that attend to
+            each other together, and after those that they attend to. `auto`, as many as fit into the free memory; None,
+            all panels.
 
     Raises:
         UserError: for a value out of its range, or two that do not go together.
@@ -59,6 +62,7 @@ class ConsistentSelfAttentionConfig:
     start: float = 0.0
     end: float = 1.0
     seed: int = 0
+    panels_at_once: int | Literal["auto"] | None = None
 
     def __post_init__(self):
         self._check_names()
@@ -79,8 +83,21 @@ class ConsistentSelfAttentionConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise UserError(f"{name} is {value!r}: choose a whole number of panels, {least} or more.")
+        self._check_panels_at_once()
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise UserError(f"seed is {self.seed!r}: choose a whole number.")
+
+    def _check_panels_at_once(self) -> None:
+        value = self.panels_at_once
+        if value is None:
+            return
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"panels_at_once is {value!r}: choose a whole number of panels, 1 or more, or auto.")
+        if self.needs:
+            raise UserError(
+                f"panels_at_once is {value!r}, but sampler {self.sampler} with variant {self.variant} reads the "
+                f"{' and '.join(sorted(self.needs))} of all panels at once: leave out panels_at_once."
+            )
 
     def _check_names(self) -> None:
         """Check variant, sampler and blocks, and that variant, sampler and tile_size go together."""

@@ -17,7 +17,7 @@ W panels of a window, C channels, H heads, R panels that attend to the same numb
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,9 +27,9 @@ from torch import Tensor
 
 from storydiffusion.errors import UserError
 
-# Numbers gathered at once on a CPU. A larger buffer is new memory in each call, and its page faults cost more than
-# the copy.
-CPU_GATHER = 2**22
+# Keys, and as many values, gathered at once. On a CPU a larger buffer is new memory in each call, and its page faults
+# cost more than the copy; elsewhere the bound keeps memory from growing with the square of the number of panels.
+CPU_GATHER, GATHER = 2**22, 2**27
 
 
 @dataclass(eq=False)
@@ -155,9 +155,15 @@ def draw_tokens(counts: Tensor, tokens: int, shared: bool, generator: torch.Gene
         (P, P, N) booleans, true at [i, j, n] where panel i samples token n of panel j.
     """
     panels = counts.shape[0]
-    order = torch.rand(1 if shared else panels, panels, tokens, generator=generator).argsort(-1)
-    first = torch.arange(tokens) < counts[..., None]
-    return torch.zeros_like(first).scatter_(-1, order.expand_as(first), first)
+    sampled = torch.zeros(panels, panels, tokens, dtype=torch.bool)
+    noise = torch.empty(0)
+    for panel, row in enumerate(counts):  # one at a time, so that the noise of P² · N tokens never exists at once
+        if panel == 0 or not shared:
+            noise = torch.rand(panels, tokens, generator=generator)
+        sources = row.nonzero()[:, 0]
+        first = torch.arange(tokens) < row[sources, None]
+        sampled[panel, sources] = torch.zeros_like(first).scatter_(-1, noise[sources].argsort(-1), first)
+    return sampled
 
 
 class AttendedTokens(NamedTuple):
@@ -215,16 +221,18 @@ class PlanGroup(NamedTuple):
 class AttentionPlan:
     """The tokens that every panel of a batch attends to.
 
-    `occurrences` (B,) counts the groups that hold a panel; None where each panel is in exactly one.
+    `occurrences` (B,) counts the groups that hold a panel; None where each panel is in exactly one. `extend` adds the
+    keys and values of other images, which `rows` number first, to those of the batch; None: there are none.
     """
 
     groups: list[PlanGroup]
     occurrences: Tensor | None
+    extend: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """Return the same plan on another device."""
         groups = [PlanGroup(group.panels.to(device), group.rows.to(device)) for group in self.groups]
-        return AttentionPlan(groups, None if self.occurrences is None else self.occurrences.to(device))
+        return AttentionPlan(groups, None if self.occurrences is None else self.occurrences.to(device), self.extend)
 
 
 def batch_plan(
@@ -268,15 +276,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads
     Returns:
         (B, N, C).
     """
+    if plan.extend is not None:
+        key, value = plan.extend(key, value)
     output = torch.zeros_like(query)
+    most = most_gathered(query.device.type)
     for group in plan.groups:
-        at_once = len(group.rows)
-        if query.device.type == "cpu":
-            at_once = max(1, CPU_GATHER // (group.rows.shape[1] * query.shape[-1]))
+        at_once = max(1, most // (group.rows.shape[1] * query.shape[-1]))
         for panels, rows in zip(group.panels.split(at_once), group.rows.split(at_once), strict=True):
             keys, values = gather_rows(key, rows), gather_rows(value, rows)
             output.index_add_(0, panels, multi_head_attention(query[panels], keys, values, heads))
     return output if plan.occurrences is None else output / plan.occurrences[:, None, None]
+
+
+def most_gathered(device: str) -> int:
+    """Return how many numbers of keys `attend` gathers at once on a type of device, where one panel has fewer."""
+    return CPU_GATHER if device == "cpu" else GATHER
 
 
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:

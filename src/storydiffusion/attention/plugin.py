@@ -10,17 +10,20 @@ is that of the untouched pipeline bit for bit.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
 
 from storydiffusion.attention.backbones import AttentionLayer, Backbone, Grid, InputShape, find_denoiser, get_backbone
+from storydiffusion.attention.chunks import Chunk, ChunkedCall
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import AttentionPlan, PanelGroup, batch_plan
 from storydiffusion.attention.finite import check_latents
 from storydiffusion.attention.guidance import ImageCounter, check_parts, count_parts
-from storydiffusion.attention.variants import get_variant, select_tokens
+from storydiffusion.attention.memory import CallMemory, choose_chunks, estimate_memory
+from storydiffusion.attention.variants import get_read_panels, get_variant, select_tokens
 from storydiffusion.errors import UserError
 
 
@@ -81,25 +84,46 @@ def _attention_processors(
 
 @contextmanager
 def _before_calls(denoiser: nn.Module, state: "StoryState") -> Iterator[None]:
-    """Call `state.before_call` before each call of the denoiser, outside any compiled graph."""
+    """Let the state see and run each call of the denoiser, outside any compiled graph."""
     compiled = vars(denoiser).get("_compiled_call_impl")  # of denoiser.compile(), whose graph may lack new hooks
     if compiled is None:
         hook = denoiser.register_forward_pre_hook(state.before_call, with_kwargs=True)
         try:
-            yield
+            with _run_by(denoiser, state) if state.config.panels_at_once is not None else nullcontext():
+                yield
         finally:
             hook.remove()
         return
 
     def call(*args: Any, **kwargs: Any) -> Any:
         state.before_call(denoiser, args, kwargs)
-        return compiled(*args, **kwargs)
+        return state.run(compiled, args, kwargs)
 
     denoiser._compiled_call_impl = call
     try:
         yield
     finally:
         denoiser._compiled_call_impl = compiled
+
+
+@contextmanager
+def _run_by(denoiser: nn.Module, state: "StoryState") -> Iterator[None]:
+    """Let the state run the denoiser's `forward`, which offloading may have replaced before."""
+    own = vars(denoiser).get("forward")
+    forward = denoiser.forward
+
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return state.run(forward, args, kwargs)
+
+    denoiser.forward = run
+    try:
+        yield
+    finally:
+        if own is None:
+            del denoiser.forward
+        else:
+            denoiser.forward = own
 
 
 class StepEnd:
@@ -178,6 +202,7 @@ class StoryState:
         self._called_back = False  # in this run
         self._factors: set[int] = set()
         self._plans: dict[tuple, AttentionPlan | None] = {}
+        self._chunked: ChunkedCall | None = None  # of this run
 
     def end_step(self, step: int) -> None:
         """Enter the step after `step`."""
@@ -202,6 +227,23 @@ class StoryState:
         if not self._checked and self._given_parts is None:
             check_parts(self._backbone.latents(args, kwargs), self._parts, self._layout_known)
             self._checked = True
+        if self._chunked is None:
+            self._chunked = ChunkedCall(self._make_chunks(self._backbone.latents(args, kwargs)), self._parts)
+
+    def run(self, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """Run a call of the denoiser, in chunks of `config.panels_at_once` panels."""
+        assert self._chunked is not None
+        return self._chunked.run(call, args, kwargs)
+
+    def _make_chunks(self, latents: Tensor) -> list[Chunk]:
+        """Divide the panels of a guidance part as `config.panels_at_once` asks."""
+        sources, shape, device = get_read_panels(self.config, self._stories), self._shape, latents.device
+
+        def memory() -> CallMemory:
+            size = (shape.height, shape.width, latents.itemsize)
+            return estimate_memory(self._backbone, self.config, sources, self._parts, *size, device.type)
+
+        return choose_chunks(self.config, sources, memory, device)
 
     def plan(self, layer: str, hidden_states: Tensor, attention_maps: Callable[[], Tensor]) -> AttentionPlan | None:
         """Return the tokens that the panels attend to in a layer; None is plain attention.
@@ -212,8 +254,10 @@ class StoryState:
             attention_maps: computes the layer's (B, N, N), called where the sampler needs them.
         """
         batch, tokens, _ = hidden_states.shape
-        if batch != self._shape.batch:
-            raise UserError(f"{layer} attends over a batch of {batch}, not {self._shape.batch}: images only, no video.")
+        assert self._chunked is not None
+        if batch != self._chunked.batch:
+            expected = self._chunked.batch
+            raise UserError(f"{layer} attends over a batch of {batch}, not {expected}: images only, no video.")
         grid = self._backbone.grid(tokens, self._shape)
         self._factors.add(grid.factor)
         rate = self.config.get_rate(grid.factor)
@@ -229,9 +273,11 @@ class StoryState:
         key = (tokens, bypassed, hidden_states.device)
         if key not in self._plans:
             plan = self._make_plan(tokens, rate, bypassed, self._stories)
-            self._plans[key] = plan and plan.to(hidden_states.device)
+            in_chunks = len(self._chunked.chunks) > 1
+            self._plans[key] = plan and (plan if in_chunks else plan.to(hidden_states.device))
             self.shared |= plan is not None
-        return self._plans[key]
+        plan = self._plans[key]
+        return plan and self._chunked.restrict(plan, key, layer)
 
     def _make_plan(
         self,
@@ -287,7 +333,7 @@ class StoryState:
 
     def _enter(self, step: int) -> None:
         if step == 0:
-            self._steps, self._checked = None, False
+            self._steps, self._checked, self._chunked = None, False, None
         self.step = step
         self._plans.clear()
 
@@ -322,6 +368,7 @@ class StoryState:
         stories = stories or [PanelGroup(max(batch // parts, 1))]
         if [s.panels for s in stories] != [s.panels for s in self._stories] or parts != self._parts:
             self._stories, self._parts, self._checked = stories, parts, False
+            self._chunked = None
             self._plans.clear()
         if (
             isinstance(self.config.rate, Mapping)

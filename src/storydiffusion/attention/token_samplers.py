@@ -74,12 +74,14 @@ class TokenSampler:
         needs: inputs of the layer that the function reads. Without any, one draw serves all layers of a grid and all
             guidance parts; with one, every layer and part draws its own.
         per_panel: whether panels get different tokens of a source by design, which variants that share one draw refuse.
+        earlier_only: whether panels sample earlier panels only, so that `panels_at_once` can divide any story.
     """
 
     name: str
     function: Draw
     needs: frozenset[Need] = frozenset()
     per_panel: bool = False
+    earlier_only: bool = False
 
     def __call__(self, context: SamplingContext) -> "Tensor":
         """Draw, and check the shape and the sources of what was drawn.
@@ -97,6 +99,8 @@ class TokenSampler:
             )
         if (sampled & ~context.sources[..., None]).any():
             raise UserError(f"sampler {self.name} chose tokens outside context.sources: mask its result by them.")
+        if self.earlier_only and sampled.any(-1).triu().any():
+            raise UserError(f"sampler {self.name} chose tokens of later panels: register it without earlier_only.")
         if context.shared and (sampled != sampled.any(0) & context.sources[..., None]).any():
             raise UserError(
                 f"sampler {self.name} gave panels different tokens of one source: follow context.shared, or choose a "
@@ -108,7 +112,9 @@ class TokenSampler:
 TOKEN_SAMPLERS: dict[str, TokenSampler] = {}
 
 
-def register_token_sampler(name: str, needs: Collection[Need] = (), per_panel: bool = False) -> Callable[[Draw], Draw]:
+def register_token_sampler(
+    name: str, needs: Collection[Need] = (), per_panel: bool = False, earlier_only: bool = False
+) -> Callable[[Draw], Draw]:
     """Return a decorator that registers a function as sampler `name`; see `TokenSampler` for the arguments.
 
     Raises:
@@ -120,7 +126,7 @@ def register_token_sampler(name: str, needs: Collection[Need] = (), per_panel: b
         raise UserError(f"sampler {name} needs {min(unknown)!r}: choose among {', '.join(get_args(Need))}.")
 
     def register(function: Draw) -> Draw:
-        TOKEN_SAMPLERS[name] = TokenSampler(name, function, frozenset(needs), per_panel)
+        TOKEN_SAMPLERS[name] = TokenSampler(name, function, frozenset(needs), per_panel, earlier_only)
         return function
 
     return register
@@ -146,7 +152,7 @@ def uniform(context: SamplingContext) -> "Tensor":
     return draw_tokens(counts, context.tokens, context.shared, context.generator)
 
 
-@register_token_sampler("progressive", per_panel=True)
+@register_token_sampler("progressive", per_panel=True, earlier_only=True)
 def progressive(context: SamplingContext) -> "Tensor":
     """Sample earlier panels only, nearer ones more: in proportion to decay^(i − j)."""
     from storydiffusion.attention.consistent_self_attention import draw_tokens, progressive_counts

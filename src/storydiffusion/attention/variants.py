@@ -11,13 +11,15 @@ A new variant is one class, registered under the name that `csa.variant` then ac
 This module imports torch only when it draws: commands check names before they import anything heavy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from storydiffusion.attention.token_samplers import Need, SamplingContext, TokenSampler, get_token_sampler
 from storydiffusion.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.attention.consistent_self_attention import AttendedTokens, PanelGroup
 
@@ -96,12 +98,12 @@ def select_tokens(
         inputs: of the layer, where the sampler or the variant needs them: `layer`, `features`, `attention_maps`,
             `masks`, as in `SamplingContext`.
     """
-    from storydiffusion.attention.consistent_self_attention import random_stream, within_reach
+    from storydiffusion.attention.consistent_self_attention import random_stream
 
     variant = get_variant(config.variant)
     context = SamplingContext(
         config=config,
-        sources=story.sources() & within_reach(story.panels, config.neighbor_window, config.anchor_panels),
+        sources=get_sources(config, story),
         tokens=tokens,
         rate=rate,
         step=step,
@@ -110,6 +112,24 @@ def select_tokens(
         **inputs,
     )
     return variant.select(context, get_token_sampler(config.sampler))
+
+
+def get_sources(config: "ConsistentSelfAttentionConfig", story: "PanelGroup") -> "Tensor":
+    """Return (P, P) booleans, row i true at the other panels that the settings allow panel i to attend to."""
+    from storydiffusion.attention.consistent_self_attention import within_reach
+
+    return story.sources() & within_reach(story.panels, config.neighbor_window, config.anchor_panels)
+
+
+def get_read_panels(config: "ConsistentSelfAttentionConfig", stories: "Sequence[PanelGroup]") -> "Tensor":
+    """Return (P, P) booleans, row i true at the panels that panel i may read; P panels of all stories together."""
+    import torch
+
+    if not config.shares:
+        panels = sum(story.panels for story in stories)
+        return torch.zeros(panels, panels, dtype=torch.bool)
+    sources = torch.block_diag(*(get_sources(config, story) for story in stories)).bool()
+    return sources.tril() if get_token_sampler(config.sampler).earlier_only else sources
 
 
 @register_variant("eq2")

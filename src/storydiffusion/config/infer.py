@@ -43,6 +43,7 @@ class CSAConfig:
     blocks: str
     start: float
     end: float
+    panels_at_once: Any  # null, a number, or auto
 
     def __post_init__(self) -> None:
         if self.rate is None:

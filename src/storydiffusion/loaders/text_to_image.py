@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+LARGEST_TILE = 1024  # pixels
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,20 @@ def load_story_model(model: ResolvedModel) -> StoryModel:
     pipe = load_pipeline(folder, networks, dtype)
     pipe.scheduler = build_scheduler(model.config.scheduler, pipe.scheduler)
     pipe.vae.enable_slicing()  # decodes panels one by one: the memory of one image, the same pixels
+    decode_large_images_by_tiles(pipe.vae)
     pipe.set_progress_bar_config(disable=True)  # `generate_panels` shows its own
     place_pipeline(pipe, model.config.offload, device)
     return StoryModel(pipe, device, dtype, time.perf_counter() - clock)
+
+
+def decode_large_images_by_tiles(vae: Any) -> None:
+    """Let the VAE decode images above 1024 × 1024 in tiles of that size, blended where they overlap.
+
+    Smaller images are decoded whole, also by a VAE that diffusers would tile from its own sample size on.
+    """
+    vae.enable_tiling()
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.tile_sample_min_size, vae.tile_latent_min_size = LARGEST_TILE, LARGEST_TILE // factor
 
 
 def load_tokenizer(folder: Path, part: str = "tokenizer") -> Any:

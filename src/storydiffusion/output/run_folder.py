@@ -270,6 +270,8 @@ def _identity(manifest: Manifest) -> Any:
     config = {key: value for key, value in manifest.config.items() if key not in NOT_OF_PANELS}
     if isinstance(model := config.get("model"), dict):
         config["model"] = {key: value for key, value in model.items() if key != "video"}
+    if isinstance(csa := config.get("csa"), dict):
+        config["csa"] = {key: value for key, value in csa.items() if key != "panels_at_once"}
     return json.loads(
         json.dumps([manifest.title, manifest.model, manifest.origin, config, asdict(manifest)["weights"]])
     )

@@ -6,6 +6,7 @@ the same in any batch and on any device.
 Shapes: P panels, C latent channels, h × w latents (image size / the VAE's factor).
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from storydiffusion.attention.backbones import get_backbone
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import PanelGroup
 from storydiffusion.attention.finite import check_images
+from storydiffusion.attention.memory import GIB, choose_chunks, estimate_memory
 from storydiffusion.attention.plugin import consistent_self_attention
+from storydiffusion.attention.variants import get_read_panels
 from storydiffusion.errors import UserError
 
 RESUMABLE = ("DDIMScheduler", "EulerDiscreteScheduler")
@@ -88,6 +92,9 @@ def generate_panels(
     noise, generators = starting_noise(pipe, seeds, arguments["height"], arguments["width"])
     resumed = start if start and type(pipe.scheduler).__name__ in RESUMABLE else None
     group = PanelGroup(len(seeds), may_share=may_share)
+    at_once, needed = plan_memory(pipe, csa, group, arguments)
+    sizes = f"{at_once} of {len(seeds)} panels at once, in about {needed / GIB:.2f} GiB beside the weights"
+    tqdm.write(f"denoising {sizes}", file=sys.stderr)
     with (
         consistent_self_attention(pipe, csa, [group]) as story,
         _skipping_to(pipe, resumed) as skip,
@@ -114,8 +121,25 @@ def generate_panels(
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"the GPU has too little memory for {len(seeds)} panels of {arguments['width']} × "
-                f"{arguments['height']}: choose a smaller size, fewer panels or model.offload=model"
+                f"{arguments['height']}: choose csa.panels_at_once=auto, a smaller size, fewer panels or "
+                "model.offload=model"
             ) from error
+
+
+def plan_memory(
+    pipe: Any, csa: ConsistentSelfAttentionConfig, group: PanelGroup, arguments: dict[str, Any]
+) -> tuple[int, int]:
+    """Return the most panels that `generate_panels` denoises at once, and the bytes that this needs beside the weights.
+
+    Raises:
+        UserError: for panels that `csa.panels_at_once` cannot divide, or that need more memory than is free.
+    """
+    size = (arguments["height"] // pipe.vae_scale_factor, arguments["width"] // pipe.vae_scale_factor)
+    parts = 2 if (arguments.get("guidance_scale") or 0) > 1 else 1
+    sources, device = get_read_panels(csa, [group]), pipe.unet.device
+    memory = estimate_memory(get_backbone(pipe.unet), csa, sources, parts, *size, pipe.unet.dtype.itemsize, device.type)
+    chunks = choose_chunks(csa, sources, lambda: memory, device)
+    return max(len(chunk.panels) for chunk in chunks), memory.of(chunks)
 
 
 @contextmanager

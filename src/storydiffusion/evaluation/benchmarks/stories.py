@@ -47,7 +47,7 @@ def get_settings(config: InferConfig) -> dict[str, Any]:
     from dataclasses import asdict
 
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("noise", "steps", "guidance_scale")}
-    settings["csa"] = asdict(config.csa)
+    settings["csa"] = {name: value for name, value in asdict(config.csa).items() if name != "panels_at_once"}
     weights = compute_part_checksums("encoder", MINIATURE)
     settings["baseline"] = {"kind": None}
     if config.baseline is not None:

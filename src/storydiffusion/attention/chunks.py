@@ -1,0 +1,206 @@
+"""Split one call of the denoiser into chunks of panels, with the result of the joint call.
+
+A panel needs the keys and values of the panels that it attends to, its sources, and nothing else of them. "Panel i
+reads panel j" is a directed graph. Its strongly connected components, ordered so that sources come first, are packed
+into chunks. Keys and values that a later chunk reads are kept until that chunk has run; no tensor outlives the call.
+Tokens are drawn for the whole story before, so the result does not depend on the chunks.
+
+Shape letters: P panels of one guidance part, B = parts · P images in the batch of the joint call, b images of a chunk,
+N tokens, C channels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storydiffusion.attention.consistent_self_attention import AttentionPlan, PlanGroup
+from storydiffusion.errors import UserError
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Panels that are denoised together.
+
+    Attributes:
+        panels: their numbers in the guidance part.
+        kept: earlier panels whose keys and values this chunk or a later one reads.
+        keeps: the panels of `kept` and `panels` that later chunks read.
+    """
+
+    panels: list[int]
+    kept: list[int]
+    keeps: list[int]
+
+
+def find_components(sources: Tensor) -> list[list[int]]:
+    """Return the strongly connected components of the graph, every component after those that it reads.
+
+    Args:
+        sources: (P, P) booleans, row i true at the panels that panel i reads.
+    """
+    reach = sources | torch.eye(len(sources), dtype=torch.bool)
+    while not torch.equal(further := reach.float() @ reach.float() > 0, reach):
+        reach = further
+    mutual = reach & reach.T
+    first = sorted(set(mutual.int().argmax(1).tolist()), key=lambda panel: (int(reach[panel].sum()), panel))
+    return [mutual[panel].nonzero()[:, 0].tolist() for panel in first]
+
+
+def plan_chunks(sources: Tensor, panels_at_once: int) -> list[Chunk]:
+    """Return chunks of at most `panels_at_once` panels; every chunk reads itself and earlier ones.
+
+    Raises:
+        UserError: for more panels than that which read each other.
+    """
+    packed: list[list[int]] = []
+    for component in find_components(sources):
+        if len(component) > panels_at_once:
+            raise UserError(
+                f"panels_at_once is {panels_at_once}, but {len(component)} panels attend to each other and must be "
+                f"denoised together: choose anchor_panels of 1 to {panels_at_once} without neighbor_window, sampler "
+                f"progressive, or panels_at_once of {len(component)} or more."
+            )
+        if packed and len(packed[-1]) + len(component) <= panels_at_once:
+            packed[-1] += component
+        else:
+            packed.append(component)
+    chunks: list[Chunk] = []
+    for number, panels in enumerate(packed):
+        kept = chunks[-1].keeps if chunks else []
+        read_later = sources[[panel for later in packed[number + 1 :] for panel in later]].any(0)
+        chunks.append(Chunk(panels, kept, [panel for panel in [*kept, *panels] if read_later[panel]]))
+    return chunks
+
+
+class ChunkedCall:
+    """Runs the calls of a denoiser in chunks.
+
+    Args:
+        chunks: of the P panels.
+        parts: guidance parts of the batch, outermost.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], parts: int) -> None:
+        self.chunks = chunks
+        self._panels = sum(len(chunk.panels) for chunk in chunks)
+        self._parts = parts
+        self._chunk: Chunk | None = None
+        self._plans: dict[tuple, AttentionPlan] = {}
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def batch(self) -> int:
+        """Number of images b of the current chunk; B between calls."""
+        return self._parts * (self._panels if self._chunk is None else len(self._chunk.panels))
+
+    def run(self, call: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """Return `call(*args, **kwargs)`, computed chunk by chunk.
+
+        Raises:
+            UserError: for an argument that cannot be divided into panels.
+        """
+        if len(self.chunks) == 1:
+            return call(*args, **kwargs)
+        outputs = []
+        try:
+            for chunk in self.chunks:
+                self._chunk, images = chunk, self._images(chunk.panels)
+                given = {name: self._select(value, images, name) for name, value in kwargs.items()}
+                outputs.append(call(*(self._select(value, images, "input") for value in args), **given))
+                self._plans.clear()
+        finally:
+            self._chunk = None
+            self._plans.clear()
+            self._kept.clear()
+        order = torch.cat([self._images(chunk.panels) for chunk in self.chunks]).argsort()
+        return _join(outputs, order)
+
+    def restrict(self, plan: AttentionPlan, key: tuple, layer: str) -> AttentionPlan:
+        """Return the plan of the current chunk in a layer: a part of the joint call's plan.
+
+        Args:
+            plan: of all B images; on the CPU in chunks.
+            key: names the plan within this call, its device last.
+            layer: whose keys and values are read and kept.
+        """
+        if self._chunk is None:
+            return plan
+        if key not in self._plans:
+            self._plans[key] = self._restrict(plan, tokens=key[0]).to(key[-1])
+        return replace(self._plans[key], extend=partial(self._extend, layer))
+
+    def _restrict(self, plan: AttentionPlan, tokens: int) -> AttentionPlan:
+        """Return the rows of the chunk's images, renumbered over the kept images and then the chunk's own."""
+        assert self._chunk is not None
+        own, kept, place = self._images(self._chunk.panels), self._images(self._chunk.kept), self._place(self._chunk)
+        groups = []
+        for group in plan.groups:
+            of_chunk = place[group.panels] >= len(kept)
+            if not of_chunk.any():
+                continue
+            rows = group.rows[of_chunk]
+            images = place[rows // tokens]
+            if (images < 0).any():
+                raise UserError(
+                    "a panel attends to one outside of its sources, which another chunk denoises: draw from "
+                    "context.sources only, or leave out panels_at_once."
+                )
+            groups.append(PlanGroup(place[group.panels[of_chunk]] - len(kept), images * tokens + rows % tokens))
+        return AttentionPlan(groups, None if plan.occurrences is None else plan.occurrences[own])
+
+    def _extend(self, layer: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the kept keys and values of a layer before the chunk's own (b, N, C), and keep what is read later."""
+        assert self._chunk is not None
+        if layer in self._kept:
+            kept_key, kept_value = self._kept.pop(layer)
+            key, value = torch.cat([kept_key, key]), torch.cat([kept_value, value])
+        if self._chunk.keeps:
+            keeps = self._place(self._chunk)[self._images(self._chunk.keeps)].to(key.device)
+            self._kept[layer] = (key[keeps], value[keeps])
+        return key, value
+
+    def _place(self, chunk: Chunk) -> Tensor:
+        """Return (B,), the place of each image among the kept images and then the chunk's own; -1 for the others."""
+        images = torch.cat([self._images(chunk.kept), self._images(chunk.panels)])
+        return torch.full((self._parts * self._panels,), -1).scatter_(0, images, torch.arange(len(images)))
+
+    def _images(self, panels: Sequence[int]) -> Tensor:
+        """Return the numbers in the joint batch of these panels in all guidance parts, part by part."""
+        first = torch.arange(self._parts)[:, None] * self._panels
+        return (first + torch.tensor(panels, dtype=torch.long)).flatten()
+
+    def _select(self, value: Any, images: Tensor, name: str) -> Any:
+        """Return these images' part of an argument, in nested lists and mappings too."""
+        if isinstance(value, Mapping):
+            return {key: self._select(each, images, f"{name}.{key}") for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._select(each, images, f"{name}[{n}]") for n, each in enumerate(value))
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        batch = self._parts * self._panels
+        if isinstance(value, Tensor):
+            if value.ndim == 0 or (value.ndim == 1 and len(value) == 1):
+                return value
+            if len(value) == batch:
+                return value[images.to(value.device)]
+            found = f"a tensor of {len(value)} rows"
+        else:
+            found = f"a {type(value).__name__}"
+        raise UserError(
+            f"the denoiser's argument {name} is {found} for a batch of {batch}, which panels_at_once cannot divide: "
+            "give it one row per image, or leave out panels_at_once."
+        )
+
+
+def _join(outputs: Sequence[Any], order: Tensor) -> Any:
+    """Concatenate what the chunks returned and put its rows in `order`."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(outputs))[order.to(first.device)]
+    if isinstance(first, Mapping):  # diffusers' outputs
+        return type(first)(**{name: _join([output[name] for output in outputs], order) for name in first})
+    return type(first)(_join(each, order) for each in zip(*outputs, strict=True))
