@@ -1,7 +1,7 @@
 """Memory of stories in chunks of panels: simulated for Stable Diffusion 1.5 and XL, measured for the miniature.
 
     python benchmarks/memory.py simulate     # bytes of every allocation on fake tensors: no weights, no GPU
-    python benchmarks/memory.py measure      # peak resident memory and seconds of child processes
+    python benchmarks/memory.py measure      # peak resident memory and processor seconds of child processes
 
 The simulated bytes are those of the denoiser's call beside its weights, in float16 with guidance.
 """
@@ -154,7 +154,7 @@ def print_simulated() -> None:
 
 
 def measure(panels: int, panels_at_once: int) -> None:
-    """Generate a story of the miniature; print the seconds of denoising and decoding, and the peak memory."""
+    """Generate a story of the miniature on one thread; print its processor seconds and the peak memory."""
     from storydiffusion import StoryPipeline
     from storydiffusion.story.script import Character, Panel, Story
 
@@ -165,9 +165,9 @@ def measure(panels: int, panels_at_once: int) -> None:
     config = ConsistentSelfAttentionConfig(
         anchor_panels=4, panels_at_once=None if panels_at_once == 0 else panels_at_once
     )
-    clock = time.perf_counter()
+    clock = time.process_time()
     pipe(Story("story", (Character("Mia", "a girl"),), tuple(scenes)), csa=config, num_inference_steps=4)
-    seconds, peak = time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds, peak = time.process_time() - clock, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"| {panels} | {panels_at_once or 'all'} | {seconds:.1f} | {seconds / panels:.2f} | {peak / GIB:.2f} |")
 
 

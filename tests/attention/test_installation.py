@@ -1,6 +1,7 @@
 """Sharing under compilation, replaced processors and diffusers' callbacks; a warning where nothing was shared."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,21 @@ def test_a_compiled_unet_shares_and_is_restored(sd_pipe, compiled):
     compiled(sd_pipe)
     torch.testing.assert_close(generate(sd_pipe), shared, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sd_pipe(**arguments()).images, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "compiled", [compile_wrapped, compile_in_place, compile_after_a_call, compile_blocks, compile_forward]
+)
+@in_child
+def test_a_compiled_unet_is_computed_in_chunks(sd_pipe, compiled):
+    config = ConsistentSelfAttentionConfig(anchor_panels=1)
+    joint, sizes = generate(sd_pipe, config), []
+    sd_pipe.unet.conv_in.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    compiled(sd_pipe)
+    sizes.clear()
+    divided = generate(sd_pipe, replace(config, panels_at_once=2))
+    torch.testing.assert_close(divided, joint, rtol=1e-4, atol=1e-4)
+    assert max(sizes) == 4
 
 
 @in_child

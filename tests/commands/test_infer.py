@@ -127,6 +127,31 @@ def test_settings_change_the_images(generate_story, tmp_path, change):
     assert panels(tmp_path / "a") != panels(tmp_path / "b")
 
 
+def test_negative_prompts_change_the_images_and_are_recorded(generate_story, tmp_path, story_file):
+    generate_story("run_dir=plain")
+    outcome = generate_story("run_dir=avoiding", "negative=a hat")
+    assert "warning" not in outcome.err
+    assert panels(tmp_path / "plain") != panels(tmp_path / "avoiding")
+    manifest = read_manifest(tmp_path / "avoiding" / "manifest.json")
+    assert {panel.negative_prompt for panel in manifest.panels} == {"a hat"}
+    report = (tmp_path / "avoiding" / "report.html").read_text()
+    assert report.count("without: a hat") == 3
+    assert "<td>a hat</td>" in report
+    refused = generate_story("run_dir=avoiding", "negative=a red hat")
+    assert refused.code != 0
+    story_file.write_text(story_file.read_text() + "negative: a hat\n")
+    generate_story("run_dir=of_file")
+    assert panels(tmp_path / "of_file") == panels(tmp_path / "avoiding")
+    generate_story("run_dir=emptied", "negative=''")
+    assert panels(tmp_path / "emptied") == panels(tmp_path / "plain")
+
+
+def test_a_negative_prompt_without_guidance_is_named(generate_story):
+    outcome = generate_story("guidance_scale=1", "negative=a hat")
+    assert outcome.code == 0
+    assert "warning: guidance_scale is 1.0, without guidance: negative prompts need more than 1" in outcome.err
+
+
 def test_shared_noise_is_recorded_in_the_manifest(generate_story, tmp_path):
     generate_story("run_dir=run", "noise=shared")
     seeds = [panel.seed for panel in read_manifest(tmp_path / "run" / "manifest.json").panels]
@@ -253,7 +278,7 @@ def test_a_wrong_value_and_a_finished_story_are_answered_without_torch(generate_
     assert code == 1
     assert not libraries & heavy
     assert generate_story("run_dir=run").code == 0
-    small = ("height=64", "width=64", "steps=6", "guidance_scale=3", "run_dir=run")
+    small = ("height=64", "width=64", "steps=6", "run_dir=run")
     code, libraries = imported_by(f"story={story_file}", f"model.path={tiny_model}", *small)
     assert code == 0
     assert not libraries & heavy

@@ -119,6 +119,33 @@ def test_images_of_the_users_own_become_a_video(film, tmp_path, images):
     assert "another story" in outcome.err
 
 
+def test_negative_prompts_reach_the_transitions_and_the_record(film, tmp_path, images):
+    asked = (f"frames=[{','.join(map(str, images))}]", "model.video.guidance_scale=3")
+    assert film(*asked).code == 0
+    plain = files_of(tmp_path / "run", "transitions")
+    outcome = film(*asked, "negative=a hat", "overwrite=true")
+    assert outcome.code == 0, outcome.err
+    assert "negative" not in outcome.err
+    assert set(plain.values()).isdisjoint(files_of(tmp_path / "run", "transitions").values())
+    manifest = read_manifest(tmp_path / "run" / "manifest.json")
+    assert {panel.negative_prompt for panel in manifest.panels} == {"a hat"}
+    assert manifest.config["negative"] == "a hat"
+    unguided = film(asked[0], "model.video.guidance_scale=1", "negative=a hat", "overwrite=true")
+    assert "warning: model.video.guidance_scale is 1.0, without guidance" in unguided.err
+
+
+def test_boundary_frames_are_what_the_motion_modules_were_trained_with(film, tmp_path, images):
+    asked = f"frames=[{','.join(map(str, images))}]"
+    outcome = film(asked)
+    assert "warning" not in outcome.err
+    video = read_manifest(tmp_path / "run" / "manifest.json").video
+    assert video is not None
+    assert video.settings["boundary_frames"] == "noised"
+    outcome = film(asked, "model.video.boundary_frames=clamped", "overwrite=true")
+    assert outcome.code == 0
+    assert "warning: model.video.boundary_frames=clamped gives clean boundary frames" in outcome.err
+
+
 def refusal(outcome: Outcome) -> str:
     assert outcome.code == 1
     assert len(outcome.sentences) == 1

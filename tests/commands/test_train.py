@@ -20,8 +20,10 @@ from storydiffusion.config import TrainConfig, TransitionTrainConfig, load, trai
 from storydiffusion.data.shard_index import index_missing
 from storydiffusion.data.shards import find_shards
 from storydiffusion.errors import UserError
+from storydiffusion.loaders.boundary_frames import read_boundary_frame_prob
 from storydiffusion.models.motion_adapters import load_motion_adapter
 from storydiffusion.models.predictor_files import load_predictor
+from storydiffusion.training.build_transition import choose_video
 from storydiffusion.training.training_run import TrainingRun
 from tests.conftest import ROOT, Outcome, run_verb
 from tests.helpers.damage import DAMAGES
@@ -112,6 +114,7 @@ def check_export(folder: Path, trained: TrainingRun) -> None:
     name = "down_blocks.0.motion_modules.0.proj_out.weight"
     assert torch.equal(adapter.get_parameter(name), average[f"video_unet.unet.{name}"])
     assert set(json.loads((folder / "training.json").read_text())) == {"predictor", "motion_module"}
+    assert read_boundary_frame_prob(str(folder / "motion_adapter")) == 0.5
 
 
 TOKENS = (
@@ -373,6 +376,23 @@ def test_the_paper_trains_predictor_and_motion_modules_on_eight_gpus():
     assert config.recipe.trainable == ["predictor", "motion_module"]
     assert (config.recipe.steps, config.recipe.learning_rate, config.recipe.optimizer) == (100_000, 1e-4, "adamw")
     assert (config.trainer.strategy, config.trainer.devices, config.trainer.accelerator) == ("ddp", 8, "gpu")
+    assert config.recipe.joint_dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["experiment=paper", "data.shards=x"], "noised"),
+        (["experiment=paper", "data.shards=x", "recipe.boundary_frame_prob=0.5"], "clamped"),
+        (["experiment=paper", "data.shards=x", "model.video.boundary_frames=free"], "free"),
+        (["experiment=storyworld_motion"], "clamped"),
+        ([], "clamped"),  # the predictor alone, with the miniature's motion modules
+    ],
+)
+def test_samples_have_the_boundary_frames_that_the_motion_modules_learn(overrides, expected):
+    config = composed_by_hydra(*overrides)
+    assert isinstance(config, TransitionTrainConfig)
+    assert choose_video(config).boundary_frames == expected
 
 
 def test_steps_of_the_trainer_stand_over_those_of_every_recipe():

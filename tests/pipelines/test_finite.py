@@ -8,7 +8,7 @@ from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.finite import check_latents
 from storydiffusion.errors import UserError
 from storydiffusion.pipelines.panels import generate_panels
-from storydiffusion.pipelines.transition import TransitionSampling, sample_clips
+from storydiffusion.pipelines.transition_sampling import TransitionSampling, sample_clips
 from tests.helpers.tiny_video_model import tiny_video_model
 
 BAD = [float("nan"), float("inf")]

@@ -12,7 +12,7 @@ from storydiffusion.models.video_model import VideoModel
 from storydiffusion.output.film_strip import read_strip
 from storydiffusion.pipelines import story_video
 from storydiffusion.pipelines.story_video import Scene, Showing, render_video, transition_seed
-from storydiffusion.pipelines.transition import TransitionSampling
+from storydiffusion.pipelines.transition_sampling import TransitionSampling
 from tests.helpers.tiny_video_model import tiny_video_model
 
 SAMPLING = TransitionSampling(frames=4, steps=2, guidance_scale=1.0)
@@ -109,6 +109,20 @@ def test_other_settings_make_all_transitions_again(render, sampled, change):
     render()
     render(**change)
     assert len(sampled) == 4
+
+
+def test_a_negative_prompt_makes_its_own_transition_again_where_guidance_reads_it(render, scenes, sampled, tmp_path):
+    guided = dataclasses.replace(SAMPLING, guidance_scale=3.0)
+    avoiding = [*scenes[:2], dataclasses.replace(scenes[2], negative_prompt="a hat")]
+    render()
+    render(avoiding)
+    assert len(sampled) == 2
+    render(sampling=guided)
+    before = strips(tmp_path)
+    render(avoiding, sampling=guided)
+    assert [prompt for prompt, _ in sampled[2:]] == ["a red fox", "a blue hat", "a blue hat"]
+    after = strips(tmp_path)
+    assert [before[name] == after[name] for name in before] == [True, False]
 
 
 def test_another_image_or_prompt_makes_its_own_transitions_again(render, scenes, sampled):

@@ -1,14 +1,16 @@
 """Transitions by sampling, at tiny random weights: what they start from, what is imposed, how they join to a story."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 
 from storydiffusion.errors import UserError
 from storydiffusion.models.video_model import VideoModel
-from storydiffusion.pipelines import transition as transitions
-from storydiffusion.pipelines.transition import (
+from storydiffusion.pipelines import transition_sampling as transitions
+from storydiffusion.pipelines.transition_sampling import (
     TransitionSampling,
     decode_frames,
     encode_images,
@@ -71,6 +73,32 @@ def test_clamped_boundary_frames_are_clean_in_every_step_and_in_both_halves(mode
             assert torch.equal(half[:, :, -1], ends[1])
 
 
+@pytest.mark.parametrize("scheduler", ["ddim", "euler"])
+def test_noised_boundary_frames_have_the_noise_level_of_each_step(model, monkeypatch, scheduler):
+    """With one noise for all steps; the clip ends on the given images."""
+    if scheduler == "euler":
+        model = dataclasses.replace(model, scheduler=EulerDiscreteScheduler.from_config(model.scheduler.config))
+    noised = dataclasses.replace(SAMPLING, boundary_frames="noised", guidance_scale=1.0)
+    seen = inputs_of_the_unet(model, monkeypatch, noised)
+    schedule = copy.deepcopy(model.scheduler)
+    schedule.set_timesteps(noised.steps)
+    noise = torch.stack([torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in SEEDS])
+    for (latents, _, _), timestep in zip(seen, schedule.timesteps, strict=True):
+        level = schedule.alphas_cumprod[int(timestep)] if scheduler == "ddim" else None
+        for images, at in ((START, 0), (END, -1)):
+            clean = encode_images(model.vae, images)
+            if level is None:  # x_t = x + σ ε, which the network reads divided by √(σ² + 1)
+                sigma = schedule.sigmas[(schedule.timesteps == timestep).nonzero()[0, 0]]
+                expected = (clean + sigma * noise[:, :, at]) / (sigma**2 + 1).sqrt()
+            else:  # x_t = √ᾱ x + √(1 − ᾱ) ε
+                expected = level.sqrt() * clean + (1 - level).sqrt() * noise[:, :, at]
+            torch.testing.assert_close(latents[:, :, at], expected, rtol=1e-4, atol=1e-4)
+    frames = sample(model, noised)
+    assert torch.equal(frames[:, 0], START)
+    assert torch.equal(frames[:, -1], END)
+    assert not torch.equal(frames[:, 1:-1], sample(model, dataclasses.replace(noised, boundary_frames="free"))[:, 1:-1])
+
+
 def test_free_boundary_frames_are_not_imposed(model, monkeypatch):
     ends = encode_images(model.vae, START)
     for latents, _, _ in inputs_of_the_unet(model, monkeypatch, SEMANTIC):
@@ -85,6 +113,28 @@ def test_the_unconditional_half_knows_neither_text_nor_tokens(model, monkeypatch
         assert torch.equal(text, encode_text(["", "", *PROMPTS]))
         assert semantic[:2].abs().max() == 0
         assert semantic[2:].abs().amax((2, 3)).min() > 0
+
+
+def test_a_negative_prompt_replaces_no_text_in_guidance(model, monkeypatch):
+    seen, forward = [], model.video_unet.forward
+    plain = sample(model)
+
+    def recording(latents, timestep, text, semantic):
+        seen.append(text)
+        return forward(latents, timestep, text, semantic)
+
+    monkeypatch.setattr(model.video_unet, "forward", recording)
+    negatives = ["", "a hat"]
+    avoided = sample_clips(model, START, END, PROMPTS, SEEDS, SAMPLING, negative_prompts=negatives)
+    assert all(torch.equal(text, encode_text([*negatives, *PROMPTS])) for text in seen)
+    assert (avoided[0].int() - plain[0].int()).abs().max() <= 1  # rounding
+    assert not torch.equal(avoided[1], plain[1])
+
+
+def test_without_guidance_a_negative_prompt_changes_nothing(model):
+    sampling = dataclasses.replace(SAMPLING, guidance_scale=1.0)
+    avoided = sample_clips(model, START, END, PROMPTS, SEEDS, sampling, negative_prompts=["a hat", "a hat"])
+    assert torch.equal(avoided, sample(model, sampling))
 
 
 def test_without_guidance_the_batch_is_not_doubled(model, monkeypatch):
@@ -140,6 +190,39 @@ def test_a_perfect_model_gives_back_the_clip(model, monkeypatch):
     monkeypatch.setattr(model.video_unet, "forward", oracle)
     latents = sample_latents(model, START, END, PROMPTS, SEEDS, dataclasses.replace(SEMANTIC, steps=10))
     torch.testing.assert_close(latents, true, rtol=0, atol=1e-4)
+
+
+class TextEncoder(torch.nn.Module):
+    def forward(self, texts):
+        return encode_text(texts)
+
+
+def test_offloaded_networks_are_on_the_device_only_while_in_use(model, monkeypatch):
+    device = torch.device("cpu:0")  # whose name differs from "cpu"
+    own = tiny_video_model()
+    offloaded = dataclasses.replace(own, encode_text=TextEncoder(), offload_onto=device)
+    stages = {
+        "vae": [own.vae.encoder, own.vae.decoder],
+        "encode_text": [offloaded.encode_text],
+        "predictor": [own.predictor],
+        "image_encoder": [own.image_encoder.tower["vision_model"]],
+        "video_unet": [own.video_unet],
+    }
+    placed, used = set(), {}
+    for name, parts in stages.items():
+        network = getattr(offloaded, name)
+        monkeypatch.setattr(
+            network, "to", lambda to, name=name: (placed.add if to == device else placed.discard)(name), raising=False
+        )
+        for part in parts:
+            part.register_forward_pre_hook(lambda *_, name=name: used.setdefault(name, set(placed)))
+    frames = sample(offloaded)
+    conditions = {"encode_text", "predictor", "image_encoder"}
+    assert used == {
+        "vae": {"vae"}, **dict.fromkeys(conditions, conditions), "video_unet": {"video_unet"}
+    }  # fmt: skip
+    assert not placed
+    assert torch.equal(frames, sample(model))
 
 
 def test_sampling_leaves_the_scheduler_as_it_was(model):

@@ -11,6 +11,7 @@ import torch
 
 from storydiffusion.commands import train as train_command
 from storydiffusion.errors import UserError
+from storydiffusion.loaders.boundary_frames import read_boundary_frame_prob
 from storydiffusion.publish.release import DEEPSPEED_STATES, from_pretrained, release
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, certify_folder, checkpoint_path
 from storydiffusion.training.training_run import TrainingRun
@@ -22,7 +23,10 @@ from tests.helpers.video_model import composed, overrides
 def run(tiny_video_model, tmp_path_factory) -> tuple[Path, TrainingRun]:
     """A run folder and its training, of both parts."""
     folder = tmp_path_factory.mktemp("training")
-    both = ("recipe.trainable=[predictor,motion_module]", "trainer.max_steps=2", f"run_dir={folder}/run")
+    both = (
+        "recipe.trainable=[predictor,motion_module]", "recipe.boundary_frame_prob=0.25", "trainer.max_steps=2",
+        f"run_dir={folder}/run",
+    )  # fmt: skip
     trained = train_command.build_training(composed(*overrides(tiny_video_model, folder / "cache"), *both))
     trained.fit()
     return folder / "run", trained
@@ -61,7 +65,9 @@ def test_the_folder_holds_the_documented_files_and_no_code(run, released):
     assert files == {
         "README.md", "SHA256SUMS", "config.json", "predictor/config.json", "predictor/model.safetensors",
         "motion_adapter/config.json", "motion_adapter/diffusion_pytorch_model.safetensors",
+        "motion_adapter/boundary_frames.json",
     }  # fmt: skip
+    assert read_boundary_frame_prob(str(released / "motion_adapter")) == 0.25
     for line in (released / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((released / name).read_bytes()).hexdigest() == digest

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storydiffusion.errors import UserError
-from storydiffusion.story import Character, Panel, PanelPrompt, Story, load_story, panel_prompts, story_from_dict
+from storydiffusion.story import (
+    Character,
+    Panel,
+    PanelPrompt,
+    Story,
+    character_prompts,
+    load_story,
+    panel_prompts,
+    story_from_dict,
+)
 from storydiffusion.storyworld.captions import vocabulary, words
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "stories").iterdir())
@@ -65,6 +74,21 @@ def test_style_wraps_every_prompt():
     assert all(b.negative_prompt for b in styled)
 
 
+def test_negative_prompts_of_style_story_and_panel_add_up():
+    data = {**plain(), "style": "Line art", "negative": "blurry, text."}
+    data["panels"][1]["negative"] = "a  dog"
+    story = story_from_dict(data, "here")
+    assert story.negative == "blurry, text"
+    assert [panel.negative for panel in story.panels] == ["", "a dog", ""]
+    style = panel_prompts(story_from_dict({**plain(), "style": "Line art"}, "here"))[0].negative_prompt
+    of_story = f"{style}, blurry, text"
+    assert [each.negative_prompt for each in panel_prompts(story)] == [of_story, f"{of_story}, a dog", of_story]
+    assert {each.negative_prompt for each in character_prompts(story)} == {of_story}
+    assert panel_prompts(story_from_dict({**data, "style": "(No style)"}, "here"))[0].negative_prompt == "blurry, text"
+    without = {**plain(), "negative": ""}
+    assert story_from_dict(without, "here") == story_from_dict(plain(), "here")
+
+
 def test_braces_in_a_prompt_are_text():
     data = {**plain(), "style": "Photographic"}
     data["panels"][0]["prompt"] = r"[Mia] holds a sign {0} \1 {prompt}"
@@ -99,7 +123,10 @@ def with_panel(**keys: Any) -> dict[str, Any]:
 
 
 BAD = {
-    "unknown key": (changed(titel="x"), ["titel", "title, characters, panels, style"]),
+    "unknown key": (changed(titel="x"), ["titel", "title, characters, panels, style, negative"]),
+    "negative is a list": (changed(negative=["text"]), ["negative", "['text']", "quotes"]),
+    "negative without a value": (changed(negative=None), ["negative", "nothing"]),
+    "negative with a name": (with_panel(prompt="[Mia]", negative="[Tom]"), ["panel 4", "negative", "[Tom]"]),
     "no panels key": ({k: v for k, v in plain().items() if k != "panels"}, ["no 'panels'"]),
     "not a mapping": (["a"], ["mapping", "['a']"]),
     "panels no list": (changed(panels="[Mia]"), ["list", "[Mia]"]),

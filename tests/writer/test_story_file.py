@@ -24,6 +24,12 @@ def test_a_written_story_is_read_back(tmp_path):
     assert record["plan"]["emotion"] == "contentment"
 
 
+def test_negative_prompts_are_read_back():
+    panel = Panel("[A] runs", "A runs", ("A",), negative="a dog")
+    story = Story("T", (Character("A", "a cat"),), (panel,), negative="blurry, text")
+    assert story_from_dict(parse_yaml(format_story(story), "it"), "it") == story
+
+
 @given(text=st.text(min_size=1).filter(lambda text: text.split() == [text]))
 def test_any_text_is_read_back_or_refused(text):
     story = Story(text, (Character("A", "a cat"),), (Panel("[A] runs", text, ("A",), cut=True),), "Comic book")

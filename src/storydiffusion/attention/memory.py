@@ -36,12 +36,14 @@ class CallMemory:
         kept: keys and values of a panel that a later chunk reads, in all guidance parts.
         gathered: keys and values of one panel and its sources in the largest sharing layer, in all guidance parts.
         most_gathered: the most that is gathered at once.
+        offloaded: weights that offloading moves onto the device for the call.
     """
 
     panel: int
     kept: int
     gathered: int
     most_gathered: int
+    offloaded: int = 0
 
     def of(self, chunks: Sequence[Chunk]) -> int:
         """Return the bytes at the peak of the call."""
@@ -83,11 +85,13 @@ def estimate_memory(
     rates = config.rate.values() if isinstance(config.rate, Mapping) else [config.rate]
     read = 1 + max(rates) * int(sources.sum(1).max())
     one_panel = round(2 * itemsize * read * max(sharing))
+    elsewhere = [each for each in backbone.denoiser.parameters() if each.device.type not in (device, "meta")]
     return CallMemory(
         panel=ACTIVATIONS * parts * itemsize * max(every.values()),
         kept=2 * parts * itemsize * sum(sharing),
         gathered=parts * one_panel,
         most_gathered=max(2 * itemsize * most_gathered(device), one_panel),
+        offloaded=sum(weight.nbytes for weight in elsewhere),
     )
 
 
@@ -144,7 +148,7 @@ def fit_chunks(sources: Tensor, memory: CallMemory, free: int) -> list[Chunk]:
     chunks: list[Chunk] = []
     for panels_at_once in range(len(sources), largest - 1, -1):
         chunks = plan_chunks(sources, panels_at_once)
-        if memory.of(chunks) <= USABLE * free:
+        if memory.of(chunks) + memory.offloaded <= USABLE * free:
             return chunks
     raise UserError(
         f"{largest} panels attend to each other and need about {memory.of(chunks) / GIB:.2f} GiB together, but "

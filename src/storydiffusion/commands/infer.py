@@ -5,13 +5,14 @@ An interrupted run resumes where it stopped, with the same pixels; a finished on
 
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import InferConfig
 from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
+from storydiffusion.loaders.boundary_frames import find_untrained, read_boundary_frame_prob
 from storydiffusion.loaders.resolve import ResolvedModel, read_edition, resolve_model
 from storydiffusion.output.folder_lock import own_folder
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, installed_versions
@@ -19,6 +20,8 @@ from storydiffusion.output.typefaces import check_fonts
 from storydiffusion.story import Story, load_story
 
 if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
     from storydiffusion.output.run_folder import RunFolder
 
 Settings = dict[str, str | int | float | bool]
@@ -58,19 +61,22 @@ def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run
         found = ", ".join(f"{file} {problem}" for file, problem in run.damage.items())
         print(f"warning: in {run.path} {found} since it was made: making it again", file=sys.stderr)
     warn_of_single_panel(config, story)
-    settings = describe_story(config) | warn_of_missing_characters(config, story)
+    warn_of_negative_prompts(config, model, story)
+    settings = describe_story(config, story) | warn_of_missing_characters(config, story)
     announce("torch and diffusers")
+    pipe = None
     if config.frames is not None:
-        copy_images(config, run)
+        copy_images(config, story, run)
     elif run.panels:
         run.make_page()
         settings |= warn_of_words(model, story)
     else:
-        settings |= generate_panels(config, model, story, run)
+        remarks, pipe = generate_panels(config, model, story, run)
+        settings |= remarks
     seconds = {}
     if run.lacks_video:
         clock = time.perf_counter()
-        generate_video(config, model, run, [panel.cut for panel in story.panels])
+        generate_video(config, model, run, [panel.cut for panel in story.panels], pipe)
         seconds["video"] = round(time.perf_counter() - clock, 2)
     if run.manifest.video is not None:
         settings |= describe_video(run.manifest.video)
@@ -81,12 +87,14 @@ def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run
 def read_story(config: InferConfig) -> Story:
     """Read the script, or write it first; for the user's own images (`frames`), make one without words."""
     if config.is_to_write:
-        return write_story(config)
-    if config.frames is None:
-        return load_story(str(config.story))
-    from storydiffusion.story.given_images import build_story_from_images
+        story = write_story(config)
+    elif config.frames is None:
+        story = load_story(str(config.story))
+    else:
+        from storydiffusion.story.given_images import build_story_from_images
 
-    return build_story_from_images([Path(file) for file in config.frames])
+        story = build_story_from_images([Path(file) for file in config.frames])
+    return story if config.negative is None else replace(story, negative=config.negative)
 
 
 def write_story(config: InferConfig) -> Story:
@@ -114,6 +122,9 @@ def plan_video(config: InferConfig, model: ResolvedModel) -> tuple[VideoRecord |
     if config.video == "off":
         return None, "video=off"
     try:
+        trained = read_boundary_frame_prob(model.video.motion_adapter)
+        if (untrained := find_untrained(model.video.boundary_frames, trained)) is not None:
+            print(f"warning: model.video.{untrained}", file=sys.stderr)
         settings = {**asdict(model.video), "fps": config.fps, "hold": config.hold, "captions": config.captions}
         return VideoRecord("video.mp4", settings, model.video_checksums), ""
     except UserError as error:
@@ -149,7 +160,7 @@ def open_run_folder(config: InferConfig, model: ResolvedModel, story: Story, vid
     return RunFolder(str(config.run_dir), planned, config.overwrite)
 
 
-def copy_images(config: InferConfig, run: "RunFolder") -> None:
+def copy_images(config: InferConfig, story: Story, run: "RunFolder") -> None:
     """Copy the user's own images into the run folder as its panels, in the configured size."""
     from storydiffusion.story.given_images import read_image
 
@@ -160,11 +171,17 @@ def copy_images(config: InferConfig, run: "RunFolder") -> None:
     assert config.width is not None
     assert config.height is not None
     images = [read_image(Path(file), (config.width, config.height)) for file in config.frames]
-    run.keep_panels(images, [PanelRecord("", "", "", "", config.seed, "") for _ in images], {})
+    run.keep_panels(images, [PanelRecord("", "", story.negative, "", config.seed, "") for _ in images], {})
 
 
-def generate_panels(config: InferConfig, resolved: ResolvedModel, story: Story, run: "RunFolder") -> Settings:
-    """Generate the panels, from the step where an earlier run stopped; return remarks for the report."""
+def generate_panels(
+    config: InferConfig, resolved: ResolvedModel, story: Story, run: "RunFolder"
+) -> "tuple[Settings, DiffusionPipeline | None]":
+    """Generate the panels, from the step where an earlier run stopped.
+
+    Returns:
+        Remarks for the report, and the pipeline for the video; None where a baseline has changed it.
+    """
     from storydiffusion.baselines.portraits import build_story_conditions
     from storydiffusion.loaders.text_to_image import load_story_model
     from storydiffusion.pipelines.story import StoryPipeline
@@ -195,7 +212,7 @@ def generate_panels(config: InferConfig, resolved: ResolvedModel, story: Story, 
             PanelRecord("", prompt, negative, panel.caption, seed, "") for prompt, negative, panel, seed in inputs
         ]
         run.keep_panels(output.images, records, seconds)
-    return remarks
+    return remarks, model.pipe if config.baseline is None else None
 
 
 def warn_of_single_panel(config: InferConfig, story: Story) -> None:
@@ -205,6 +222,18 @@ def warn_of_single_panel(config: InferConfig, story: Story) -> None:
             "warning: the story has one panel, so consistent self-attention shares nothing: add panels, or set csa=off",
             file=sys.stderr,
         )
+
+
+def warn_of_negative_prompts(config: InferConfig, model: ResolvedModel, story: Story) -> None:
+    """Print where the story's negative prompts do nothing: they replace the unconditional part of guidance."""
+    if not any([story.negative, *(panel.negative for panel in story.panels)]):
+        return
+    scales = {"guidance_scale": config.guidance_scale} if config.frames is None else {}
+    if config.video != "off" and model.config.video is not None:
+        scales["model.video.guidance_scale"] = model.config.video.guidance_scale
+    for key, scale in scales.items():
+        if scale is not None and scale <= 1:
+            print(f"warning: {key} is {scale}, without guidance: negative prompts need more than 1", file=sys.stderr)
 
 
 def warn_of_words(model: ResolvedModel, story: Story) -> Settings:
@@ -271,22 +300,24 @@ def warn_of_missing_characters(config: InferConfig, story: Story) -> Settings:
     return {"characters without a font": places}
 
 
-def generate_video(config: InferConfig, resolved: ResolvedModel, run: "RunFolder", cuts: list[bool]) -> None:
-    """Generate the planned video of the panels in the run folder.
+def generate_video(
+    config: InferConfig, resolved: ResolvedModel, run: "RunFolder", cuts: list[bool], pipe: "DiffusionPipeline | None"
+) -> None:
+    """Generate the planned video of the panels in the run folder, with the networks of `pipe` where it is given.
 
     Raises:
         UserError: parts of the model that are damaged or do not fit, or a place that cannot be written.
     """
     from storydiffusion.loaders.video import load_video_model
     from storydiffusion.pipelines.story_video import Scene, Showing, render_video
-    from storydiffusion.pipelines.transition import build_sampling
+    from storydiffusion.pipelines.transition_sampling import build_sampling
 
     record, video = run.manifest.video, resolved.video
     assert record is not None
     assert config.fps is not None
     announce("the video model: motion modules, predictor and image encoder")
     scenes = [
-        Scene(run.path / panel.file, panel.prompt, panel.caption, cut)
+        Scene(run.path / panel.file, panel.prompt, panel.caption, cut, panel.negative_prompt)
         for panel, cut in zip(run.panels, cuts, strict=True)
     ]
     made_by = {
@@ -299,7 +330,7 @@ def generate_video(config: InferConfig, resolved: ResolvedModel, run: "RunFolder
     render_video(
         run.path / record.file,
         scenes,
-        load_video_model(resolved),
+        load_video_model(resolved, pipe),
         build_sampling(video),
         Showing(config.fps, config.hold, config.captions, tuple(run.fonts)),
         config.seed,
@@ -307,10 +338,11 @@ def generate_video(config: InferConfig, resolved: ResolvedModel, run: "RunFolder
     )
 
 
-def describe_story(config: InferConfig) -> Settings:
+def describe_story(config: InferConfig, story: Story) -> Settings:
     """Return the settings that the report lists first."""
+    negative: Settings = {"negative prompt": story.negative} if story.negative else {}
     if config.frames is not None:
-        return {"model": config.model.name, "seed": config.seed}
+        return {"model": config.model.name, "seed": config.seed, **negative}
     sources = {"idea": config.idea, "text": config.text, "emotion": config.emotion}
     written = {name: value for name, value in sources.items() if value is not None}
     return {
@@ -325,6 +357,7 @@ def describe_story(config: InferConfig) -> Settings:
         "steps": config.steps or 0,
         "guidance scale": config.guidance_scale or 0.0,
         "size": f"{config.width} × {config.height}",
+        **negative,
     }
 
 

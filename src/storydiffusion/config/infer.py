@@ -128,6 +128,7 @@ class InferConfig:
     emotion: str | None  # that a written story evokes
     panels: int | None  # of a written story; null: the writer's
     language: str | None  # of its captions; null: that of the idea or text
+    negative: str | None  # what to avoid in all panels, in place of the story's own `negative`; null: the story's
     frames: list[str] | None  # image files to make a video of, instead of a story
     run_dir: str | None  # null: runs/NAME-OF-THE-STORY-FILE, runs/WORDS-OF-THE-IDEA, or runs/video for given images
     overwrite: bool
@@ -205,6 +206,8 @@ class InferConfig:
     def _load_benchmark(self) -> None:
         if self.frames is not None:
             raise UserError("a benchmark generates its own images: leave out frames or benchmark")
+        if self.negative is not None:
+            raise UserError("a benchmark has prompts of its own, none negative: leave out negative or benchmark")
         if self.baseline is not None and self.baseline.portraits is not None:
             raise UserError("a benchmark generates its own portraits: leave out baseline.portraits or benchmark")
         self.benchmark = load_choice(BENCHMARKS, self.benchmark, "benchmark", by="kind")

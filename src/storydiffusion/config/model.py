@@ -13,7 +13,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OFFLOADS = ("none", "model", "sequential")
 VIDEO_SCHEDULERS = ("model", "animatediff")
-BOUNDARY_FRAMES = ("clamped", "free")
+BOUNDARY_FRAMES = ("auto", "clamped", "noised", "free")
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ class VideoConfig:
     fps: int
     steps: int
     guidance_scale: float
-    boundary_frames: str  # clamped: clean latents of the given images are imposed; free: as in the paper
+    boundary_frames: str  # clamped or noised: the given images are imposed, clean or noised to the step's level; free
     boundary_attention: bool  # every frame's spatial self-attention also reads the boundary frames
     sparse_control: SparseControlConfig | None = None  # null: none
 

@@ -14,6 +14,7 @@ from storydiffusion.config import ModelConfig, VideoConfig
 from storydiffusion.config.model import load_model_config
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.files.json_file import read_object
+from storydiffusion.loaders.boundary_frames import choose_boundary_frames, read_boundary_frame_prob
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums, get_part_key
 from storydiffusion.loaders.schedulers import check_scheduler
 from storydiffusion.loaders.sources import find_model_folder, package_path
@@ -65,9 +66,9 @@ class ResolvedModel:
         """The dtype of the networks' weights."""
         return choose_dtype(self.config.dtype, self.device)
 
-    @property
+    @cached_property
     def video(self) -> VideoConfig:
-        """The settings of the video model. Raises UserError for a model that generates images only."""
+        """The settings of the video model; see `get_video_config`."""
         return get_video_config(self.config)
 
     @cached_property
@@ -147,10 +148,15 @@ def _choose_defaults(folder: Path) -> str:
 
 
 def get_video_config(config: ModelConfig) -> VideoConfig:
-    """Return the settings of the video model. Raises UserError for a model that generates images only."""
+    """Return the settings of the video model, with `boundary_frames` as its motion modules were trained.
+
+    Raises:
+        UserError: a model that generates images only.
+    """
     if config.video is None:
         raise UserError(f"model={config.name} makes no video: choose model=miniature or model=sd15_animatediff")
-    return config.video
+    trained = read_boundary_frame_prob(config.video.motion_adapter)
+    return replace(config.video, boundary_frames=choose_boundary_frames(config.video.boundary_frames, trained))
 
 
 def read_origin(folder: Path) -> str:

@@ -20,6 +20,7 @@ from storydiffusion.loaders.sources import (
     package_path,
 )
 from storydiffusion.loaders.text_to_image import (
+    decode_large_images_by_tiles,
     get_networks,
     hide_loading_bars,
     load_network,
@@ -42,14 +43,33 @@ SENTENCES = tuple(
 """texts that every text encoder here understands"""
 
 
-def load_video_model(model: ResolvedModel) -> "VideoModel":
+def load_video_model(model: ResolvedModel, image_pipe: Any = None) -> "VideoModel":
     """Load all parts in one dtype on one device, frozen and in eval mode, ready to sample transitions.
+
+    With `offload` the networks stay on the CPU, and each is on the device only while in use.
+
+    Args:
+        image_pipe: the loaded text-to-image pipeline of the same model, unchanged, whose networks are taken over: it
+            cannot be called again. None loads them.
 
     Raises:
         UserError: a model without a video part, a part that is missing or damaged, or parts that do not fit.
     """
-    parts = add_predictor(load_video_backbone(model, model.dtype), model.video, model.dtype)
-    return move_to_device(add_sparse_control(parts, model.video, model.dtype), model.device)
+    networks = None if image_pipe is None else take_networks(image_pipe, model.folder)
+    parts = add_predictor(load_video_backbone(model, model.dtype, networks), model.video, model.dtype)
+    parts = add_sparse_control(parts, model.video, model.dtype)
+    if model.config.offload != "none":
+        return replace(move_to_device(parts, "cpu"), offload_onto=model.device)
+    return move_to_device(parts, model.device)
+
+
+def take_networks(pipe: Any, folder: Path) -> dict[str, Any]:
+    """Remove the networks from a pipeline and return them as `load_network` does: on the CPU, without hooks."""
+    pipe.remove_all_hooks()
+    pipe.vae.disable_slicing()
+    networks = {part: getattr(pipe, part).to("cpu") for part in get_networks(folder)}
+    pipe.register_modules(**dict.fromkeys(networks))
+    return networks
 
 
 def move_to_device(model: "VideoModel", target: "str | torch.device | torch.dtype") -> "VideoModel":
@@ -61,10 +81,15 @@ def move_to_device(model: "VideoModel", target: "str | torch.device | torch.dtyp
     return model
 
 
-def load_video_backbone(model: ResolvedModel, dtype: "torch.dtype") -> "VideoModel":
+def load_video_backbone(
+    model: ResolvedModel, dtype: "torch.dtype", networks: dict[str, Any] | None = None
+) -> "VideoModel":
     """Load everything but predictor and image encoder, on the CPU in `dtype`.
 
     Without `video.motion_adapter` the motion modules are new, drawn from torch's global generator.
+
+    Args:
+        networks: of the text-to-image model, part → network; None loads them.
 
     Raises:
         UserError: a model without a video part, a part that is missing or damaged, or parts that do not fit.
@@ -76,9 +101,11 @@ def load_video_backbone(model: ResolvedModel, dtype: "torch.dtype") -> "VideoMod
 
     hide_loading_bars()
     video, folder = model.video, model.folder
-    networks = {part: load_network(network, folder, part, dtype) for part, network in get_networks(folder).items()}
+    if networks is None:
+        networks = {part: load_network(network, folder, part, dtype) for part, network in get_networks(folder).items()}
     adapter = _load_motion_adapter(video, networks["unet"].config, dtype)
     pipe: Any = load_pipeline(folder, networks, dtype)
+    decode_large_images_by_tiles(pipe.vae)
     model_scheduler = build_scheduler(model.config.scheduler, pipe.scheduler)
     return VideoModel(
         SemanticVideoUNet.from_parts(pipe.unet, adapter, boundary_attention=video.boundary_attention),

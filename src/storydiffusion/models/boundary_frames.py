@@ -6,7 +6,7 @@ to which the motion modules of every other frame attend:
 - training: the clean first and last frame replace those of a clip's noised latents; the loss then covers the middle
   frames only, `noised.frames(slice(1, -1))`;
 - sampling: before each call of the U-Net and once after the last step, so the clip has exactly these boundary frames.
-  A video model never trained on clean frames among noisy ones needs them noised to the step's level with one fixed
+  A video model never trained on clean frames among noisy ones gets them noised to the step's level with one fixed
   noise (as in RePaint, 2201.09865), and clean after the last step.
 """
 

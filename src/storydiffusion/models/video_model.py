@@ -3,10 +3,12 @@
 Shapes: B clips, T text tokens, D the width of the cross-attention's context.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from storydiffusion.errors import UserError
@@ -26,6 +28,8 @@ class VideoModel:
         predictor: None conditions the video model on the text and the boundary frames alone.
         features: the kind of image features that the predictor takes.
         sparse_control: the ControlNet of the paper's baseline, conditioned on the boundary frames; None for none.
+        offload_onto: the device onto which networks are moved from the CPU only while they are in use; None: all stay
+            where they are.
 
     Raises:
         UserError: parts whose widths do not fit each other.
@@ -39,6 +43,7 @@ class VideoModel:
     image_encoder: ImageEncoder | None = None
     features: Kind = "hidden"
     sparse_control: SparseControl | None = None
+    offload_onto: torch.device | None = None
 
     def __post_init__(self) -> None:
         if self.sparse_control is not None:
@@ -59,6 +64,28 @@ class VideoModel:
                 f"the predictor takes image features of width {wanted}, the image encoder gives {found}: "
                 "use the image encoder that it was trained with"
             )
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents are and networks compute."""
+        return self.offload_onto or next(self.video_unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the latents and the U-Net's weights."""
+        return next(self.video_unet.parameters()).dtype
+
+    @contextmanager
+    def using(self, *networks: Any) -> Iterator[None]:
+        """Have these networks on the device inside the context; None among them is skipped."""
+        offloaded = [each for each in networks if each is not None] if self.offload_onto is not None else []
+        try:
+            for network in offloaded:
+                network.to(self.offload_onto)
+            yield
+        finally:
+            for network in offloaded:
+                network.to("cpu")
 
     @property
     def max_frames(self) -> int:

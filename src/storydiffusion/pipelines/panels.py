@@ -136,7 +136,7 @@ def plan_memory(
     """
     size = (arguments["height"] // pipe.vae_scale_factor, arguments["width"] // pipe.vae_scale_factor)
     parts = 2 if (arguments.get("guidance_scale") or 0) > 1 else 1
-    sources, device = get_read_panels(csa, [group]), pipe.unet.device
+    sources, device = get_read_panels(csa, [group]), pipe._execution_device  # where offloading moves the U-Net
     memory = estimate_memory(get_backbone(pipe.unet), csa, sources, parts, *size, pipe.unet.dtype.itemsize, device.type)
     chunks = choose_chunks(csa, sources, lambda: memory, device)
     return max(len(chunk.panels) for chunk in chunks), memory.of(chunks)

@@ -138,6 +138,7 @@ class StoryPipeline:
         width: int | None = None,
         callback_on_step_end: StepCallback | None = None,
         output_type: str = "pil",
+        negative_prompt: str | None = None,
         conditions: Conditions | None = None,
         start: tuple[int, Tensor] | None = None,
         **arguments: Any,
@@ -154,6 +155,7 @@ class StoryPipeline:
             num_inference_steps, guidance_scale, height, width: None takes the default.
             callback_on_step_end: diffusers' callback(pipe, step, timestep, tensors), where tensors has `latents`.
             output_type: `pil` or `np`.
+            negative_prompt: what to avoid in all panels, in place of the story's `negative`; None: the story's.
             conditions: of the panels, such as those of a baseline method; None: the story's prompts.
             start: (steps done, latents) where an interrupted call stopped; see `generate_panels`.
             arguments: further ones of the pipeline's call, such as `cross_attention_kwargs`.
@@ -164,6 +166,8 @@ class StoryPipeline:
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_choice("noise", noise, NOISES)
         story = story if isinstance(story, Story) else load_story(story)
+        if negative_prompt is not None:
+            story = replace(story, negative=negative_prompt)
         seed = seed if generator is None else draw_seed(generator)
         prompts, negative_prompts = get_prompts(story)
         characters = [panel.characters for panel in story.panels]
@@ -197,7 +201,8 @@ class StoryPipeline:
 def find_unknown_words(tokenizer: Any, story: Story) -> list[str]:
     """Return the words of the story's prompts that the tokenizer does not know, each once."""
     prompts, _ = get_prompts(story)
-    return list(dict.fromkeys(word for text in prompts for word in unknown_words(tokenizer, text)))
+    texts = [*prompts, story.negative, *(panel.negative for panel in story.panels)]
+    return list(dict.fromkeys(word for text in texts for word in unknown_words(tokenizer, text)))
 
 
 def get_prompts(story: Story) -> tuple[list[str], list[str]]:

@@ -21,15 +21,15 @@ from storydiffusion.models.video_model import VideoModel
 from storydiffusion.output.film_strip import read_strip, write_strip
 from storydiffusion.output.story_frames import story_frames, with_captions
 from storydiffusion.output.video_file import write_video
-from storydiffusion.pipelines.transition import TransitionSampling, sample_clips
+from storydiffusion.pipelines.transition_sampling import TransitionSampling, sample_clips
 from storydiffusion.story.given_images import read_image
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image of the video. `prompt` and `caption` may be ''; `cut` leaves out the transition into it.
+    """One image of the video. All texts may be ''; `cut` leaves out the transition into it.
 
-    A transition is conditioned on the prompt of the scene that it leads to: captions of training clips describe what
+    A transition is conditioned on the prompts of the scene that it leads to: captions of training clips describe what
     happens in them, up to the end, and no caption reads like two prompts in a row.
     """
 
@@ -37,6 +37,7 @@ class Scene:
     prompt: str = ""
     caption: str = ""
     cut: bool = False
+    negative_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,10 @@ def render_video(
 
         def transition(number: int, start: np.ndarray, end: np.ndarray) -> np.ndarray:
             prompt, clip_seed = scenes[number + 1].prompt, transition_seed(seed, number)
+            negative = scenes[number + 1].negative_prompt if sampling.guidance_scale > 1 else ""
             file = path.parent / "transitions" / f"{number + 1:03d}-{number + 2:03d}.png"
-            key = _digest(start, end, settings=[asdict(sampling), prompt, clip_seed, dict(made_by)])
+            texts = [prompt, negative] if negative else [prompt]
+            key = _digest(start, end, settings=[asdict(sampling), *texts, clip_seed, dict(made_by)])
             frames = read_strip(file, sampling.frames, key)
             if frames is not None:
                 bar.update(sampling.steps)
@@ -95,7 +98,8 @@ def render_video(
                 bar.update()
                 return latents
 
-            clip = sample_clips(model, _tensor(start), _tensor(end), [prompt], [clip_seed], sampling, on_step)
+            ends = _tensor(start), _tensor(end)
+            clip = sample_clips(model, *ends, [prompt], [clip_seed], sampling, on_step, [negative])
             frames = clip[0].permute(0, 2, 3, 1).numpy()
             write_strip(file, frames, key)
             return frames

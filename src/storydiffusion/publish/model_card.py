@@ -148,7 +148,7 @@ def draw_clips(resolved: ResolvedModel) -> "Image.Image":
     from PIL import Image
     from tqdm import tqdm
 
-    from storydiffusion.pipelines.transition import build_sampling, sample_clips
+    from storydiffusion.pipelines.transition_sampling import build_sampling, sample_clips
     from storydiffusion.storyworld.clips import caption_clip, render_clip, sample_clip
     from storydiffusion.storyworld.images import HELD_OUT_SEED
     from storydiffusion.storyworld.motions import MOTIONS

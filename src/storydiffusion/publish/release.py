@@ -188,6 +188,7 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path, dtype: str) -> dict
     import torch
     from diffusers.models.unets.unet_motion_model import MotionAdapter
 
+    from storydiffusion.loaders.boundary_frames import write_training_record
     from storydiffusion.models.predictor_files import save_predictor
     from storydiffusion.models.semantic_motion_predictor import SemanticMotionPredictor
 
@@ -206,6 +207,7 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path, dtype: str) -> dict
             save_predictor(network, arguments, folder / part)
         else:
             network.save_pretrained(folder / part)
+            write_training_record(folder / part, checkpoint["config"]["recipe"]["boundary_frame_prob"])
         counts[part] = sum(weight.numel() for weight in network.parameters())
     return counts
 

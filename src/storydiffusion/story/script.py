@@ -19,7 +19,7 @@ from storydiffusion.story.names import (
     suggest_name,
 )
 from storydiffusion.story.official_format import parse_official
-from storydiffusion.story.styles import NO_STYLE, find_style
+from storydiffusion.story.styles import NO_STYLE, Style, find_style
 
 PACKAGE_SCHEME = "package://"
 
@@ -37,23 +37,29 @@ class Panel:
     """One image: `prompt` with `[Name]` for characters, and the `caption` below it ('' for none).
 
     `characters` are the distinct names in the prompt, in order; empty for a panel marked `[NC]`. With `cut` the video
-    cuts to this panel instead of generating a transition.
+    cuts to this panel instead of generating a transition. `negative` lists what to avoid in this panel, beside the
+    story's.
     """
 
     prompt: str
     caption: str
     characters: tuple[str, ...]
     cut: bool = False
+    negative: str = ""
 
 
 @dataclass(frozen=True)
 class Story:
-    """A complete script. Panels name only `characters`, and every character appears in a panel."""
+    """A complete script. Panels name only `characters`, and every character appears in a panel.
+
+    `negative` lists what to avoid in all panels, beside the style's.
+    """
 
     title: str
     characters: tuple[Character, ...]
     panels: tuple[Panel, ...]
     style: str = NO_STYLE.name
+    negative: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,21 +73,27 @@ class PanelPrompt:
 def panel_prompts(story: Story) -> list[PanelPrompt]:
     """Build one prompt per panel: replace each `[Name]` by the character's description, then apply the story's style.
 
-    '[Mia] is running' with Mia 'a girl with brown hair' becomes 'a girl with brown hair is running'.
+    '[Mia] is running' with Mia 'a girl with brown hair' becomes 'a girl with brown hair is running'. The negative
+    prompt is the style's, the story's and the panel's, joined by commas.
     """
     style = find_style(story.style)
     descriptions = {character.name: character.description for character in story.characters} | {NO_CHARACTER: ""}
     prompts = []
     for panel in story.panels:
         prompt = _sentence(replace_names(panel.prompt, descriptions))
-        prompts.append(PanelPrompt(style.apply(prompt), style.negative_prompt))
+        prompts.append(PanelPrompt(style.apply(prompt), _join_negatives(style, story, panel.negative)))
     return prompts
 
 
 def character_prompts(story: Story) -> list[PanelPrompt]:
     """Build one portrait prompt per character: its description in the story's style."""
     style = find_style(story.style)
-    return [PanelPrompt(style.apply(each.description), style.negative_prompt) for each in story.characters]
+    negative = _join_negatives(style, story)
+    return [PanelPrompt(style.apply(each.description), negative) for each in story.characters]
+
+
+def _join_negatives(style: Style, story: Story, of_panel: str = "") -> str:
+    return ", ".join(part for part in (style.negative_prompt, story.negative, of_panel) if part)
 
 
 def load_story(path: str | Path) -> Story:
@@ -122,7 +134,7 @@ def story_from_dict(data: Any, where: str, lines: Mapping[str | int, int] | None
     Raises UserError.
     """
     lines = lines or {}
-    story = _mapping(data, where, required=("title", "characters", "panels"), optional=("style",))
+    story = _mapping(data, where, required=("title", "characters", "panels"), optional=("style", "negative"))
     descriptions = _characters(story["characters"], where)
     if not isinstance(story["panels"], list):
         raise UserError(f"{where}: panels must be a list, not {_brief(story['panels'])}")
@@ -143,7 +155,8 @@ def story_from_dict(data: Any, where: str, lines: Mapping[str | int, int] | None
         style = find_style(style_name)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return Story(title, tuple(Character(*item) for item in descriptions.items()), panels, style.name)
+    negative = _negative(story, where)
+    return Story(title, tuple(Character(*item) for item in descriptions.items()), panels, style.name, negative)
 
 
 def _place(where: str, lines: Mapping[str | int, int], item: str | int) -> str:
@@ -173,7 +186,7 @@ def _characters(data: Any, where: str) -> dict[str, str]:
 
 
 def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
-    panel = _mapping(data, where, required=("prompt",), optional=("caption", "cut"))
+    panel = _mapping(data, where, required=("prompt",), optional=("caption", "cut", "negative"))
     prompt = _text(panel["prompt"], f"{where}: prompt")
     named = find_names(prompt)
     if not named:
@@ -196,7 +209,16 @@ def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     cut = panel.get("cut", False)
     if not isinstance(cut, bool):
         raise UserError(f"{where}: cut must be true or false, not {_brief(cut)}")
-    return Panel(prompt, caption.strip(), tuple(name for name in named if name != NO_CHARACTER), cut)
+    shown = tuple(name for name in named if name != NO_CHARACTER)
+    return Panel(prompt, caption.strip(), shown, cut, _negative(panel, where))
+
+
+def _negative(data: Mapping[str, Any], where: str) -> str:
+    """Return the negative prompt of a panel or story; '' for none."""
+    text = _text(data["negative"], f"{where}: negative") if data.get("negative", "") != "" else ""
+    if "[" in text or "]" in text:
+        raise UserError(f"{where}: negative must not contain brackets: '{text}': describe what to avoid in words")
+    return text.rstrip(" .,。")
 
 
 def _default_caption(prompt: str, named: list[str]) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from storydiffusion.config import TransitionTrainConfig
+from storydiffusion.config import TransitionTrainConfig, VideoConfig
 from storydiffusion.errors import UserError
+from storydiffusion.loaders.boundary_frames import choose_boundary_frames, read_boundary_frame_prob
 from storydiffusion.loaders.resolve import resolve_model
 from storydiffusion.loaders.video import (
     add_predictor,
@@ -18,7 +19,7 @@ from storydiffusion.loaders.video import (
     load_video_backbone,
 )
 from storydiffusion.models.video_model import VideoModel
-from storydiffusion.pipelines.transition import build_sampling
+from storydiffusion.pipelines.transition_sampling import build_sampling
 from storydiffusion.training.callbacks.ema import EMA
 from storydiffusion.training.callbacks.sample_grid import SampleGrid
 from storydiffusion.training.callbacks.training_log import TrainingLog
@@ -68,11 +69,20 @@ def build_transition_callbacks(
     timesteps = len(module.diffusion.alphas_cumprod)
     callbacks: list[L.Callback] = [TrainingLog(config.trainer.log_every, timesteps, ema.guard)]
     if recipe.sample_every:
-        assert config.model.video is not None
-        sampling = replace(build_sampling(config.model.video), frames=config.data.frames)
+        sampling = replace(build_sampling(choose_video(config)), frames=config.data.frames)
         example = lambda: data.example(recipe.sample_clips)  # noqa: E731
         callbacks.append(SampleGrid(recipe.sample_every, config.run_dir, example, sampling, ema))
     return callbacks
+
+
+def choose_video(config: TransitionTrainConfig) -> VideoConfig:
+    """Return the settings of the samples, with the boundary frames that the motion modules learn or have learnt."""
+    assert config.model.video is not None  # checked by TransitionTrainConfig
+    trained = config.recipe.boundary_frame_prob
+    if "motion_module" not in config.recipe.trainable:
+        trained = read_boundary_frame_prob(config.model.video.motion_adapter)
+    chosen = choose_boundary_frames(config.model.video.boundary_frames, trained)
+    return replace(config.model.video, boundary_frames=chosen)
 
 
 def _get_frozen_dtype(config: TransitionTrainConfig) -> torch.dtype:

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from storydiffusion.config import TransitionRecipe
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.errors import UserError
+from storydiffusion.loaders.boundary_frames import write_training_record
 from storydiffusion.loaders.video import encode_example_words
 from storydiffusion.models.boundary_frames import with_boundary_frames
 from storydiffusion.models.motion_adapters import get_adapter_arguments
 from storydiffusion.models.predictor_files import save_predictor
 from storydiffusion.models.video_model import VideoModel
-from storydiffusion.pipelines.transition import encode_images
+from storydiffusion.pipelines.transition_sampling import encode_images
 from storydiffusion.training.clip_noise import ClipNoise, draw_clip_noise
 from storydiffusion.training.diffusion_loss import DiffusionLoss, NoisedLatents, semantic_loss, text_loss
 from storydiffusion.training.optim.learning_rate import build_schedule
@@ -267,6 +268,7 @@ class TransitionModule(L.LightningModule):
             save_predictor(self.predictor, self.predictor_settings or {}, folder / "predictor")
         if "motion_module" in self.parts:
             self.video_unet.unet.save_motion_modules(str(folder / "motion_adapter"))
+            write_training_record(folder / "motion_adapter", self.recipe.boundary_frame_prob)
         return {"trained parameters": float(sum(weight.numel() for weight in self.trained_weights()))}
 
 

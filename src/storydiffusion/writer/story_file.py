@@ -34,9 +34,13 @@ def format_story(story: Story) -> str:
     data: dict[str, Any] = {"title": story.title}
     if story.style != NO_STYLE.name:
         data["style"] = story.style
+    if story.negative:
+        data["negative"] = story.negative
     data["characters"] = {each.name: each.description for each in story.characters}
     data["panels"] = [
-        {"prompt": panel.prompt, "caption": panel.caption} | ({"cut": True} if panel.cut else {})
+        {"prompt": panel.prompt, "caption": panel.caption}
+        | ({"cut": True} if panel.cut else {})
+        | ({"negative": panel.negative} if panel.negative else {})
         for panel in story.panels
     ]
     text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False, width=LINE)

@@ -15,7 +15,7 @@ from storydiffusion.evaluation.metrics.registry import FRAME_ATTRIBUTES
 from storydiffusion.loaders.resolve import resolve_model
 from storydiffusion.loaders.video import load_video_model
 from storydiffusion.models.image_encoders import ImageEncoder
-from storydiffusion.pipelines.transition import build_sampling, sample_clips
+from storydiffusion.pipelines.transition_sampling import build_sampling, sample_clips
 from storydiffusion.storyworld.attribute_classifier import CLASSIFIERS, AttributeClassifier
 from storydiffusion.storyworld.edition import EDITIONS, get_edition
 from storydiffusion.storyworld.scene_clips import sample_scene_clip

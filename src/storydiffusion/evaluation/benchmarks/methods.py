@@ -124,7 +124,7 @@ def _sample_with(model: "VideoModel", video: VideoConfig, seed: int, with_true_t
     import torch
 
     from storydiffusion.pipelines.story_video import transition_seed
-    from storydiffusion.pipelines.transition import build_sampling, sample_clips
+    from storydiffusion.pipelines.transition_sampling import build_sampling, sample_clips
 
     def generate(part: "Sequence[HeldOutClip]") -> "Iterator[np.ndarray]":
         true = [torch.from_numpy(item.render(video.frames)).permute(0, 3, 1, 2) for item in part]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.files.atomic import write_image
-from storydiffusion.pipelines.transition import TransitionSampling, sample_clips
+from storydiffusion.pipelines.transition_sampling import TransitionSampling, sample_clips
 from storydiffusion.training.callbacks.ema import EMA
 
 GAP = 4  # pixels between clips
