@@ -61,7 +61,7 @@ def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run
         found = ", ".join(f"{file} {problem}" for file, problem in run.damage.items())
         print(f"warning: in {run.path} {found} since it was made: making it again", file=sys.stderr)
     warn_of_single_panel(config, story)
-    warn_of_negative_prompts(config, model, story)
+    warn_of_negative_prompts(config, run.manifest.video, story)
     settings = describe_story(config, story) | warn_of_missing_characters(config, story)
     announce("torch and diffusers")
     pipe = None
@@ -224,13 +224,13 @@ def warn_of_single_panel(config: InferConfig, story: Story) -> None:
         )
 
 
-def warn_of_negative_prompts(config: InferConfig, model: ResolvedModel, story: Story) -> None:
+def warn_of_negative_prompts(config: InferConfig, video: VideoRecord | None, story: Story) -> None:
     """Print where the story's negative prompts do nothing: they replace the unconditional part of guidance."""
     if not any([story.negative, *(panel.negative for panel in story.panels)]):
         return
     scales = {"guidance_scale": config.guidance_scale} if config.frames is None else {}
-    if config.video != "off" and model.config.video is not None:
-        scales["model.video.guidance_scale"] = model.config.video.guidance_scale
+    if video is not None:
+        scales["model.video.guidance_scale"] = video.settings["guidance_scale"]
     for key, scale in scales.items():
         if scale is not None and scale <= 1:
             print(f"warning: {key} is {scale}, without guidance: negative prompts need more than 1", file=sys.stderr)

@@ -9,6 +9,7 @@ Shapes: P panels, C latent channels, h × w latents (image size / the VAE's fact
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,8 @@ def generate_panels(
     at_once, needed = plan_memory(pipe, csa, group, arguments)
     sizes = f"{at_once} of {len(seeds)} panels at once, in about {needed / GIB:.2f} GiB beside the weights"
     tqdm.write(f"denoising {sizes}", file=sys.stderr)
+    if csa.panels_at_once == "auto":
+        csa = replace(csa, panels_at_once=at_once)  # the same chunks, whatever is free later
     with (
         consistent_self_attention(pipe, csa, [group]) as story,
         _skipping_to(pipe, resumed) as skip,
