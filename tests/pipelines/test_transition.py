@@ -215,7 +215,7 @@ def test_offloaded_networks_are_on_the_device_only_while_in_use(model, monkeypat
             network, "to", lambda to, name=name: (placed.add if to == device else placed.discard)(name), raising=False
         )
         for part in parts:
-            part.register_forward_pre_hook(lambda *_, name=name: used.setdefault(name, set(placed)))
+            part.register_forward_pre_hook(lambda *_, name=name: used.update({name: set(placed)}))
     frames = sample(offloaded)
     conditions = {"encode_text", "predictor", "image_encoder"}
     assert used == {
