@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from storydiffusion.config.loading import check_choice, check_range
 from storydiffusion.errors import UserError
 
-TOWERS = ("vit", "resnet")
+TOWERS = {"vit": None, "resnet": 32, "plain": 16}
+"""Tower of images → its stride in pixels; None: that of recipe.patch_size"""
 
 
 @dataclass
@@ -63,8 +64,8 @@ class ClipRecipe(Recipe):
     text_layers: int
     tower: str  # of TOWERS
     image_width: int
-    image_layers: int  # of resnet: blocks in each of its four stages
-    patch_size: int  # of resnet: 16 or 32
+    image_layers: int  # of vit; of resnet: blocks in each of its four stages
+    patch_size: int  # of resnet: 32, of plain: 16
     projection: int
     family_share: float  # of a batch, in families that differ in attire alone
     naming_probability: float | None  # of each part of the attire in a caption; null: the edition's own
@@ -73,15 +74,16 @@ class ClipRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("recipe.tower", self.tower, TOWERS)
+        check_choice("recipe.tower", self.tower, tuple(TOWERS))
         check_range("recipe.family_share", self.family_share, 0, 1)
         if self.naming_probability is not None:
             check_range("recipe.naming_probability", self.naming_probability, 0, 1)
         check_range("recipe.attribute_weight", self.attribute_weight, 0, 1000)
-        if self.tower == "resnet" and (self.image_width % 64 or self.patch_size not in (16, 32)):
+        stride = TOWERS[self.tower]
+        if stride is not None and (self.image_width % 64 or self.patch_size != stride):
             raise UserError(
-                f"recipe.tower=resnet has image_width={self.image_width} and patch_size={self.patch_size}: give a"
-                " multiple of 64, and 16 or 32"
+                f"recipe.tower={self.tower} has image_width={self.image_width} and patch_size={self.patch_size}: give a"
+                f" multiple of 64 and {stride}"
             )
 
 

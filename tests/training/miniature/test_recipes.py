@@ -319,7 +319,8 @@ def test_attribute_loss_ignores_absent_attributes():
     ("part", "override", "value"),
     [
         ("conv_clip", "image_width=100", "image_width=100"),
-        ("conv_clip", "patch_size=8", "patch_size=8"),
+        ("conv_clip", "patch_size=16", "patch_size=16: give a multiple of 64 and 32"),
+        ("conv_clip_2", "patch_size=32", "patch_size=32: give a multiple of 64 and 16"),
         ("conv_clip", "naming_probability=1.5", "naming_probability=1.5"),
         ("clip", "tower=vgg", "vgg"),
     ],

@@ -26,7 +26,7 @@ from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
 
 FAMILY = 8
-HEAD_WIDTH = {"vit": 32, "resnet": 64}
+HEAD_WIDTH = {"vit": 32, "resnet": 64, "plain": 64}
 """Channels of an attention head, by `recipe.tower`"""
 
 
@@ -55,8 +55,9 @@ def build_clip(recipe: ClipRecipe) -> CLIPModel:
         num_attention_heads=recipe.image_width // HEAD_WIDTH[recipe.tower],
         image_size=IMAGE_SIZE,
         patch_size=recipe.patch_size,
+        **({} if recipe.tower == "vit" else {"tower": recipe.tower}),
     )
-    config_type = ConvolutionalClipConfig if recipe.tower == "resnet" else CLIPConfig
+    config_type = CLIPConfig if recipe.tower == "vit" else ConvolutionalClipConfig
     config = config_type(projection_dim=recipe.projection)
     config.text_config = build_text_config(recipe.width, recipe.text_layers, recipe.edition)
     config.vision_config = vision
@@ -106,7 +107,7 @@ class ClipModule(RecipeModule):
     """Train `self.clip` by the symmetric contrastive loss, and by its attributes where they have a weight."""
 
     EDGES = (
-        "patch_embedding", "projection", "class_embedding", "logit_scale", "tower.conv1", "attnpool",
+        "patch_embedding", "projection", "class_embedding", "logit_scale", "tower.conv1", "tower.stages.0", "attnpool",
         "attribute_heads.queries", "attribute_heads.position", "attribute_heads.heads", "scene_heads", "figure_heads",
     )  # fmt: skip
 
