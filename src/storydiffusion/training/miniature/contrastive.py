@@ -48,6 +48,7 @@ def build_text_config(width: int, layers: int, edition: int) -> CLIPTextConfig:
 
 def build_clip(recipe: ClipRecipe) -> CLIPModel:
     """Return the model with new weights."""
+    tower: dict[str, Any] = {} if recipe.tower == "vit" else {"tower": recipe.tower}
     vision = CLIPVisionConfig(
         hidden_size=recipe.image_width,
         intermediate_size=4 * recipe.image_width,
@@ -55,7 +56,7 @@ def build_clip(recipe: ClipRecipe) -> CLIPModel:
         num_attention_heads=recipe.image_width // HEAD_WIDTH[recipe.tower],
         image_size=IMAGE_SIZE,
         patch_size=recipe.patch_size,
-        **({} if recipe.tower == "vit" else {"tower": recipe.tower}),
+        **tower,
     )
     config_type = CLIPConfig if recipe.tower == "vit" else ConvolutionalClipConfig
     config = config_type(projection_dim=recipe.projection)
