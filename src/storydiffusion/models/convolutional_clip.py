@@ -33,9 +33,9 @@ class ResNet(ModifiedResNet):
         blocks, width = [vision.num_hidden_layers] * 4, vision.hidden_size // 32  # width of the first stage
         super().__init__(blocks, projection, vision.num_attention_heads, vision.image_size, width)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, H, W) → the last stage's grid (B, C, H / S, W / S) and its attention pooling (B, P)."""
-        grid = self.stem(pixels)
+        grid = self.stem(x)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             grid = stage(grid)
         return grid, self.attnpool(grid)
@@ -59,9 +59,9 @@ class PlainConvolutions(nn.Module):
         side = vision.image_size // STRIDES["plain"]
         self.attnpool = AttentionPool2d(side, channels, vision.num_attention_heads, projection)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As in `ResNet`."""
-        grid = self.stages(pixels)
+        grid = self.stages(x)
         return grid, self.attnpool(grid)
 
 
