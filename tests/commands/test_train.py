@@ -449,3 +449,33 @@ def test_a_sweep_on_slurm_asks_for_the_nodes_and_devices_of_its_trainer():
     assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (3, 4, 4)
     assert launcher.max_num_timeout > 0
     assert (alone.nodes, alone.tasks_per_node, alone.gpus_per_node) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks", "gpus", "cpus", "memory"),
+    [
+        (["trainer=cpu"], 1, None, 4, 16),
+        (["trainer=cpu", "trainer.devices=2"], 2, None, 4, 32),
+        (["trainer=gpu"], 1, 1, 4, 16),
+        (["trainer=ddp"], 1, 1, 4, 16),
+        (["trainer=ddp", "trainer.devices=8", "data.workers=12"], 8, 8, 13, 128),
+        (["trainer=deepspeed", "trainer.devices=8", "recipe.optimizer=adamw"], 8, 8, 4, 128),
+        (["experiment=paper", "data.shards=x"], 8, 8, 9, 128),
+        (["experiment=storyworld_text2image", "trainer=cpu"], 1, None, 4, 16),
+    ],
+)
+def test_a_sweep_requests_what_submitit_writes_into_a_valid_job(tmp_path, changes, tasks, gpus, cpus, memory):
+    from submitit.slurm.slurm import SlurmExecutor
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        launcher = compose("train", ["hydra/launcher=slurm", *changes], return_hydra_config=True).hydra.launcher
+    found = (launcher.tasks_per_node, launcher.gpus_per_node, launcher.cpus_per_task, launcher.mem_gb)
+    assert found == (tasks, gpus, cpus, memory)
+    executor = SlurmExecutor(folder=tmp_path)
+    executor.update_parameters(
+        ntasks_per_node=tasks, cpus_per_task=cpus, mem=f"{memory}GB", nodes=launcher.nodes,
+        **({} if gpus is None else {"gpus_per_node": gpus}),
+    )  # fmt: skip
+    options = executor._make_submission_file_text("python train.py", "id").splitlines()
+    assert f"#SBATCH --ntasks-per-node={tasks}" in options
+    assert any(line.startswith("#SBATCH --gpus-per-node") for line in options) == (gpus is not None)

@@ -16,6 +16,7 @@ from storydiffusion.training.clip_noise import _get_seed, draw_clip_noise
 from storydiffusion.training.diffusion_loss import semantic_loss
 from storydiffusion.training.run_config import check_same_config
 from storydiffusion.training.transition_module import TransitionModule
+from tests.helpers.processes import in_child
 from tests.helpers.video_model import FRAMES, SIZE, composed, overrides
 
 
@@ -161,6 +162,45 @@ def test_frozen_parts_stay_in_eval_mode(make):
         assert not [name for name in training if name.startswith("video_unet.unet.") and name not in motion]
         module.eval()
         assert not [name for name, part in module.named_modules() if part.training]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("trainable", TRAINABLE)
+def test_a_module_cast_to_half_precision_trains_without_autocast(make, batch, trainable, dtype):
+    """DeepSpeed's engine casts all parameters, frozen ones included but no buffers, and computes outside autocast."""
+    weights = {"semantic_weight": 1.0, "text_weight": 1.0} if "predictor" in trainable else {}
+    recipe = {"joint_dropout": 0.5, "teacher_forcing": 0.5, **weights}
+    exact = step(make(*trainable, **recipe), batch)
+    module = make(*trainable, **recipe)
+    for weight in module.parameters():
+        weight.data = weight.data.to(dtype)
+    module.on_train_start()
+    assert module.trained_dtype == dtype
+    outputs = step(module, batch)
+    assert outputs.keys() == exact.keys()
+    for name, value in outputs.items():
+        assert value.dtype == exact[name].dtype, name
+        torch.testing.assert_close(value, exact[name], rtol=0.05, atol=0.02, msg=name)
+    outputs["loss"].backward()
+    gradients = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+    assert gradients.keys() == trained(module)
+    assert all(gradient.dtype == dtype and gradient.isfinite().all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@in_child
+def test_compiled_networks_have_no_graph_breaks_and_the_same_gradients(make, batch, checkpointing):
+    recipe = {"semantic_weight": 1.0, "gradient_checkpointing": checkpointing}
+    plain, compiled = (make("predictor", "motion_module", **recipe) for _ in range(2))
+    for network in compiled.trained_networks():
+        network.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    losses = [step(module, batch)["loss"] for module in (plain, compiled)]
+    for loss in losses:
+        loss.backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= len(compiled.trained_networks()) - 1
+    torch.testing.assert_close(losses[1], losses[0])
+    for weight, other in zip(compiled.trained_weights(), plain.trained_weights(), strict=True):
+        torch.testing.assert_close(weight.grad, other.grad, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["epsilon", "x0", "v"])

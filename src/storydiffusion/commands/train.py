@@ -45,10 +45,13 @@ def build_training(config: TrainConfig | TransitionTrainConfig) -> "TrainingRun"
 
     from storydiffusion.training.build_transition import build_transition_callbacks
     from storydiffusion.training.callbacks.ema import EMA
+    from storydiffusion.training.callbacks.gradient_norm import GradientNorm
+    from storydiffusion.training.callbacks.health_check import HealthCheck
     from storydiffusion.training.callbacks.preemption import Preemption
     from storydiffusion.training.callbacks.random_states import RandomStates
     from storydiffusion.training.callbacks.run_checkpoints import RunCheckpoints
     from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
+    from storydiffusion.training.callbacks.step_agreement import StepAgreement
     from storydiffusion.training.callbacks.stopwatch import Stopwatch
     from storydiffusion.training.data_module import build_clip_data
     from storydiffusion.training.distributed import build_strategy
@@ -70,17 +73,21 @@ def build_training(config: TrainConfig | TransitionTrainConfig) -> "TrainingRun"
         for network in module.trained_networks():
             network.compile(dynamic=False)  # shapes are few; each gets code of its own
 
-    ema = EMA(config.recipe.ema_decay, SkipNonFiniteSteps(config.trainer.max_bad_steps))
-    stopwatch = Stopwatch()
-    checkpoints = RunCheckpoints(f"{config.run_dir}/checkpoints", config.trainer.checkpoint_minutes)
+    gradient = GradientNorm(config.recipe.gradient_clip if is_transition else None)
+    agreement, stopwatch = StepAgreement(), Stopwatch()
+    ema = EMA(config.recipe.ema_decay, SkipNonFiniteSteps(config.trainer.max_bad_steps, gradient, agreement))
+    checkpoints = RunCheckpoints(f"{config.run_dir}/checkpoints", config.trainer.checkpoint_minutes, agreement)
     callbacks = [
+        HealthCheck(),
         ConfigFile(config.run_dir, asdict(config)),
+        gradient,
+        agreement,
         ema.guard,
         ema,
         stopwatch,
         RandomStates(),
         *(build_transition_callbacks(config, module, data, ema) if is_transition and data else []),
-        Preemption(checkpoints.save, config.trainer.requeue),
+        Preemption(checkpoints.save, config.trainer.requeue, agreement),
         checkpoints,
         TQDMProgressBar(refresh_rate=config.trainer.log_every),
     ]
@@ -93,21 +100,26 @@ def build_trainer(
 ) -> "L.Trainer":
     """Return Lightning's Trainer with verified checkpoints and the loggers of the run."""
     import lightning as L
+    import torch
 
     from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO
     from storydiffusion.training.distributed import build_environment
     from storydiffusion.training.loggers import build_loggers
 
     recipe, is_transition = config.recipe, isinstance(config, TransitionTrainConfig)
+    is_fast = config.trainer.kernels == "fast"
+    torch.set_float32_matmul_precision("high" if is_fast else "highest")  # high: TF32 on NVIDIA GPUs
     return L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
         strategy=strategy,
         precision=config.trainer.precision,  # type: ignore[arg-type]  # one of config.PRECISIONS
+        benchmark=is_fast,
         max_steps=recipe.steps,
         accumulate_grad_batches=recipe.accumulate if is_transition else 1,
-        gradient_clip_val=recipe.gradient_clip if is_transition else None,
+        # every other strategy clips in `GradientNorm`
+        gradient_clip_val=recipe.gradient_clip if is_transition and config.trainer.strategy == "deepspeed" else None,
         default_root_dir=os.devnull,  # no folder: a Slurm job would resume from any hpc_ckpt_*.ckpt in it
         logger=build_loggers(config),
         callbacks=callbacks,

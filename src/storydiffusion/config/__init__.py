@@ -8,6 +8,7 @@ from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig
 from storydiffusion.config.infer import CSAConfig, InferConfig, StoriesBenchmark, TransitionsBenchmark
 from storydiffusion.config.loading import closest_key, flat, keys, load
 from storydiffusion.config.model import ModelConfig, SparseControlConfig, VideoConfig
+from storydiffusion.config.slurm_resources import register_slurm_resolver
 from storydiffusion.config.train import (
     DataConfig,
     LoggerConfig,
@@ -44,3 +45,5 @@ __all__ = [
     "load",
     "training_schema",
 ]
+
+register_slurm_resolver()

@@ -14,6 +14,7 @@ from storydiffusion.errors import UserError
 TRANSITION = "transition"
 ACCELERATORS = ("auto", "cpu", "gpu")
 STRATEGIES = ("auto", "ddp", "deepspeed")
+KERNELS = ("exact", "fast")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 TRAINABLE = ("predictor", "motion_module")
 LOSSES = ("epsilon", "x0", "v")
@@ -50,6 +51,7 @@ class TrainerConfig:
     nodes: int
     strategy: str
     precision: str
+    kernels: str  # fast: TF32, cuDNN's fastest algorithms, channels-last convolutions; last digits differ between runs
     compile: bool  # torch.compile the trained networks; on a CPU this needs a C++ compiler
     max_steps: int | None  # null: recipe.steps; the learning-rate schedule follows it
     checkpoint_minutes: float
@@ -62,6 +64,7 @@ class TrainerConfig:
         check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
         check_choice("trainer.strategy", self.strategy, STRATEGIES)
         check_choice("trainer.precision", self.precision, PRECISIONS)
+        check_choice("trainer.kernels", self.kernels, KERNELS)
         if self.devices != -1 or self.accelerator == "cpu":
             check_range("trainer.devices", self.devices, 1, 1024)
         check_range("trainer.nodes", self.nodes, 1, 100_000)

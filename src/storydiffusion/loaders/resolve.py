@@ -16,6 +16,7 @@ from storydiffusion.errors import UserError, first_line
 from storydiffusion.files.json_file import read_object
 from storydiffusion.loaders.boundary_frames import choose_boundary_frames, read_boundary_frame_prob
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums, get_part_key
+from storydiffusion.loaders.gpu_driver import check_gpu_driver
 from storydiffusion.loaders.schedulers import check_scheduler
 from storydiffusion.loaders.sources import find_model_folder, package_path
 
@@ -219,9 +220,12 @@ def choose_device(name: str, key: str) -> "torch.device":
     """Return the device of that name; `auto` is CUDA if available, else the CPU. `key` is the setting that names it.
 
     Raises:
-        UserError: a device that this machine lacks.
+        UserError: a device that this machine lacks, or a GPU whose driver is too old for torch.
     """
     import torch
+
+    if name == "auto" or name.startswith("cuda"):
+        check_gpu_driver(f"{key}=cpu")
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":

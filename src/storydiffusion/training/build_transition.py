@@ -43,6 +43,9 @@ def build_transition_module(config: TransitionTrainConfig) -> TransitionModule:
         raise UserError(
             f"data.frames={config.data.frames}, but this video model takes at most {model.max_frames}: use fewer"
         )
+    if config.trainer.kernels == "fast":
+        for network in (model.video_unet, model.vae):
+            network.to(memory_format=torch.channels_last)  # cuDNN's layout on tensor cores
     return TransitionModule(model, config.recipe, settings, asdict(config))
 
 

@@ -1,8 +1,10 @@
 """How the processes of a training work together: Lightning's strategy and cluster environment."""
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -11,6 +13,10 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 
 from storydiffusion.config import TrainerConfig
 from storydiffusion.errors import UserError
+from storydiffusion.loaders.gpu_driver import check_gpu_driver
+
+DEEPSPEED: Mapping[str, Any] = {"stage": 2, "exclude_frozen_parameters": True}
+"""Arguments of Lightning's strategy: ZeRO-2 shards optimizer states and gradients; weights stay whole."""
 
 
 def build_strategy(config: TrainerConfig, has_unused: bool = False) -> Strategy | str:
@@ -20,8 +26,10 @@ def build_strategy(config: TrainerConfig, has_unused: bool = False) -> Strategy 
         has_unused: some trained weights receive no gradient.
 
     Raises:
-        UserError: the GPUs or DeepSpeed are not available.
+        UserError: the GPUs or DeepSpeed are not available, or the GPU's driver is too old for torch.
     """
+    if config.accelerator != "cpu":
+        check_gpu_driver("trainer=cpu")
     gpus = torch.cuda.device_count()
     if config.strategy == "deepspeed":
         if not gpus:
@@ -34,11 +42,11 @@ def build_strategy(config: TrainerConfig, has_unused: bool = False) -> Strategy 
         raise UserError(f"trainer.devices={config.devices}, but this machine has {gpus} GPUs: use at most {gpus}")
     timeout = timedelta(minutes=config.timeout_minutes)
     if config.strategy == "deepspeed":
-        return DeepSpeedStrategy(stage=2, exclude_frozen_parameters=True, timeout=timeout)
+        return DeepSpeedStrategy(**DEEPSPEED, timeout=timeout)
     devices = max(1, gpus) if config.devices == -1 else config.devices
     if config.strategy == "auto" and devices * config.nodes == 1:
         return "auto"
-    return DDPStrategy(timeout=timeout, find_unused_parameters=has_unused)
+    return DDPStrategy(timeout=timeout, find_unused_parameters=has_unused, gradient_as_bucket_view=True)
 
 
 def build_environment(config: TrainerConfig) -> list[SLURMEnvironment]:

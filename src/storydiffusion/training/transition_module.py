@@ -53,7 +53,7 @@ class EncodedClips:
 
 
 class TransitionModule(L.LightningModule):
-    """Train the parts of `model` that `recipe.trainable` names, in float32.
+    """Train the parts of `model` that `recipe.trainable` names, in float32, or cast to half precision by DeepSpeed.
 
     Args:
         model: all parts, in float32; under mixed precision the frozen ones may be in half precision.
@@ -106,9 +106,21 @@ class TransitionModule(L.LightningModule):
             weights += self.video_unet.motion_parameters()
         return weights
 
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        """The dtype of the trained weights, in which the networks compute outside autocast.
+
+        It is float32, except in DeepSpeed's engine, which casts the whole module and opens no autocast.
+        """
+        return next(weight.dtype for weight in self.parameters() if weight.requires_grad)
+
     def trained_networks(self) -> list[nn.Module]:
-        """Return the networks that gradients pass through, for torch.compile."""
-        return [network for network in (self.predictor, self.video_unet.unet) if network is not None]
+        """Return the networks that gradients pass through, for torch.compile.
+
+        A step calls methods of the predictor, which compiling the predictor itself would leave out.
+        """
+        parts = [] if self.predictor is None else [self.predictor.to_tokens, *self.predictor.layers]
+        return [*parts, self.video_unet.unet]
 
     def train(self, mode: bool = True) -> "TransitionModule":
         """Set train mode for the trained parts only; the frozen ones stay in eval mode."""
@@ -118,6 +130,13 @@ class TransitionModule(L.LightningModule):
         if self.predictor is not None:
             self.predictor.train(mode and "predictor" in self.parts)
         return self
+
+    def on_train_start(self) -> None:
+        """Cast the floating buffers to the dtype of the trained weights: DeepSpeed's engine casts parameters only."""
+        for network in self.modules():
+            for name, buffer in network.named_buffers(recurse=False):
+                if buffer.is_floating_point() and self.trained_dtype != torch.float32:
+                    setattr(network, name, buffer.to(self.trained_dtype))
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the `loss` to minimise, and for the log, all (B,): `losses` per clip and the terms with non-zero
@@ -149,7 +168,7 @@ class TransitionModule(L.LightningModule):
         reads_all = self.recipe.semantic_weight or self.recipe.teacher_forcing or self.recipe.text_weight
         read = frames if reads_all else frames[:, [0, -1]]
         with torch.no_grad():
-            features = self.image_encoder.features(read.flatten(0, 1), self.model.features).float()
+            features = self.image_encoder.features(read.flatten(0, 1), self.model.features).to(self.trained_dtype)
         return self.predictor.encode(features).unflatten(0, read.shape[:2])
 
     def diffusion_errors(self, clips: EncodedClips, tokens: Tensor | None) -> dict[str, Tensor]:
@@ -206,7 +225,8 @@ class TransitionModule(L.LightningModule):
         """Return each clip's error (B,) over all frames, or over the frames between given boundary frames."""
         ends = with_boundary_frames(noised.latents, noised.clean[:, :, 0], noised.clean[:, :, -1])
         latents = torch.where(is_given.view(-1, 1, 1, 1, 1), ends, noised.latents)
-        predicted = self.video_unet(latents, noised.timesteps, text, semantic)
+        dtype = self.trained_dtype
+        predicted = self.video_unet(latents.to(dtype), noised.timesteps, text.to(dtype), semantic)
         errors = self.diffusion(predicted, noised)
         if not self.recipe.boundary_frame_prob:
             return errors

@@ -7,7 +7,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from storydiffusion.training.callbacks.ema import EMA
+from storydiffusion.training.callbacks.gradient_norm import GradientNorm
 from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
+from storydiffusion.training.callbacks.step_agreement import StepAgreement
 from storydiffusion.training.callbacks.stopwatch import Stopwatch
 
 
@@ -41,7 +43,7 @@ def fit(callbacks: list[L.Callback], steps: int = 4, accumulate: int = 1, checkp
 
 
 def test_frozen_weights_are_not_averaged():
-    average = EMA(0.999, SkipNonFiniteSteps(1))
+    average = EMA(0.999, SkipNonFiniteSteps(1, GradientNorm(), StepAgreement()))
     fit([average])
     assert set(average.average) == {"learnt.weight", "learnt.bias"}
 
@@ -58,7 +60,7 @@ def test_average_is_the_running_mean_of_the_weights_after_each_step(accumulate):
         def on_fit_start(self, trainer, pl_module):
             seen.append(pl_module.learnt.weight.detach().clone())
 
-    average = EMA(0.2, SkipNonFiniteSteps(1))
+    average = EMA(0.2, SkipNonFiniteSteps(1, GradientNorm(), StepAgreement()))
     fit([average, Watch()], accumulate=accumulate)
     wanted = seen[0]
     for step, weight in enumerate(seen[1:], start=1):
@@ -68,10 +70,10 @@ def test_average_is_the_running_mean_of_the_weights_after_each_step(accumulate):
 
 
 def test_state_survives_saving_and_loading(tmp_path):
-    average, stopwatch = EMA(0.999, SkipNonFiniteSteps(1)), Stopwatch()
+    average, stopwatch = EMA(0.999, SkipNonFiniteSteps(1, GradientNorm(), StepAgreement())), Stopwatch()
     fit([average, stopwatch], checkpoint=tmp_path / "last.ckpt")
     stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
-    again, resumed = EMA(0.999, SkipNonFiniteSteps(1)), Stopwatch()
+    again, resumed = EMA(0.999, SkipNonFiniteSteps(1, GradientNorm(), StepAgreement())), Stopwatch()
     again.load_state_dict(stored["EMA"])
     resumed.load_state_dict(stored["Stopwatch"])
     assert again.average.keys() == average.average.keys()
@@ -80,7 +82,7 @@ def test_state_survives_saving_and_loading(tmp_path):
 
 
 def test_applied_swaps_in_the_average_and_restores_the_weights():
-    average = EMA(0.9, SkipNonFiniteSteps(1))
+    average = EMA(0.9, SkipNonFiniteSteps(1, GradientNorm(), StepAgreement()))
     module = fit([average])
     own = module.learnt.weight.detach().clone()
     with average.applied(module):

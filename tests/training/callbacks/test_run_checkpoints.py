@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from storydiffusion.errors import UserError
 from storydiffusion.training import process_group
 from storydiffusion.training.callbacks.run_checkpoints import RunCheckpoints
+from storydiffusion.training.callbacks.step_agreement import StepAgreement
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, newest_checkpoint
 from storydiffusion.training.distributed import build_strategy
 from tests.helpers.processes import run_processes
@@ -35,7 +36,8 @@ class Module(L.LightningModule):
 
 def fit(checkpoints: RunCheckpoints, steps: int = 3, callbacks: tuple[L.Callback, ...] = (), **options: Any) -> None:
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=[*callbacks, checkpoints], plugins=[VerifiedCheckpointIO()],
+        accelerator="cpu", max_steps=steps, callbacks=[checkpoints.agreement, *callbacks, checkpoints],
+        plugins=[VerifiedCheckpointIO()],
         logger=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **options,
     )  # fmt: skip
     data: Any = DataLoader(torch.randn(80, 4))
@@ -60,7 +62,7 @@ class Steps(L.Callback):
 def test_checkpoints_are_saved_between_steps_only(tmp_path):
     """With two batches a step, a checkpoint due in the first batch is saved after the second."""
     watch = Steps(tmp_path)
-    fit(RunCheckpoints(tmp_path, 0), callbacks=(watch,), accumulate_grad_batches=2)
+    fit(RunCheckpoints(tmp_path, 0, StepAgreement()), callbacks=(watch,), accumulate_grad_batches=2)
     steps = [f"step-0000000{step}.ckpt" for step in range(4)]
     assert watch.seen == [[], [], steps[1:2], steps[1:2], steps[1:3], steps[1:3]]
     assert names(tmp_path) == steps[2:4]
@@ -86,7 +88,7 @@ class Preemption(L.Callback):
 
 
 def test_unscheduled_saves_happen_between_steps_only(tmp_path):
-    checkpoints = RunCheckpoints(tmp_path, 60)
+    checkpoints = RunCheckpoints(tmp_path, 60, StepAgreement())
     preemption = Preemption(checkpoints)
     fit(checkpoints, callbacks=(preemption,), accumulate_grad_batches=2)
     assert preemption.refused == 1
@@ -94,11 +96,11 @@ def test_unscheduled_saves_happen_between_steps_only(tmp_path):
 
 
 def test_stderr_names_a_damaged_newer_checkpoint(tmp_path, capfd):
-    fit(RunCheckpoints(tmp_path, 0))
+    fit(RunCheckpoints(tmp_path, 0, StepAgreement()))
     newest = tmp_path / "step-00000003.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1])
     capfd.readouterr()
-    fit(RunCheckpoints(tmp_path, 0), steps=4)
+    fit(RunCheckpoints(tmp_path, 0, StepAgreement()), steps=4)
     lines = [line for line in capfd.readouterr().err.splitlines() if "resuming" in line]
     assert len(lines) == 1
     assert lines[0].startswith("resuming from step 2, because step-00000003.ckpt has ")
@@ -110,7 +112,7 @@ def test_stderr_names_a_damaged_newer_checkpoint(tmp_path, capfd):
 
 def rank(number: int, folder: Path) -> None:
     try:
-        fit(RunCheckpoints(folder, 0), strategy="ddp", devices=2)
+        fit(RunCheckpoints(folder, 0, StepAgreement()), strategy="ddp", devices=2)
     except UserError as error:
         (folder.parent / f"{number}.txt").write_text(str(error))
         sys.exit(1)
@@ -129,7 +131,7 @@ def test_all_processes_exit_if_the_first_cannot_write(tmp_path, monkeypatch):
 def test_processes_with_different_checkpoints_do_not_start(tmp_path, monkeypatch):
     monkeypatch.setattr(process_group, "PATIENCE", 0.5)
     for run in ("0", "1"):
-        fit(RunCheckpoints(tmp_path / run, 0))
+        fit(RunCheckpoints(tmp_path / run, 0, StepAgreement()))
     (tmp_path / "1" / "step-00000003.ckpt").unlink()
     assert run_processes(rank_in_own_folder, 2, tmp_path) == [1, 1]
     assert "the processes find different checkpoints" in (tmp_path / "0.txt").read_text()
@@ -151,7 +153,12 @@ def rank_beside_one_that_hangs(number: int, folder: Path) -> None:
     (folder / f"{number}.txt").write_text(str(os.getpid()))
     strategy = build_strategy(composed("trainer=cpu", "trainer.devices=2", "trainer.timeout_minutes=0.05").trainer)
     try:
-        fit(RunCheckpoints(folder / "checkpoints", 60), callbacks=(Hang(),), strategy=strategy, devices=2)
+        fit(
+            RunCheckpoints(folder / "checkpoints", 60, StepAgreement()),
+            callbacks=(Hang(),),
+            strategy=strategy,
+            devices=2,
+        )
     except RuntimeError as error:
         (folder / "words.txt").write_text(str(error))
         os.kill(int((folder / "1.txt").read_text()), signal.SIGKILL)

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 from storydiffusion.errors import UserError
 from storydiffusion.training import process_group
 from storydiffusion.training.callbacks.ema import EMA
+from storydiffusion.training.callbacks.gradient_norm import GradientNorm
 from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
+from storydiffusion.training.callbacks.step_agreement import StepAgreement
 from storydiffusion.training.optim.muon import Muon, split_parameters
 from tests.helpers.processes import run_processes
 
@@ -64,13 +66,14 @@ class Watch(L.Callback):
 
 
 def fit(module: Module, steps: int = 5, limit: int = 3, **options: Any) -> tuple[SkipNonFiniteSteps, Watch]:
-    guard = SkipNonFiniteSteps(limit)
+    gradient, agreement = GradientNorm(1.0), StepAgreement()
+    guard = SkipNonFiniteSteps(limit, gradient, agreement)
     average = EMA(0.9, guard)
     watch = Watch(average)
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=[guard, average, watch], logger=False,
+        accelerator="cpu", max_steps=steps, callbacks=[gradient, agreement, guard, average, watch], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, gradient_clip_val=1.0, **options,
+        use_distributed_sampler=False, **options,
     )  # fmt: skip
     batches = torch.randn(80, 4, generator=torch.Generator().manual_seed(1))
     trainer.fit(module, DataLoader(batches, batch_size=4))  # type: ignore[arg-type]  # a tensor is a map-style dataset

@@ -11,13 +11,14 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
 
 from storydiffusion.errors import UserError
+from storydiffusion.training.callbacks.step_agreement import StepAgreement
 from storydiffusion.training.process_group import stop_together
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 """If several arrive, the last one in this order counts."""
+SIGNAL = "signal"
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 
 
@@ -32,22 +33,25 @@ class Preemption(L.Callback):
     """Ends the training after the step in which any of its processes receives one of `SIGNALS`.
 
     SIGUSR1 and SIGUSR2 announce the time limit. SIGTERM comes from scancel, or from a preemption in which Slurm
-    requeues the job itself. The handler only records the signal; after each step all processes agree on it and save.
+    requeues the job itself. The handler only records the signal; in each step all processes agree on it and save.
     They exit before the next batch, after the step's log has been written: the first process requeues its Slurm job,
     and an earlier handler (submitit's, which requeues its jobs itself) receives the signal.
 
     Args:
         save: saves the trainer; called by all processes.
         requeue: whether this callback requeues the job, at SIGUSR1 and SIGUSR2.
+        agreement: the callback that exchanges votes.
 
     Raises:
         Preempted: in all processes.
         UserError: Slurm refuses to requeue the job; the checkpoint is saved.
     """
 
-    def __init__(self, save: Callable[[L.Trainer], None], requeue: bool) -> None:
+    def __init__(self, save: Callable[[L.Trainer], None], requeue: bool, agreement: StepAgreement) -> None:
         self.save = save
         self.requeue = requeue
+        self.agreement = agreement
+        agreement.add(SIGNAL, lambda trainer: self._received)
         self._before: dict[signal.Signals, Any] = {}
         self._received = 0  # 1 + index of the signal in SIGNALS
         self._agreed: signal.Signals | None = None
@@ -68,8 +72,7 @@ class Preemption(L.Callback):
         if trainer.global_step == self._last_step:  # gradients are still accumulating
             return
         self._last_step = trainer.global_step
-        received = torch.tensor(self._received, device=trainer.strategy.root_device)
-        latest = int(trainer.strategy.reduce(received, reduce_op="max"))
+        latest = self.agreement[SIGNAL]
         if latest and self._agreed is None:
             self._agreed = SIGNALS[latest - 1]
             self.save(trainer)

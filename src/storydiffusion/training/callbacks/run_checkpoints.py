@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from storydiffusion.errors import UserError
+from storydiffusion.training.callbacks.step_agreement import StepAgreement
 from storydiffusion.training.checkpoint_io import (
     Found,
     certify_folder,
@@ -19,16 +20,21 @@ from storydiffusion.training.checkpoint_io import (
 )
 from storydiffusion.training.process_group import stop_together
 
+CHECKPOINT = "checkpoint"
+
 
 class RunCheckpoints(Checkpoint):
     """Saves a checkpoint every `minutes` and at the end of training into `folder`; see `checkpoint_io.py`.
 
-    It saves only between optimizer steps, because checkpoints do not contain accumulating gradients.
+    It saves only between optimizer steps, because checkpoints do not contain accumulating gradients. `agreement`, which
+    exchanges votes, makes all processes save after the same step.
     """
 
-    def __init__(self, folder: str | Path, minutes: float) -> None:
+    def __init__(self, folder: str | Path, minutes: float, agreement: StepAgreement) -> None:
         self.folder = Path(folder)
         self.seconds = 60 * minutes
+        self.agreement = agreement
+        agreement.add(CHECKPOINT, self._is_due)
         self.resumed: Found | None = None  # the checkpoint that this process resumes from
         self._step_begun = self._step_saved = -1
         self._saved = 0.0  # time of the last save
@@ -66,13 +72,16 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        is_due = time.monotonic() - self._saved >= self.seconds
-        if self.is_between_steps(trainer) and trainer.strategy.broadcast(is_due):
+        if self.is_between_steps(trainer) and self.agreement[CHECKPOINT]:
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.is_between_steps(trainer):
             self.save(trainer)
+
+    def _is_due(self, trainer: L.Trainer) -> int:
+        """Return 1 on the first process if the last save is `seconds` ago, else 0."""
+        return int(trainer.is_global_zero and time.monotonic() - self._saved >= self.seconds)
 
     def is_between_steps(self, trainer: L.Trainer) -> bool:
         """Return whether the current batch has completed an optimizer step; with accumulation not every one does."""

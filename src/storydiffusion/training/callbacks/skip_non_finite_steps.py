@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from storydiffusion.training.callbacks.gradient_norm import GradientNorm
+from storydiffusion.training.callbacks.step_agreement import StepAgreement
 from storydiffusion.training.process_group import stop_together
+
+NON_FINITE = "non-finite"
 
 
 class SkipNonFiniteSteps(L.Callback):
@@ -19,10 +23,13 @@ class SkipNonFiniteSteps(L.Callback):
 
     Args:
         limit: abort after this many consecutive non-finite steps.
+        gradient: the callback that computes the gradient's norm.
+        agreement: the callback that exchanges votes. Both come before this one among the trainer's callbacks.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, gradient: GradientNorm, agreement: StepAgreement) -> None:
+        self.limit, self.gradient, self.agreement = limit, gradient, agreement
+        agreement.add(NON_FINITE, self._find_non_finite)
         self.skipped = 0  # steps so far
         self.in_a_row = 0
         self._finite: list[Tensor] = []  # for each batch of this step, on this process
@@ -38,11 +45,7 @@ class SkipNonFiniteSteps(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        flags, self._finite = self._finite, []
-        if getattr(trainer.precision_plugin, "scaler", None) is None:
-            gradients = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
-            flags += [torch.nn.utils.get_total_norm(gradients).isfinite()] if gradients else []
-        if trainer.strategy.reduce_boolean_decision(bool(torch.stack(flags).all())):
+        if not self.agreement[NON_FINITE]:
             self.in_a_row = 0
             return
         self.skipped += 1
@@ -54,6 +57,13 @@ class SkipNonFiniteSteps(L.Callback):
         optimizer.zero_grad(set_to_none=True)  # optimizers ignore weights without gradient
         if trainer.is_global_zero:
             tqdm.write(f"skipped step {step}: its loss is not finite ({self.skipped} so far)", file=sys.stderr)
+
+    def _find_non_finite(self, trainer: L.Trainer) -> Tensor:
+        """Return 1 if this process's losses or gradient are not finite, else 0; on the device of the losses."""
+        flags, self._finite = self._finite, []
+        if getattr(trainer.precision_plugin, "scaler", None) is None and self.gradient.norm is not None:
+            flags.append(self.gradient.norm.isfinite())
+        return ~torch.stack(flags).all()
 
     def _explain(self, step: int) -> str:
         return (

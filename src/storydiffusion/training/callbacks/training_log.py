@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from storydiffusion.training.callbacks.gradient_norm import GradientNorm
 from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
 
 BUCKETS = 4
@@ -54,7 +55,7 @@ class TrainingLog(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if (trainer.global_step + 1) % self.every == 0:
-            self.step_metrics = read_learning_rates(optimizer) | compute_gradient_norm(pl_module)
+            self.step_metrics = read_learning_rates(optimizer) | read_gradient_norm(self.guard.gradient)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,10 +128,9 @@ def read_learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {"learning_rate": first["lr"]} | {f"learning_rate_{group['kind']}": group["lr"] for group in others}
 
 
-def compute_gradient_norm(module: L.LightningModule) -> dict[str, float]:
+def read_gradient_norm(gradient: GradientNorm) -> dict[str, float]:
     """Return `grad_norm` before clipping; empty if the strategy hides gradients, as DeepSpeed does."""
-    gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
-    return {"grad_norm": torch.nn.utils.get_total_norm(gradients).item()} if gradients else {}
+    return {} if gradient.norm is None else {"grad_norm": gradient.norm.item()}
 
 
 def read_peak_memory() -> float:

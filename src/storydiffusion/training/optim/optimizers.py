@@ -10,8 +10,14 @@ from storydiffusion.training.optim.muon import Muon, split_parameters
 
 
 def build_adamw(module: Any, recipe: TransitionRecipe) -> torch.optim.Optimizer:
-    """Return AdamW for all trained weights of `module`."""
-    return torch.optim.AdamW(module.trained_weights(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    """Return AdamW for all trained weights of `module`, in one fused kernel on a GPU.
+
+    Under float16 it is not fused: it would unscale the gradients itself, after they are clipped.
+    """
+    is_fused = module.device.type == "cuda" and getattr(module.trainer.precision_plugin, "scaler", None) is None
+    return torch.optim.AdamW(
+        module.trained_weights(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=is_fused or None
+    )
 
 
 def build_muon(module: Any, recipe: TransitionRecipe) -> torch.optim.Optimizer:
