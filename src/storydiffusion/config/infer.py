@@ -25,6 +25,8 @@ VIDEOS = ("auto", "on", "off")
 LONGEST_HOLD = 60.0  # seconds
 METHODS = ("predictor", "true_tokens", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
 MOST_STORIES, MOST_PANELS = 128, 1000
+EMOTION_PROMPTS = ("emotion", "neutral")
+MOST_WRITTEN_PANELS = 16  # of the rules writer
 EXAMPLE = "package://examples/mia.yaml"
 LONGEST_RUN_NAME = 40  # characters
 
@@ -111,10 +113,28 @@ class ImageEncoderBenchmark:
         check_range("benchmark.batch", self.batch, 1, 10**4)
 
 
+@dataclasses.dataclass
+class EmotionBenchmark:
+    """conf/benchmark/emotion.yaml: written stories of the eight emotions, with and without moods in their prompts."""
+
+    kind: str
+    stories: int
+    panels: int  # of each
+    prompts: str  # of EMOTION_PROMPTS: name the characters' moods, or not
+    batch: int  # stories generated at once
+
+    def __post_init__(self) -> None:
+        check_range("benchmark.stories", self.stories, 2, MOST_STORIES)
+        check_range("benchmark.panels", self.panels, 3, MOST_WRITTEN_PANELS)
+        check_choice("benchmark.prompts", self.prompts, EMOTION_PROMPTS)
+        check_range("benchmark.batch", self.batch, 1, MOST_STORIES)
+
+
 BENCHMARKS: dict[str, type] = {
     "stories": StoriesBenchmark,
     "transitions": TransitionsBenchmark,
     "image_encoder": ImageEncoderBenchmark,
+    "emotion": EmotionBenchmark,
 }
 
 
@@ -146,7 +166,9 @@ class InferConfig:
     model: ModelConfig
     csa: CSAConfig
     baseline: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or one of these by its key `kind`
-    benchmark: Annotated[Any, StoriesBenchmark, TransitionsBenchmark, ImageEncoderBenchmark]  # likewise
+    benchmark: Annotated[  # likewise
+        Any, StoriesBenchmark, TransitionsBenchmark, ImageEncoderBenchmark, EmotionBenchmark
+    ]
     writer: Annotated[Any, RulesWriterConfig, ChatWriterConfig]  # likewise
 
     def __post_init__(self) -> None:

@@ -90,16 +90,20 @@ class Target(ABC):
 
 
 class StoryWorldTarget(Target):
-    """A model trained on StoryWorld alone: prompts use the words of its captions."""
+    """A model trained on StoryWorld alone: prompts use the words of its captions.
+
+    with_moods: whether prompts name the characters' moods, of an edition that has them.
+    """
 
     free = False
 
-    def __init__(self, edition: int) -> None:
+    def __init__(self, edition: int, with_moods: bool = True) -> None:
         if edition not in (1, 2):
             raise UserError(
                 f"edition={edition} of StoryWorld is unknown to the writer: choose a model of edition 1 or 2"
             )
         self.edition = edition
+        self.with_moods = with_moods
         self.name = f"StoryWorld, edition {edition}"
         self.values = ATTRIBUTES if edition == 1 else {**ATTRIBUTES, **FIGURE_ATTRIBUTES}
         self.most_characters = 1 if edition == 1 else MOST_CHARACTERS
@@ -123,7 +127,8 @@ class StoryWorldTarget(Target):
     def _name(self, actor: Actor) -> str:
         if self.edition == 1:
             return f"[{actor.name}]"
-        return with_article(f"{MOOD_WORDS[actor.mood][0]} [{actor.name}]" if actor.mood else f"[{actor.name}]")
+        mood = f"{MOOD_WORDS[actor.mood][0]} " if actor.mood and self.with_moods else ""
+        return with_article(f"{mood}[{actor.name}]")
 
     def reply_schema(self, panels: int) -> Schema:
         values = {

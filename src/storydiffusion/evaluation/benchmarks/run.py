@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from storydiffusion.config import InferConfig, ModelConfig, flat
-from storydiffusion.evaluation.benchmarks import image_encoder, stories, transitions
+from storydiffusion.evaluation.benchmarks import emotion, image_encoder, stories, transitions
 from storydiffusion.evaluation.benchmarks.benchmark import Benchmark, check_readable, get_checksums, read_accuracy
 from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.evaluation.records import RECORDS, can_resume, measure_all
@@ -33,6 +33,7 @@ BENCHMARKS = {
     "stories": Kind(stories.get_settings, stories.load_benchmark, "stories"),
     "transitions": Kind(transitions.get_settings, transitions.load_benchmark, "clips"),
     "image_encoder": Kind(image_encoder.get_settings, image_encoder.load_benchmark, "blocks"),
+    "emotion": Kind(emotion.get_settings, emotion.load_benchmark, "stories"),
 }
 """By benchmark.kind"""
 
