@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from storydiffusion.commands.infer import warn_of_words
+from storydiffusion.commands.story_warnings import warn_of_words
 from storydiffusion.commands.words import format_groups
 from storydiffusion.loaders.resolve import resolve_pretrained
 from storydiffusion.story import load_story

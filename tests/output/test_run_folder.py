@@ -9,7 +9,7 @@ from PIL import Image
 from storydiffusion.errors import UserError
 from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, read_manifest
-from storydiffusion.output.run_folder import PROGRESS, RunFolder
+from storydiffusion.output.run_folder import PROGRESS, RunFolder, describe_panels
 
 PLAN = Manifest("Tale", "tiny", "random", {"seed": 1, "run_dir": "a", "overwrite": False, "story": "x.yaml"})
 PANELS = [PanelRecord("", f"prompt {n}", "", f"caption {n}", n, "") for n in range(3)]
@@ -295,3 +295,75 @@ def test_an_interrupt_keeps_the_last_step(tmp_path):
     assert found is not None
     assert found[0] == 2
     assert found[1].tolist() == [2.0, 2.0]
+
+
+KEYED = [replace(panel, key=f"key {panel.seed}") for panel in PANELS]
+
+
+def keyed(tmp_path, title="Tale", plan=KEYED, overwrite=False):
+    return RunFolder(tmp_path, replace(PLAN, title=title), overwrite, lambda: plan)
+
+
+def make_keyed(tmp_path):
+    run = RunFolder(tmp_path, PLAN)
+    run.keep_panels(PICTURES, KEYED, {"panels": 1.0})
+    run.finish({}, {}, {})
+
+
+def test_an_edit_that_keeps_all_panels_needs_no_permission_and_a_killed_one_resumes(tmp_path):
+    make_keyed(tmp_path)
+    before = contents(tmp_path)
+    for run in (keyed(tmp_path, "Other"), keyed(tmp_path, "Other")):  # the first is killed here
+        assert not run.is_complete
+        assert run.panels == ()
+        assert sorted(run.kept_images(KEYED)) == [0, 1, 2]
+    run.keep_panels(list(run.kept_images(KEYED).values()), KEYED, {})
+    run.finish({}, {}, {})
+    after = contents(tmp_path)
+    assert {name for name in after if after[name] != before[name]} == {"manifest.json", "page.png", "report.html"}
+    assert keyed(tmp_path, "Other").is_complete
+
+
+def test_an_edit_that_loses_or_adds_an_image_is_refused_before_anything_changes(tmp_path):
+    make_keyed(tmp_path)
+    before = contents(tmp_path)
+    other = replace(KEYED[1], key="new")
+    for plan, made in (
+        ([KEYED[0], other, KEYED[2]], "panel 2"),
+        ([*KEYED, other], "panel 4"),
+        (KEYED[:2], "no panel"),
+        ([other], "panel 1"),
+        ([other, other], "all 2 panels"),
+    ):
+        with pytest.raises(UserError, match=f"pass overwrite=true, which generates {made}$"):
+            keyed(tmp_path, "Other", plan)
+        assert contents(tmp_path) == before
+
+
+def test_images_are_kept_by_key_wherever_they_move(tmp_path):
+    make_keyed(tmp_path)
+    plan = [KEYED[2], KEYED[0]]
+    run = keyed(tmp_path, "Other", plan, overwrite=True)
+    kept = run.kept_images(plan)
+    run.keep_panels([kept[0], kept[1]], plan, {})
+    run.finish({}, {}, {})
+    for number, picture in ((1, PICTURES[2]), (2, PICTURES[0])):
+        assert Image.open(tmp_path / "panels" / f"00{number}.png").tobytes() == picture.tobytes()
+    assert not (tmp_path / "panels" / "003.png").exists()
+
+
+def test_a_damaged_image_is_not_kept(tmp_path):
+    make_keyed(tmp_path)
+    (tmp_path / "panels" / "002.png").write_bytes(b"other")
+    with pytest.raises(UserError, match="another story or configuration"):
+        keyed(tmp_path, "Other")
+    assert sorted(keyed(tmp_path, "Other", overwrite=True).kept_images(KEYED)) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [((), "no panel"), ((2,), "panel 2"), ((1, 2), "panels 1 and 2"), ((1, 2, 4), "panels 1, 2 and 4"),
+     ((1, 2, 3, 4, 5), "all 5 panels")],
+)  # fmt: skip
+def test_panels_in_words(numbers, words):
+    assert describe_panels(numbers, 5) == words

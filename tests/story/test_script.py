@@ -159,6 +159,10 @@ BAD = {
     "names by case": (changed(characters={"Mia": "a girl", "MIA": "a cat"}), ["'Mia'", "'MIA'", "case"]),
     "invisible name": (changed(characters={"\u200b": "a girl"}), ["valid character name"]),
     "misspelt name": (with_panel(prompt="[tomm] runs"), ["panel 4", "[tomm]", "did you mean [Tom]?"]),
+    "seed is a word": (with_panel(prompt="[Mia]", seed="x"), ["panel 4", "seed", "'x'", "leave it out"]),
+    "seed is negative": (with_panel(prompt="[Mia]", seed=-1), ["panel 4", "seed", "'-1'", "4294967295"]),
+    "seed is nothing": (with_panel(prompt="[Mia]", seed=None), ["panel 4", "seed", "nothing"]),
+    "seed is true": (with_panel(prompt="[Mia]", seed=True), ["panel 4", "seed", "True"]),
     "cut is a word": (with_panel(prompt="[Mia]", cut="maybe"), ["panel 4", "cut", "maybe"]),
 }
 
@@ -243,7 +247,7 @@ PLAIN = st.recursive(
     lambda children: st.lists(children, max_size=3) | st.dictionaries(TEXTS, children, max_size=3),
     max_leaves=6,
 )
-KEYS = st.sampled_from(["title", "characters", "panels", "style", "prompt", "caption", "cut"])
+KEYS = st.sampled_from(["title", "characters", "panels", "style", "prompt", "caption", "cut", "seed"])
 PANELS = st.lists(st.dictionaries(KEYS, TEXTS | PLAIN, max_size=3) | PLAIN, max_size=3)
 STORIES = st.fixed_dictionaries(
     {"characters": st.just({"Mia": "a girl"}) | st.dictionaries(TEXTS, TEXTS, max_size=2) | PLAIN, "panels": PANELS},

@@ -32,6 +32,31 @@ from storydiffusion.errors import UserError
 CPU_GATHER, GATHER = 2**22, 2**27
 
 
+class View(NamedTuple):
+    """The story as one image of the batch sees it.
+
+    Attributes:
+        panel: the image's own place in this story.
+        images: the image in the place of each panel, by its number in the group; -1 for a panel that is not in the
+            batch, since no image of it is read.
+    """
+
+    panel: int
+    images: tuple[int, ...]
+
+    def place_rows(self, rows: Tensor, tokens: int) -> Tensor:
+        """Convert row numbers of the story's tokens to those of the group's tokens.
+
+        Raises:
+            UserError: for a token of a panel that is not in the batch.
+        """
+        images = torch.tensor(self.images)[rows // tokens]
+        if (images < 0).any():
+            missing = int((rows // tokens)[images < 0][0]) + 1
+            raise UserError(f"panel {self.panel + 1} reads panel {missing}, which is not in the batch: add it.")
+        return images * tokens + rows % tokens
+
+
 @dataclass(eq=False)
 class PanelGroup:
     """The panels of one story, side by side in the batch.
@@ -44,15 +69,18 @@ class PanelGroup:
             name the same character; None allows all. The diagonal is ignored.
         masks: (P, height, width) numbers in [0, 1], such as each panel's foreground, for token samplers that need
             masks; None gives none.
+        views: the story as each of the P images sees it, such as some panels of a story, or further takes of one;
+            tokens are drawn as for the whole story. None: the images are the story's panels.
 
     Raises:
-        UserError: for panels < 1, or a `may_share` or `masks` of another shape.
+        UserError: for panels < 1, or a `may_share`, `masks` or `views` of another length.
     """
 
     panels: int
     key: int = 0
     may_share: Tensor | None = None
     masks: Tensor | None = None
+    views: Sequence[View] | None = None
 
     def __post_init__(self):
         if isinstance(self.panels, bool) or not isinstance(self.panels, int) or self.panels < 1:
@@ -65,6 +93,16 @@ class PanelGroup:
                 )
         if self.masks is not None and (self.masks.ndim != 3 or len(self.masks) != self.panels):
             raise UserError(f"masks has shape {tuple(self.masks.shape)}: give ({self.panels}, height, width).")
+        if self.views is not None and len(self.views) != self.panels:
+            raise UserError(f"views has {len(self.views)} entries for {self.panels} images: give one for each.")
+
+    def see(self, view: View) -> "PanelGroup":
+        """Return the whole story of a view."""
+        places = torch.tensor(view.images)
+        may_share = None
+        if self.may_share is not None:
+            may_share = self.may_share[places][:, places] & (places >= 0)[:, None] & (places >= 0)
+        return PanelGroup(len(places), self.key, may_share)
 
     def sources(self) -> Tensor:
         """(P, P) booleans: row i is true at the other panels that panel i may attend to."""

@@ -11,7 +11,7 @@ A new variant is one class, registered under the name that `csa.variant` then ac
 This module imports torch only when it draws: commands check names before they import anything heavy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from storydiffusion.attention.token_samplers import Need, SamplingContext, TokenSampler, get_token_sampler
@@ -100,6 +100,8 @@ def select_tokens(
     """
     from storydiffusion.attention.consistent_self_attention import random_stream
 
+    if story.views is not None:
+        return _select_by_views(config, story, tokens, rate, step, inputs)
     variant = get_variant(config.variant)
     context = SamplingContext(
         config=config,
@@ -112,6 +114,34 @@ def select_tokens(
         **inputs,
     )
     return variant.select(context, get_token_sampler(config.sampler))
+
+
+def _select_by_views(
+    config: "ConsistentSelfAttentionConfig",
+    story: "PanelGroup",
+    tokens: int,
+    rate: float,
+    step: int,
+    inputs: Mapping[str, Any],
+) -> "list[AttendedTokens]":
+    """Return the tokens that each image attends to, drawn for the whole story that it sees."""
+    from storydiffusion.attention.consistent_self_attention import AttendedTokens
+
+    drawn: dict[tuple[int, ...], list[AttendedTokens]] = {}
+    attended = []
+    for image, view in enumerate(story.views or ()):
+        if view.images not in drawn:
+            seen = {
+                name: value if name == "layer" or value is None else value[list(view.images)]
+                for name, value in inputs.items()
+            }
+            drawn[view.images] = select_tokens(config, story.see(view), tokens, rate, step, **seen)
+        attended += [
+            AttendedTokens(image, view.place_rows(each.rows, tokens), each.tile)
+            for each in drawn[view.images]
+            if each.panel == view.panel
+        ]
+    return attended
 
 
 def get_sources(config: "ConsistentSelfAttentionConfig", story: "PanelGroup") -> "Tensor":
@@ -128,8 +158,21 @@ def get_read_panels(config: "ConsistentSelfAttentionConfig", stories: "Sequence[
     if not config.shares:
         panels = sum(story.panels for story in stories)
         return torch.zeros(panels, panels, dtype=torch.bool)
-    sources = torch.block_diag(*(get_sources(config, story) for story in stories)).bool()
-    return sources.tril() if get_token_sampler(config.sampler).earlier_only else sources
+    return torch.block_diag(*(_get_read_images(config, story) for story in stories)).bool()
+
+
+def _get_read_images(config: "ConsistentSelfAttentionConfig", story: "PanelGroup") -> "Tensor":
+    """Return (P, P) booleans of one story, or of the images that see it."""
+    import torch
+
+    if story.views is None:
+        sources = get_sources(config, story)
+        return sources.tril() if get_token_sampler(config.sampler).earlier_only else sources
+    read = torch.zeros(story.panels, story.panels, dtype=torch.bool)
+    for image, view in enumerate(story.views):
+        images = torch.tensor(view.images)
+        read[image, images[_get_read_images(config, story.see(view))[view.panel] & (images >= 0)]] = True
+    return read
 
 
 @register_variant("eq2")

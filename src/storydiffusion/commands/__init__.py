@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "infer": "generate a story: panels, a comic page, a video and a report",
+    "diff": "name what infer would change in a run folder, and which panels it would generate",
     "write": "write a story from an idea, a text or an emotion, as a file for infer",
     "train": "train the semantic motion predictor, the motion modules or a part of the miniature",
     "evaluate": "measure images and clips: result.json, a table and plots",

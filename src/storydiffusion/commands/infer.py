@@ -9,11 +9,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storydiffusion.commands.story_warnings import (
+    Settings,
+    find_missing_characters,
+    warn_of_missing_characters,
+    warn_of_negative_prompts,
+    warn_of_single_panel,
+    warn_of_words,
+)
 from storydiffusion.config import InferConfig
 from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.boundary_frames import find_untrained, read_boundary_frame_prob
-from storydiffusion.loaders.resolve import ResolvedModel, read_edition, resolve_model
+from storydiffusion.loaders.resolve import ResolvedModel, resolve_model
 from storydiffusion.output.folder_lock import own_folder
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, installed_versions
 from storydiffusion.output.typefaces import check_fonts
@@ -23,9 +31,6 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     from storydiffusion.output.run_folder import RunFolder
-
-Settings = dict[str, str | int | float | bool]
-"""what the report lists first"""
 
 
 @command(InferConfig)
@@ -45,6 +50,13 @@ def generate_story(config: InferConfig) -> None:
     check_fonts(config.font or ())
     model = resolve_model(config.model)
     video, no_video = plan_video(config, model)
+    if config.retake is not None or config.extend:
+        from storydiffusion.commands.takes import add_images, without_takes
+
+        alone = without_takes(config)
+        if not add_images(config, model, story, plan_manifest(alone, model, story, video)):
+            return
+        config = alone
     with own_folder(str(config.run_dir)):
         run = open_run_folder(config, model, story, video)
         if run.is_complete:
@@ -66,7 +78,7 @@ def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run
     announce("torch and diffusers")
     pipe = None
     if config.frames is not None:
-        copy_images(config, story, run)
+        copy_images(config, model, story, run)
     elif run.panels:
         run.make_page()
         settings |= warn_of_words(model, story)
@@ -135,10 +147,23 @@ def plan_video(config: InferConfig, model: ResolvedModel) -> tuple[VideoRecord |
 
 def open_run_folder(config: InferConfig, model: ResolvedModel, story: Story, video: VideoRecord | None) -> "RunFolder":
     """Open the story's folder, checked against what it already contains."""
+    from storydiffusion.output.run_folder import RunFolder
+
+    planned = plan_manifest(config, model, story, video)
+
+    def plan() -> tuple[PanelRecord, ...]:
+        from storydiffusion.pipelines.panel_keys import plan_panels
+
+        return plan_panels(config, story, planned, model.folder)
+
+    return RunFolder(str(config.run_dir), planned, config.overwrite, plan)
+
+
+def plan_manifest(config: InferConfig, model: ResolvedModel, story: Story, video: VideoRecord | None) -> Manifest:
+    """Return the manifest of what to generate, and with what."""
     from storydiffusion.baselines.loading import compute_baseline_checksums
     from storydiffusion.baselines.portraits import compute_portrait_checksums
     from storydiffusion.files.checksums import compute_sha256
-    from storydiffusion.output.run_folder import RunFolder
 
     script: dict[str, Any] = asdict(story) | {"images": [compute_sha256(file) for file in config.frames or ()]}
     script["portraits"] = list(compute_portrait_checksums(config, story).values())
@@ -149,7 +174,7 @@ def open_run_folder(config: InferConfig, model: ResolvedModel, story: Story, vid
     weights = dict(model.checksums)
     if config.baseline is not None and config.frames is None:
         weights |= compute_baseline_checksums(config.baseline)
-    planned = Manifest(
+    return Manifest(
         title=story.title,
         model=config.model.name,
         origin=model.origin,
@@ -157,11 +182,11 @@ def open_run_folder(config: InferConfig, model: ResolvedModel, story: Story, vid
         weights=weights,
         video=video,
     )
-    return RunFolder(str(config.run_dir), planned, config.overwrite)
 
 
-def copy_images(config: InferConfig, story: Story, run: "RunFolder") -> None:
+def copy_images(config: InferConfig, model: ResolvedModel, story: Story, run: "RunFolder") -> None:
     """Copy the user's own images into the run folder as its panels, in the configured size."""
+    from storydiffusion.pipelines.panel_keys import plan_panels
     from storydiffusion.story.given_images import read_image
 
     if run.panels:
@@ -171,21 +196,34 @@ def copy_images(config: InferConfig, story: Story, run: "RunFolder") -> None:
     assert config.width is not None
     assert config.height is not None
     images = [read_image(Path(file), (config.width, config.height)) for file in config.frames]
-    run.keep_panels(images, [PanelRecord("", "", story.negative, "", config.seed, "") for _ in images], {})
+    run.keep_panels(images, plan_panels(config, story, run.manifest, model.folder), {})
 
 
 def generate_panels(
     config: InferConfig, resolved: ResolvedModel, story: Story, run: "RunFolder"
 ) -> "tuple[Settings, DiffusionPipeline | None]":
-    """Generate the panels, from the step where an earlier run stopped.
+    """Generate the panels that the folder lacks, from the step where an earlier run stopped.
 
     Returns:
-        Remarks for the report, and the pipeline for the video; None where a baseline has changed it.
+        Remarks for the report, and the pipeline for the video; None where none was loaded, or a baseline changed it.
     """
     from storydiffusion.baselines.portraits import build_story_conditions
     from storydiffusion.loaders.text_to_image import load_story_model
+    from storydiffusion.output.run_folder import describe_panels
+    from storydiffusion.pipelines.panel_keys import find_computed, plan_panels
     from storydiffusion.pipelines.story import StoryPipeline
 
+    plan = plan_panels(config, story, run.manifest, resolved.folder)
+    images = run.kept_images(plan)
+    missing = [panel for panel in range(len(plan)) if panel not in images]
+    computed = find_computed(config, story, missing)
+    if images:
+        made = describe_panels([panel + 1 for panel in missing], len(plan))
+        kept = describe_panels([panel + 1 for panel in images], len(plan))
+        print(f"generating {made}; keeping {kept}", file=sys.stderr)
+    if not missing:
+        run.keep_panels(list(images.values()), plan, {})
+        return warn_of_words(resolved, story), None
     announce(f"the model {config.model.name} from {config.model.path}")
     model = load_story_model(resolved)
     pipe = StoryPipeline(model.pipe)
@@ -203,101 +241,14 @@ def generate_panels(
             height=config.height,
             width=config.width,
             conditions=conditions,
-            start=run.progress(),
+            start=run.progress(computed if len(computed) < len(plan) else ()),
+            panels=computed if len(computed) < len(plan) else None,
             callback_on_step_end=lambda pipe, step, timestep, tensors: keep(step + 1, tensors["latents"]),
         )
         seconds = {"loading": round(model.seconds, 2), "panels": round(time.perf_counter() - clock, 2)}
-        inputs = zip(output.prompts, output.negative_prompts, story.panels, output.seeds, strict=True)
-        records = [
-            PanelRecord("", prompt, negative, panel.caption, seed, "") for prompt, negative, panel, seed in inputs
-        ]
-        run.keep_panels(output.images, records, seconds)
+        images = dict(zip(computed, output.images, strict=True)) | images
+        run.keep_panels([images[panel] for panel in range(len(plan))], plan, seconds)
     return remarks, model.pipe if config.baseline is None else None
-
-
-def warn_of_single_panel(config: InferConfig, story: Story) -> None:
-    """Print that a story of one panel has no other panel to attend to."""
-    if len(story.panels) == 1 and config.frames is None and config.csa.build(config.seed).shares:
-        print(
-            "warning: the story has one panel, so consistent self-attention shares nothing: add panels, or set csa=off",
-            file=sys.stderr,
-        )
-
-
-def warn_of_negative_prompts(config: InferConfig, video: VideoRecord | None, story: Story) -> None:
-    """Print where the story's negative prompts do nothing: they replace the unconditional part of guidance."""
-    if not any([story.negative, *(panel.negative for panel in story.panels)]):
-        return
-    scales = {"guidance_scale": config.guidance_scale} if config.frames is None else {}
-    if video is not None:
-        scales["model.video.guidance_scale"] = video.settings["guidance_scale"]
-    for key, scale in scales.items():
-        if scale is not None and scale <= 1:
-            print(f"warning: {key} is {scale}, without guidance: negative prompts need more than 1", file=sys.stderr)
-
-
-def warn_of_words(model: ResolvedModel, story: Story) -> Settings:
-    """Print what the model cannot read or draw of the prompts; return it for the report."""
-    from storydiffusion.loaders.text_to_image import load_tokenizer
-    from storydiffusion.pipelines.story import find_unknown_words, get_prompts
-
-    remarks: Settings = {}
-    tokenizer = load_tokenizer(model.folder)
-    if unknown := find_unknown_words(tokenizer, story):
-        hints = ", ".join(suggest_words(word, model) for word in unknown)
-        print(f"warning: the model does not know these words of the prompts: {hints}", file=sys.stderr)
-        remarks["words unknown to the model"] = hints
-    edition = read_edition(model.folder)
-    if edition is None:
-        return remarks
-    from storydiffusion.storyworld.edition import get_edition
-    from storydiffusion.storyworld.words import find_limits
-
-    prompts, _ = get_prompts(story)
-    limits = [
-        f"panel {number} {limit}"
-        for number, prompt in enumerate(prompts, start=1)
-        for limit in find_limits(prompt, get_edition(edition))
-    ]
-    for limit in limits:
-        print(f"warning: {limit}; `storydiffusion words` lists what it knows", file=sys.stderr)
-    if limits:
-        remarks["beyond the model"] = "; ".join(limits)
-    return remarks
-
-
-def suggest_words(word: str, model: ResolvedModel) -> str:
-    """Return the word, with known words that are spelled like it where the model was trained on StoryWorld."""
-    edition = read_edition(model.folder)
-    if edition is None:
-        return word
-    from storydiffusion.storyworld.edition import get_edition
-    from storydiffusion.storyworld.words import find_near_words
-
-    near = find_near_words(word, get_edition(edition).vocabulary())
-    return f"{word} (near: {', '.join(near)})" if near else word
-
-
-def find_missing_characters(config: InferConfig, story: Story) -> dict[str, str]:
-    """Return the characters of the title and the captions that no font can set, place → characters."""
-    from storydiffusion.output.lettering import find_missing_by_place
-
-    return find_missing_by_place(story.title, [panel.caption for panel in story.panels], config.font or ())
-
-
-def warn_of_missing_characters(config: InferConfig, story: Story) -> Settings:
-    """Print the characters that no font can set; return them for the report."""
-    from storydiffusion.output.lettering import describe_missing
-
-    missing = find_missing_characters(config, story)
-    if not missing:
-        return {}
-    places = describe_missing(missing)
-    print(
-        f"warning: no font has these characters, which become empty boxes: {places}; add a font with font=FILE",
-        file=sys.stderr,
-    )
-    return {"characters without a font": places}
 
 
 def generate_video(

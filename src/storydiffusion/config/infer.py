@@ -27,6 +27,7 @@ METHODS = ("predictor", "true_tokens", "interpolation", "no_semantic_tokens", "s
 MOST_STORIES, MOST_PANELS = 128, 1000
 EMOTION_PROMPTS = ("emotion", "neutral")
 MOST_WRITTEN_PANELS = 16  # of the rules writer
+MOST_CANDIDATES, MOST_TAKES = 100, 999  # of a panel, at once and in all
 EXAMPLE = "package://examples/mia.yaml"
 LONGEST_RUN_NAME = 40  # characters
 
@@ -152,6 +153,10 @@ class InferConfig:
     frames: list[str] | None  # image files to make a video of, instead of a story
     run_dir: str | None  # null: runs/NAME-OF-THE-STORY-FILE, runs/WORDS-OF-THE-IDEA, or runs/video for given images
     overwrite: bool
+    retake: int | None  # a panel of the finished story, from 1
+    candidates: int  # takes of it to generate
+    take: int | None  # of it to choose; 0: its first image
+    extend: bool  # generate panels at the end of a finished story, which stays as it is
     seed: int
     noise: str
     steps: int | None
@@ -183,6 +188,7 @@ class InferConfig:
         self.font = [self.font] if isinstance(self.font, str) else self.font
         if self.font is not None and not (isinstance(self.font, list) and all(isinstance(f, str) for f in self.font)):
             raise UserError(f"font={show(self.font)} is not a file or a list of files: write font=FILE")
+        self._check_retake()
         check_range("hold", self.hold, 0, LONGEST_HOLD)
         if self.fps is None and self.model.video is not None:
             self.fps = self.model.video.fps
@@ -197,6 +203,25 @@ class InferConfig:
         self._check_source()
         if self.run_dir is None:
             self.run_dir = str(Path("runs") / self._run_name())
+
+    def _check_retake(self) -> None:
+        check_range("candidates", self.candidates, 1, MOST_CANDIDATES)
+        if self.retake is None and self.take is not None:
+            raise UserError(f"take={self.take} of which panel? add retake=PANEL")
+        if self.retake is not None and self.extend:
+            raise UserError("retake and extend are two steps: leave out one of them")
+        if self.retake is None and not self.extend:
+            return
+        what = "extend" if self.extend else "retake"
+        if self.retake is not None:
+            check_range("retake", self.retake, 1, MOST_PANELS)
+        if self.take is not None:
+            check_range("take", self.take, 0, MOST_TAKES)
+        for name in ("frames", "benchmark", "baseline"):
+            if getattr(self, name) is not None:
+                raise UserError(f"{what} generates from a story's prompts alone: leave out {what} or {name}")
+        if self.overwrite:
+            raise UserError(f"{what} keeps the panels there are: leave out overwrite")
 
     @property
     def is_to_write(self) -> bool:

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +21,10 @@ ORIGINS = ("pretrained", "miniature", "random")
 
 @dataclass(frozen=True)
 class PanelRecord:
-    """One generated panel: `file` relative to the run folder, its inputs and its checksum."""
+    """One generated panel: `file` relative to the run folder, its inputs and its checksum.
+
+    `key` is a digest of all that the image depends on, '' where it is not recorded: an edited story keeps images by it.
+    """
 
     file: str
     prompt: str
@@ -29,6 +32,30 @@ class PanelRecord:
     caption: str
     seed: int
     sha256: str
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class TakeRecord:
+    """One image of a panel, chosen or not; `file`, inputs and checksum are as in `PanelRecord`.
+
+    `panel` counts from 0, `number` is 0 for the panel's first image. `characters` are those of its prompt, and `reads`
+    the number of the take that it read of each panel.
+    """
+
+    panel: int
+    number: int
+    file: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    sha256: str
+    characters: tuple[str, ...] = ()
+    reads: tuple[int, ...] = ()
+
+    def seen_with(self, characters: Iterable[str], reads: Iterable[int]) -> "TakeRecord":
+        """Return the record with its characters and what it reads."""
+        return replace(self, characters=tuple(characters), reads=tuple(reads))
 
 
 @dataclass(frozen=True)
@@ -51,7 +78,9 @@ class Manifest:
     `config` is the full configuration as plain data; `versions` maps packages to versions, `weights` weight files to
     SHA-256, `seconds` stages to wall time. `origin` is the kind of weights: 'pretrained', 'miniature' (trained on drawn
     images only) or 'random' (untrained). `panels` is empty until they are generated, `video` is None for runs without
-    video, `results` maps every file of the run to SHA-256, and `complete` means that the run is finished.
+    video, `results` maps every file of the run to SHA-256, and `complete` means that the run is finished. `earlier` are
+    the panels of the story before an edit, until those of the edited story are made. `takes` are the images of panels
+    that have more than one.
     """
 
     title: str
@@ -65,6 +94,8 @@ class Manifest:
     video: VideoRecord | None = None
     complete: bool = False
     results: dict[str, str] = field(default_factory=dict)
+    earlier: tuple[PanelRecord, ...] = ()
+    takes: tuple[TakeRecord, ...] = ()
 
     def __post_init__(self) -> None:
         if self.origin not in ORIGINS:
@@ -126,10 +157,12 @@ def read_manifest(path: str | Path) -> Manifest:
     if data.pop("format", None) != FORMAT:
         raise UserError(f"{path} is not a manifest of format {FORMAT}: {remedy}")
     try:
-        if missing := [each.name for each in fields(Manifest) if each.name not in data and each.name != "results"]:
+        required = [each.name for each in fields(Manifest) if each.name not in ("results", "earlier", "takes")]
+        if missing := [name for name in required if name not in data]:
             raise ValueError(f"{missing[0]} is missing")
         manifest = build(Manifest, data)
-        for file in [*manifest.stated_results, *([manifest.video.file] if manifest.video else [])]:
+        files = [*manifest.stated_results, *(each.file for each in (*manifest.earlier, *manifest.takes))]
+        for file in [*files, *([manifest.video.file] if manifest.video else [])]:
             _check_inside(file)
         return manifest
     except ValueError as error:

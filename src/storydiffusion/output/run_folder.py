@@ -1,14 +1,15 @@
 """A run folder: panels/NNN.png, page.png, video.mp4, report.html and manifest.json; while unfinished, the progress.
 
 Every file is written atomically. The manifest is written first and says whether the story is complete. A video is made
-from the panels: changing its settings, or leaving it out, keeps the panels.
+from the panels: changing its settings, or leaving it out, keeps the panels. An edited story keeps the images of the
+panels whose keys are the same.
 """
 
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import remove_drafts, write_atomically, write_image
 from storydiffusion.files.checksums import compute_sha256
+from storydiffusion.output.differences import Difference, drop_absent, find_differences
 from storydiffusion.output.manifest import (
     PAGE,
     REPORT,
@@ -37,14 +39,17 @@ if TYPE_CHECKING:
 
 PROGRESS = ".progress.safetensors"
 RESULTS = (PAGE, "video.mp4", REPORT)
-FOLDERS = ("panels", "portraits", "transitions")
-STRIPS = "transitions/[0-9][0-9][0-9]-[0-9][0-9][0-9].png"
+FOLDERS = ("panels", "portraits", "takes", "transitions")
+NUMBER = "[0-9][0-9][0-9]"
+TAKES = f"takes/{NUMBER}-{NUMBER}.png"
+STRIPS = f"transitions/{NUMBER}-{NUMBER}.png"
 NOT_OF_PANELS = (
     "run_dir", "overwrite", "story", "frames", "video", "fps", "hold", "captions", "font",
-    "idea", "text", "emotion", "panels", "language", "writer",
+    "idea", "text", "emotion", "panels", "language", "writer", "retake", "candidates", "take", "extend",
 )  # fmt: skip
 """keys of the configuration that panels do not depend on; what was written is in the script"""
 SECONDS_BETWEEN_SAVES = 2.0  # a killed process loses at most this much work
+SHOWN_DIFFERENCES = 3  # in an error
 
 
 class RunFolder:
@@ -54,32 +59,48 @@ class RunFolder:
         path: created if missing.
         planned: the manifest of what to generate, and with what; `video` is the record, without checksum, of the video
             to make from the panels. A folder with other panels is refused.
-        overwrite: start from scratch in a folder that is complete or contains something else.
+        overwrite: start from scratch in a folder that is complete; replace panels of another story or configuration.
+        plan_panels: returns the planned records of the panels, without file and checksum; called where the folder
+            contains another story or configuration. None: nothing of another one is kept.
+
+    Attributes:
+        differences: from the story and configuration that the folder contained.
 
     Raises:
-        UserError: the folder contains another story or configuration, or files of another origin, or cannot be written.
+        UserError: the folder contains another story or configuration, whose panels would have to be generated again or
+            removed, or files of another origin, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, planned: Manifest, overwrite: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        planned: Manifest,
+        overwrite: bool = False,
+        plan_panels: Callable[[], Sequence[PanelRecord]] | None = None,
+    ):
         self.path = Path(path)
         self.manifest = planned
         self.damage: dict[str, str] = {}  # results that were made but are no longer there: file → what is wrong
+        self.differences: list[Difference] = []
+        self._earlier: tuple[PanelRecord, ...] = ()  # panels whose images may be kept
         self._intact: set[str] = set()  # results of the planned run that need not be made
-        self._digest = hashlib.sha256(json.dumps(_identity(planned), sort_keys=True).encode()).hexdigest()
+        self._computed: Sequence[int] = ()
         remove_drafts(self.path, *(self.path / name for name in FOLDERS))
         found = self._found(overwrite)
-        is_same = found is not None and _identity(found) == _identity(planned)
-        if found is not None and not is_same and not overwrite and self._contains_work():
-            raise UserError(
-                f"{path} contains another story or configuration: choose another run_dir, or pass overwrite=true"
-            )
         self.is_complete = False
-        if found is None or not is_same or (found.complete and overwrite):
+        if found is None:
             self._clear()
+        elif _identity(found) == _identity(planned):
+            if found.complete and overwrite:
+                self._clear()
+            else:
+                self._restore_takes(found)
+                self.damage = find_damage(self.path, found)
+                self.is_complete = found.complete and not self.damage and _has_video(found, planned)
+                self._adopt(found)
         else:
-            self.damage = find_damage(self.path, found)
-            self.is_complete = found.complete and not self.damage and _has_video(found, planned)
-            self._adopt(found)
+            self.differences = find_differences(found, planned)
+            self._edit(found, plan_panels() if plan_panels else (), overwrite)
         if not self.is_complete:
             write_manifest(self.path / "manifest.json", self.manifest)
 
@@ -100,10 +121,22 @@ class RunFolder:
         """The font files of the configuration, which come before the bundled fonts."""
         return self.manifest.config.get("font") or ()
 
-    def progress(self) -> "tuple[int, Tensor] | None":
-        """Return (steps done, latents) of an interrupted run; None if there is no progress, or that of another run."""
+    def kept_images(self, planned: Sequence[PanelRecord]) -> dict[int, Image.Image]:
+        """Return the images of earlier panels that the planned ones keep, by index; their keys are the same."""
+        files = {each.key: each.file for each in self._earlier if each.key and self._is_intact(each)}
+        return {
+            index: _read_image(self.path / files[each.key]) for index, each in enumerate(planned) if each.key in files
+        }
+
+    def progress(self, computed: Sequence[int] = ()) -> "tuple[int, Tensor] | None":
+        """Return (steps done, latents) of an interrupted run; None if there is no progress, or that of another run.
+
+        Args:
+            computed: panels whose latents are kept from here on; (): all.
+        """
         from safetensors import SafetensorError, safe_open
 
+        self._computed = computed
         file = self.path / PROGRESS
         if not file.exists():
             return None
@@ -122,6 +155,12 @@ class RunFolder:
 
         data = save({"latents": latents.detach().cpu().contiguous()}, metadata={"step": str(step), "run": self._digest})
         write_atomically(self.path / PROGRESS, data)
+
+    @property
+    def _digest(self) -> str:
+        """Of the run and of the panels whose latents are kept."""
+        run = [_identity(self.manifest), *self._computed]
+        return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
     @contextmanager
     def keeping_progress(self) -> "Iterator[Callable[[int, Tensor], None]]":
@@ -152,14 +191,17 @@ class RunFolder:
         """Write the panels that are not there yet, and the page. `panels` come without file and checksum."""
         records = []
         for number, (image, panel) in enumerate(zip(tqdm(images, "writing", unit="panel"), panels, strict=True), 1):
-            file = f"panels/{number:03d}.png"
+            file = _panel_file(number)
             if file not in self._intact:
                 write_image(self.path / file, image)
                 self._intact.add(file)
             records.append(replace(panel, file=file, sha256=compute_sha256(self.path / file)))
         if tuple(records) != self.manifest.panels:  # the rest was made from other panels, or from none
             self._intact = {record.file for record in records}
-        self.manifest = replace(self.manifest, panels=tuple(records), seconds={**self.manifest.seconds, **seconds})
+        self.manifest = replace(
+            self.manifest, panels=tuple(records), earlier=(), seconds={**self.manifest.seconds, **seconds}
+        )
+        self._remove_surplus()
         self.make_page()
         (self.path / PROGRESS).unlink(missing_ok=True)
 
@@ -197,8 +239,69 @@ class RunFolder:
         write_manifest(self.path / "manifest.json", self.manifest)
         self.is_complete = True
 
+    def _edit(self, found: Manifest, plan: Sequence[PanelRecord], overwrite: bool) -> None:
+        """Take over from another story or configuration the images of the panels that are the same.
+
+        Without `overwrite` every image stays: page, video and report alone may differ, and the order of the panels.
+        """
+        earlier = [each for each in found.earlier or found.panels if each.key and self._is_intact(each)]
+        known, keys = {each.key: each for each in earlier}, [each.key for each in plan]
+        keeps_all = bool(earlier) and len(earlier) == len(found.earlier or found.panels) and known.keys() == set(keys)
+        if not overwrite and self._contains_work() and not keeps_all:
+            raise UserError(self._describe_edit(plan, known.keys()))
+        if not known.keys() & set(keys):
+            self._clear()
+            return
+        self._earlier = tuple(earlier)
+        kept = [known.get(key) for key in keys]
+        same_place = [old for number, old in enumerate(kept, 1) if old and old.file == _panel_file(number)]
+        self._intact = {each.file for each in same_place}
+        is_same = [each.key for each in earlier] == keys
+        self.manifest = replace(
+            self.manifest, earlier=self._earlier, seconds=found.seconds, takes=found.takes if is_same else ()
+        )
+        surplus = [] if is_same else [file.relative_to(self.path) for file in self.path.glob(TAKES)]
+        for file in (*RESULTS, PROGRESS, *surplus):
+            (self.path / file).unlink(missing_ok=True)
+
+    def _describe_edit(self, plan: Sequence[PanelRecord], known: Collection[str]) -> str:
+        """Return why the folder is refused: what differs, and which panels would be generated."""
+        shown = "; ".join(each.what for each in self.differences[:SHOWN_DIFFERENCES])
+        more = len(self.differences) - SHOWN_DIFFERENCES
+        text = f"{self.path} contains another story or configuration"
+        text += f" ({shown}{f' and {more} more' if more > 0 else ''})" if shown else ""
+        made = [number for number, each in enumerate(plan, 1) if each.key not in known]
+        what = f", which generates {describe_panels(made, len(plan))}" if plan else ""
+        return f"{text}: choose another run_dir, or pass overwrite=true{what}"
+
+    def _restore_takes(self, found: Manifest) -> None:
+        """Restore damaged panels that show a take from the take's file."""
+        takes = {take.sha256: take.file for take in found.takes}
+        for panel in found.panels:
+            if panel.sha256 in takes and not self._is_intact(panel):
+                take = replace(panel, file=takes[panel.sha256])
+                if self._is_intact(take):
+                    write_atomically(self.path / panel.file, (self.path / take.file).read_bytes())
+
+    def _is_intact(self, panel: PanelRecord) -> bool:
+        try:
+            return compute_sha256(self.path / panel.file) == panel.sha256
+        except OSError:
+            return False
+
+    def _remove_surplus(self) -> None:
+        """Remove panels and transitions beyond the last panel, which an earlier story had."""
+        panels = {each.file for each in self.manifest.panels}
+        for file in self.path.glob(f"panels/{NUMBER}.png"):
+            if file.relative_to(self.path).as_posix() not in panels:
+                file.unlink()
+        for file in self.path.glob(STRIPS):
+            if int(file.stem.partition("-")[2]) > len(panels):
+                file.unlink()
+
     def _adopt(self, found: Manifest) -> None:
         """Take over what an earlier run of the same panels has made."""
+        self._earlier = found.earlier or found.panels
         self._intact = found.stated_results.keys() - self.damage.keys()
         video, planned = found.video, self.manifest.video
         damaged_strips = [file for file in self.damage if PurePosixPath(file).match(STRIPS)]
@@ -216,6 +319,8 @@ class RunFolder:
             versions=found.versions,
             seconds=found.seconds,
             video=video if keeps_video else planned,
+            earlier=found.earlier,
+            takes=found.takes,
             results={file: sha256 for file, sha256 in found.results.items() if file in self._intact},
         )
 
@@ -241,14 +346,27 @@ class RunFolder:
         try:
             for file in ("manifest.json", *RESULTS, PROGRESS):
                 (self.path / file).unlink(missing_ok=True)
-            number = "[0-9][0-9][0-9]"
-            for names in (f"panels/{number}.png", f"portraits/{number}.png", STRIPS):
+            for names in (f"panels/{NUMBER}.png", f"portraits/{NUMBER}.png", STRIPS, TAKES):
                 for file in self.path.glob(names):
                     file.unlink()
         except NotADirectoryError:
             pass  # write_manifest reports it
         except OSError as error:
             raise UserError(f"cannot clear {self.path}: {error.strerror}; choose another run_dir") from error
+
+
+def describe_panels(numbers: Sequence[int], panels: int) -> str:
+    """Return numbers of panels in words: "no panel", "panel 2", "panels 1, 2 and 4", "all 4 panels"."""
+    if not numbers:
+        return "no panel"
+    if len(numbers) == panels > 1:
+        return f"all {panels} panels"
+    first, last = numbers[:-1], numbers[-1]
+    return f"panels {', '.join(map(str, first))} and {last}" if first else f"panel {last}"
+
+
+def _panel_file(number: int) -> str:
+    return f"panels/{number:03d}.png"
 
 
 def _read_image(file: Path) -> Image.Image:
@@ -272,6 +390,8 @@ def _identity(manifest: Manifest) -> Any:
         config["model"] = {key: value for key, value in model.items() if key != "video"}
     if isinstance(csa := config.get("csa"), dict):
         config["csa"] = {key: value for key, value in csa.items() if key != "panels_at_once"}
+    if "script" in config:  # keys that it had not, when the folder was made, are at their defaults
+        config["script"] = drop_absent(json.loads(json.dumps(config["script"])))
     return json.loads(
         json.dumps([manifest.title, manifest.model, manifest.origin, config, asdict(manifest)["weights"]])
     )

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
+from storydiffusion.errors import UserError
 from storydiffusion.models.prompt_encoding import encode_prompts
 
 
@@ -66,3 +67,22 @@ class Baseline(Protocol):
 def text_conditions(pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str]) -> Conditions:
     """Return conditions by text alone."""
     return Conditions({**encode_prompts(pipe, list(prompts), list(negative_prompts)).as_arguments()})
+
+
+def select_panels(conditions: Conditions, story: int, panels: Sequence[int]) -> Conditions:
+    """Return the conditions of some panels of a story.
+
+    Args:
+        story: number of panels that `conditions` holds, each argument with one row for each.
+
+    Raises:
+        UserError: for an argument of other rows, such as those of a baseline.
+    """
+    arguments = {}
+    for name, value in conditions.arguments.items():
+        if not isinstance(value, Tensor) or len(value) != story:
+            raise UserError(f"the condition {name} has no row for each panel: generate all panels of the story.")
+        arguments[name] = value[list(panels)]
+    if conditions.later is not None:
+        raise UserError("the conditions change between steps: generate all panels of the story.")
+    return Conditions(arguments)

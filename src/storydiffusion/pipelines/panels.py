@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from storydiffusion.attention.backbones import get_backbone
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
-from storydiffusion.attention.consistent_self_attention import PanelGroup
+from storydiffusion.attention.consistent_self_attention import PanelGroup, View
 from storydiffusion.attention.finite import check_images
 from storydiffusion.attention.memory import GIB, choose_chunks, estimate_memory
 from storydiffusion.attention.plugin import consistent_self_attention
@@ -33,20 +33,29 @@ StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 """diffusers' `callback_on_step_end(pipe, step, timestep, tensors)`; returns the tensors to change, or None"""
 
 
-def panel_seeds(seed: int, characters: Sequence[Sequence[str]], noise: str = "own") -> list[int]:
-    """Return the seed of each panel's starting noise, a function of the story's seed and the panel's number alone.
+def panel_seeds(
+    seed: int,
+    characters: Sequence[Sequence[str]],
+    noise: str = "own",
+    given: Sequence[int | None] | None = None,
+) -> list[int]:
+    """Return the seed of each panel's starting noise: its own, or a function of the story's seed and its number alone.
 
     Args:
         seed: of the story, 0 or more.
         characters: the names in each panel.
         noise: `own`, a seed for each panel; `shared`, panels of one character start from the noise of the first of them
             (a panel of several characters counts for the first it names, a panel of none has its own).
+        given: the panels' own seeds, None for a panel without one; None: no panel has one.
     """
     first = {}
     for number, names in enumerate(characters):
         first.setdefault(names[0] if noise == "shared" and names else number, number)
     numbers = [first[names[0] if noise == "shared" and names else n] for n, names in enumerate(characters)]
-    return [int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0]) for number in numbers]
+    derived = [int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0]) for number in numbers]
+    return [
+        own if own is not None else other for own, other in zip(given or [None] * len(derived), derived, strict=True)
+    ]
 
 
 def starting_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> tuple[Tensor, list[torch.Generator]]:
@@ -61,6 +70,12 @@ def shared_characters(characters: Sequence[Sequence[str]]) -> Tensor:
     return torch.tensor([[bool(set(a) & set(b)) for b in characters] for a in characters])
 
 
+def view_panels(story: int, panels: Sequence[int]) -> list[View]:
+    """Return the views of some panels of a story, which are the images of a batch."""
+    images = tuple(panels.index(panel) if panel in panels else -1 for panel in range(story))
+    return [View(panel, images) for panel in panels]
+
+
 def generate_panels(
     pipe: Any,
     arguments: dict[str, Any],
@@ -70,6 +85,7 @@ def generate_panels(
     start: tuple[int, Tensor] | None = None,
     callback_on_step_end: StepCallback | None = None,
     at_step_end: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda step, tensors: tensors,
+    views: Sequence[View] | None = None,
 ) -> Any:
     """Generate the images of one story.
 
@@ -82,6 +98,7 @@ def generate_panels(
             for bit. A scheduler that keeps more state than its step number (see RESUMABLE) repeats all steps instead.
         callback_on_step_end: diffusers' callback, called after every step except those that `start` skips.
         at_step_end: `Conditions.at_step_end` of the panels' conditions, called after every step.
+        views: the story as each image sees it, where the images are not simply its panels; see `PanelGroup`.
 
     Returns:
         The pipeline's images: a list of PIL images, unless `arguments` sets another `output_type`.
@@ -92,7 +109,7 @@ def generate_panels(
     """
     noise, generators = starting_noise(pipe, seeds, arguments["height"], arguments["width"])
     resumed = start if start and type(pipe.scheduler).__name__ in RESUMABLE else None
-    group = PanelGroup(len(seeds), may_share=may_share)
+    group = PanelGroup(len(seeds), may_share=may_share, views=views)
     at_once, needed = plan_memory(pipe, csa, group, arguments)
     sizes = f"{at_once} of {len(seeds)} panels at once, in about {needed / GIB:.2f} GiB beside the weights"
     tqdm.write(f"denoising {sizes}", file=sys.stderr)

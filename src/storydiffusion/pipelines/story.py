@@ -6,7 +6,7 @@ output.page.save("page.png")
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,8 @@ from storydiffusion.config.loading import check_choice
 from storydiffusion.loaders.resolve import ResolvedModel, resolve_pretrained
 from storydiffusion.loaders.text_to_image import load_story_model
 from storydiffusion.models.prompt_encoding import unknown_words
-from storydiffusion.pipelines.conditioning import Conditions, text_conditions
-from storydiffusion.pipelines.panels import StepCallback, generate_panels, panel_seeds, shared_characters
+from storydiffusion.pipelines.conditioning import Conditions, select_panels, text_conditions
+from storydiffusion.pipelines.panels import StepCallback, generate_panels, panel_seeds, shared_characters, view_panels
 from storydiffusion.story import Story, load_story, panel_prompts
 
 OUTPUT_TYPES = ("pil", "np")
@@ -36,7 +36,8 @@ class StoryPipelineOutput:
     """A generated story.
 
     Attributes:
-        images: one for each panel: a list of PIL images, or with output_type="np" floats in [0, 1], (P, H, W, 3).
+        images: one for each generated panel: a list of PIL images, or with output_type="np" floats in [0, 1],
+            (P, H, W, 3).
         prompts, negative_prompts: what each panel was generated from.
         seeds: of each panel's starting noise.
         story: the script.
@@ -141,14 +142,15 @@ class StoryPipeline:
         negative_prompt: str | None = None,
         conditions: Conditions | None = None,
         start: tuple[int, Tensor] | None = None,
+        panels: Sequence[int] | None = None,
         **arguments: Any,
     ) -> StoryPipelineOutput:
         """Generate one image for each panel.
 
         Args:
             story: a `Story`, or the file of one (.yaml, or .txt in the official text syntax).
-            seed: of the story. Each panel's noise derives from it and from the panel's number, and so do the draws of
-                consistent self-attention: it replaces `csa.seed`.
+            seed: of the story. The noise of a panel without a seed of its own derives from it and from the panel's
+                number, and so do the draws of consistent self-attention: it replaces `csa.seed`.
             generator: draws the seed instead.
             csa: None: the paper's defaults; `ConsistentSelfAttentionConfig(variant="off")` switches sharing off.
             noise: `own`, or `shared` by the panels of one character.
@@ -158,6 +160,8 @@ class StoryPipeline:
             negative_prompt: what to avoid in all panels, in place of the story's `negative`; None: the story's.
             conditions: of the panels, such as those of a baseline method; None: the story's prompts.
             start: (steps done, latents) where an interrupted call stopped; see `generate_panels`.
+            panels: numbers from 0 of the panels to generate, with all that they read; they come out as in the whole
+                story, up to rounding, which may differ between sizes of a batch. None: all panels.
             arguments: further ones of the pipeline's call, such as `cross_attention_kwargs`.
 
         Raises:
@@ -171,7 +175,7 @@ class StoryPipeline:
         seed = seed if generator is None else draw_seed(generator)
         prompts, negative_prompts = get_prompts(story)
         characters = [panel.characters for panel in story.panels]
-        seeds = panel_seeds(seed, characters, noise)
+        seeds = panel_seeds(seed, characters, noise, [panel.seed for panel in story.panels])
         conditions = conditions or text_conditions(self.pipe, prompts, negative_prompts)
         given = {
             "num_inference_steps": num_inference_steps,
@@ -179,6 +183,10 @@ class StoryPipeline:
             "height": height,
             "width": width,
         }
+        may_share, views = shared_characters(characters), None
+        if panels is not None:
+            conditions, views = select_panels(conditions, len(seeds), panels), view_panels(len(seeds), panels)
+            may_share = may_share[list(panels)][:, list(panels)]
         images = generate_panels(
             self.pipe,
             {
@@ -188,12 +196,13 @@ class StoryPipeline:
                 **arguments,
                 "output_type": output_type,
             },
-            seeds,
+            seeds if panels is None else [seeds[panel] for panel in panels],
             replace(csa or ConsistentSelfAttentionConfig(), seed=seed),
-            shared_characters(characters),
+            may_share,
             start,
             callback_on_step_end,
             conditions.at_step_end,
+            views,
         )
         return StoryPipelineOutput(images, prompts, negative_prompts, seeds, story)
 

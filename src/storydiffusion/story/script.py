@@ -22,6 +22,7 @@ from storydiffusion.story.official_format import parse_official
 from storydiffusion.story.styles import NO_STYLE, Style, find_style
 
 PACKAGE_SCHEME = "package://"
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Panel:
 
     `characters` are the distinct names in the prompt, in order; empty for a panel marked `[NC]`. With `cut` the video
     cuts to this panel instead of generating a transition. `negative` lists what to avoid in this panel, beside the
-    story's.
+    story's. `seed` is that of the panel's starting noise; None derives it from the story's.
     """
 
     prompt: str
@@ -46,6 +47,7 @@ class Panel:
     characters: tuple[str, ...]
     cut: bool = False
     negative: str = ""
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def _characters(data: Any, where: str) -> dict[str, str]:
 
 
 def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
-    panel = _mapping(data, where, required=("prompt",), optional=("caption", "cut", "negative"))
+    panel = _mapping(data, where, required=("prompt",), optional=("caption", "cut", "negative", "seed"))
     prompt = _text(panel["prompt"], f"{where}: prompt")
     named = find_names(prompt)
     if not named:
@@ -210,7 +212,7 @@ def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     if not isinstance(cut, bool):
         raise UserError(f"{where}: cut must be true or false, not {_brief(cut)}")
     shown = tuple(name for name in named if name != NO_CHARACTER)
-    return Panel(prompt, caption.strip(), shown, cut, _negative(panel, where))
+    return Panel(prompt, caption.strip(), shown, cut, _negative(panel, where), _seed(panel, where))
 
 
 def _negative(data: Mapping[str, Any], where: str) -> str:
@@ -219,6 +221,17 @@ def _negative(data: Mapping[str, Any], where: str) -> str:
     if "[" in text or "]" in text:
         raise UserError(f"{where}: negative must not contain brackets: '{text}': describe what to avoid in words")
     return text.rstrip(" .,。")
+
+
+def _seed(panel: Mapping[str, Any], where: str) -> int | None:
+    """Return the seed of a panel, None where it has none of its own."""
+    seed = panel.get("seed")
+    if "seed" in panel and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED):
+        raise UserError(
+            f"{where}: seed must be a whole number from 0 to {LARGEST_SEED}, not {_brief(seed)}: leave it out to "
+            "derive it from the story's seed"
+        )
+    return seed
 
 
 def _default_caption(prompt: str, named: list[str]) -> str:

@@ -1,0 +1,105 @@
+"""New takes of a panel against the features of the other panels, whose images stay as they are.
+
+A take reads the keys and values of the other panels' images as they were when these were generated: the story is
+denoised again beside the takes, and only the takes are kept. So the story's other images do not read the take, and a
+take is not what a fresh run with its seed would give. Features are not stored: at 1024², 50 steps and float16 the keys
+and values of one SDXL image are 22 GB, of a miniature's image 22 MB. For the cost, all takes share one computation of
+the story: P + T images instead of T.
+
+Shape letters: P panels, T takes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.attention.consistent_self_attention import PanelGroup, View
+from storydiffusion.attention.variants import get_read_panels
+from storydiffusion.output.manifest import Manifest, TakeRecord
+from storydiffusion.pipelines.conditioning import text_conditions
+from storydiffusion.pipelines.panel_keys import find_reach
+from storydiffusion.pipelines.panels import generate_panels, shared_characters
+from storydiffusion.pipelines.story import StoryPipeline
+
+Place = tuple[int, int]
+"""(panel from 0, number of its take)"""
+
+
+def take_seed(seed: int, panel: int, number: int) -> int:
+    """Return the seed of a take, a function of the story's seed, the panel (from 0) and the take's number alone."""
+    return int(np.random.SeedSequence(seed, spawn_key=(panel, 3, number)).generate_state(1)[0])
+
+
+def collect_takes(manifest: Manifest) -> dict[Place, TakeRecord]:
+    """Return all images of a finished story; a panel's first image is take 0."""
+    characters = [tuple(panel["characters"]) for panel in manifest.config["script"]["panels"]]
+    found = {(take.panel, take.number): take for take in manifest.takes}
+    for number, panel in enumerate(manifest.panels):
+        first = TakeRecord(number, 0, panel.file, panel.prompt, panel.negative_prompt, panel.seed, panel.sha256)
+        found.setdefault((number, 0), first.seen_with(characters[number], [0] * len(manifest.panels)))
+    return found
+
+
+def get_chosen_takes(manifest: Manifest) -> list[int]:
+    """Return the number of the take that each panel shows."""
+    found = collect_takes(manifest).values()
+    return [
+        next(take.number for take in found if take.panel == number and take.sha256 == panel.sha256)
+        for number, panel in enumerate(manifest.panels)
+    ]
+
+
+def generate_takes(
+    pipe: StoryPipeline,
+    story: Mapping[Place, TakeRecord],
+    takes: Sequence[TakeRecord],
+    csa: ConsistentSelfAttentionConfig,
+    settings: Mapping[str, Any],
+) -> list[Any]:
+    """Return the images of new takes.
+
+    Args:
+        story: the images that there are; `takes` read some of them, these others, and so on.
+        settings: of the pipeline's call, such as `num_inference_steps`.
+    """
+    images = [*story.values(), *takes]
+    views = place_views(images)
+    may_share = shared_characters([each.characters for each in images])
+    group = PanelGroup(len(images), may_share=may_share, views=views)
+    computed = list(range(len(images))) if csa.needs else _find_computed(csa, group, len(takes))
+    images = [images[n] for n in computed]
+    conditions = text_conditions(pipe.pipe, [each.prompt for each in images], [each.negative_prompt for each in images])
+    made = generate_panels(
+        pipe.pipe,
+        {**pipe.defaults, **settings, **conditions.arguments},
+        [each.seed for each in images],
+        csa,
+        may_share[computed][:, computed],
+        views=select_views(views, computed),
+    )
+    return made[-len(takes) :]
+
+
+def place_views(images: Sequence[TakeRecord]) -> list[View]:
+    """Return the story as each image saw it: the takes that it read, and itself in its own place."""
+    places = {(each.panel, each.number): n for n, each in enumerate(images)}
+    return [
+        View(
+            each.panel,
+            tuple(n if panel == each.panel else places[panel, read] for panel, read in enumerate(each.reads)),
+        )
+        for n, each in enumerate(images)
+    ]
+
+
+def select_views(views: Sequence[View], computed: Sequence[int]) -> list[View]:
+    """Return the views of some images of a batch, numbered among these."""
+    numbers = {image: n for n, image in enumerate(computed)}
+    return [View(views[n].panel, tuple(numbers.get(image, -1) for image in views[n].images)) for n in computed]
+
+
+def _find_computed(csa: ConsistentSelfAttentionConfig, group: PanelGroup, takes: int) -> list[int]:
+    """Return the images whose features reach the last `takes` images, and these."""
+    return find_reach(get_read_panels(csa, [group]))[-takes:].any(0).nonzero()[:, 0].tolist()

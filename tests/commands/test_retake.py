@@ -1,0 +1,210 @@
+"""Takes of a panel: what they read, that all else stays, and that one can go back."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.output.manifest import Manifest, read_manifest
+from storydiffusion.pipelines.story import StoryPipeline
+from storydiffusion.pipelines.takes import collect_takes, generate_takes, get_chosen_takes, place_views, take_seed
+
+STEPS = "steps=3"
+
+
+@pytest.fixture
+def run(generate_story, tmp_path) -> Path:
+    assert generate_story("run_dir=run", STEPS).code == 0
+    return tmp_path / "run"
+
+
+def panels(run: Path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted((run / "panels").iterdir())]
+
+
+def manifest(run: Path) -> Manifest:
+    return read_manifest(run / "manifest.json")
+
+
+def test_takes_leave_the_story_as_it_is(run, generate_story):
+    before = {file: file.read_bytes() for file in run.rglob("*.*") if file.name != "manifest.json"}
+    outcome = generate_story("run_dir=run", STEPS, "retake=2", "candidates=2")
+    assert outcome.code == 0
+    assert {file: file.read_bytes() for file in before} == before
+    assert sorted(file.name for file in (run / "takes").iterdir()) == ["002-000.png", "002-001.png", "002-002.png"]
+    assert (run / "takes" / "002-000.png").read_bytes() == panels(run)[1]
+    assert len({file.read_bytes() for file in (run / "takes").iterdir()}) == 3
+    assert "take 2: run/takes/002-002.png" in outcome.out
+    assert "already" in generate_story("run_dir=run", STEPS).out
+    assert [take.seed for take in manifest(run).takes[1:]] == [take_seed(0, 1, 1), take_seed(0, 1, 2)]
+
+
+def test_a_take_is_chosen_and_gone_back_from(run, generate_story):
+    before, page = panels(run), (run / "page.png").read_bytes()
+    generate_story("run_dir=run", STEPS, "retake=2", "candidates=2")
+    outcome = generate_story("run_dir=run", STEPS, "retake=2", "take=2")
+    assert outcome.code == 0
+    assert "denoising" not in outcome.err
+    after = panels(run)
+    assert after == [before[0], (run / "takes" / "002-002.png").read_bytes(), before[2]]
+    assert (run / "page.png").read_bytes() != page
+    assert manifest(run).complete
+    assert manifest(run).panels[1].seed == take_seed(0, 1, 2)
+    assert get_chosen_takes(manifest(run)) == [0, 2, 0]
+    assert "already" in generate_story("run_dir=run", STEPS).out
+    generate_story("run_dir=run", STEPS, "retake=2", "take=0")
+    assert panels(run) == before
+    assert (run / "page.png").read_bytes() == page
+
+
+def test_settings_of_the_video_may_differ(run, generate_story):
+    for settings in (("candidates=1",), ("take=1",)):
+        assert generate_story("run_dir=run", STEPS, "retake=2", "video=off", "hold=2", *settings).code == 0
+    assert manifest(run).config["hold"] == 2
+
+
+def test_more_takes_are_numbered_on_and_independent_of_how_many_are_made(run, generate_story):
+    generate_story("run_dir=run", STEPS, "retake=2", "candidates=1")
+    generate_story("run_dir=run", STEPS, "retake=2", "candidates=1")
+    one_by_one = [np.asarray(Image.open(run / take.file)).astype(int) for take in manifest(run).takes]
+    generate_story("run_dir=run", STEPS, "overwrite=true")
+    assert not list((run / "takes").iterdir())
+    generate_story("run_dir=run", STEPS, "retake=2", "candidates=2")
+    together = [np.asarray(Image.open(run / take.file)).astype(int) for take in manifest(run).takes]
+    assert len(one_by_one) == len(together) == 3
+    assert all(np.abs(a - b).max() <= 1 for a, b in zip(one_by_one, together, strict=True))
+
+
+def test_a_caption_may_change_afterwards_and_the_take_stays(run, generate_story, story_file):
+    generate_story("run_dir=run", STEPS, "retake=2", "candidates=1")
+    generate_story("run_dir=run", STEPS, "retake=2", "take=1")
+    before = panels(run)
+    story_file.write_text(story_file.read_text().replace("Three.", "Drei."))
+    outcome = generate_story("run_dir=run", STEPS)
+    assert outcome.code == 0
+    assert "denoising" not in outcome.err
+    assert panels(run) == before
+    assert len(manifest(run).takes) == 2
+    assert "Drei." in (run / "report.html").read_text()
+
+
+def test_a_changed_prompt_of_the_panel_is_taken_against_the_others(run, generate_story, story_file):
+    before = panels(run)
+    story_file.write_text(story_file.read_text().replace('"[Bo] in the park"', '"[Bo] on the beach"'))
+    assert generate_story("run_dir=run", STEPS).code == 1
+    assert generate_story("run_dir=run", STEPS, "retake=2", "candidates=2").code == 0
+    first, second = manifest(run).takes[1:]
+    assert first.prompt == "a blue fox on the beach"
+    assert first.seed == manifest(run).panels[1].seed != second.seed
+    assert generate_story("run_dir=run", STEPS, "retake=2", "take=1").code == 0
+    assert [a == b for a, b in zip(panels(run), before, strict=True)] == [True, False, True]
+    assert manifest(run).panels[1].prompt == "a blue fox on the beach"
+    assert "already" in generate_story("run_dir=run", STEPS).out
+
+
+@pytest.mark.parametrize(("settings", "computed"), [("csa=off", 2), ("csa.anchor_panels=1", 3), ("csa.rate=0.5", 5)])
+def test_only_images_that_reach_the_takes_are_computed_with_them(generate_story, tmp_path, settings, computed):
+    assert generate_story("run_dir=run", STEPS, settings).code == 0
+    before = panels(tmp_path / "run")
+    outcome = generate_story("run_dir=run", STEPS, settings, "retake=3", "candidates=2")
+    assert outcome.code == 0
+    assert f"denoising {computed} panels" in outcome.err
+    assert panels(tmp_path / "run") == before
+
+
+def test_a_damaged_panel_is_restored_from_its_take(run, generate_story):
+    generate_story("run_dir=run", STEPS, "retake=2", "candidates=1")
+    generate_story("run_dir=run", STEPS, "retake=2", "take=1")
+    before = panels(run)
+    (run / "panels" / "002.png").write_bytes(b"")
+    outcome = generate_story("run_dir=run", STEPS)
+    assert outcome.code == 0
+    assert "denoising" not in outcome.err
+    assert panels(run) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (("retake=4",), "retake=4, but the story has 3 panels"),
+        (("retake=0",), "retake"),
+        (("take=1",), "take=1 of which panel? add retake=PANEL"),
+        (("retake=2", "take=7"), "panel 2 has no take 7: make some with candidates=N first"),
+        (("retake=2", "candidates=0"), "candidates"),
+        (("retake=2", "seed=3"), "retake keeps all but panel 2, but seed differs"),
+        (("retake=2", "overwrite=true"), "leave out overwrite"),
+        (("extend=true", "seed=3"), "another story or configuration (seed)"),
+        (("extend=true", "retake=2"), "leave out one of them"),
+        (("extend=true", "baseline=ip_adapter_sd15"), "leave out extend or baseline"),
+        (("retake=2", "run_dir=nowhere"), "nowhere"),
+    ],
+)
+def test_wrong_requests_are_refused_in_one_sentence(run, generate_story, settings, sentence):
+    before = {file: file.read_bytes() for file in run.rglob("*.*")}
+    outcome = generate_story("run_dir=run", STEPS, *settings)
+    assert outcome.code == 1
+    assert sentence in outcome.err
+    assert {file: file.read_bytes() for file in run.rglob("*.*")} == before
+
+
+def test_a_take_with_the_panels_own_seed_is_the_panels_first_image(run, tiny_model):
+    """The take reads the same features at the same step as the panel did, so equal inputs give an equal image."""
+    pipe = StoryPipeline.from_pretrained(tiny_model).to(torch.float64)
+    found = collect_takes(manifest(run))
+    again = [replace(found[panel, 0], number=1) for panel in (1,)]
+    settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "height": 64, "width": 64}
+    image = generate_takes(pipe, found, again, ConsistentSelfAttentionConfig(seed=0), settings)[0]
+    first = np.asarray(Image.open(run / "panels" / "002.png")).astype(int)
+    assert np.abs(np.asarray(image).astype(int) - first).max() <= 1
+
+
+LONGER = """  - {prompt: "[Bo] runs on the beach", caption: Four.}
+  - {prompt: "[Pip] in the park", caption: Five.}
+"""
+
+
+def test_a_story_is_extended_and_its_panels_stay(run, generate_story, story_file):
+    before, first = panels(run), manifest(run)
+    story_file.write_text(f"{story_file.read_text().rstrip()}\n{LONGER}")
+    refused = generate_story("run_dir=run", STEPS)
+    assert refused.code == 1
+    assert "panel 4 is new; panel 5 is new" in refused.err
+    outcome = generate_story("run_dir=run", STEPS, "extend=true")
+    assert outcome.code == 0
+    assert panels(run)[:3] == before
+    after = manifest(run)
+    assert len(panels(run)) == len(after.panels) == 5
+    assert after.complete
+    assert [panel.seed for panel in after.panels[:3]] == [panel.seed for panel in first.panels]
+    assert [take.reads for take in after.takes] == [(0,) * 3] * 3 + [(0,) * 5] * 2
+    assert "Five." in (run / "report.html").read_text()
+    for settings in ((), ("extend=true",)):
+        assert "already" in generate_story("run_dir=run", STEPS, *settings).out
+    (run / "panels" / "005.png").unlink()
+    whole = panels(run)
+    assert "denoising" not in generate_story("run_dir=run", STEPS).err
+    assert panels(run)[:4] == whole
+    assert generate_story("run_dir=run", STEPS, "retake=5", "candidates=1").code == 0
+    assert generate_story("run_dir=run", STEPS, "retake=1", "candidates=1").code == 0
+    assert manifest(run).takes[-1].reads == (0,) * 5
+
+
+def test_new_panels_read_the_old_ones(run, generate_story, story_file, tmp_path):
+    """Without sharing they are other images."""
+    story_file.write_text(f"{story_file.read_text().rstrip()}\n{LONGER}")
+    assert generate_story("run_dir=run", STEPS, "extend=true").code == 0
+    assert generate_story("run_dir=alone", STEPS, "csa=off").code == 0
+    assert panels(run)[3] != panels(tmp_path / "alone")[3]
+
+
+def test_later_takes_read_the_chosen_takes_and_the_first_images_read_each_other(run):
+    found = list(collect_takes(manifest(run)).values())
+    new = replace(found[1], number=1, reads=(0, 0, 0))
+    later = replace(found[0], number=1, reads=(0, 1, 0))
+    views = place_views([*found, new, later])
+    assert [view.images for view in views] == [(0, 1, 2)] * 3 + [(0, 3, 2), (4, 3, 2)]
+    assert [view.panel for view in views] == [0, 1, 2, 1, 0]
