@@ -201,7 +201,6 @@ class RunFolder:
         self.manifest = replace(
             self.manifest, panels=tuple(records), earlier=(), seconds={**self.manifest.seconds, **seconds}
         )
-        self._remove_surplus()
         self.make_page()
         (self.path / PROGRESS).unlink(missing_ok=True)
 
@@ -224,6 +223,7 @@ class RunFolder:
         seconds: Mapping[str, float],
     ) -> None:
         """Write the report, and last the manifest, marked complete. Panels and video must exist."""
+        self._remove_surplus()
         made = self.manifest.video
         video = made and replace(made, sha256=compute_sha256(self.path / made.file))
         if video != made or REPORT not in self._intact:
@@ -290,13 +290,15 @@ class RunFolder:
             return False
 
     def _remove_surplus(self) -> None:
-        """Remove panels and transitions beyond the last panel, which an earlier story had."""
+        """Remove panels and transitions that an earlier story had and this one has not."""
         panels = {each.file for each in self.manifest.panels}
+        script = self.manifest.config.get("script", {}).get("panels", ())
+        cuts = {number for number, panel in enumerate(script, 1) if panel.get("cut")}
         for file in self.path.glob(f"panels/{NUMBER}.png"):
             if file.relative_to(self.path).as_posix() not in panels:
                 file.unlink()
         for file in self.path.glob(STRIPS):
-            if int(file.stem.partition("-")[2]) > len(panels):
+            if (number := int(file.stem.partition("-")[2])) > len(panels) or number in cuts:
                 file.unlink()
 
     def _adopt(self, found: Manifest) -> None:
