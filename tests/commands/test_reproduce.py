@@ -10,7 +10,7 @@ import pytest
 
 from storydiffusion.commands import reproduce
 from storydiffusion.evaluation.result import MetricValues, Result, save_result
-from storydiffusion.experiments.claims import STORY_METRICS
+from storydiffusion.experiments.judging import STORY_METRICS
 from storydiffusion.loaders.sources import find_model_folder
 from tests.conftest import Outcome, run_verb
 from tests.evaluation.test_compare import plan
@@ -56,7 +56,8 @@ def test_sections_are_updated_and_the_others_stay(command, measured):
     assert "![sharing](results/sharing.png)" in sharing
     assert sharing.rstrip().endswith("Of a small model.")
     summary = document.split("<!-- measured: summary -->")[1].split("<!-- end -->")[0]
-    assert "| sampling_rate | reproduced |" in summary
+    assert "| sampling_rate | reproduced | 1 |" in summary
+    assert "the model draws StoryWorld's edition 1; claims: sharing, sampling_rate\n" in outcome.out
     assert "The jobs took 6 minutes in total" in summary
     assert "| anchor_panels |" not in summary
     assert Path("results/sampling_rate.png").read_bytes().startswith(b"\x89PNG")
@@ -88,16 +89,44 @@ def test_an_empty_sweep_does_not_prevent_other_verdicts(command, measured):
     outcome = command("claims=[sampling_rate,anchor_panels]")
     assert outcome.code == 1
     assert "runs/results/anchor_panels contains no multirun.yaml" in outcome.err
-    assert "sampling_rate: reproduced" in outcome.out
+    assert "sampling_rate, edition 1: reproduced" in outcome.out
 
 
 @pytest.mark.parametrize(
-    ("override", "said"), [("claims=[none]", "Choose from sharing, sampling_rate"), ("most=1", "most=1")]
+    ("override", "said"),
+    [
+        ("claims=[none]", "Choose from sharing, sampling_rate"),
+        ("most=1", "most=1"),
+        ("claims=[moods]", "claims=moods is about StoryWorld's edition 2, but the model draws edition 1"),
+        ("overrides=[model.path=/no/such/folder]", "/no/such/folder"),
+    ],
 )
 def test_bad_input_ends_in_one_sentence(command, override, said):
     outcome = command(override)
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert said in outcome.err
+
+
+def test_a_file_of_numbers_without_an_edition_is_of_the_first(command, measured):
+    assert command("claims=[sharing]").code == 0
+    file = Path("results/sharing.json")
+    content = json.loads(file.read_text())
+    assert content.pop("edition") == 1
+    file.write_text(json.dumps(content))
+    assert command("claims=[sampling_rate]").code == 0
+    assert "| sharing | reproduced | 1 |" in Path("RESULTS.md").read_text()
+
+
+def test_claims_of_the_second_edition_are_measured_on_its_model(command, tmp_path):
+    model = build_world_model(tmp_path / "model", 2)
+    small = f"overrides=[model.path={model},model.device=cpu,model.video=null,steps=1]"
+    outcome = command("claims=[keeping_two]", "most=2", small)
+    assert outcome.code == 0, outcome.err
+    assert "the model draws StoryWorld's edition 2; claims: keeping_two\n" in outcome.out
+    document = Path("RESULTS.md").read_text()
+    assert "| keeping_two | " in document
+    assert "2 frozen stories of 4 panels and 2 characters" in document
+    assert json.loads(Path("results/keeping_two.json").read_text())["edition"] == 2
 
 
 def test_a_claim_is_measured_by_infer_from_scratch(command, tmp_path):

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 
 import pytest
 
+from storydiffusion.errors import UserError
 from storydiffusion.evaluation.compare import Comparison
 from storydiffusion.evaluation.metrics.registry import PROMPTED_ATTRIBUTES
 from storydiffusion.evaluation.result import MetricValues, Result
-from storydiffusion.experiments.claims import CLAIMS, CONTENT, DECIDING_ERRORS, Claim, Verdict
+from storydiffusion.experiments.claims import CLAIMS, CONTENT, DECIDING_ERRORS
+from storydiffusion.experiments.judging import Claim, Verdict
+from storydiffusion.experiments.scene_claims import MOOD_METRICS, TARGETS
 from tests.conftest import ROOT
 
 ITEMS = [f"story {number}" for number in range(8)]
@@ -70,6 +73,19 @@ def one_metric(metric: str, **means: float) -> Means:
 def methods(**errors: tuple[float, ...]) -> Means:
     names = {method: method.replace("cross_fade", "cross-fade") for method in errors}
     return {f"benchmark.method={names[method]}": clips(*both) for method, both in errors.items()}
+
+
+def images(**means: float) -> Means:
+    """Return one job that is just above its targets where `means` does not say otherwise."""
+    above = {name: target + 0.001 for name, target in TARGETS.items()}
+    return {"seed=0": {**above, "mood": 0.9, **dict.fromkeys(MOOD_METRICS, 0.9), **means}}
+
+
+def keeping(gain: float, change: float) -> Means:
+    return {
+        "csa.rate=0": {"consistency": 0.3, "alignment": 0.98},
+        "csa.rate=0.5": {"consistency": 0.3 + gain, "alignment": 0.98 + change},
+    }
 
 
 RISING = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -136,6 +152,18 @@ UNIFORM, PROGRESSIVE = (
             methods(predictor=(0.1, 0.1, 0.8), interpolation=(0.05, 0.2), no_semantic_tokens=(0.3, 0.3)),
             False,
         ),
+        ("prompts", images(), True),
+        ("prompts", images(kind=0.98), False),
+        ("prompts", images(pair_looks=0.84), False),
+        ("prompts", images(empty=1.0, mood=0.1), True),
+        ("moods", images(), True),
+        ("moods", images(mood=0.84), False),
+        ("moods", images(mood_fear=0.45), False),
+        ("moods", images(kind=0.5), True),
+        ("keeping_one", keeping(0.32, -0.005), True),
+        ("keeping_one", keeping(0.28, 0.0), False),
+        ("keeping_two", keeping(0.32, -0.02), False),
+        ("keeping_ten_panels", keeping(0.4, 0.01), True),
     ],
 )
 def test_a_claim_is_reproduced_exactly_where_it_shows(name, means, holds):
@@ -156,6 +184,27 @@ def test_sentences_state_the_values():
         predictor=(0.1, 0.1), interpolation=(0.2, 0.1), no_semantic_tokens=(0.3, 0.3), cross_fade=(0.4, 0.4)
     )
     assert "in 5 of 6 comparisons" in judged("predictor", found).sentence
+
+
+def test_sentences_of_images_name_what_is_missed():
+    assert (
+        "8 of 9 targets are reached; missed: named shirt 90.0 instead of 95%"
+        in judged("prompts", images(named_shirt=0.9)).sentence
+    )
+    assert judged("prompts", images()).sentence == "9 of 9 targets are reached."
+    assert "the least often is fear, with 45.0%" in judged("moods", images(mood_fear=0.45)).sentence
+    assert "consistency by +32.0 ± " in judged("keeping_one", keeping(0.32, -0.005)).sentence
+
+
+def test_a_metric_with_too_few_values_is_named():
+    with pytest.raises(UserError, match="too few values of named mood, fear"):
+        judged("moods", {"seed=0": {"mood": 0.9, **dict.fromkeys(set(MOOD_METRICS) - {"mood_fear"}, 0.9)}})
+
+
+def test_claims_of_one_edition_are_the_second_ones_and_the_paper_has_its_own_in_both():
+    of_second = {one.name for one in CLAIMS if one.editions == (2,)}
+    assert of_second == {"prompts", "moods", "keeping_one", "keeping_two", "keeping_ten_panels"}
+    assert all(one.editions == (1, 2) for one in CLAIMS if one.name not in of_second)
 
 
 def test_every_claim_has_its_section_and_its_experiment():

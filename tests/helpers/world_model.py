@@ -9,11 +9,14 @@ from tests.helpers.video_model import add_video_parts
 
 
 def build_world_model(folder: Path, edition: int = 1) -> Path:
-    """Writes `folder`: the tiny model with StoryWorld's tokenizer, a text encoder to it, judge/ and training.json."""
-    import torch
-    from transformers import CLIPTextModel
+    """Write `folder`: the tiny model with the tokenizer of an edition of StoryWorld and the parts that go with it.
 
-    from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
+    These are a text encoder, image_encoder/ with a text tower, attribute_classifier/ and training.json.
+    """
+    import torch
+    from transformers import CLIPConfig, CLIPModel, CLIPTextModel
+
+    from storydiffusion.storyworld.attribute_classifier import CLASSIFIERS
     from storydiffusion.training.miniature.contrastive import build_text_config
     from storydiffusion.training.miniature.tokenizer import build_tokenizer
 
@@ -26,7 +29,11 @@ def build_world_model(folder: Path, edition: int = 1) -> Path:
         config.hidden_size = 16
         config.num_attention_heads = 2
         CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-        AttributeClassifier((4, 4, 4, 4)).save(folder / "attribute_classifier")
+        CLASSIFIERS[edition]((4, 4, 4, 4)).save(folder / "attribute_classifier")
+        vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision |= {"image_size": 32, "patch_size": 16}
+        clip = CLIPConfig(text_config=config.to_dict(), vision_config=vision, projection_dim=8)
+        CLIPModel(clip).save_pretrained(folder / "image_encoder")
     recipe = {"part": "attribute_classifier", "steps": 1, "batch_size": 2}
     trained = {"recipe": recipe, "wall_seconds": 90, "machine": "a machine", "figures": {"kind": 0.995, "shirt": 0.5}}
     (folder / "training.json").write_text(json.dumps({"attribute_classifier": trained}))

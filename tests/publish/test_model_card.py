@@ -105,6 +105,24 @@ def test_the_card_of_a_model(tmp_path):
     assert type(StableDiffusionPipeline.from_pretrained(folder)) is StableDiffusionPipeline
 
 
+def test_the_card_of_a_model_of_the_second_edition(tmp_path):
+    from storydiffusion.evaluation.benchmarks.text_to_image import draw_case
+    from storydiffusion.files.checksums import compute_sha256
+    from storydiffusion.storyworld.edition import EDITIONS
+
+    folder = build_world_model(tmp_path / "model", 2)
+    unet = compute_sha256(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    (folder / "anatomy.yaml").write_text(f"unet: {unet}\nfaults: {{3: a third arm}}\n")
+    create_card(config_of(folder))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for number in range(64):
+        assert f"\n{number}. {draw_case(EDITIONS[2], number).prompt.text}\n" in card
+    assert "1 shows a visible fault of drawing.\n\n- 3: a third arm\n" in card
+    assert "girl, boy, robot, cat, bear, rabbit, fox;" in card
+    assert "one or two whole characters" in card
+    assert Image.open(folder / "stories.png").size == (1080, 1588)
+
+
 def test_the_card_of_a_model_with_video(tmp_path):
     folder = build_world_video_model(tmp_path / "model")
     record = json.loads((folder / "training.json").read_text())

@@ -10,6 +10,7 @@ from storydiffusion.storyworld.scene_captions import (
     caption_scene,
     caption_scene_pair,
     describe_scene,
+    draw_scene_prompt,
     full_caption_of_scene,
     scene_vocabulary,
 )
@@ -146,3 +147,21 @@ def test_namings_that_do_not_fit_are_refused():
         describe_scene(scene(count=2), [Naming()])
     with pytest.raises(UserError, match=r"cannot name shoes.*tone, hair"):
         describe_scene(scene(count=1), [Naming(("shoes",))])
+
+
+def test_prompts_state_what_their_words_name():
+    for index in range(500):
+        drawn = sample_scene(8, index)
+        prompt = draw_scene_prompt(drawn, index)
+        said, stated = set(words(prompt.text)), prompt.stated
+        assert prompt.text == caption_scene(drawn, index)
+        assert stated["characters"] == str(len(drawn.characters))
+        moods = {value for name, value in stated.items() if name.startswith("mood")}
+        assert moods == {mood for mood, synonyms in MOOD_WORDS.items() if said & set(synonyms)}
+        sides = [value for name, value in stated.items() if name.startswith("side")]
+        assert sides == [figure.side for figure in drawn.characters if SIDE_WORDS[figure.side] in prompt.text]
+        for name in ("shirt", "pattern", "accessory", "hat_color", "hat"):
+            named = {value for label, value in stated.items() if label[:-2] == name} - {"none"}
+            assert named <= said
+        for clothes, name in (("glasses", "accessory"), ("crown", "hat"), ("dotted", "pattern"), ("pink", "shirt")):
+            assert (clothes in said) == (clothes in {stated.get(f"{name}_{slot}") for slot in (1, 2)})

@@ -15,6 +15,7 @@ from storydiffusion.storyworld.scene_stories import (
     STORIES,
     SceneStory,
     draw_scene_stories,
+    get_scene_stories,
     load_scene_stories,
 )
 from storydiffusion.storyworld.scene_stories import HELD_OUT_SEED as SEED_OF_CLIPS
@@ -22,7 +23,10 @@ from storydiffusion.storyworld.stories import checksum
 from storydiffusion.storyworld.words import find_limits
 
 FROZEN = load_scene_stories()
-every_story = pytest.mark.parametrize("story", FROZEN, ids=lambda story: f"story {story.number}")
+TEN = [story for count in STORIES for story in get_scene_stories(count, 10)[0]]
+every_story = pytest.mark.parametrize(
+    "story", [*FROZEN, *TEN], ids=lambda story: f"story {story.number} of {len(story.panels)} panels"
+)
 
 
 def test_file_equals_the_draw_of_its_seed():
@@ -67,8 +71,7 @@ def test_panels_state_what_they_prompt(story: SceneStory):
 
 @every_story
 def test_open_and_prompted_attributes_cover_the_characters(story: SceneStory):
-    places = [panel.prompted["place"] for panel in story.panels]
-    assert len(set(places)) == len(places)
+    assert_varied([panel.prompted["place"] for panel in story.panels])
     for panel in story.panels:
         for slot, character in enumerate(panel.cast, start=1):
             named = {name.removesuffix(f"_{slot}") for name in panel.prompted if name.endswith(f"_{slot}")}
@@ -80,6 +83,13 @@ def test_open_and_prompted_attributes_cover_the_characters(story: SceneStory):
                 assert panel.prompted[f"{name}_{slot}"] == story.looks[character][name]
 
 
+def assert_varied(values: list[str], reach: int = 4) -> None:
+    """Assert that any `reach` values in a row differ."""
+    for first in range(len(values)):
+        part = values[first : first + reach]
+        assert len(set(part)) == len(part)
+
+
 @every_story
 def test_actions_and_moods_of_a_character_change(story: SceneStory):
     for character in range(len(story.looks)):
@@ -89,4 +99,20 @@ def test_actions_and_moods_of_a_character_change(story: SceneStory):
             for slot, who in enumerate(panel.cast, start=1)
             if who == character
         ]
-        assert len({action for action, _ in seen}) == len({mood for _, mood in seen}) == len(seen)
+        reach = 4 if len(story.looks) == 1 else 3  # of four panels, each of two characters is in three
+        assert_varied([action for action, _ in seen], reach)
+        assert_varied([mood for _, mood in seen], reach)
+
+
+@pytest.mark.parametrize("characters", STORIES)
+def test_longer_stories_show_the_frozen_characters_in_new_scenes(characters):
+    frozen, checksum_of_frozen = get_scene_stories(characters, 4)
+    assert frozen == [story for story in FROZEN if len(story.looks) == characters]
+    longer, checksum_of_longer = get_scene_stories(characters, 10)
+    assert checksum_of_longer.startswith("708e32cc692f"), "the stories of ten panels are not those of the claims"
+    assert checksum_of_frozen == json.loads(FILE.read_text(encoding="utf-8"))["sha256"]
+    for short, long in zip(frozen, longer, strict=True):
+        assert (short.number, short.looks, short.open, short.kind) == (long.number, long.looks, long.open, long.kind)
+        assert len(long.panels) == 10
+        assert not {panel.prompt for panel in short.panels} & {panel.prompt for panel in long.panels}
+    assert get_scene_stories(characters, 10)[0] == longer

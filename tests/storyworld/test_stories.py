@@ -11,7 +11,6 @@ from storydiffusion.storyworld.stories import (
     SEED_OF_OTHER_LENGTHS,
     checksum,
     draw_stories,
-    existing,
     get_stories,
     load_stories,
 )
@@ -120,8 +119,3 @@ def test_prompts_state_prompted_and_omit_open_attributes():
             for name in set(story.open) & set(signs):
                 if (name, "pattern" in panel.prompted) != ("shirt", True):  # "a striped shirt" has no colour word
                     assert not signs[name] & said, (name, panel.prompt)
-
-
-def test_missing_hat_has_no_colour():
-    assert existing({"hat": "none", "hat_color": "red"}) == {"hat": "none"}
-    assert existing({"hat": "cap", "hat_color": "red"}) == {"hat": "cap", "hat_color": "red"}

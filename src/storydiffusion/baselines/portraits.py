@@ -19,7 +19,7 @@ from storydiffusion.errors import UserError
 from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.loaders.text_to_image import StoryModel
 from storydiffusion.story import PanelPrompt, Story, character_prompts, panel_prompts
-from storydiffusion.storyworld.stories import FrozenStory
+from storydiffusion.storyworld.scene_stories import BenchmarkStory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,8 +87,8 @@ def build_story_conditions(
 
 
 def build_benchmark_conditions(
-    config: InferConfig, model: StoryModel, folder: Path, stories: Sequence[FrozenStory], weights: Mapping[str, str]
-) -> "Callable[[Sequence[FrozenStory]], Conditions | None]":
+    config: InferConfig, model: StoryModel, folder: Path, stories: Sequence[BenchmarkStory], weights: Mapping[str, str]
+) -> "Callable[[Sequence[BenchmarkStory]], Conditions | None]":
     """Return a function: some of `stories` → the conditions of their panels, story by story; None without a baseline.
 
     Its first call generates all portraits with the plain model, each from the prompt of its story's first panel, and
@@ -107,12 +107,10 @@ def build_benchmark_conditions(
             for story in stories
         }
         drawn = _portraits(folder, model, config, wanted, weights)
-        references = {
-            one.number: CharacterReference((drawn[one.number],), one.panels[0].prompted["kind"]) for one in stories
-        }
+        references = {one.number: CharacterReference((drawn[one.number],), one.kind) for one in stories}
         return add_baseline(model, config.model, config.baseline), references
 
-    def conditions(batch: Sequence[FrozenStory]) -> "Conditions | None":
+    def conditions(batch: Sequence[BenchmarkStory]) -> "Conditions | None":
         if config.baseline is None:
             return None
         method, references = baseline()

@@ -1,18 +1,22 @@
 """`storydiffusion reproduce`: measure the claims of RESULTS.md on the miniature and update the document.
 
-Each claim is measured by a sweep of infer.py; `experiments.claims` lists them. Settings: conf/reproduce.yaml.
+Each claim is measured by a sweep of infer.py; `experiments.claims` lists them. Only those are judged that are about the
+edition of StoryWorld that the model draws. Settings: conf/reproduce.yaml.
 """
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from storydiffusion.config.command_line import INTERRUPTED, command
+from storydiffusion.config.command_line import INTERRUPTED, command, compose_config
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.compare import compare_jobs
-from storydiffusion.experiments.claims import CLAIMS, Sweep
+from storydiffusion.experiments.claims import CLAIMS
+from storydiffusion.experiments.judging import Claim, Sweep
 from storydiffusion.experiments.report import DOCUMENT, update_document
+from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.output.folder_lock import own_folder
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,7 +27,7 @@ INFER = ROOT / "infer.py"
 class ReproduceConfig:
     """The settings of the command."""
 
-    claims: list[str] | None  # null: all
+    claims: list[str] | None  # null: all of the model's edition
     most: int | None  # largest number of stories or clips per sweep; null: as storydiffusion.experiments.claims
     runs: str
     out: str
@@ -31,8 +35,7 @@ class ReproduceConfig:
 
     def __post_init__(self) -> None:
         known = [claim.name for claim in CLAIMS]
-        self.claims = known if self.claims is None else self.claims
-        if wrong := [name for name in self.claims if name not in known]:
+        if wrong := [name for name in self.claims or () if name not in known]:
             raise UserError(f"claims={wrong[0]} is unknown. Choose from {', '.join(known)}")
         if self.most is not None and self.most < 2:
             raise UserError(f"most={self.most} is too few for a standard error. Pass 2 or more")
@@ -43,13 +46,45 @@ def main(config: ReproduceConfig) -> None:
     """Run the sweeps, judge the claims and write everything; see conf/reproduce.yaml."""
     if not INFER.exists():
         raise UserError(f"{INFER} is missing. Run this command in a checkout of the repository")
+    edition = find_edition(config.overrides)
+    chosen = choose_claims(config.claims, edition)
+    print(f"the model draws StoryWorld's edition {edition}; claims: {', '.join(c.name for c in chosen)}", flush=True)
     with own_folder(config.runs):
-        measure_claims(config)
+        measure_claims(config, chosen, edition)
 
 
-def measure_claims(config: ReproduceConfig) -> None:
+def find_edition(overrides: Sequence[str]) -> int:
+    """Return the edition of StoryWorld that the model of infer.py with these overrides draws.
+
+    Raises:
+        UserError: no such model, or one without an attribute classifier.
+    """
+    from storydiffusion.commands import infer
+    from storydiffusion.evaluation.benchmarks.benchmark import read_world
+
+    of_model = [each for each in overrides if each.lstrip("+").startswith(("model=", "model."))]
+    model = compose_config(infer.main, "infer", of_model).model  # others may be of a benchmark, which a sweep chooses
+    return read_world(find_model_folder(model.path, model.revision)).number
+
+
+def choose_claims(names: Sequence[str] | None, edition: int) -> list[Claim]:
+    """Return the claims of these names, or all about models of that edition.
+
+    Raises:
+        UserError: a claim about another edition.
+    """
+    chosen = [claim for claim in CLAIMS if names is None or claim.name in names]
+    others = [claim for claim in chosen if edition not in claim.editions]
+    if names is not None and others:
+        raise UserError(
+            f"claims={others[0].name} is about StoryWorld's edition {', '.join(map(str, others[0].editions))}, but the "
+            f"model draws edition {edition}. Choose another claim, or overrides=[model.path=FOLDER]"
+        )
+    return [claim for claim in chosen if claim not in others]
+
+
+def measure_claims(config: ReproduceConfig, chosen: Sequence[Claim], edition: int) -> None:
     """Run the sweeps of the claims, and judge each claim as soon as its sweep has finished."""
-    chosen = [claim for claim in CLAIMS if claim.name in (config.claims or ())]
     problems: list[str] = []
     sweeps = list(dict.fromkeys(claim.sweep for claim in chosen))
     for number, sweep in enumerate(sweeps, 1):
@@ -59,13 +94,12 @@ def measure_claims(config: ReproduceConfig) -> None:
         for claim in (claim for claim in chosen if claim.sweep == sweep):
             try:
                 comparison = compare_jobs(folder, claim.baseline)
-            except UserError as error:  # the sweep has no result at all
+                if comparison.problems or not finished:
+                    problems += comparison.problems or [f"{sweep.name} failed"]
+                    continue
+                update_document(claim, comparison, folder, Path(config.out), ROOT / DOCUMENT, edition)
+            except UserError as error:  # the sweep has no result at all, or too few values to judge
                 problems.append(str(error))
-                continue
-            if comparison.problems or not finished:
-                problems += comparison.problems or [f"{sweep.name} failed"]
-                continue
-            update_document(claim, comparison, folder, Path(config.out), ROOT / DOCUMENT)
     if problems:
         raise UserError(f"the results are incomplete: {'; '.join(problems)}. Run the same command again to resume")
 

@@ -72,11 +72,13 @@ class StoriesBenchmark:
     kind: str
     stories: int
     panels: int  # of each; 4: the frozen ones, else others of the same generator
+    characters: int  # of each; 2 needs a model of the second edition
     batch: int  # stories generated at once
 
     def __post_init__(self) -> None:
         check_range("benchmark.stories", self.stories, 2, MOST_STORIES)
         check_range("benchmark.panels", self.panels, 2, MOST_PANELS)
+        check_range("benchmark.characters", self.characters, 1, 2)
         check_range("benchmark.batch", self.batch, 1, MOST_STORIES)
 
 
@@ -131,11 +133,25 @@ class EmotionBenchmark:
         check_range("benchmark.batch", self.batch, 1, MOST_STORIES)
 
 
+@dataclasses.dataclass
+class TextToImageBenchmark:
+    """conf/benchmark/text2image.yaml: single images from held-out prompts, generated and classified."""
+
+    kind: str
+    images: int
+    batch: int  # images generated at once
+
+    def __post_init__(self) -> None:
+        check_range("benchmark.images", self.images, 2, 10**5)
+        check_range("benchmark.batch", self.batch, 1, 10**4)
+
+
 BENCHMARKS: dict[str, type] = {
     "stories": StoriesBenchmark,
     "transitions": TransitionsBenchmark,
     "image_encoder": ImageEncoderBenchmark,
     "emotion": EmotionBenchmark,
+    "text2image": TextToImageBenchmark,
 }
 
 
@@ -172,7 +188,12 @@ class InferConfig:
     csa: CSAConfig
     baseline: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or one of these by its key `kind`
     benchmark: Annotated[  # likewise
-        Any, StoriesBenchmark, TransitionsBenchmark, ImageEncoderBenchmark, EmotionBenchmark
+        Any,
+        StoriesBenchmark,
+        TransitionsBenchmark,
+        ImageEncoderBenchmark,
+        EmotionBenchmark,
+        TextToImageBenchmark,
     ]
     writer: Annotated[Any, RulesWriterConfig, ChatWriterConfig]  # likewise
 

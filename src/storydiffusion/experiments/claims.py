@@ -3,26 +3,31 @@
 A verdict is computed from the sweep's results only. RESULTS.md quotes what the paper says.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from storydiffusion.evaluation.compare import Comparison
 from storydiffusion.evaluation.metrics.registry import METRICS, PROMPTED_ATTRIBUTES
+from storydiffusion.experiments.judging import (
+    RATES,
+    STORY_METRICS,
+    Claim,
+    Sweep,
+    Verdict,
+    describe_difference,
+    describe_points,
+    get_difference,
+    get_mean,
+    get_status,
+)
+from storydiffusion.experiments.scene_claims import SCENE_CLAIMS
 
 if TYPE_CHECKING:
     from storydiffusion.evaluation.statistics import PairedDifference
 
-Status = Literal["reproduced", "not reproduced"]
-Items = Literal["stories", "clips"]
-
 LEVEL = 0.01  # of significance
 STRICT_LEVEL = 0.001
 LARGEST_LOSS = 0.02  # of alignment, as a share of the images
-STORY_METRICS = (
-    "consistency", "neighbor_consistency", "alignment", *PROMPTED_ATTRIBUTES, "clip_score", "character_similarity",
-)  # fmt: skip
 DECIDING_ERRORS = ("perceptual_error", "place_error")
 LOOKS_AND_SCENE = tuple(
     f"frame_{name}"
@@ -40,61 +45,11 @@ MOST_EARLY = 0.05  # share of the second scene's attributes in the second frame
 LEAST_JUMPING = 0.8  # share of jumps whose central frame shows them
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a claim shows in the metrics, by how much, and which part of it cannot be judged at this scale."""
-
-    status: Status
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep of infer.py.
-
-    Attributes:
-        name: the name of its folder.
-        experiment: the file in conf/experiment.
-        items: what each job measures.
-        count: the number of items.
-        overrides: overrides of the experiment.
-    """
-
-    name: str
-    experiment: str
-    items: Items
-    count: int
-    overrides: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim and the rule that judges it.
-
-    Attributes:
-        name: the name of its section in RESULTS.md and of its plot.
-        sweep: the sweep that measures it.
-        judge: a complete sweep → verdict.
-        compared: metrics whose differences to the baseline are shown.
-        shown: all metrics that are shown.
-        baseline: the job that the others are compared with; None: the first planned.
-        jobs: the jobs that are shown; None: all.
-    """
-
-    name: str
-    sweep: Sweep
-    judge: Callable[[Comparison], Verdict]
-    compared: tuple[str, ...]
-    shown: tuple[str, ...]
-    baseline: str | None = None
-    jobs: tuple[str, ...] | None = None
-
-
 def judge_sharing(comparison: Comparison) -> Verdict:
     """Judge table 1: sharing at rate 0.5 raises consistency, and images still show the prompted attributes."""
     off, half = "csa.rate=0", "csa.rate=0.5"
-    gain = _difference(comparison, "consistency", half, off)
-    lost = {name: -_difference(comparison, name, half, off).mean for name in PROMPTED_ATTRIBUTES}
+    gain = get_difference(comparison, "consistency", half, off)
+    lost = {name: -get_difference(comparison, name, half, off).mean for name in PROMPTED_ATTRIBUTES}
     most = max(lost, key=lambda name: lost[name])
     holds = gain.mean > 0 and gain.p_value < STRICT_LEVEL and lost[most] <= LARGEST_LOSS
     alignment = (
@@ -103,22 +58,22 @@ def judge_sharing(comparison: Comparison) -> Verdict:
         else f"no alignment is lost in {', '.join(PROMPTED_ATTRIBUTES)}"
     )
     return Verdict(
-        _status(holds),
-        f"Sharing at rate 0.5 changes consistency by {_points(gain)}; {alignment}. The order among IP-Adapter, "
+        get_status(holds),
+        f"Sharing at rate 0.5 changes consistency by {describe_points(gain)}; {alignment}. The order among IP-Adapter, "
         "PhotoMaker and StoryDiffusion cannot be judged here: the baselines exist only as weights for SD1.5 and SDXL.",
     )
 
 
 def judge_rate(comparison: Comparison) -> Verdict:
     """Judge the ablation of the sampling rate: consistency rises with the rate, and clearly from 0.3 to 0.5."""
-    means = {job: _mean(comparison, "consistency", job) for job in comparison.labels}
+    means = {job: get_mean(comparison, "consistency", job) for job in comparison.labels}
     falls = [comparison.labels[job] for before, job in pairwise(means) if means[job] <= means[before]]
-    step = _difference(comparison, "consistency", "csa.rate=0.5", "csa.rate=0.3")
+    step = get_difference(comparison, "consistency", "csa.rate=0.5", "csa.rate=0.3")
     rises = f"falls at {', '.join(falls)}" if falls else "rises from rate to rate"
     return Verdict(
-        _status(not falls and step.mean > 0 and step.p_value < LEVEL),
-        f"Consistency {rises}, and changes by {_points(step)} from 0.3 to 0.5. The rate at which SDXL begins to keep a "
-        "subject cannot be judged at this scale.",
+        get_status(not falls and step.mean > 0 and step.p_value < LEVEL),
+        f"Consistency {rises}, and changes by {describe_points(step)} from 0.3 to 0.5. "
+        "The rate at which SDXL begins to keep a subject cannot be judged at this scale.",
     )
 
 
@@ -127,28 +82,28 @@ def judge_sampler(comparison: Comparison) -> Verdict:
     uniform = "csa.rate=0.25,csa.sampler=uniform"
     progressive = "csa.rate=0.3333,csa.sampler=progressive"
     names = ("neighbor_consistency", "consistency")
-    near, every = (_difference(comparison, name, progressive, uniform) for name in names)
+    near, every = (get_difference(comparison, name, progressive, uniform) for name in names)
     holds = near.mean > 0 and near.p_value < LEVEL and not (every.mean < 0 and every.p_value < LEVEL)
     return Verdict(
-        _status(holds),
-        f"At an equal number of tokens per story, the progressive sampler changes neighbor consistency by "
-        f"{_points(near)} and the consistency of all pairs by {_points(every)}. Its effect on emotion cannot be judged "
-        "here, as StoryWorld has none.",
+        get_status(holds),
+        "At an equal number of tokens per story, the progressive sampler changes neighbor consistency by "
+        f"{describe_points(near)} and the consistency of all pairs by {describe_points(every)}. Its effect on emotion "
+        "cannot be judged here.",
     )
 
 
 def judge_variant(comparison: Comparison) -> Verdict:
     """Judge the variants: equations 2 and 3, Algorithm 1 and the official code differ in what they share."""
     off = "csa=off"
-    gains = {job: _difference(comparison, "consistency", job, off) for job in comparison.labels if job != off}
+    gains = {job: get_difference(comparison, "consistency", job, off) for job in comparison.labels if job != off}
     fail = [comparison.labels[job] for job, gain in gains.items() if gain.mean <= 0 or gain.p_value >= STRICT_LEVEL]
     ordered = sorted(gains, key=lambda job: -gains[job].mean)
     listed = ", ".join(f"{comparison.labels[job]} {100 * gains[job].mean:+.1f}" for job in ordered)
-    spread = _difference(comparison, "consistency", ordered[0], ordered[-1])
+    spread = get_difference(comparison, "consistency", ordered[0], ordered[-1])
     every = f"Not every variant raises consistency ({', '.join(fail)})" if fail else "Every variant raises consistency"
     return Verdict(
-        _status(not fail),
-        f"{every}, in points: {listed}; the first exceeds the last by {_points(spread)}.",
+        get_status(not fail),
+        f"{every}, in points: {listed}; the first exceeds the last by {describe_points(spread)}.",
     )
 
 
@@ -166,18 +121,20 @@ def judge_predictor(comparison: Comparison) -> Verdict:
     """Judge the analogue of table 2: the predictor against its baselines, by errors of the frames between."""
     ours = "benchmark.method=predictor"
     found = {
-        (metric, method): _difference(comparison, metric, ours, f"benchmark.method={method}")
+        (metric, method): get_difference(comparison, metric, ours, f"benchmark.method={method}")
         for method in ("cross-fade", "interpolation", "no_semantic_tokens")
         for metric in DECIDING_ERRORS
     }
     better = {key: one.mean < 0 and one.p_value < LEVEL for key, one in found.items()}
     listed = "; ".join(
         f"to {method.replace('_', ' ')}: "
-        + ", ".join(f"{METRICS[metric].label} {_plain(found[metric, method])}" for metric in DECIDING_ERRORS)
+        + ", ".join(
+            f"{METRICS[metric].label} {describe_difference(found[metric, method])}" for metric in DECIDING_ERRORS
+        )
         for method in dict.fromkeys(method for _, method in found)
     )
     return Verdict(
-        _status(all(better.values())),
+        get_status(all(better.values())),
         f"The predictor's errors are smaller with p < {LEVEL} in {sum(better.values())} of {len(better)} comparisons "
         f"(differences {listed}). The order among SEINE, SparseCtrl and StoryDiffusion cannot be judged at this scale.",
     )
@@ -191,7 +148,7 @@ def judge_tokens(comparison: Comparison) -> Verdict:
     ours = "benchmark.method=predictor"
 
     def compare(metric: str, method: str) -> "PairedDifference":
-        return _difference(comparison, metric, ours, f"benchmark.method={method}")
+        return get_difference(comparison, metric, ours, f"benchmark.method={method}")
 
     found = {
         method: {metric: compare(metric, method) for metric in DECIDING_ERRORS}
@@ -202,12 +159,13 @@ def judge_tokens(comparison: Comparison) -> Verdict:
     moves = action.mean > 0 and action.p_value < LEVEL
     keeps = not (looks.mean < 0 and looks.p_value < LEVEL)
     listed = [
-        ", ".join(f"{METRICS[metric].label} {_plain(one)}" for metric, one in found[method].items()) for method in found
+        ", ".join(f"{METRICS[metric].label} {describe_difference(one)}" for metric, one in found[method].items())
+        for method in found
     ]
     return Verdict(
-        _status(nearer and moves and keeps),
+        get_status(nearer and moves and keeps),
         f"Differences of predicted tokens to no tokens: {listed[0]}; to interpolated tokens: {listed[1]}, action in "
-        f"the middle {_points(action)}, looks and mood {_points(looks)}.",
+        f"the middle {describe_points(action)}, looks and mood {describe_points(looks)}.",
     )
 
 
@@ -215,23 +173,23 @@ def judge_token_content(comparison: Comparison) -> Verdict:
     """Judge what tokens carry: from the true frames' own, frames show the character, and the ends the given images."""
     true, none = "benchmark.method=true_tokens", "benchmark.method=no_semantic_tokens"
     names = (*CONTENT, "boundary_attributes")
-    shares = {name: _mean(comparison, name, true) for name in names}
-    ends = _difference(comparison, "boundary_perceptual_error", true, none)
+    shares = {name: get_mean(comparison, name, true) for name in names}
+    ends = get_difference(comparison, "boundary_perceptual_error", true, none)
     holds = min(shares.values()) >= LEAST_CARRIED and ends.mean < 0 and ends.p_value < LEVEL
     listed = ", ".join(f"{METRICS[name].label} {100 * share:.1f}%" for name, share in shares.items())
     return Verdict(
-        _status(holds),
+        get_status(holds),
         f"With the tokens of the true frames, attributes are right in: {listed}, where at least "
         f"{100 * LEAST_CARRIED:.0f}% each are asked for. The perceptual error of the boundary frames differs from that "
-        f"without tokens by {_plain(ends)}.",
+        f"without tokens by {describe_difference(ends)}.",
     )
 
 
 def judge_scene_changes(comparison: Comparison) -> Verdict:
     """Judge transitions between unrelated images: the second frame does not show the last one yet."""
-    early = _mean(comparison, "early_end", "benchmark.method=predictor")
+    early = get_mean(comparison, "early_end", "benchmark.method=predictor")
     return Verdict(
-        _status(early <= MOST_EARLY),
+        get_status(early <= MOST_EARLY),
         f"The second frame shows {100 * early:.1f}% of the attributes in which the last image differs from the first; "
         f"at most {100 * MOST_EARLY:.0f}% are asked for.",
     )
@@ -239,11 +197,11 @@ def judge_scene_changes(comparison: Comparison) -> Verdict:
 
 def judge_jumps(comparison: Comparison) -> Verdict:
     """Judge jumps: their central frame is read as a jump."""
-    shares = {job: _mean(comparison, "central_action", job) for job in comparison.labels}
+    shares = {job: get_mean(comparison, "central_action", job) for job in comparison.labels}
     ours = shares["benchmark.method=predictor"]
     listed = ", ".join(f"{comparison.labels[job]} {100 * share:.1f}%" for job, share in shares.items())
     return Verdict(
-        _status(ours >= LEAST_JUMPING),
+        get_status(ours >= LEAST_JUMPING),
         f"The central frame of a jump is read as jumping in: {listed}; at least {100 * LEAST_JUMPING:.0f}% are asked "
         "for.",
     )
@@ -253,7 +211,6 @@ def _methods(*names: str) -> tuple[str, ...]:
     return tuple(f"benchmark.method={name}" for name in names)
 
 
-RATES = Sweep("sampling_rate", "ablation_sampling_rate", "stories", 48)
 SAMPLERS = Sweep("sampler", "ablation_sampler", "stories", 48)
 VARIANT = Sweep("variant", "ablation_variant", "stories", 48)
 NEIGHBOR_WINDOWS = Sweep("neighbor_window", "ablation_neighbor_window", "stories", 6, ("csa.neighbor_window=0,1,4,31",))
@@ -322,6 +279,7 @@ CLAIMS = (
         "jumps", JUMPS, judge_jumps, (*DECIDING_ERRORS, "central_action"),
         (*DECIDING_ERRORS, "central_action", "middle_action", *CONTENT),
     ),
+    *SCENE_CLAIMS,
 )  # fmt: skip
 """In the order of RESULTS.md"""
 
@@ -330,51 +288,16 @@ def _judge_reach(comparison: Comparison, name: str, key: str, read: str) -> Verd
     """Judge bounds on the panels that a panel reads, from none to all."""
     jobs = list(comparison.labels)
     none, every = jobs[0], jobs[-1]
-    gains = {job: _difference(comparison, "consistency", job, none) for job in jobs[1:]}
+    gains = {job: get_difference(comparison, "consistency", job, none) for job in jobs[1:]}
     whole = gains[every].mean
     bounded = {job: gain for job, gain in gains.items() if job != every}
     holds = all(gain.mean > 0 and gain.p_value < LEVEL for gain in bounded.values())
     listed = ", ".join(
-        f"{name} {job.removeprefix(f'{key}=')} {_points(gain)}"
+        f"{name} {job.removeprefix(f'{key}=')} {describe_points(gain)}"
         + (f", {100 * gain.mean / whole:.0f}% of the gain from all" if whole > 0 else "")
         for job, gain in bounded.items()
     )
     return Verdict(
-        _status(holds),
-        f"Reading only the {read} changes consistency by: {listed}; reading all by {_points(gains[every])}.",
+        get_status(holds),
+        f"Reading only the {read} changes consistency by: {listed}; reading all by {describe_points(gains[every])}.",
     )
-
-
-def _status(holds: bool) -> Status:
-    return "reproduced" if holds else "not reproduced"
-
-
-def _mean(comparison: Comparison, metric: str, job: str) -> float:
-    mean = comparison.get_cell(metric, job).mean
-    assert mean is not None, "a complete sweep has every metric"
-    return mean.mean
-
-
-def _difference(comparison: Comparison, metric: str, job: str, other: str) -> "PairedDifference":
-    found = comparison.get_difference(metric, job, other)
-    assert found is not None, "a complete sweep has every metric"
-    return found
-
-
-def _points(difference: "PairedDifference") -> str:
-    from storydiffusion.evaluation.tables import format_points
-
-    return f"{format_points(difference)} points ({_p(difference)})"
-
-
-def _plain(difference: "PairedDifference") -> str:
-    from storydiffusion.evaluation.tables import format_difference
-
-    return f"{format_difference(difference)} ({_p(difference)})"
-
-
-def _p(difference: "PairedDifference") -> str:
-    from storydiffusion.evaluation.tables import format_p
-
-    p = format_p(difference)
-    return f"p {p}" if p.startswith("<") else f"p = {p}"

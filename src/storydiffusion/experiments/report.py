@@ -10,7 +10,8 @@ from storydiffusion.errors import UserError, first_line
 from storydiffusion.evaluation.compare import Cell, Comparison, plot_comparison, to_data
 from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.evaluation.records import RECORDS
-from storydiffusion.experiments.claims import CLAIMS, Claim, Verdict
+from storydiffusion.experiments.claims import CLAIMS
+from storydiffusion.experiments.judging import Claim, Verdict
 from storydiffusion.files.atomic import write_atomically
 from storydiffusion.files.json_file import build, json_bytes, read_object
 
@@ -32,22 +33,26 @@ class _Numbers:
     verdict: Verdict
     seconds: dict[str, float]
     metrics: dict[str, _Metric]
+    edition: int = 1  # that of files without it
 
 
-def update_document(claim: Claim, comparison: Comparison, sweep_folder: Path, out: Path, template: Path) -> None:
+def update_document(
+    claim: Claim, comparison: Comparison, sweep_folder: Path, out: Path, template: Path, edition: int
+) -> None:
     """Write a claim's plot, numbers and section, and the summary of all verdicts.
 
     Args:
         sweep_folder: the folder of the sweep's jobs.
         out: the folder of RESULTS.md and results/.
         template: the document to start from where `out` has none.
+        edition: of StoryWorld that the model draws.
     """
     from storydiffusion.evaluation.tables import replace_section
 
     verdict, labels = claim.judge(comparison), get_shown_labels(claim, comparison)
     files = out / FOLDER
     seconds = read_seconds(sweep_folder, comparison)
-    numbers = {"verdict": asdict(verdict), "seconds": seconds, **to_data(comparison)}
+    numbers = {"verdict": asdict(verdict), "seconds": seconds, "edition": edition, **to_data(comparison)}
     before = files / f"{claim.name}.json"
     if before.exists():
         print(compare_with_earlier(read_numbers(before), numbers, claim, labels), flush=True)
@@ -58,7 +63,7 @@ def update_document(claim: Claim, comparison: Comparison, sweep_folder: Path, ou
     for name, content in ((claim.name, write_section(claim, comparison, verdict)), (SUMMARY, write_summary(files))):
         document = replace_section(document, name, content)
     write_atomically(out / DOCUMENT, document.encode())
-    print(f"{claim.name}: {verdict.status}. {verdict.sentence}", flush=True)
+    print(f"{claim.name}, edition {edition}: {verdict.status}. {verdict.sentence}", flush=True)
 
 
 def write_section(claim: Claim, comparison: Comparison, verdict: Verdict) -> str:
@@ -98,21 +103,22 @@ def write_table(claim: Claim, comparison: Comparison) -> str:
 
 
 def write_summary(files: Path) -> str:
-    """Return the verdict of each measured claim, and the time of the measurements."""
+    """Return the verdict of each measured claim, the edition of StoryWorld, and the time of the measurements."""
     from storydiffusion.evaluation.tables import markdown_table
 
     found = {claim: read_numbers(file) for claim in CLAIMS if (file := files / f"{claim.name}.json").exists()}
-    rows = [[claim.name, one["verdict"]["status"]] for claim, one in found.items()]
+    rows = [[claim.name, one["verdict"]["status"], str(one["edition"])] for claim, one in found.items()]
     seconds = sum({claim.sweep.name: sum(one["seconds"].values()) for claim, one in found.items()}.values())
     time = f"The jobs took {seconds / 60:.0f} minutes in total, without loading."
-    return f"{markdown_table(['claim', 'verdict'], rows)}\n{time}"
+    return f"{markdown_table(['claim', 'verdict', 'edition'], rows)}\n{time}"
 
 
 def read_numbers(file: Path) -> dict[str, Any]:
     """Read the numbers of a claim. Raises UserError for a file without them."""
     try:
         content = read_object(file)
-        return asdict(build(_Numbers, {each.name: content.get(each.name) for each in fields(_Numbers)}))
+        names = [each.name for each in fields(_Numbers) if each.name in content or each.name != "edition"]
+        return asdict(build(_Numbers, {name: content.get(name) for name in names}))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} holds no numbers of a claim ({first_line(error)}): delete it") from error
 

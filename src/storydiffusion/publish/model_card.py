@@ -16,9 +16,13 @@ from storydiffusion.loaders.resolve import ResolvedModel, get_video_config, reso
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
 from storydiffusion.loaders.video import load_video_model
+from storydiffusion.storyworld.scene import split_label
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from storydiffusion.storyworld.edition import Edition
+    from storydiffusion.storyworld.scene_stories import BenchmarkStory
 
 SAMPLES, SAMPLE_COLUMNS, STORIES, RATE = 64, 8, 12, 0.5
 BATCH = 16  # images generated at once
@@ -76,7 +80,7 @@ SEMANTIC = """- Besides the diffusion loss, the predictor's transformer is train
 LIMITS = """## Limits
 
 - It draws only StoryWorld: {kinds}; {actions}; {places}. It knows no other words.
-- Each image shows one whole character in the middle, {size} × {size} pixels.
+- Each image shows {shown}, {size} × {size} pixels.
 - Measurements on it compare methods on this world; they do not predict how full-scale models draw people. Its attribute
   classifier was trained on the same world and does not judge image quality.
 - A share of its training batches (`pair_probability` in the recipe) shows one character twice in one image, in two
@@ -85,6 +89,15 @@ LIMITS = """## Limits
 - Its image-text encoder was trained on this world only and does not replace CLIP.
 - Attire that a prompt leaves open is random; attire that it names is sometimes wrong, see RESULTS.md.
 """
+
+
+SHOWN = {
+    1: "one whole character in the middle",
+    2: "an empty place, or one or two whole characters, each in one of nine moods and at one of five sides",
+}
+"""Edition of StoryWorld → what its images show."""
+STORIES_OF = {1: {1: STORIES}, 2: {1: 8, 2: 4}}
+"""Edition → number of characters → how many of the first stories are shown, STORIES in all."""
 
 
 @dataclass
@@ -97,20 +110,22 @@ class ModelCardConfig:
 def create_card(config: ModelCardConfig) -> None:
     """Generate the sheets and write README.md beside them, into the model's folder."""
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+    from storydiffusion.evaluation.benchmarks.benchmark import read_world
     from storydiffusion.evaluation.benchmarks.stories import generate_stories
-    from storydiffusion.storyworld.stories import load_stories
+    from storydiffusion.publish.anatomy import read_anatomy, write_anatomy
     from storydiffusion.training.record import RECORD
 
     record = read_training_record(find_model_folder(config.model.path, config.model.revision) / RECORD)
     resolved = resolve_model(config.model)
-    folder = resolved.folder
+    folder, edition = resolved.folder, read_world(resolved.folder)
+    anatomy = write_anatomy(read_anatomy(folder, resolved.checksums, SAMPLES), SAMPLES)
     video = None
     if config.model.video is not None and config.model.video.predictor is not None:
-        write_atomically(folder / "clips.png", encode_png(draw_clips(resolved)))
+        write_atomically(folder / "clips.png", encode_png(draw_clips(resolved, edition)))
         video = write_video_section(config.model, record)
     model = load_story_model(resolved)
-    captions, samples = draw_samples(model, config.model)
-    stories = load_stories()[:STORIES]
+    captions, samples = draw_samples(model, config.model, edition)
+    stories = choose_stories(edition)
     attentions = [ConsistentSelfAttentionConfig(rate=rate) for rate in (0.0, RATE)]
     halves = [
         [generate_stories(model, config.model, [story], attention, seed=0) for story in stories]
@@ -121,20 +136,34 @@ def create_card(config: ModelCardConfig) -> None:
     write_atomically(folder / "samples.png", encode_png(sheet(sample_rows)))
     write_atomically(folder / "stories.png", encode_png(sheet(story_rows, halves=True)))
     prompts = [panel.prompt for story in stories for panel in story.panels]
-    text = write_card(config.model, count_parameters(folder), record, captions, prompts, video)
+    text = write_card(config.model, edition, count_parameters(folder), record, captions, anatomy, prompts, video)
     write_atomically(folder / "README.md", text.encode())
     print(f"written: {folder / 'README.md'} and its sheets")
 
 
-def draw_samples(model: StoryModel, config: ModelConfig) -> tuple[list[str], list["Image.Image"]]:
-    """Return the first captions of the held-out world, and the images generated from them with seeds 0, 1, …"""
+def choose_stories(edition: "Edition") -> "list[BenchmarkStory]":
+    """Return the frozen stories of the sheet."""
+    from storydiffusion.evaluation.benchmarks.story_sets import get_story_set
+    from storydiffusion.storyworld.stories import PANELS
+
+    shown = STORIES_OF[edition.number]
+    return [
+        story
+        for characters, count in shown.items()
+        for story in get_story_set(edition.number, characters, PANELS).stories[:count]
+    ]
+
+
+def draw_samples(model: StoryModel, config: ModelConfig, edition: "Edition") -> tuple[list[str], list["Image.Image"]]:
+    """Return the first prompts of the held-out world, and the images generated from them with seeds 0, 1, …
+
+    They are the samples of `benchmark=text2image` with seed=0.
+    """
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.evaluation.benchmarks.stories import generate_images
-    from storydiffusion.storyworld.captions import caption
-    from storydiffusion.storyworld.images import HELD_OUT_SEED
-    from storydiffusion.storyworld.truth import sample_truth
+    from storydiffusion.evaluation.benchmarks.text_to_image import draw_case
 
-    captions = [caption(sample_truth(HELD_OUT_SEED, index), index) for index in range(SAMPLES)]
+    captions = [draw_case(edition, number).prompt.text for number in range(SAMPLES)]
     off, images = ConsistentSelfAttentionConfig(variant="off"), []
     for first in range(0, SAMPLES, BATCH):
         seeds = list(range(first, min(SAMPLES, first + BATCH)))
@@ -142,14 +171,13 @@ def draw_samples(model: StoryModel, config: ModelConfig) -> tuple[list[str], lis
     return captions, images
 
 
-def draw_clips(resolved: ResolvedModel) -> "Image.Image":
+def draw_clips(resolved: ResolvedModel, edition: "Edition") -> "Image.Image":
     """Return the sheet of clips: the first of each motion in the held-out world."""
     import torch
     from PIL import Image
     from tqdm import tqdm
 
     from storydiffusion.pipelines.transition_sampling import build_sampling, sample_clips
-    from storydiffusion.storyworld.clips import caption_clip, render_clip, sample_clip
     from storydiffusion.storyworld.images import HELD_OUT_SEED
     from storydiffusion.storyworld.motions import MOTIONS
     from storydiffusion.training.callbacks.sample_grid import build_grid
@@ -158,11 +186,12 @@ def draw_clips(resolved: ResolvedModel) -> "Image.Image":
     model = load_video_model(resolved)
     true, sampled = [], []
     for number, motion in enumerate(tqdm(MOTIONS, desc="clips", unit="clip")):
-        clip = sample_clip(HELD_OUT_SEED, number, motion)
-        frames = torch.from_numpy(render_clip(clip, video.frames, resolved.config.height)).permute(0, 3, 1, 2)[None]
+        clip = edition.sample_clip(HELD_OUT_SEED, number, motion)
+        rendered = edition.render_clip(clip, video.frames, resolved.config.height)
+        frames = torch.from_numpy(rendered).permute(0, 3, 1, 2)[None]
         true.append(frames)
         sampled.append(
-            sample_clips(model, frames[:, 0], frames[:, -1], [caption_clip(clip, number)], [number], sampling)
+            sample_clips(model, frames[:, 0], frames[:, -1], [edition.caption_clip(clip, number)], [number], sampling)
         )
     return Image.fromarray(build_grid(torch.cat(true), torch.cat(sampled)))
 
@@ -252,9 +281,11 @@ def read_training_record(file: Path) -> dict[str, Any]:
 
 def write_card(
     config: ModelConfig,
+    edition: "Edition",
     parameters: Mapping[str, int],
     record: Mapping[str, Any],
     captions: Sequence[str],
+    anatomy: str,
     prompts: Sequence[str],
     video: str | None,
 ) -> str:
@@ -262,29 +293,31 @@ def write_card(
 
     Args:
         captions: of the samples.
+        anatomy: the section on their visible faults; "" where nobody has looked.
         prompts: of the stories' panels.
         video: the section on video; None for a model without.
     """
     from storydiffusion.evaluation.tables import markdown_table
-    from storydiffusion.storyworld.truth import ATTRIBUTES
 
     drawing = sum(parameters.get(part, 0) for part in ("unet", "text_encoder", "vae"))
     sizes = markdown_table(
         ["part", "parameters and buffers"], [[part, f"{count:,}"] for part, count in parameters.items()]
     )
     settings = f"{config.steps} steps, guidance {config.guidance_scale:g}, {config.width} × {config.height} pixels"
-    words = {name + "s": ", ".join(ATTRIBUTES[name]) for name in ("kind", "action", "place")}
+    values = {split_label(label)[0]: each for label, each in edition.labels.items()}
+    words = {name + "s": ", ".join(values[name]) for name in ("kind", "action", "place")}
     return (
         FRONT.format(parameters=f"{drawing:,}")
         + f"## Parts\n\n{sizes}\n## Training\n\n{write_training_table(record)}\n"
         + f"<details><summary>Recipes</summary>\n\n```json\n{dump_recipes(record)}\n```\n\n</details>\n\n"
         + f"## Samples\n\n{SAMPLES} uncurated images: the first captions of the held-out world, seeds from 0, "
         + f"{settings}.\n\n![{SAMPLES} samples](samples.png)\n\n{fold('Captions, row by row', captions)}\n"
+        + anatomy
         + f"## Stories\n\nThe first {STORIES} frozen stories, one per row: left without consistent self-attention, "
         + f"right at rate {RATE:g}, same seeds.\n\n![{STORIES} stories](stories.png)\n\n"
         + f"{fold('Prompts, four per row', prompts)}\n"
         + (video or "")
-        + LIMITS.format(size=config.width, **words)
+        + LIMITS.format(size=config.width, shown=SHOWN[edition.number], **words)
     )
 
 

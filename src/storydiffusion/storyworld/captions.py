@@ -27,6 +27,14 @@ class Wording:
     beside: str
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A caption, and the labels that it states: names and values of the edition's labels."""
+
+    text: str
+    stated: Mapping[str, str]
+
+
 WORDINGS = (
     Wording("{who}{clothes} {action} {place}{beside}", " in", "is {doing}", " beside"),
     Wording("{place}, {who}{clothes} {action}{beside}", " wearing", "{does}", " next to"),
@@ -35,6 +43,7 @@ WORDINGS = (
     Wording("{who}{clothes} {action} {place}{beside}", " wearing", "{does}", " beside"),
     Wording("{place}, {who}{clothes} {action}{beside}", " in", "is {doing}", " beside"),
 )
+
 
 PLACE_WORDS: Mapping[str, str] = {
     "park": "in the park",
@@ -72,13 +81,31 @@ def describe(truth: Truth, named: Collection[str], wording: int = 0) -> str:
 
 
 def caption(truth: Truth, seed: int, naming_probability: float = NAMING_PROBABILITY) -> str:
+    """Return the text of `draw_prompt`."""
+    return draw_prompt(truth, seed, naming_probability).text
+
+
+def draw_prompt(truth: Truth, seed: int, naming_probability: float = NAMING_PROBABILITY) -> Prompt:
     """Return a random caption, the same for the same seed: each part of the attire is named with that probability.
 
     Object, action and place are always named.
     """
     rng = random.Random(f"caption/{seed}")
     named = [name for name in ATTIRE if rng.random() < naming_probability]
-    return describe(truth, [*named, "object"], rng.randrange(len(WORDINGS)))
+    text = describe(truth, [*named, "object"], rng.randrange(len(WORDINGS)))
+    return Prompt(text, {"place": truth.place, "object": truth.object, **state_character(truth, named)})
+
+
+def state_character(character: Character, named: Collection[str]) -> dict[str, str]:
+    """Return what a caption that names these parts of the attire states of a character: attribute → value.
+
+    A hat is stated with its colour; a missing accessory has no words.
+    """
+    names = ["kind", *(name for name in ATTIRE if name in named), *(["hat_color"] if "hat" in named else []), "action"]
+    stated = {name: value for name in names if (value := getattr(character, name)) is not None}
+    if stated.get("accessory") == "none":
+        del stated["accessory"]
+    return stated
 
 
 def full_caption(truth: Truth) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld import captions, clips, scene_captions, scene_clips
+from storydiffusion.storyworld.readings import fit_reading, fit_scene_reading
 from storydiffusion.storyworld.renderer import character_mask, render
 from storydiffusion.storyworld.scene import (
     MOST_CHARACTERS,
@@ -47,6 +48,8 @@ class Edition:
     render(truth, size): RGB uint8 (size, size, 3). character_masks(truth, size): what is visible of each character,
     bool (characters, size, size).
     caption(truth, seed): random words, parts of the attire left open; full_caption(truth): everything, in fixed words.
+    draw_prompt(truth, seed): the same caption, with the labels that it states.
+    fit_reading(reading, stated): the attributes that a classifier read and that exist, characters as numbered there.
     pair_caption(first, second, seed): of two images of a pair side by side.
     sample_clip(seed, index), render_clip(clip, frames, size), caption_clip(clip, seed): likewise for clips, whose
     `to_dict` is their record, which read_clip(record) reads; sample_clip also takes a motion. follow_clip(clip, frames,
@@ -66,6 +69,8 @@ class Edition:
     render: Callable[[Any, int], np.ndarray]
     character_masks: Callable[[Any, int], np.ndarray]
     caption: Callable[..., str]
+    draw_prompt: Callable[[Any, int], captions.Prompt]
+    fit_reading: Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]
     full_caption: Callable[[Any], str]
     pair_caption: Callable[[Any, Any, int], str]
     vocabulary: Callable[[], tuple[str, ...]]
@@ -96,6 +101,8 @@ EDITIONS: Mapping[int, Edition] = {
         render=render,
         character_masks=_mask_only_character,
         caption=captions.caption,
+        draw_prompt=captions.draw_prompt,
+        fit_reading=fit_reading,
         full_caption=captions.full_caption,
         pair_caption=captions.pair_caption,
         vocabulary=captions.vocabulary,
@@ -120,6 +127,8 @@ EDITIONS: Mapping[int, Edition] = {
         render=render_scene,
         character_masks=figure_masks,
         caption=scene_captions.caption_scene,
+        draw_prompt=scene_captions.draw_scene_prompt,
+        fit_reading=fit_scene_reading,
         full_caption=scene_captions.full_caption_of_scene,
         pair_caption=scene_captions.caption_scene_pair,
         vocabulary=scene_captions.scene_vocabulary,

@@ -162,14 +162,23 @@ SCENE_LABELS: Mapping[str, tuple[str, ...]] = SCENE_ATTRIBUTES | {
 """Every attribute of a scene and its values: kind_1 is the kind of the character on the left, or of the only one."""
 
 
+def split_label(label: str) -> tuple[str, int]:
+    """Return the attribute of a label of either edition and the number of its character, 0 for none.
+
+    kind_1 gives kind and 1, hat_color gives hat_color and 0.
+    """
+    attribute, _, slot = label.rpartition("_")
+    return (attribute, int(slot)) if slot.isdigit() else (label, 0)
+
+
 def existing_labels(reading: Mapping[str, str]) -> dict[str, str]:
     """Return a reading of an image without what it says of characters, hair and hats that are not there."""
     kept = {}
     for name, value in reading.items():
-        attribute, _, slot = name.rpartition("_")
-        if not slot.isdigit():
+        attribute, slot = split_label(name)
+        if not slot:
             kept[name] = value
-        elif int(slot) <= int(reading["characters"]):
+        elif slot <= int(reading["characters"]):
             kind, hat = reading[f"kind_{slot}"], reading[f"hat_{slot}"]
             if not is_absent(attribute, kind, hat):
                 kept[name] = value

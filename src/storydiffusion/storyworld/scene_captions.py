@@ -11,9 +11,11 @@ from storydiffusion.storyworld.captions import (
     PLACE_WORDS,
     THIRD_PERSON,
     WORDINGS,
+    Prompt,
     Wording,
     describe_clothes,
     name_character,
+    state_character,
     with_article,
     words,
 )
@@ -135,6 +137,13 @@ def full_caption_of_scene(scene: Scene) -> str:
 def caption_scene(
     scene: Scene, seed: int, naming_probability: float | None = None, most_named: int = len(ATTIRE)
 ) -> str:
+    """Return the text of `draw_scene_prompt`."""
+    return draw_scene_prompt(scene, seed, naming_probability, most_named).text
+
+
+def draw_scene_prompt(
+    scene: Scene, seed: int, naming_probability: float | None = None, most_named: int = len(ATTIRE)
+) -> Prompt:
     """Return a random caption, the same for the same seed.
 
     Each part of the attire is named with `naming_probability`, by default that of the number of characters, but at
@@ -149,7 +158,22 @@ def caption_scene(
         Naming(_choose_attire(share, most_named, rng), _choose_mood_word(figure.mood, rng), side)
         for figure in scene.characters
     ]
-    return describe_scene(scene, naming, rng.randrange(len(WORDINGS) * len(EMPTY_WORDINGS)), first=rng.randrange(2))
+    wording = rng.randrange(len(WORDINGS) * len(EMPTY_WORDINGS))
+    return Prompt(describe_scene(scene, naming, wording, first=rng.randrange(2)), state_scene(scene, naming))
+
+
+def state_scene(scene: Scene, naming: Sequence[Naming]) -> dict[str, str]:
+    """Return the labels that a caption of this naming states: names of SCENE_LABELS and their values.
+
+    A mood or side that no word names is not stated.
+    """
+    stated = {"characters": str(len(scene.characters)), "place": scene.place, "object": scene.object}
+    for slot, (figure, said) in enumerate(zip(scene.characters, naming, strict=True), start=1):
+        found = state_character(figure, said.attire)
+        found |= {"mood": figure.mood} if said.mood else {}
+        found |= {"side": figure.side} if said.side else {}
+        stated |= {f"{name}_{slot}": value for name, value in found.items()}
+    return stated
 
 
 def _choose_attire(probability: float, most: int, rng: random.Random) -> list[str]:

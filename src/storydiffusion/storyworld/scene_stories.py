@@ -2,12 +2,13 @@
 
 They were drawn once (`draw_scene_stories`, a function of its arguments alone) and are kept in scene_stories.json with
 seed and checksum; `python -m storydiffusion.storyworld.scene_stories` rewrites the file. The held-out clips are
-`sample_scene_clip(HELD_OUT_SEED, 0 … CLIPS − 1)`; the file has their checksum too.
+`sample_scene_clip(HELD_OUT_SEED, 0 … CLIPS − 1)`; the file has their checksum too. Stories of another length show the
+frozen characters in new scenes.
 """
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 from storydiffusion.files.atomic import write_atomically
 from storydiffusion.storyworld.captions import ATTIRE, WORDINGS
 from storydiffusion.storyworld.poses import STILL_PHASE
-from storydiffusion.storyworld.scene import MOODS, Figure, Scene, acting_side, sample_scene, scene_labels
-from storydiffusion.storyworld.scene_captions import MOOD_WORDS, Naming, describe_scene
+from storydiffusion.storyworld.scene import MOODS, Figure, Scene, acting_side, sample_scene
+from storydiffusion.storyworld.scene_captions import MOOD_WORDS, Naming, describe_scene, state_scene
 from storydiffusion.storyworld.scene_clips import sample_scene_clip
-from storydiffusion.storyworld.stories import MOST_NAMED, checksum, read_frozen
+from storydiffusion.storyworld.stories import MOST_NAMED, FrozenStory, checksum, read_frozen
 from storydiffusion.storyworld.truth import ATTRIBUTES, LOOKS
 
 FILE = Path(__file__).with_name("scene_stories.json")
@@ -29,6 +30,7 @@ STORIES: Mapping[int, int] = {1: 48, 2: 32}
 CLIPS = 64
 CASTS: Mapping[int, tuple[tuple[int, ...], ...]] = {1: ((0,), (0,), (0,), (0,)), 2: ((0, 1), (0,), (1,), (1, 0))}
 """Characters of a story → who is in each panel, from left to right."""
+PANELS = 4
 SIDE_NAMING_PROBABILITY = 0.5  # where one character is alone; of two, sides are always named
 
 
@@ -43,7 +45,7 @@ class ScenePanel:
 
 @dataclass(frozen=True)
 class SceneStory:
-    """Four panels with different places and, for each character, different actions and moods.
+    """Panels with different places and, for each character, different actions and moods in any four in a row.
 
     `looks[c]` are those of character c; `open[c]` its attributes that no prompt states and that must stay the same.
     """
@@ -52,6 +54,27 @@ class SceneStory:
     looks: tuple[Mapping[str, str | None], ...]
     open: tuple[tuple[str, ...], ...]
     panels: tuple[ScenePanel, ...]
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of the first character."""
+        return str(self.looks[0]["kind"])
+
+
+BenchmarkStory = FrozenStory | SceneStory
+"""A story of the first edition or of the second."""
+
+
+def get_scene_stories(characters: int, panels: int) -> tuple[list[SceneStory], str]:
+    """Return the stories of `characters` characters, 1 or 2, and of `panels` panels each; and their checksum.
+
+    Four panels give the frozen stories; those of other lengths are drawn now, the same on every machine.
+    """
+    content = read_frozen(FILE)
+    if panels != PANELS:
+        content = draw_other_length(content["stories"], panels)
+    stories = [_build_story(record, number) for number, record in enumerate(content["stories"])]
+    return [story for story in stories if len(story.looks) == characters], checksum(content)
 
 
 def load_scene_stories(file: Path = FILE) -> list[SceneStory]:
@@ -79,21 +102,50 @@ def draw_scene_stories(seed: int) -> dict[str, Any]:
     return {"seed": seed, "clips_sha256": clips, "stories": stories}
 
 
+def draw_other_length(stories: Sequence[Mapping[str, Any]], panels: int) -> dict[str, Any]:
+    """Return `stories`, as in the file, with `panels` new panels each: 2 or more."""
+    rng = random.Random(f"stories/2/{SEED}/{panels}")
+    drawn = []
+    for story in stories:
+        figures = [
+            Figure(**looks, action="standing", phase=0.0, mood="neutral", x=0.0, facing=1) for looks in story["looks"]
+        ]
+        drawn.append({**story, "panels": _draw_panels(SEED, figures, story["named"], panels, rng)})
+    return {"seed": SEED, "stories": drawn}
+
+
 def _draw_story(seed: int, count: int, rng: random.Random) -> dict[str, Any]:
     figures = _draw_cast(seed, count, rng)
     named = [_draw_named(figure, rng) for figure in figures]
-    places = rng.sample(ATTRIBUTES["place"], len(CASTS[count]))
-    actions = [rng.sample(ATTRIBUTES["action"], len(places)) for _ in figures]
-    moods = [rng.sample(MOODS, len(places)) for _ in figures]
-    panels = []
-    for panel, (place, cast) in enumerate(zip(places, CASTS[count], strict=True)):
+    panels = _draw_panels(seed, figures, named, PANELS, rng)
+    looks = [{name: getattr(figure, name) for name in LOOKS} for figure in figures]
+    return {"looks": looks, "named": named, "panels": panels}
+
+
+def _draw_panels(
+    seed: int, figures: Sequence[Figure], named: Sequence[list[str]], count: int, rng: random.Random
+) -> list[dict[str, Any]]:
+    """Draw `count` panels of these characters; of their figures only the looks matter."""
+    places = _draw_varied(ATTRIBUTES["place"], count, rng)
+    actions = [_draw_varied(ATTRIBUTES["action"], count, rng) for _ in figures]
+    moods = [_draw_varied(MOODS, count, rng) for _ in figures]
+    casts, panels = CASTS[len(figures)], []
+    for panel, place in enumerate(places):
+        cast = casts[panel % len(casts)]
         stage = sample_scene(seed, rng.randrange(1 << 30), count=len(cast), place=place)
         who = [replace(figures[c], action=actions[c][panel], mood=moods[c][panel]) for c in cast]
         scene = _put_on_stage(stage, who)
         with_side = len(cast) > 1 or rng.random() < SIDE_NAMING_PROBABILITY
         panels.append(_describe_panel(scene, cast, [named[c] for c in cast], with_side, rng))
-    looks = [{name: getattr(figure, name) for name in LOOKS} for figure in figures]
-    return {"looks": looks, "named": named, "panels": panels}
+    return panels
+
+
+def _draw_varied(values: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """Draw values of which any four in a row differ."""
+    drawn = rng.sample(values, PANELS)
+    while len(drawn) < count:
+        drawn.append(rng.choice([value for value in values if value not in drawn[1 - PANELS :]]))
+    return drawn[:count]
 
 
 def _draw_cast(seed: int, count: int, rng: random.Random) -> tuple[Figure, ...]:
@@ -129,13 +181,8 @@ def _describe_panel(
         for figure, parts in zip(scene.characters, named, strict=True)
     ]
     prompt = describe_scene(scene, naming, rng.randrange(len(WORDINGS)), first=rng.randrange(2))
-    labels = scene_labels(scene)
-    stated = ["characters", "place", "object"]
-    for slot, parts in enumerate(named, start=1):
-        colored = ["hat_color"] if "hat" in parts else []
-        names = ["kind", *parts, *colored, "action", "mood", *(["side"] if with_side else [])]
-        stated += [f"{name}_{slot}" for name in names if labels[f"{name}_{slot}"] is not None]
-    return {"prompt": prompt, "cast": list(cast), "prompted": {name: labels[name] for name in stated}}
+    moods = {f"mood_{slot}": figure.mood for slot, figure in enumerate(scene.characters, start=1)}  # neutral: no word
+    return {"prompt": prompt, "cast": list(cast), "prompted": state_scene(scene, naming) | moods}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import write_atomically
@@ -39,6 +39,8 @@ class Panel:
     prompt: str
     prompted: Mapping[str, str]
 
+    cast: ClassVar[tuple[int, ...]] = (0,)
+
 
 @dataclass(frozen=True)
 class FrozenStory:
@@ -46,17 +48,17 @@ class FrozenStory:
 
     `number` counts the stories from 0. `open` lists the attributes that the character has but no prompt states: those
     that consistent self-attention must keep the same. The hat's colour is open where the hat is; it exists only in
-    images with a hat, see `existing`.
+    images with a hat.
     """
 
     number: int
     open: tuple[str, ...]
     panels: tuple[Panel, ...]
 
-
-def existing(reading: Mapping[str, str]) -> dict[str, str]:
-    """Return an image's attributes without the colour of a hat that it does not show."""
-    return {name: value for name, value in reading.items() if name != "hat_color" or reading["hat"] != "none"}
+    @property
+    def kind(self) -> str:
+        """Return the kind of the character."""
+        return self.panels[0].prompted["kind"]
 
 
 def get_stories(panels: int) -> tuple[list[FrozenStory], str]:

@@ -211,7 +211,7 @@ def test_a_method_without_its_predictor_is_refused(transitions, method):
         (["benchmark=stories", "+benchmark.method=truth"], "did you mean 'benchmark.batch'"),
         (["benchmark=transitions", "benchmark.method=morph"], "cross-fade"),
         (["benchmark=transitions", "benchmark.interpolation=/no/such"], "/no/such"),
-        (["benchmark=clips"], "stories, transitions"),
+        (["benchmark=clips"], "stories, text2image, transitions"),
         (["experiment=ablation_neighbor_window"], "csa.neighbor_window: add -m"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

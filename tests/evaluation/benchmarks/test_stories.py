@@ -11,7 +11,8 @@ import torch
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.benchmark import READ_SIZE
-from storydiffusion.evaluation.benchmarks.stories import generate_stories, get_attribute_evidence
+from storydiffusion.evaluation.benchmarks.stories import generate_stories
+from storydiffusion.evaluation.benchmarks.story_sets import get_attribute_evidence
 from storydiffusion.evaluation.metrics.registry import compute_metrics
 from storydiffusion.evaluation.statistics import estimate, paired_difference
 from storydiffusion.loaders.resolve import resolve_model

@@ -3,14 +3,24 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError
+from storydiffusion.evaluation.networks import MINIATURE
 from storydiffusion.files.json_file import read_object
 from storydiffusion.loaders.checksums import compute_checksums
-from storydiffusion.loaders.resolve import ResolvedModel
+from storydiffusion.loaders.resolve import ResolvedModel, read_edition, read_json
+from storydiffusion.loaders.sources import find_model_folder
+from storydiffusion.storyworld.scene import SCENE_LABELS
+from storydiffusion.storyworld.truth import ATTRIBUTES
 
+if TYPE_CHECKING:
+    from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
+    from storydiffusion.storyworld.edition import Edition
+
+LABELS = {*ATTRIBUTES, *SCENE_LABELS}
+"""Of all editions of StoryWorld"""
 READ_SIZE = 128
 """Height and width of the images that the attribute classifier reads, in pixels"""
 
@@ -78,13 +88,50 @@ def read_accuracy(folder: Path) -> dict[str, float]:
     return accuracy
 
 
+def read_world(folder: Path) -> "Edition":
+    """Return the edition of StoryWorld that the model's attribute classifier reads.
+
+    Raises:
+        UserError: the model draws another edition, as its storydiffusion.json says.
+    """
+    from storydiffusion.storyworld.edition import get_edition
+
+    read = read_json(folder / "attribute_classifier" / "config.json").get("edition", 1)
+    drawn = read_edition(folder)
+    if drawn not in (None, read):
+        raise UserError(
+            f"{folder} draws StoryWorld's edition {drawn}, but its attribute classifier reads edition {read!r}. "
+            f"Train one with recipe.edition={drawn} and export it there"
+        )
+    return get_edition(read)
+
+
+def find_encoder(folder: Path) -> str:
+    """Return the source of the image-text encoder for a model's prompts: the package's own, or that of the folder.
+
+    The package's encoder serves all models of its edition, so that their similarities can be compared.
+    """
+    is_own = read_world(folder).number != read_world(find_model_folder("package://miniature", None)).number
+    return str(folder / "image_encoder") if is_own else MINIATURE
+
+
 def describe_accuracy(accuracy: Mapping[str, float]) -> str:
-    """Return the remark that every reading needs."""
-    listed = ", ".join(f"{name} {100 * share:.1f}" for name, share in accuracy.items())
+    """Return the remark that every reading needs; of the record, only accuracies of labels are listed."""
+    listed = ", ".join(f"{name} {100 * share:.1f}" for name, share in accuracy.items() if name in LABELS)
     return (
         "Attributes are read by the model's attribute classifier, whose accuracy on held-out renders is, in %: "
         f"{listed}."
     )
+
+
+def read_images(classifier: "AttributeClassifier", images: Sequence[Any]) -> list[dict[str, str]]:
+    """Return what the classifier reads in each PIL image: label → value."""
+    import numpy as np
+
+    from storydiffusion.storyworld.images import to_tensor
+
+    pixels = to_tensor(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+    return to_rows(classifier.read(pixels))
 
 
 def to_rows(columns: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:

@@ -62,7 +62,7 @@ class EmotionStory:
     characters: list[tuple[str, ...]]
 
 
-def get_settings(config: InferConfig) -> dict[str, Any]:
+def get_settings(config: InferConfig, model: ResolvedModel) -> dict[str, Any]:
     """Return the settings that only this benchmark depends on; `weights` are checksums.
 
     Raises:

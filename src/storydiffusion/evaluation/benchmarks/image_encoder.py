@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import InferConfig
 from storydiffusion.evaluation.benchmarks.benchmark import READ_SIZE, Benchmark
-from storydiffusion.evaluation.metrics.registry import compute_metrics, get_attribute
+from storydiffusion.evaluation.metrics.registry import compute_metrics
 from storydiffusion.loaders.checksums import compute_part_checksums
 from storydiffusion.loaders.resolve import ResolvedModel, get_video_config
 from storydiffusion.loaders.video import load_image_encoder
+from storydiffusion.storyworld.scene import split_label
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ TRAINING_SEED = 1
 """Of the world whose images the probe is fitted on"""
 
 
-def get_settings(config: InferConfig) -> dict[str, Any]:
+def get_settings(config: InferConfig, model: ResolvedModel) -> dict[str, Any]:
     """Return the settings that only this benchmark depends on; `weights` are checksums."""
     source = get_video_config(config.model).image_encoder
     names = ("edition", "training_images", "retrieval")
@@ -138,7 +139,7 @@ def pool_hits(read: "Mapping[str, Tensor]", labels: "Mapping[str, Tensor]") -> d
     hits: dict[str, list[Tensor]] = {}
     for name, true in labels.items():
         there = true >= 0
-        hits.setdefault(get_attribute(name), []).append((read[name] == true)[there].float())
+        hits.setdefault(split_label(name)[0], []).append((read[name] == true)[there].float())
     return {name: share for name, part in hits.items() if (share := torch.cat(part).mean().item()) == share}
 
 

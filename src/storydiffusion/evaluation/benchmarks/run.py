@@ -1,4 +1,4 @@
-"""Run a benchmark: generate many stories or clips of StoryWorld, measure them, write result.json.
+"""Run a benchmark: generate many stories, images or clips of StoryWorld, measure them, write result.json and table.md.
 
 records.json beside it holds every finished item, so the same command resumes where it was stopped. A sweep
 (`python infer.py -m benchmark=…`) is compared by `compare`.
@@ -7,24 +7,29 @@ records.json beside it holds every finished item, so the same command resumes wh
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import InferConfig, ModelConfig, flat
-from storydiffusion.evaluation.benchmarks import emotion, image_encoder, stories, transitions
+from storydiffusion.evaluation.benchmarks import emotion, image_encoder, stories, text_to_image, transitions
 from storydiffusion.evaluation.benchmarks.benchmark import Benchmark, check_readable, get_checksums, read_accuracy
 from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.evaluation.records import RECORDS, can_resume, measure_all
 from storydiffusion.evaluation.result import FILE, MetricValues, Result, load_result, save_result
-from storydiffusion.files.atomic import remove_drafts
+from storydiffusion.files.atomic import remove_drafts, write_atomically
 from storydiffusion.loaders.resolve import ResolvedModel, resolve_model
 from storydiffusion.output.folder_lock import own_folder
+
+if TYPE_CHECKING:
+    from storydiffusion.evaluation.statistics import Estimate
+
+TABLE = "table.md"
 
 
 @dataclass(frozen=True)
 class Kind:
     """What `run_benchmark` needs to know of a benchmark before it is loaded."""
 
-    get_settings: Callable[[InferConfig], dict[str, Any]]
+    get_settings: Callable[[InferConfig, ResolvedModel], dict[str, Any]]
     load: Callable[[InferConfig, ResolvedModel, Path], Benchmark]
     count: str  # the setting that says how many items
 
@@ -34,6 +39,7 @@ BENCHMARKS = {
     "transitions": Kind(transitions.get_settings, transitions.load_benchmark, "clips"),
     "image_encoder": Kind(image_encoder.get_settings, image_encoder.load_benchmark, "blocks"),
     "emotion": Kind(emotion.get_settings, emotion.load_benchmark, "stories"),
+    "text2image": Kind(text_to_image.get_settings, text_to_image.load_benchmark, "images"),
 }
 """By benchmark.kind"""
 
@@ -66,6 +72,7 @@ def run_benchmark(config: InferConfig) -> list[str]:
         )  # fmt: skip
         result = build_result(benchmark, records, settings | count)
         save_result(result, folder)
+        write_atomically(folder / TABLE, write_table(result).encode())
     return [f"measured: {file}", *_summarize(result)]
 
 
@@ -82,7 +89,7 @@ def get_settings(config: InferConfig, model: ResolvedModel) -> dict[str, Any]:
     """
     check_readable(model.config, config.seed)
     read_accuracy(model.folder)  # refuses a model without an attribute classifier before the checksums take time
-    own = BENCHMARKS[config.benchmark.kind].get_settings(config)
+    own = BENCHMARKS[config.benchmark.kind].get_settings(config, model)
     shared = {name: getattr(model.config, name) for name in ("name", "dtype", "device", "scheduler")}
     weights = get_checksums(model) | own.pop("weights")
     model_settings = {**shared, **own.pop("model", {}), "weights": weights}
@@ -111,10 +118,27 @@ def _remove_finished(folder: Path, settings: dict[str, Any]) -> None:
         (folder / RECORDS).unlink(missing_ok=True)
 
 
+def write_table(result: Result) -> str:
+    """Return mean ± standard error of each metric in Markdown, its unit and n, and which values are better; remarks."""
+    from storydiffusion.evaluation.tables import escape_markdown, format_mean, markdown_table
+
+    rows = [
+        [METRICS[name].title, format_mean(mean), METRICS[name].unit, str(mean.count)]
+        for name, mean in _estimate(result).items()
+    ]
+    remarks = " ".join(map(escape_markdown, result.remarks))
+    return f"{markdown_table(['metric', 'mean', 'unit', 'n'], rows)}\n{remarks}\n"
+
+
 def _summarize(result: Result) -> list[str]:
-    from storydiffusion.evaluation.statistics import estimate
     from storydiffusion.evaluation.tables import format_mean
 
+    return [f"{METRICS[name].label} {format_mean(mean)} (n {mean.count})" for name, mean in _estimate(result).items()]
+
+
+def _estimate(result: Result) -> "dict[str, Estimate]":
+    """Return the mean of each metric that has two values or more."""
+    from storydiffusion.evaluation.statistics import estimate
+
     found = {name: list(result.values(name).values()) for name in result.metrics}
-    means = {name: estimate(values) for name, values in found.items() if len(values) > 1}
-    return [f"{METRICS[name].label} {format_mean(mean)} (n {mean.count})" for name, mean in means.items()]
+    return {name: estimate(values) for name, values in found.items() if len(values) > 1}

@@ -3,30 +3,34 @@
 Story n is generated with seed + n, whatever the batch and the settings of consistent self-attention, so that two runs
 can be compared story by story. The attribute classifier reads every image; the miniature's image-text encoder embeds
 it. A hat's color counts in those pairs of images where both show a hat. An image metric of a story is the mean over its
-images.
+images. Stories of the second edition have one character or two; panels share attention where they show one in common.
 """
 
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storydiffusion.baselines.loading import compute_baseline_checksums
 from storydiffusion.baselines.portraits import build_benchmark_conditions
 from storydiffusion.config import InferConfig, ModelConfig
+from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.benchmark import (
     Benchmark,
     describe_accuracy,
+    find_encoder,
     get_checksums,
     read_accuracy,
-    to_rows,
+    read_images,
+    read_world,
 )
+from storydiffusion.evaluation.benchmarks.story_sets import StorySet, get_story_set, is_frozen
+from storydiffusion.evaluation.metrics.embeddings import find_character_pairs
 from storydiffusion.evaluation.metrics.registry import compute_metrics
-from storydiffusion.evaluation.networks import MINIATURE, load_image_text_encoder
+from storydiffusion.evaluation.networks import load_image_text_encoder
 from storydiffusion.loaders.checksums import compute_part_checksums
 from storydiffusion.loaders.resolve import ResolvedModel
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
-from storydiffusion.storyworld.stories import PANELS, FrozenStory, existing, get_stories
+from storydiffusion.storyworld.scene_stories import BenchmarkStory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,29 +38,42 @@ if TYPE_CHECKING:
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.evaluation.networks import ImageTextEncoder
     from storydiffusion.pipelines.conditioning import Conditions
-    from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 
 Shown = TypeVar("Shown")
 
-Readings = list[dict[str, str]]
-"""Attribute → value of each image of a story"""
 
+def get_settings(config: InferConfig, resolved: ResolvedModel) -> dict[str, Any]:
+    """Return the settings that only this benchmark depends on; `weights` are checksums.
 
-def get_settings(config: InferConfig) -> dict[str, Any]:
-    """Return the settings that only this benchmark depends on; `weights` are checksums."""
+    Raises:
+        UserError: the model's edition has no such stories, or a baseline is to keep two characters.
+    """
     from dataclasses import asdict
 
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("noise", "steps", "guidance_scale")}
     settings["csa"] = {name: value for name, value in asdict(config.csa).items() if name != "panels_at_once"}
-    weights = compute_part_checksums("encoder", MINIATURE)
+    weights = compute_part_checksums("encoder", find_encoder(resolved.folder))
     settings["baseline"] = {"kind": None}
     if config.baseline is not None:
         weights |= compute_baseline_checksums(config.baseline)
         by_weights = ("weights", "file", "image_encoder", "portraits", "words")
         baseline = asdict(config.baseline).items()
         settings["baseline"] = {name: value for name, value in baseline if name not in by_weights}
-    stories = {"panels": config.benchmark.panels, "checksum": get_stories(config.benchmark.panels)[1]}
+        if config.benchmark.characters > 1:
+            raise UserError(
+                f"a baseline keeps one character, not benchmark.characters={config.benchmark.characters}. Leave out "
+                "baseline, or set benchmark.characters=1"
+            )
+    edition = read_world(resolved.folder).number
+    stories = {name: getattr(config.benchmark, name) for name in ("characters", "panels")}
+    stories |= {"edition": edition, "checksum": load_story_set(config, resolved).checksum}
     return {**settings, "weights": weights, "benchmark": stories}
+
+
+def load_story_set(config: InferConfig, resolved: ResolvedModel) -> StorySet:
+    """Return the stories that the configuration asks for, of the model's edition."""
+    edition = read_world(resolved.folder).number
+    return get_story_set(edition, config.benchmark.characters, config.benchmark.panels)
 
 
 def load_benchmark(config: InferConfig, resolved: ResolvedModel, out: Path) -> Benchmark:
@@ -70,26 +87,30 @@ def load_benchmark(config: InferConfig, resolved: ResolvedModel, out: Path) -> B
 
     from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 
-    planned = config.benchmark
-    stories, checksum = get_stories(planned.panels)
-    chosen = stories[: planned.stories]
+    planned, story_set = config.benchmark, load_story_set(config, resolved)
+    chosen = story_set.stories[: planned.stories]
     attention = config.csa.build(config.seed)
     accuracy = read_accuracy(resolved.folder)
     model = load_story_model(resolved)
     classifier = AttributeClassifier.load(resolved.folder / "attribute_classifier")
-    encoder = load_image_text_encoder(MINIATURE, torch.device("cpu"))
+    encoder = load_image_text_encoder(find_encoder(resolved.folder), torch.device("cpu"))
     conditions = build_benchmark_conditions(config, model, out, chosen, get_checksums(resolved))
 
-    def measure(part: Sequence[FrozenStory]) -> list[dict[str, Any]]:
+    def measure(part: Sequence[BenchmarkStory]) -> list[dict[str, Any]]:
         images = generate_stories(model, resolved.config, part, attention, config.seed, config.noise, conditions(part))
-        shown = zip(part, read_stories(classifier, part, images), split_by_story(part, images), strict=True)
+        readings = split_by_story(part, read_images(classifier, images))
         return [
-            {"number": story.number, "readings": readings, "metrics": measure_story(story, readings, panels, encoder)}
-            for story, readings, panels in shown
+            {
+                "number": story.number,
+                "readings": read,
+                "metrics": measure_story(story, story_set.collect(story, read), panels, encoder),
+            }
+            for story, read, panels in zip(part, readings, split_by_story(part, images), strict=True)
         ]
 
-    which = "frozen stories" if planned.panels == PANELS else "stories from the generator of the frozen ones,"
-    length = "" if planned.panels == PANELS else f" of {planned.panels} panels"
+    which = "frozen stories" if is_frozen(planned.panels) else "stories from the generator of the frozen ones,"
+    length = "" if is_frozen(planned.panels) else f" of {planned.panels} panels"
+    characters = "" if planned.characters == 1 else f" and {planned.characters} characters"
     return Benchmark(
         "story",
         chosen,
@@ -97,47 +118,43 @@ def load_benchmark(config: InferConfig, resolved: ResolvedModel, out: Path) -> B
         measure,
         {"encoder": encoder.label},
         [
-            f"{len(chosen)} {which} of {planned.panels} panels (checksum {checksum[:12]}), generated by the model "
-            f"{resolved.config.name}, which draws only StoryWorld.",
-            "Consistency: share of image pairs that agree, averaged over the attributes that prompts leave open; "
-            "neighbor consistency: of neighboring panels only. Similarities are cosines in the miniature's own "
-            "image-text encoder, not comparable with those of other encoders. All other metrics: share of images that "
-            "show the prompted attributes.",
+            f"{len(chosen)} {which} of {planned.panels} panels{characters} (checksum {story_set.checksum[:12]}), "
+            f"generated by the model {resolved.config.name}, which draws only StoryWorld.",
+            story_set.remark,
             describe_accuracy(accuracy),
         ],
     )
 
 
 def measure_story(
-    story: FrozenStory, readings: Readings, images: "Sequence[Image.Image]", encoder: "ImageTextEncoder"
+    story: BenchmarkStory, attributes: dict[str, Any], images: "Sequence[Image.Image]", encoder: "ImageTextEncoder"
 ) -> dict[str, float | None]:
-    """Return the metrics of one story by name; the value of an image metric is its mean over the images."""
+    """Return the metrics of one story by name; the value of an image metric is its mean over the images.
+
+    attributes: the evidence of the attribute metrics.
+    """
     import numpy as np
 
     embeddings = np.stack([encoder.embed_image(np.asarray(image)) for image in images])
     evidence = {
-        **get_attribute_evidence(story, readings),
+        **attributes,
         "image_embeddings": embeddings,
         "text_embeddings": encoder.embed_texts([panel.prompt for panel in story.panels]),
-        "pairs": list(combinations(range(len(images)), 2)),
+        "pairs": find_character_pairs(get_casts(story)),
     }
     means = {name: float(values.mean()) for name, values in compute_metrics("image", evidence).items()}
     return compute_metrics("story", evidence) | means
 
 
-def get_attribute_evidence(story: FrozenStory, readings: Readings) -> dict[str, Any]:
-    """Return what the attribute metrics take."""
-    return {
-        "readings": [existing(reading) for reading in readings],
-        "prompted": [panel.prompted for panel in story.panels],
-        "open_attributes": story.open,
-    }
+def get_casts(story: BenchmarkStory) -> list[tuple[str, ...]]:
+    """Return the names of the characters in each panel, the first named first."""
+    return [tuple(map(str, panel.cast)) for panel in story.panels]
 
 
 def generate_stories(
     model: StoryModel,
     config: ModelConfig,
-    stories: Sequence[FrozenStory],
+    stories: Sequence[BenchmarkStory],
     attention: "ConsistentSelfAttentionConfig",
     seed: int,
     noise: str = "own",
@@ -150,11 +167,10 @@ def generate_stories(
         conditions: of all panels; None: the prompts only.
     """
     from storydiffusion.attention.consistent_self_attention import PanelGroup
-    from storydiffusion.pipelines.panels import panel_seeds
+    from storydiffusion.pipelines.panels import panel_seeds, shared_characters
 
-    sizes = [len(story.panels) for story in stories]
-    groups = [PanelGroup(size, key=story.number) for story, size in zip(stories, sizes, strict=True)]
-    seeds = [s for story in stories for s in panel_seeds(seed + story.number, [("hero",)] * len(story.panels), noise)]
+    groups = [PanelGroup(len(story.panels), story.number, shared_characters(get_casts(story))) for story in stories]
+    seeds = [each for story in stories for each in panel_seeds(seed + story.number, get_casts(story), noise)]
     prompts = [panel.prompt for story in stories for panel in story.panels]
     return generate_images(model, config, prompts, seeds, attention, groups, conditions)
 
@@ -197,19 +213,7 @@ def generate_images(
         ).images
 
 
-def read_stories(
-    classifier: "AttributeClassifier", stories: Sequence[FrozenStory], images: Sequence["Image.Image"]
-) -> list[Readings]:
-    """Read the attributes of the images of several stories, as `generate_stories` returns them."""
-    import numpy as np
-
-    from storydiffusion.storyworld.images import to_tensor
-
-    pixels = to_tensor(np.stack([np.asarray(image.convert("RGB")) for image in images]))
-    return split_by_story(stories, to_rows(classifier.read(pixels)))
-
-
-def split_by_story(stories: Sequence[FrozenStory], panels: Sequence[Shown]) -> list[list[Shown]]:
+def split_by_story(stories: Sequence[BenchmarkStory], panels: Sequence[Shown]) -> list[list[Shown]]:
     """Split a sequence over the panels of all stories into one list per story."""
     rest = iter(panels)
     return [[next(rest) for _ in story.panels] for story in stories]

@@ -7,7 +7,7 @@ true frame. Place error has no value for clips in which the scenery passes by. L
 features of the model's own image encoder.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,10 +24,11 @@ from storydiffusion.evaluation.benchmarks.benchmark import (
 )
 from storydiffusion.evaluation.benchmarks.held_out import HeldOutClip, find_edition, sample_held_out
 from storydiffusion.evaluation.benchmarks.methods import METHODS, NEED_TRUTH
-from storydiffusion.evaluation.metrics.registry import compute_metrics, get_attribute
+from storydiffusion.evaluation.metrics.registry import compute_metrics
 from storydiffusion.loaders.checksums import compute_part_checksums
 from storydiffusion.loaders.resolve import ResolvedModel, get_video_config
 from storydiffusion.loaders.video import load_image_encoder
+from storydiffusion.storyworld.scene import split_label
 from storydiffusion.storyworld.truth import LOOKS
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Readers:
     encoder: "ImageEncoder"
 
 
-def get_settings(config: InferConfig) -> dict[str, Any]:
+def get_settings(config: InferConfig, model: ResolvedModel) -> dict[str, Any]:
     """Return the settings that only this benchmark depends on; `weights` are checksums."""
     video = asdict(get_video_config(config.model))
     parts = {name: video.pop(name) for name in ("motion_adapter", "predictor", "image_encoder")}
@@ -102,7 +103,7 @@ def load_benchmark(config: InferConfig, model: ResolvedModel, out: Path) -> Benc
             "Perceptual, place and pixel error are over the frames between the boundary frames. LPIPS and CLIPSIM use "
             "the model's own small image encoder, not comparable with those of other encoders. The paper takes less "
             "change as better; a static clip would be best in all four.",
-            describe_accuracy({name: share for name, share in accuracy.items() if get_attribute(name) in KEPT}),
+            describe_accuracy({name: share for name, share in accuracy.items() if split_label(name)[0] in KEPT}),
         ],
         [item.group for item in clips],
     )
@@ -179,17 +180,16 @@ def collect_truth(
 
 def get_kept_labels(item: HeldOutClip) -> dict[str, str]:
     """Return the attributes that all frames of a clip share."""
-    return {name: value for name, value in item.get_labels(0).items() if get_attribute(name) in KEPT}
+    return {name: value for name, value in item.get_labels(0).items() if split_label(name)[0] in KEPT}
 
 
 def read_frames(classifier: "AttributeClassifier", frames: "np.ndarray") -> list[dict[str, str]]:
     """Return the attributes that each frame shows, uint8 (F, H, W, 3)."""
+    from storydiffusion.storyworld.edition import get_edition
     from storydiffusion.storyworld.images import to_tensor
-    from storydiffusion.storyworld.scene import existing_labels
-    from storydiffusion.storyworld.stories import existing
 
-    keep: Callable[[Mapping[str, str]], dict[str, str]] = existing if classifier.edition == 1 else existing_labels
-    return [keep(row) for row in to_rows(classifier.read(to_tensor(frames)))]
+    fit = get_edition(classifier.edition).fit_reading
+    return [fit(row, {}) for row in to_rows(classifier.read(to_tensor(frames)))]
 
 
 def find_boxes(item: HeldOutClip, frames: "np.ndarray") -> dict[str, Any]:

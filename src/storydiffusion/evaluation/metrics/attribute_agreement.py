@@ -1,11 +1,14 @@
 """Agreement of a story's images with each other and with their prompts, by the attributes that a classifier reads.
 
 A reading holds the attributes of one image, attribute → value. An attribute that does not exist in the image (the color
-of a hat that the character does not wear) is absent from the reading.
+of a hat that the character does not wear) is absent from the reading. In StoryWorld's second edition, an attribute has
+a label for each character: kind_1, kind_2.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
+
+from storydiffusion.storyworld.scene import split_label
 
 Reading = Mapping[str, str]
 
@@ -36,19 +39,19 @@ def consistency(readings: Sequence[Reading], attributes: Collection[str], reach:
 def alignment(
     readings: Sequence[Reading], prompted: Sequence[Mapping[str, str]], attributes: Collection[str]
 ) -> float | None:
-    """Return the share of prompted values that are read again, in [0, 1], over all images and `attributes`.
+    """Return the share of prompted values that are read again, in [0, 1], over all images, characters and `attributes`.
 
     Args:
-        prompted: the attributes that the prompt of each image names, attribute → value.
+        prompted: what the prompt of each image names, label → value.
 
     Returns:
         None where no prompt names any of `attributes`.
     """
     right = [
-        reading.get(name) == expected[name]
+        reading.get(label) == value
         for reading, expected in zip(readings, prompted, strict=True)
-        for name in attributes
-        if name in expected
+        for label, value in expected.items()
+        if split_label(label)[0] in attributes
     ]
     return sum(right) / len(right) if right else None
 
@@ -56,8 +59,9 @@ def alignment(
 def named_alignment(
     readings: Sequence[Reading], prompted: Sequence[Mapping[str, str]], excluded: Collection[str]
 ) -> float | None:
-    """Return the alignment of those attributes that a story's prompts name, except `excluded`."""
-    return alignment(readings, prompted, sorted(set(prompted[0]) - set(excluded)))
+    """Return the alignment of all attributes that prompts name, except `excluded`."""
+    named = {split_label(label)[0] for expected in prompted for label in expected}
+    return alignment(readings, prompted, named - set(excluded))
 
 
 def early_end(reading: Reading, start: Mapping[str, str], end: Mapping[str, str]) -> float | None:

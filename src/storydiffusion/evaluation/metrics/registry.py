@@ -3,7 +3,8 @@
 To add a metric, write a pure function in this folder and one entry here. Each entry names the evidence that the
 function takes; whoever has that evidence about an item (an image, a story, a clip, a set of clips) gets the metric:
 
-    readings, prompted          attributes read from each image, and those expected: attribute → value
+    readings, prompted          attributes read from each image, and those expected: label → value
+    named                       as prompted, where parts of the attire, moods and sides are measured one by one, too
     open_attributes             attributes of the character that no prompt names
     image_embeddings            (P, D), with text_embeddings (P, D) of the prompts, and the index pairs to compare
     crop_embeddings, crop_pairs the same for the crops around characters; dreamsim_embeddings, dreamsim_pairs likewise
@@ -39,7 +40,13 @@ from storydiffusion.evaluation.metrics.embeddings import (
 from storydiffusion.evaluation.metrics.emotion import emotion_hits, emotion_scores, emotion_scores_of_two
 from storydiffusion.evaluation.metrics.frechet import frechet_distance
 from storydiffusion.evaluation.metrics.optical_flow import relative_flow
-from storydiffusion.storyworld.scene import SCENE_LABELS
+from storydiffusion.evaluation.metrics.scene_agreement import (
+    hat_alignment,
+    looks_kept_apart,
+    pair_alignment,
+    value_alignment,
+)
+from storydiffusion.storyworld.scene import MOODS, SCENE_LABELS, split_label
 from storydiffusion.storyworld.truth import ATTRIBUTES, LOOKS
 
 Item = Literal["image", "story", "clip", "set"]
@@ -91,17 +98,12 @@ def _attribute_metric(item: Item, label: str, *attributes: str) -> Metric:
     return Metric(label, item, "higher", unit, ("readings", "prompted"), compute)
 
 
-def get_attribute(label: str) -> str:
-    """Return the attribute of an edition's label: `kind` of kind_1, the kind of an image's first character."""
-    return label.removesuffix("_1").removesuffix("_2")
+def _named_metric(label: str, compute: Callable[..., Any]) -> Metric:
+    return Metric(label, "story", "higher", "share of images", ("readings", "named"), compute)
 
 
-def _labels(*attributes: str) -> tuple[str, ...]:
-    """Return the labels of both editions for these attributes."""
-    return tuple(label for label in dict.fromkeys((*ATTRIBUTES, *SCENE_LABELS)) if get_attribute(label) in attributes)
-
-
-PROBED_ATTRIBUTES = tuple(dict.fromkeys(map(get_attribute, (*ATTRIBUTES, *SCENE_LABELS))))
+NOT_ATTIRE = (*PROMPTED_ATTRIBUTES, "object", "characters", "mood", "side")
+PROBED_ATTRIBUTES = tuple(dict.fromkeys(split_label(label)[0] for label in (*ATTRIBUTES, *SCENE_LABELS)))
 """The attributes of both editions of StoryWorld"""
 
 
@@ -124,9 +126,32 @@ METRICS: dict[str, Metric] = {
     **{name: _attribute_metric("story", name, name) for name in (*PROMPTED_ATTRIBUTES, "object")},
     "named_attire": Metric(
         "named attire", "story", "higher", "share of images", ("readings", "prompted"),
-        partial(named_alignment, excluded=(*PROMPTED_ATTRIBUTES, "object")),
+        partial(named_alignment, excluded=NOT_ATTIRE),
     ),
     "named_shirt": _attribute_metric("story", "named shirt", "shirt"),
+    **{
+        f"named_{name}": _named_metric(f"named {label}", partial(alignment, attributes=(name,)))
+        for name, label in (
+            ("pattern", "pattern"), ("bottom", "bottom"), ("tone", "tone"), ("hair", "hair"),
+            ("accessory", "accessory"), ("hat_color", "hat, color"),
+        )
+    },
+    "named_hat": _named_metric("named hat, shape and color", hat_alignment),
+    "named_no_hat": _named_metric("named absence of a hat", partial(value_alignment, attribute="hat", value="none")),
+    "side": _named_metric("named side", partial(alignment, attributes=("side",))),
+    "mood": _named_metric("named mood", partial(alignment, attributes=("mood",))),
+    **{
+        f"mood_{mood}": _named_metric(f"named mood, {mood}", partial(value_alignment, attribute="mood", value=mood))
+        for mood in MOODS
+    },
+    "characters": _named_metric("number of characters", partial(alignment, attributes=("characters",))),
+    "empty": _named_metric("empty places", partial(value_alignment, attribute="characters", value="0")),
+    "pair_kinds": _named_metric("two characters, both kinds", partial(pair_alignment, attributes=("kind",))),
+    "pair_sides": _named_metric("two characters, both sides", partial(pair_alignment, attributes=("side",))),
+    "pair_kinds_and_sides": _named_metric(
+        "two characters, both kinds and sides", partial(pair_alignment, attributes=("kind", "side"))
+    ),
+    "pair_looks": _named_metric("two characters, looks kept apart", looks_kept_apart),
     "text_image_similarity": Metric(
         "text-image similarity", "image", "higher", "cosine", ("image_embeddings", "text_embeddings"), cosines,
         "encoder",
@@ -184,24 +209,24 @@ METRICS: dict[str, Metric] = {
         "relative motion", "clip", "reference", "× reference", ("flow", "reference_flow"), relative_flow,
         "optical_flow", static=0,
     ),
-    **{name: _attribute_metric("clip", name, *_labels(name)) for name in FRAME_ATTRIBUTES},
+    **{name: _attribute_metric("clip", name, name) for name in FRAME_ATTRIBUTES},
     **{
-        f"frame_{name}": _attribute_metric("clip", f"{name.replace('_', ' ')} of frames", *_labels(name))
+        f"frame_{name}": _attribute_metric("clip", f"{name.replace('_', ' ')} of frames", name)
         for name in PROBED_ATTRIBUTES
         if name not in FRAME_ATTRIBUTES
     },
-    "frame_looks": _attribute_metric("clip", "looks and mood of frames", *_labels(*LOOKS, "mood")),
+    "frame_looks": _attribute_metric("clip", "looks and mood of frames", *LOOKS, "mood"),
     "middle_action": Metric(
         "action in the middle", "clip", "higher", "share of frames", ("middle_readings", "reference_middle_readings"),
-        partial(alignment, attributes=_labels("action")),
+        partial(alignment, attributes=("action",)),
     ),
     "central_action": Metric(
         "action of the central frame", "clip", "higher", "share of frames", ("central_readings", "central_labels"),
-        partial(alignment, attributes=_labels("action")),
+        partial(alignment, attributes=("action",)),
     ),
     "boundary_attributes": Metric(
         "attributes of the boundary frames", "clip", "higher", "share of frames",
-        ("boundary_readings", "boundary_labels"), partial(alignment, attributes=_labels(*PROBED_ATTRIBUTES)),
+        ("boundary_readings", "boundary_labels"), partial(alignment, attributes=PROBED_ATTRIBUTES),
     ),
     "boundary_perceptual_error": Metric(
         "perceptual error of the boundary frames", "clip", "lower", "distance",

@@ -1,0 +1,76 @@
+"""Agreement of single images with what their prompts name: parts of the attire, moods, sides, and two characters.
+
+Readings and prompts are label → value, of either edition of StoryWorld; characters have the same numbers in both. Every
+function takes one reading and one prompt per image, and returns a share in [0, 1], or None where no prompt names the
+thing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from storydiffusion.evaluation.metrics.attribute_agreement import Reading, alignment
+from storydiffusion.storyworld.scene import split_label
+from storydiffusion.storyworld.truth import LOOKS
+
+Prompted = Mapping[str, str]
+
+
+def value_alignment(readings: Sequence[Reading], named: Sequence[Prompted], attribute: str, value: str) -> float | None:
+    """Return the share of those places where prompts name this value of an attribute and images show it."""
+    asked = [{label: each for label, each in one.items() if each == value} for one in named]
+    return alignment(readings, asked, (attribute,))
+
+
+def hat_alignment(readings: Sequence[Reading], named: Sequence[Prompted]) -> float | None:
+    """Return the share of named hats, without "no hat", whose shape and color are both right."""
+    right = [
+        all(reading.get(part) == one[part] for part in (label, label.replace("hat", "hat_color")))
+        for reading, one in zip(readings, named, strict=True)
+        for label, value in one.items()
+        if split_label(label)[0] == "hat" and value != "none"
+    ]
+    return _share(right)
+
+
+def pair_alignment(readings: Sequence[Reading], named: Sequence[Prompted], attributes: Sequence[str]) -> float | None:
+    """Return the share of images of two characters that show both, each with its named values of all `attributes`.
+
+    Images count whose prompts name all `attributes` of both.
+    """
+    right = []
+    for reading, one in _pairs(readings, named):
+        labels = [f"{name}_{slot}" for name in attributes for slot in (1, 2)]
+        if all(label in one for label in labels):
+            right.append(reading["characters"] == "2" and all(reading.get(each) == one[each] for each in labels))
+    return _share(right)
+
+
+def looks_kept_apart(readings: Sequence[Reading], named: Sequence[Prompted]) -> float | None:
+    """Return the share of images of two characters in which no named look of one is shown by the other.
+
+    The value v that the prompt names of one passes to the other if the other shows v, and either the prompt names
+    another value for that one, or it names none and the first does not show v. Looks are all but the kind: tone, hair
+    and attire. Images count whose prompts name a look that could pass.
+    """
+    right = []
+    for reading, one in _pairs(readings, named):
+        given = [(name, own, 3 - own) for name in LOOKS[1:] for own in (1, 2) if f"{name}_{own}" in one]
+        could = [each for each in given if one[f"{each[0]}_{each[1]}"] != one.get(f"{each[0]}_{each[2]}")]
+        if could:
+            right.append(not any(_passes(reading, one, *each) for each in could))
+    return _share(right)
+
+
+def _passes(reading: Reading, one: Prompted, name: str, own: int, other: int) -> bool:
+    """Return whether the named look of character `own` is shown by the other, which the prompt does not ask for."""
+    value = one[f"{name}_{own}"]
+    is_asked_otherwise = f"{name}_{other}" in one
+    return reading.get(f"{name}_{other}") == value and (is_asked_otherwise or reading.get(f"{name}_{own}") != value)
+
+
+def _pairs(readings: Sequence[Reading], named: Sequence[Prompted]) -> list[tuple[Reading, Prompted]]:
+    """Return the images whose prompts name two characters."""
+    return [(reading, one) for reading, one in zip(readings, named, strict=True) if one.get("characters") == "2"]
+
+
+def _share(right: Sequence[bool]) -> float | None:
+    return sum(right) / len(right) if right else None
