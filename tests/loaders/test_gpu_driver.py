@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from storydiffusion.errors import UserError
+from storydiffusion.loaders.devices import choose_device
 from storydiffusion.loaders.gpu_driver import check_gpu_driver
-from storydiffusion.loaders.resolve import choose_device
 from storydiffusion.training.distributed import build_strategy
 from tests.helpers.video_model import composed
 

@@ -1,14 +1,16 @@
 import json
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from storydiffusion.config import ModelConfig
+from storydiffusion.config.model import load_model_config
 from storydiffusion.errors import UserError
-from storydiffusion.loaders.resolve import find_weights, read_origin, resolve_model
+from storydiffusion.loaders.resolve import read_origin, resolve_model
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.loaders.text_to_image import load_story_model
 
@@ -19,11 +21,9 @@ PARTS_WEIGHTS = {
 
 
 def config(path, **changes) -> ModelConfig:
-    base = ModelConfig(
-        name="tiny", path=str(path), revision=None, dtype="float32", device="cpu", offload="none", scheduler="model",
-        steps=4, guidance_scale=3.0, height=64, width=64,
-    )  # fmt: skip
-    return replace(base, **changes)
+    """Return the settings of a tiny model: those of conf/model/sd15.yaml, smaller and on the CPU."""
+    small: dict[str, Any] = {"dtype": "float32", "device": "cpu", "steps": 4, "height": 64, "width": 64}
+    return replace(load_model_config("sd15"), path=str(path), revision=None, scheduler="model", **{**small, **changes})
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_image_encoders_and_other_riches_of_a_folder_are_left_alone(folder):
     (folder / "image_encoder").mkdir()
     (folder / "image_encoder" / "model.safetensors").write_bytes(b"not even looked at")
     assert load_story_model(resolve_model(config(folder))).pipe.image_encoder is None
-    assert set(find_weights(folder)) == set(PARTS_WEIGHTS.values())
+    assert set(resolve_model(config(folder)).weights) == set(PARTS_WEIGHTS.values())
 
 
 def test_the_origin_is_what_the_folder_says(folder):

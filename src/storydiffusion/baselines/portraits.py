@@ -170,9 +170,11 @@ def _generate(model: StoryModel, config: InferConfig, wanted: Sequence[Portrait]
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.pipelines.conditioning import text_conditions
     from storydiffusion.pipelines.panels import generate_panels
+    from storydiffusion.pipelines.story import get_sampling_defaults
 
     prompts, negative_prompts = zip(*((one.prompt.prompt, one.prompt.negative_prompt) for one in wanted), strict=True)
     arguments = {
+        **get_sampling_defaults(config.model),
         **text_conditions(model.pipe, prompts, negative_prompts).arguments,
         "num_inference_steps": config.steps,
         "guidance_scale": config.guidance_scale,
@@ -184,7 +186,9 @@ def _generate(model: StoryModel, config: InferConfig, wanted: Sequence[Portrait]
 
 
 def _digest(config: InferConfig, portrait: Portrait, weights: Mapping[str, str]) -> str:
-    sampling = [config.model.scheduler, config.steps, config.guidance_scale, config.height, config.width]
+    sampling: list[Any] = [config.model.scheduler, config.steps, config.guidance_scale, config.height, config.width]
+    if config.model.additions:
+        sampling.append(config.model.additions)
     inputs = [portrait.prompt.prompt, portrait.prompt.negative_prompt, portrait.seed]
     return hashlib.sha256(json.dumps([sampling, inputs, dict(weights)], sort_keys=True).encode()).hexdigest()
 

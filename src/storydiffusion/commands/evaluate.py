@@ -25,7 +25,7 @@ from storydiffusion.evaluation.networks import (
 )
 from storydiffusion.files.atomic import write_atomically
 from storydiffusion.files.checksums import compute_folder_sha256, compute_sha256
-from storydiffusion.loaders.resolve import choose_device
+from storydiffusion.loaders.devices import choose_device
 from storydiffusion.loaders.sources import OPEN_CLIP_SCHEME, package_path
 from storydiffusion.output.folder_lock import own_folder
 

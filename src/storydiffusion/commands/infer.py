@@ -26,6 +26,7 @@ from storydiffusion.output.folder_lock import own_folder
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, installed_versions
 from storydiffusion.output.typefaces import check_fonts
 from storydiffusion.story import Story, load_story
+from storydiffusion.story.poses import check_poses
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -48,6 +49,8 @@ def generate_story(config: InferConfig) -> None:
     """Generate what the run folder lacks: panels and page, then the video, then the report."""
     story = read_story(config)
     check_fonts(config.font or ())
+    if config.frames is None:
+        check_poses(story, config.model.controlnet is not None)
     model = resolve_model(config.model)
     video, no_video = plan_video(config, model)
     if config.retake is not None or config.extend:
@@ -166,6 +169,8 @@ def plan_manifest(config: InferConfig, model: ResolvedModel, story: Story, video
     from storydiffusion.files.checksums import compute_sha256
 
     script: dict[str, Any] = asdict(story) | {"images": [compute_sha256(file) for file in config.frames or ()]}
+    if poses := [panel.pose for panel in story.panels if panel.pose]:
+        script["poses"] = [compute_sha256(file) for file in poses]
     script["portraits"] = list(compute_portrait_checksums(config, story).values())
     if config.font:
         script["fonts"] = [compute_sha256(file) for file in config.font]
@@ -211,7 +216,7 @@ def generate_panels(
     from storydiffusion.loaders.text_to_image import load_story_model
     from storydiffusion.output.run_folder import describe_panels
     from storydiffusion.pipelines.panel_keys import find_computed, plan_panels
-    from storydiffusion.pipelines.story import StoryPipeline
+    from storydiffusion.pipelines.story import StoryPipeline, get_sampling_defaults
 
     plan = plan_panels(config, story, run.manifest, resolved.folder)
     images = run.kept_images(plan)
@@ -226,7 +231,7 @@ def generate_panels(
         return warn_of_words(resolved, story), None
     announce(f"the model {config.model.name} from {config.model.path}")
     model = load_story_model(resolved)
-    pipe = StoryPipeline(model.pipe)
+    pipe = StoryPipeline(model.pipe, get_sampling_defaults(config.model))
     clock = time.perf_counter()
     remarks = warn_of_words(resolved, story)
     conditions = build_story_conditions(config, story, model, run.path, run.manifest.weights)
@@ -276,6 +281,8 @@ def generate_video(
         "schedulers": [config.model.scheduler, video.scheduler],
         "boundary_attention": video.boundary_attention,
     }
+    if config.model.additions:
+        made_by["additions"] = config.model.additions
     if video.sparse_control is not None:
         made_by["sparse_control_scale"] = video.sparse_control.scale
     render_video(

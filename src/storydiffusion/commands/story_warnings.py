@@ -39,6 +39,7 @@ def warn_of_words(model: ResolvedModel, story: Story) -> Settings:
 
     remarks: Settings = {}
     tokenizer = load_tokenizer(model.folder)
+    tokenizer.add_tokens(list(model.added.textual_inversion))
     if unknown := find_unknown_words(tokenizer, story):
         hints = ", ".join(suggest_words(word, model) for word in unknown)
         print(f"warning: the model does not know these words of the prompts: {hints}", file=sys.stderr)

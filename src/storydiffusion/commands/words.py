@@ -8,7 +8,7 @@ from storydiffusion.config import ModelConfig
 from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import read_edition
-from storydiffusion.loaders.sources import find_model_folder
+from storydiffusion.loaders.sources import INDEX_FILES, find_model_folder
 
 WIDTH = 100
 
@@ -37,7 +37,7 @@ def choose_edition(config: WordsConfig) -> int:
     """Return the edition to list. Raises UserError for a model that was not trained on StoryWorld."""
     if config.edition is not None:
         return config.edition
-    edition = read_edition(find_model_folder(config.model.path, config.model.revision))
+    edition = read_edition(find_model_folder(config.model.path, config.model.revision, files=INDEX_FILES))
     if edition is None:
         raise UserError(
             f"model={config.model.name} was not trained on StoryWorld and takes any words: "

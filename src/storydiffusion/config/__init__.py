@@ -7,7 +7,7 @@ conf/ holds the values, this folder the types and checks. It imports nothing hea
 from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig
 from storydiffusion.config.infer import CSAConfig, InferConfig, StoriesBenchmark, TransitionsBenchmark
 from storydiffusion.config.loading import closest_key, flat, keys, load
-from storydiffusion.config.model import ModelConfig, SparseControlConfig, VideoConfig
+from storydiffusion.config.model import FreeUConfig, ModelConfig, SparseControlConfig, VideoConfig
 from storydiffusion.config.slurm_resources import register_slurm_resolver
 from storydiffusion.config.train import (
     DataConfig,
@@ -24,6 +24,7 @@ from storydiffusion.config.train import (
 __all__ = [
     "CSAConfig",
     "DataConfig",
+    "FreeUConfig",
     "IPAdapterConfig",
     "InferConfig",
     "LoggerConfig",

@@ -219,6 +219,8 @@ class InferConfig:
             raise UserError("frames needs a video, but video=off: leave out one of them")
         if self.baseline is not None:
             self.baseline = load_baseline_config(self.baseline)
+        if self.baseline is not None and self.model.controlnet is not None:
+            raise UserError("a baseline takes no ControlNet: leave out model.controlnet or baseline")
         if self.benchmark is not None:
             self._load_benchmark()
         self._check_source()
@@ -276,6 +278,8 @@ class InferConfig:
             raise UserError("a benchmark generates its own images: leave out frames or benchmark")
         if self.negative is not None:
             raise UserError("a benchmark has prompts of its own, none negative: leave out negative or benchmark")
+        if self.model.controlnet is not None:
+            raise UserError("a benchmark's stories have no poses: leave out model.controlnet or benchmark")
         if self.baseline is not None and self.baseline.portraits is not None:
             raise UserError("a benchmark generates its own portraits: leave out baseline.portraits or benchmark")
         self.benchmark = load_choice(BENCHMARKS, self.benchmark, "benchmark", by="kind")

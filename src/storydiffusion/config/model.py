@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -9,11 +10,18 @@ from storydiffusion.config.loading import check_choice, check_range, check_sampl
 from storydiffusion.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "model"
+MOST_SKIPPED = 11  # a CLIP text encoder of Stable Diffusion 1.5 has 12 layers
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OFFLOADS = ("none", "model", "sequential")
 VIDEO_SCHEDULERS = ("model", "animatediff")
 BOUNDARY_FRAMES = ("auto", "clamped", "noised", "free")
+ADDITIONS = (
+    "variant", "single_file", "vae", "lora", "textual_inversion", "controlnet", "guidance_rescale", "clip_skip",
+    "freeu",
+)  # fmt: skip
+UNCHANGED = (None, 0.0, "auto", {})
+"""values of `ModelConfig.additions` that leave the model as it is"""
 
 
 @dataclasses.dataclass
@@ -53,6 +61,20 @@ class VideoConfig:
 
 
 @dataclasses.dataclass
+class FreeUConfig:
+    """FreeU [Si et al. 2024]: factors of skip connections (s) and backbone features (b) in up blocks 1 and 2."""
+
+    s1: float
+    s2: float
+    b1: float
+    b2: float
+
+    def __post_init__(self) -> None:
+        for name in ("s1", "s2", "b1", "b2"):
+            check_range(f"model.freeu.{name}", getattr(self, name), 0, 10)
+
+
+@dataclasses.dataclass
 class ModelConfig:
     """conf/model/*.yaml: the text-to-image model, its device and its sampling defaults.
 
@@ -70,6 +92,16 @@ class ModelConfig:
     guidance_scale: float
     height: int
     width: int
+    variant: str | None  # of the weights files, such as fp16 in *.fp16.safetensors; auto: fp16 for float16
+    single_file: str | None  # .safetensors or .ckpt whose weights replace those of `path`
+    vae: str | None  # folder, file or hub id of another VAE
+    lora: dict[str, float] | None  # file → scale
+    textual_inversion: dict[str, str] | None  # word → file
+    controlnet: str | None  # folder or hub id, for the pose maps of a story's panels
+    controlnet_scale: float  # of its residuals
+    guidance_rescale: float  # 0: none
+    clip_skip: int | None  # last layers of the text encoder to leave out
+    freeu: FreeUConfig | None
     video: VideoConfig | None = None  # null: images only
 
     def __post_init__(self) -> None:
@@ -77,8 +109,23 @@ class ModelConfig:
         check_choice("model.device", self.device, DEVICES)
         check_choice("model.offload", self.offload, OFFLOADS)
         check_sampling("model.", self)
+        check_range("model.guidance_rescale", self.guidance_rescale, 0, 1)
+        check_range("model.controlnet_scale", self.controlnet_scale, 0, 10)
+        if self.controlnet is not None and self.guidance_rescale:
+            raise UserError("model.guidance_rescale does not work with a ControlNet: set it to 0, or controlnet=null")
+        if self.clip_skip is not None:
+            check_range("model.clip_skip", self.clip_skip, 1, MOST_SKIPPED)
+        for file, scale in (self.lora or {}).items():
+            check_range(f"model.lora: the scale of {file},", scale, -10, 10)
         if self.device in ("cpu", "mps") and self.offload != "none":
             raise UserError(f"model.offload={self.offload} needs model.device=cuda: set model.offload=none")
+
+    @property
+    def additions(self) -> dict[str, Any]:
+        """What is set of the keys that change the model or its sampling beyond scheduler and guidance."""
+        found = {name: getattr(self, name) for name in ADDITIONS}
+        set_ones = {name: value for name, value in found.items() if value not in UNCHANGED}
+        return {n: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for n, v in set_ones.items()}  # type: ignore[arg-type]
 
 
 def load_model_config(name: str) -> ModelConfig:

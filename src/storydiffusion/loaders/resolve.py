@@ -10,15 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storydiffusion.config import ModelConfig, VideoConfig
+from storydiffusion.config import FreeUConfig, ModelConfig, VideoConfig
 from storydiffusion.config.model import load_model_config
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.files.json_file import read_object
+from storydiffusion.loaders.added_files import AddedFiles, check_file, find_added_files
 from storydiffusion.loaders.boundary_frames import choose_boundary_frames, read_boundary_frame_prob
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums, get_part_key
-from storydiffusion.loaders.gpu_driver import check_gpu_driver
+from storydiffusion.loaders.devices import choose_device, choose_dtype
 from storydiffusion.loaders.schedulers import check_scheduler
-from storydiffusion.loaders.sources import find_model_folder, package_path
+from storydiffusion.loaders.sources import CONFIG_FILES, INDEX_FILES, find_model_folder, package_path
+from storydiffusion.loaders.variants import choose_variant, find_variant, want_variant
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +42,16 @@ class ResolvedModel:
         folder: the local folder in diffusers' format.
         origin: what the weights are: `pretrained`, `miniature` (trained on drawn images only) or `random`.
         weights: files of the weights that generate a story, by their names in the folder (`unet/….safetensors`).
+        added: files beside the folder.
+        variants: part → variant of its weights files, such as `fp16`; None: the full ones.
     """
 
     config: ModelConfig
     folder: Path
     origin: str
     weights: Mapping[str, Path]
+    added: AddedFiles
+    variants: Mapping[str, str | None]
 
     @cached_property
     def checksums(self) -> dict[str, str]:
@@ -95,8 +101,17 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
             truncated.
     """
     check_scheduler(config.scheduler)
-    folder = find_model_folder(config.path, config.revision)
-    return ResolvedModel(config, folder, read_origin(folder), find_weights(folder))
+    added = find_added_files(config)
+    if added.single_file is not None:
+        folder = find_model_folder(config.path, config.revision, files=CONFIG_FILES)
+        return ResolvedModel(config, folder, "pretrained", added.weights, added, {})
+    folder = find_model_folder(config.path, config.revision, lambda: want_variant(config))
+    parts = [part for part in find_parts(folder) if part != "vae" or added.vae is None]
+    variants = {part: choose_variant(folder / part, config) for part in parts}
+    weights = {f"{part}/{file.name}": file for part in parts for file in find_variant(folder / part, variants[part])}
+    for file in weights.values():
+        check_file(file)
+    return ResolvedModel(config, folder, read_origin(folder), weights | added.weights, added, variants)
 
 
 def resolve_pretrained(
@@ -113,20 +128,26 @@ def resolve_pretrained(
         config: the file of conf/model; None chooses it by what the folder contains.
         video: settings of the video model that replace the defaults; folders motion_adapter/, predictor/ and
             image_encoder/ in the model's folder do so as well.
-        changes: fields of `ModelConfig`, such as `device` and `dtype`; None leaves the default.
+        changes: fields of `ModelConfig`, such as `device`, `dtype` and `lora`; None leaves the default.
 
     Raises:
         UserError: no such model, or a wrong setting.
     """
-    folder = find_model_folder(str(path), revision)
+    folder = find_model_folder(str(path), revision, files=INDEX_FILES)
     defaults = load_model_config(config or _choose_defaults(folder))
-    given: dict[str, Any] = {
-        name: str(value).removeprefix("torch.") for name, value in changes.items() if value is not None
-    }
+    known = {field.name for field in fields(ModelConfig)} - {"name", "path", "revision", "video"}
+    if unknown := sorted(changes.keys() - known):
+        raise UserError(f"a model has no setting {unknown[0]!r}: choose among {', '.join(sorted(known))}")
+    given: dict[str, Any] = {name: _spell(value) for name, value in changes.items() if value is not None}
     if defaults.video is not None:
         parts = {name: str(folder / name) for name in VIDEO_PARTS if (folder / name).is_dir()}
         given["video"] = replace(defaults.video, **{**parts, **_check_names(video or {})})
     return resolve_model(replace(defaults, path=str(path), revision=revision, **given))
+
+
+def _spell(value: Any) -> Any:
+    """Return paths, devices and dtypes of torch as text, as a configuration has them."""
+    return value if isinstance(value, str | float | dict | FreeUConfig) else str(value).removeprefix("torch.")
 
 
 def _check_names(video: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -183,66 +204,16 @@ def read_edition(folder: Path) -> int | None:
     return edition
 
 
-def find_weights(folder: Path) -> dict[str, Path]:
-    """Return the weights files that generate a story, name in the folder → file; each one is opened.
-
-    Raises:
-        UserError: no model folder, or a file of weights that is missing, damaged or truncated.
-    """
+def find_parts(folder: Path) -> list[str]:
+    """Return the networks that generate a story. Raises UserError for a folder without model_index.json."""
     index = read_json(folder / "model_index.json")
-    parts = [part for part in PARTS if get_class_name(index, part)]
-    return {f"{part}/{file.name}": file for part in parts for file in _find_part_weights(folder / part)}
-
-
-def _find_part_weights(folder: Path) -> list[Path]:
-    """Return the weights files of a part; safetensors checks that header and length agree."""
-    from safetensors import SafetensorError, safe_open
-
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise UserError(f"{folder} contains no *.safetensors file: use a complete model folder in that format")
-    for file in found:
-        try:
-            with safe_open(file, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged or truncated ({first_line(error)}): fetch it again") from error
-    return found
+    return [part for part in PARTS if get_class_name(index, part)]
 
 
 def get_class_name(index: Mapping[str, Any], part: str) -> str | None:
     """Return the class that model_index.json gives a part as [library, class]; None if it has no such part."""
     entry = index.get(part)
     return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-
-
-def choose_device(name: str, key: str) -> "torch.device":
-    """Return the device of that name; `auto` is CUDA if available, else the CPU. `key` is the setting that names it.
-
-    Raises:
-        UserError: a device that this machine lacks, or a GPU whose driver is too old for torch.
-    """
-    import torch
-
-    if name == "auto" or name.startswith("cuda"):
-        check_gpu_driver(f"{key}=cpu")
-
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = "cuda" if available["cuda"] else "cpu"
-    kind = torch.device(name).type
-    if not available.get(kind, True):
-        raise UserError(f"{key}={name}, but torch finds no {kind.upper()} device on this machine: set {key}=cpu")
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
-    """Return the dtype of that name; `auto` is float16 on CUDA, else float32."""
-    import torch
-
-    if name == "auto":
-        name = "float16" if device.type == "cuda" else "float32"
-    return getattr(torch, name)
 
 
 def get_video_sources(video: VideoConfig) -> dict[str, str]:

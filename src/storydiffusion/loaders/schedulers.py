@@ -86,3 +86,35 @@ def build_ddim(scheduler: Any) -> Any:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler.from_config(scheduler.config, clip_sample=False)
+
+
+@register_scheduler("dpm++")
+def build_dpm(scheduler: Any) -> Any:
+    """Return DPM-Solver++ [Lu et al. 2022] of second order; 20 to 30 steps suffice."""
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="dpmsolver++")
+
+
+@register_scheduler("euler")
+def build_euler(scheduler: Any) -> Any:
+    """Return Euler's method [Karras et al. 2022] on the probability-flow ODE."""
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler.from_config(scheduler.config)
+
+
+@register_scheduler("unipc")
+def build_unipc(scheduler: Any) -> Any:
+    """Return UniPC [Zhao et al. 2023], a predictor-corrector of second order; 10 to 20 steps suffice."""
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler.from_config(scheduler.config)
+
+
+@register_scheduler("lcm")
+def build_lcm(scheduler: Any) -> Any:
+    """Return the sampler of latent consistency models [Luo et al. 2023], for 4 to 8 steps with an LCM or its LoRA."""
+    from diffusers.schedulers.scheduling_lcm import LCMScheduler
+
+    return LCMScheduler.from_config(scheduler.config, clip_sample=False)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +13,10 @@ OPEN_CLIP_SCHEME = "open_clip://"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@.+)?")  # owner/name, or owner/name@revision
 UNUSED_PARTS = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
 """parts of a pipeline that generating a story does without: passed as None, they are neither fetched nor loaded"""
+
+INDEX_FILES = ("model_index.json", "storydiffusion.json")
+CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt")
+"""of a model folder, without weights"""
 
 
 def names_registered_encoder(source: str) -> bool:
@@ -40,8 +44,17 @@ def find_part_folder(source: str, key: str) -> Path:
     return folder
 
 
-def find_model_folder(path: str, revision: str | None) -> Path:
+def find_model_folder(
+    path: str,
+    revision: str | None,
+    variant: Callable[[], str | None] = lambda: None,
+    files: Sequence[str] | None = None,
+) -> Path:
     """Return the local folder of a model: `package://NAME`, a folder, or `owner/name` on the hub, fetched once.
+
+    Args:
+        variant: returns the variant of the weights files to fetch, called for a hub id alone; None: the full ones.
+        files: patterns of the files to fetch; None: all that generating a story needs.
 
     Raises:
         UserError: no such folder, or the hub cannot be reached.
@@ -55,7 +68,9 @@ def find_model_folder(path: str, revision: str | None) -> Path:
     looks_like_hub_id = path.count("/") == 1 and not path.startswith((".", "~", "/", os.sep))
     if not looks_like_hub_id:
         raise UserError(f"model.path={path} is no local folder: give a model folder in diffusers' format or a hub id")
-    return _download_pipeline(path, revision)
+    if files is not None:
+        return fetch_folder(f"{path}@{revision}" if revision else path, "model.path", files)
+    return _download_pipeline(path, revision, variant())
 
 
 def fetch_folder(source: str, key: str, patterns: Sequence[str]) -> Path:
@@ -86,12 +101,14 @@ def fetch_folder(source: str, key: str, patterns: Sequence[str]) -> Path:
         ) from error
 
 
-def _download_pipeline(hub_id: str, revision: str | None) -> Path:
+def _download_pipeline(hub_id: str, revision: str | None, variant: str | None) -> Path:
     import httpx
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(hub_id, revision=revision, use_safetensors=True, **UNUSED_PARTS))
+        return Path(
+            DiffusionPipeline.download(hub_id, revision=revision, variant=variant, use_safetensors=True, **UNUSED_PARTS)
+        )
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise UserError(
             f"cannot fetch model.path={hub_id} (revision {revision or 'main'}) from the hub, and it is no local "

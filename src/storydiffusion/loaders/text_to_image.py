@@ -41,10 +41,12 @@ def load_story_model(model: ResolvedModel) -> StoryModel:
         UserError: unusable weights, or a device that this machine lacks.
     """
     clock = time.perf_counter()
-    device, dtype, folder = model.device, model.dtype, model.folder
-    hide_loading_bars()
-    networks = {part: load_network(network, folder, part, dtype) for part, network in get_networks(folder).items()}
-    pipe = load_pipeline(folder, networks, dtype)
+    device, dtype = model.device, model.dtype
+    pipe = load_cpu_pipeline(model, dtype)
+    if model.added.controlnet is not None:
+        from storydiffusion.loaders.controlnet import add_controlnet
+
+        pipe = add_controlnet(pipe, model.added.controlnet, dtype)
     pipe.scheduler = build_scheduler(model.config.scheduler, pipe.scheduler)
     pipe.vae.enable_slicing()  # decodes panels one by one: the memory of one image, the same pixels
     decode_large_images_by_tiles(pipe.vae)
@@ -61,6 +63,43 @@ def decode_large_images_by_tiles(vae: Any) -> None:
     vae.enable_tiling()
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     vae.tile_sample_min_size, vae.tile_latent_min_size = LARGEST_TILE, LARGEST_TILE // factor
+
+
+def load_cpu_pipeline(model: ResolvedModel, dtype: "torch.dtype") -> Any:
+    """Load the pipeline on the CPU, with all additions and the model folder's scheduler.
+
+    Raises:
+        UserError: unusable weights, or an addition that does not fit.
+    """
+    from storydiffusion.loaders.additions import apply_additions
+
+    hide_loading_bars()
+    pipe = load_pipeline(model.folder, load_networks(model, dtype), dtype)
+    apply_additions(pipe, model)
+    return pipe
+
+
+def load_networks(model: ResolvedModel, dtype: "torch.dtype") -> dict[str, Any]:
+    """Load the networks that generate a story, by part, from the folder or from `model.single_file`.
+
+    Raises:
+        UserError: weights that are missing or do not match.
+    """
+    from storydiffusion.loaders.single_file import load_single_file, load_vae_file
+
+    classes, added, folder = get_networks(model.folder), model.added, model.folder
+    networks = {}
+    if added.vae is not None:
+        vae = classes.pop("vae")
+        is_file = added.vae.is_file()
+        networks["vae"] = (
+            load_vae_file(added.vae, vae, folder, dtype) if is_file else load_network(vae, added.vae, ".", dtype)
+        )
+    if added.single_file is not None:
+        return networks | load_single_file(added.single_file, folder, classes, dtype)
+    return networks | {
+        part: load_network(network, folder, part, dtype, model.variants[part]) for part, network in classes.items()
+    }
 
 
 def load_tokenizer(folder: Path, part: str = "tokenizer") -> Any:
@@ -96,8 +135,11 @@ def get_networks(folder: Path) -> dict[str, Any]:
     return networks
 
 
-def load_network(network: Any, folder: Path, part: str, dtype: "torch.dtype") -> Any:
+def load_network(network: Any, folder: Path, part: str, dtype: "torch.dtype", variant: str | None = None) -> Any:
     """Load one network with exactly the tensors that its config.json asks for; `part` is its folder in `folder`.
+
+    Args:
+        variant: of the weights files, such as `fp16`; None: the full ones.
 
     Raises:
         UserError: weights that are missing or do not match.
@@ -105,7 +147,7 @@ def load_network(network: Any, folder: Path, part: str, dtype: "torch.dtype") ->
     read_config(folder / part / "config.json", network)
     with report_damage(folder / part, "weights and config.json"):
         model, info = network.from_pretrained(
-            folder, subfolder=part, dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder, subfolder=part, dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
         )
     unexpected = [key for key in info["unexpected_keys"] if not key.endswith("position_ids")]  # of old CLIP files
     for problem, names in (("lack", info["missing_keys"]), ("have unexpectedly", unexpected)):

@@ -23,6 +23,7 @@ from storydiffusion.loaders.text_to_image import (
     decode_large_images_by_tiles,
     get_networks,
     hide_loading_bars,
+    load_cpu_pipeline,
     load_network,
     load_pipeline,
 )
@@ -100,11 +101,12 @@ def load_video_backbone(
     from storydiffusion.models.video_unet import SemanticVideoUNet
 
     hide_loading_bars()
-    video, folder = model.video, model.folder
-    if networks is None:
-        networks = {part: load_network(network, folder, part, dtype) for part, network in get_networks(folder).items()}
-    adapter = _load_motion_adapter(video, networks["unet"].config, dtype)
-    pipe: Any = load_pipeline(folder, networks, dtype)
+    video = model.video
+    if networks is None or model.config.additions:  # networks with additions fit tokenizers with theirs alone
+        pipe = load_cpu_pipeline(model, dtype)
+    else:
+        pipe = load_pipeline(model.folder, networks, dtype)
+    adapter = _load_motion_adapter(video, pipe.unet.config, dtype)
     decode_large_images_by_tiles(pipe.vae)
     model_scheduler = build_scheduler(model.config.scheduler, pipe.scheduler)
     return VideoModel(

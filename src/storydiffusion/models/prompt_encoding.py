@@ -61,7 +61,19 @@ def _parts(pipe: Any, name: str) -> list[Any]:
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
+    text = _spell_vectors(tokenizer, text)
     return tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+
+
+def _spell_vectors(tokenizer: Any, text: str) -> str:
+    """Write a word of several learnt vectors as all its tokens, "toy" → "toy toy_1", as diffusers does."""
+    if not any(token.endswith("_1") for token in tokenizer.added_tokens_encoder):
+        return text
+    from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
+
+    converted = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
+    assert isinstance(converted, str)
+    return converted
 
 
 def token_windows(tokenizer: Any, text: str) -> list[list[int]]:

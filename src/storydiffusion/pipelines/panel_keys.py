@@ -22,6 +22,7 @@ from torch import Tensor
 from storydiffusion.attention.consistent_self_attention import PanelGroup
 from storydiffusion.attention.variants import get_read_panels
 from storydiffusion.config import InferConfig
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.loaders.text_to_image import load_tokenizer
 from storydiffusion.models.prompt_encoding import token_windows
 from storydiffusion.output.manifest import Manifest, PanelRecord
@@ -46,7 +47,9 @@ def plan_panels(config: InferConfig, story: Story, planned: Manifest, folder: Pa
     windows = max(len(token_windows(tokenizer, text)) for prompt, negative, _ in inputs for text in (prompt, negative))
     settings = [*_describe_settings(config, planned), windows]
     sharing = replace(config.csa.build(config.seed), panels_at_once=None)  # which computes the same
-    keys = compute_keys(inputs, find_read_panels(config, story), settings, asdict(sharing))
+    poses = [[compute_sha256(panel.pose)] if panel.pose else [] for panel in story.panels]
+    with_poses = [[*each, *pose] for each, pose in zip(inputs, poses, strict=True)]
+    keys = compute_keys(with_poses, find_read_panels(config, story), settings, asdict(sharing))
     return tuple(
         PanelRecord("", prompt, negative, panel.caption, seed, "", key)
         for (prompt, negative, seed), panel, key in zip(inputs, story.panels, keys, strict=True)

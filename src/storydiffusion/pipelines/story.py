@@ -6,7 +6,8 @@ output.page.save("page.png")
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,9 @@ from storydiffusion.loaders.text_to_image import load_story_model
 from storydiffusion.models.prompt_encoding import unknown_words
 from storydiffusion.pipelines.conditioning import Conditions, select_panels, text_conditions
 from storydiffusion.pipelines.panels import StepCallback, generate_panels, panel_seeds, shared_characters, view_panels
+from storydiffusion.pipelines.poses import posed_panels_only
 from storydiffusion.story import Story, load_story, panel_prompts
+from storydiffusion.story.poses import check_poses, has_poses, read_poses
 
 OUTPUT_TYPES = ("pil", "np")
 
@@ -96,6 +99,7 @@ class StoryPipeline:
         offload: str | None = None,
         scheduler: str | None = None,
         config: str | None = None,
+        **settings: Any,
     ) -> "StoryPipeline":
         """Load a pipeline; an argument of None takes the default of conf/model.
 
@@ -107,13 +111,13 @@ class StoryPipeline:
             offload: `none`, `model` or `sequential`; the latter two need CUDA.
             scheduler: `model`, the one in the folder, `ddim`, or another name of `SCHEDULERS`.
             config: a file of conf/model to take defaults from, such as `sdxl`; None chooses it by the model's class.
+            settings: further ones of conf/model, such as `single_file`, `vae`, `lora` and `controlnet`.
 
         Raises:
             UserError: no such model, hub out of reach, unusable weights, or a device that this machine lacks.
         """
-        return cls.from_model(
-            resolve_pretrained(path, config, revision, device=device, dtype=dtype, offload=offload, scheduler=scheduler)
-        )
+        settings |= {"device": device, "dtype": dtype, "offload": offload, "scheduler": scheduler}
+        return cls.from_model(resolve_pretrained(path, config, revision, **settings))
 
     @classmethod
     def from_model(cls, model: ResolvedModel) -> "StoryPipeline":
@@ -177,34 +181,48 @@ class StoryPipeline:
         characters = [panel.characters for panel in story.panels]
         seeds = panel_seeds(seed, characters, noise, [panel.seed for panel in story.panels])
         conditions = conditions or text_conditions(self.pipe, prompts, negative_prompts)
-        given = {
+        given: dict[str, Any] = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "height": height,
             "width": width,
         }
-        may_share, views = shared_characters(characters), None
+        may_share, views, shown = shared_characters(characters), None, story
         if panels is not None:
             conditions, views = select_panels(conditions, len(seeds), panels), view_panels(len(seeds), panels)
             may_share = may_share[list(panels)][:, list(panels)]
-        images = generate_panels(
-            self.pipe,
-            {
-                **self.defaults,
-                **{name: value for name, value in given.items() if value is not None},
-                **conditions.arguments,
-                **arguments,
-                "output_type": output_type,
-            },
-            seeds if panels is None else [seeds[panel] for panel in panels],
-            replace(csa or ConsistentSelfAttentionConfig(), seed=seed),
-            may_share,
-            start,
-            callback_on_step_end,
-            conditions.at_step_end,
-            views,
-        )
+            shown = replace(story, panels=tuple(story.panels[panel] for panel in panels))
+        sampling = self.defaults | {name: value for name, value in given.items() if value is not None}
+        with self._poses(shown, (sampling["width"], sampling["height"])) as poses:
+            images = generate_panels(
+                self.pipe,
+                {
+                    **sampling,
+                    **poses,
+                    **conditions.arguments,
+                    **arguments,
+                    "output_type": output_type,
+                },
+                seeds if panels is None else [seeds[panel] for panel in panels],
+                replace(csa or ConsistentSelfAttentionConfig(), seed=seed),
+                may_share,
+                start,
+                callback_on_step_end,
+                conditions.at_step_end,
+                views,
+            )
         return StoryPipelineOutput(images, prompts, negative_prompts, seeds, story)
+
+    @contextmanager
+    def _poses(self, story: Story, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+        """Yield the pipeline's argument of pose maps, where the story has any."""
+        if not has_poses(story):
+            yield {}
+            return
+        controlnet = getattr(self.pipe, "controlnet", None)
+        check_poses(story, controlnet is not None)
+        with posed_panels_only(controlnet, story):
+            yield {"image": read_poses(story, size)}
 
 
 def find_unknown_words(tokenizer: Any, story: Story) -> list[str]:
@@ -222,7 +240,11 @@ def get_prompts(story: Story) -> tuple[list[str], list[str]]:
 
 def get_sampling_defaults(config: ModelConfig) -> dict[str, Any]:
     """Return the default arguments of a pipeline's call from a model's configuration."""
+    extra = {"guidance_rescale": config.guidance_rescale} if config.guidance_rescale else {}
+    if config.controlnet is not None:
+        extra["controlnet_conditioning_scale"] = config.controlnet_scale
     return {
+        **extra,
         "num_inference_steps": config.steps,
         "guidance_scale": config.guidance_scale,
         "height": config.height,

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class Panel:
 
     `characters` are the distinct names in the prompt, in order; empty for a panel marked `[NC]`. With `cut` the video
     cuts to this panel instead of generating a transition. `negative` lists what to avoid in this panel, beside the
-    story's. `seed` is that of the panel's starting noise; None derives it from the story's.
+    story's. `seed` is that of the panel's starting noise; None derives it from the story's. `pose` is the file of a
+    ControlNet's pose map.
     """
 
     prompt: str
@@ -48,6 +49,7 @@ class Panel:
     cut: bool = False
     negative: str = ""
     seed: int | None = None
+    pose: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,13 @@ def load_story(path: str | Path) -> Story:
         data = parse_yaml(text, str(path))
     if isinstance(data, dict):
         data = {"title": path.stem.replace("_", " ").replace("-", " ").capitalize(), **data}
-    return story_from_dict(data, str(path), lines)
+    story = story_from_dict(data, str(path), lines)
+    return replace(story, panels=tuple(_find_pose(panel, path.parent) for panel in story.panels))
+
+
+def _find_pose(panel: Panel, folder: Path) -> Panel:
+    """Return the panel with its pose as a path from `folder`, where its story lies."""
+    return panel if panel.pose is None else replace(panel, pose=str(folder / Path(panel.pose).expanduser()))
 
 
 def _find_script(path: str) -> Path:
@@ -188,7 +196,7 @@ def _characters(data: Any, where: str) -> dict[str, str]:
 
 
 def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
-    panel = _mapping(data, where, required=("prompt",), optional=("caption", "cut", "negative", "seed"))
+    panel = _mapping(data, where, required=("prompt",), optional=("caption", "cut", "negative", "seed", "pose"))
     prompt = _text(panel["prompt"], f"{where}: prompt")
     named = find_names(prompt)
     if not named:
@@ -212,7 +220,8 @@ def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     if not isinstance(cut, bool):
         raise UserError(f"{where}: cut must be true or false, not {_brief(cut)}")
     shown = tuple(name for name in named if name != NO_CHARACTER)
-    return Panel(prompt, caption.strip(), shown, cut, _negative(panel, where), _seed(panel, where))
+    pose = _text(panel["pose"], f"{where}: pose") if "pose" in panel else None
+    return Panel(prompt, caption.strip(), shown, cut, _negative(panel, where), _seed(panel, where), pose)
 
 
 def _negative(data: Mapping[str, Any], where: str) -> str:

@@ -52,7 +52,8 @@ def build_transition_module(config: TransitionTrainConfig) -> TransitionModule:
 def build_video_model(config: TransitionTrainConfig, dtype: torch.dtype) -> tuple[VideoModel, dict[str, Any] | None]:
     """Return all parts of the video model, and the predictor's arguments if the predictor is trained."""
     assert config.model.video is not None  # checked by TransitionTrainConfig
-    model = load_video_backbone(resolve_model(config.model), dtype)
+    frozen = replace(config.model, dtype=str(dtype).removeprefix("torch."))
+    model = load_video_backbone(resolve_model(frozen), dtype)
     if "predictor" not in config.recipe.trainable:
         return add_predictor(model, config.model.video, dtype), None
     encoder = load_image_encoder(config.model.video.image_encoder, dtype)

@@ -92,7 +92,7 @@ def get_settings(config: InferConfig, model: ResolvedModel) -> dict[str, Any]:
     own = BENCHMARKS[config.benchmark.kind].get_settings(config, model)
     shared = {name: getattr(model.config, name) for name in ("name", "dtype", "device", "scheduler")}
     weights = get_checksums(model) | own.pop("weights")
-    model_settings = {**shared, **own.pop("model", {}), "weights": weights}
+    model_settings = {**shared, **model.config.additions, **own.pop("model", {}), "weights": weights}
     benchmark = {"kind": config.benchmark.kind, **own.pop("benchmark")}
     return flat({"seed": config.seed, "model": model_settings, **own, "benchmark": benchmark})
 

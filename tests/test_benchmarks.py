@@ -1,0 +1,45 @@
+"""The scripts in benchmarks/ run at tiny size; their figures are no concern here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_gpu_script_measures_every_section_at_tiny_size(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--size", "tiny", "--device", "cpu", "--out", tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    sections = report["sections"]
+    assert list(sections) == [
+        "parity", "layers", "stories", "shares", "compile", "vae", "training", "collectives", "deepspeed", "checkpoint",
+    ]  # fmt: skip
+    assert all(section["rows"] for section in sections.values())
+    parity = sections["parity"]["rows"]
+    assert [row["dtype"] for row in parity] == ["float16", "bfloat16"]
+    assert all(row["finite"] and row["relative error"] < 0.1 for row in parity)
+    assert all(row["largest difference"] < 0.05 for row in sections["layers"]["rows"])
+    for row in sections["shares"]["rows"]:
+        assert abs(row["attention"] + row["gather"] + row["rest"] - 1) < 1e-6
+        assert (row["gather"] > 0) == (row["csa"] != "off")
+    assert sections["collectives"]["rows"][0]["right"]
+    assert sections["training"]["rows"][0]["TFLOP"] > 0
+    assert all(section["title"] in (tmp_path / "gpu.md").read_text() for section in sections.values())
+
+
+def test_a_spent_budget_is_said_in_the_table(tmp_path):
+    """A section that starts no row at all for want of time."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "import torch, json, pathlib\n"
+        "from gpu_context import SIZES, Context\n"
+        "from gpu_images import measure_vae\n"
+        "context = Context(SIZES['tiny'], torch.device('cpu'), torch.float32, pathlib.Path(), -1.0)\n"
+        "measure_vae(context)\n"
+        "print(json.dumps(context.rows))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout) == [{"images": 1, "skipped": "the section's -1 s are spent"}]
