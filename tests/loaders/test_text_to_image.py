@@ -23,7 +23,8 @@ PARTS_WEIGHTS = {
 def config(path, **changes) -> ModelConfig:
     """Return the settings of a tiny model: those of conf/model/sd15.yaml, smaller and on the CPU."""
     small: dict[str, Any] = {"dtype": "float32", "device": "cpu", "steps": 4, "height": 64, "width": 64}
-    return replace(load_model_config("sd15"), path=str(path), revision=None, scheduler="model", **{**small, **changes})
+    small |= {"path": str(path), "revision": None, "scheduler": "model"}
+    return replace(load_model_config("sd15"), **{**small, **changes})
 
 
 @pytest.fixture

@@ -192,6 +192,7 @@ def generate_images(
     from storydiffusion.attention.plugin import consistent_self_attention
     from storydiffusion.pipelines.conditioning import text_conditions
     from storydiffusion.pipelines.panels import finite_images, starting_noise
+    from storydiffusion.pipelines.story import get_sampling_defaults
 
     given = conditions or text_conditions(model.pipe, prompts, [""] * len(prompts))
     noise, generators = starting_noise(model.pipe, seeds, config.height, config.width)
@@ -203,10 +204,7 @@ def generate_images(
 
         return pipe(
             **given.arguments,
-            num_inference_steps=config.steps,
-            guidance_scale=config.guidance_scale,
-            height=config.height,
-            width=config.width,
+            **get_sampling_defaults(config),
             latents=noise.to(model.dtype),
             generator=generators,
             callback_on_step_end=on_step_end,
