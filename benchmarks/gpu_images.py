@@ -29,7 +29,7 @@ def build_unet(context: Context, dtype: torch.dtype) -> Any:
     """Return the U-Net with random weights, the same for every dtype."""
     torch.manual_seed(0)
     with torch.device(context.device):
-        return UNet2DConditionModel(**context.size.unet).to(dtype).requires_grad_(False).eval()  # type: ignore[arg-type]
+        return UNet2DConditionModel(**context.size.unet).to(dtype).requires_grad_(False).eval()
 
 
 def build_inputs(context: Context, panels: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def measure_shares(context: Context) -> None:
 
 def profile(context: Context, step: Callable[[], object]) -> dict[str, float]:
     """Return the shares of a step's time by kind of operator, on the GPU where there is one."""
-    from torch.autograd import DeviceType
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
@@ -151,7 +151,7 @@ def measure_vae(context: Context) -> None:
     """Time the decoding of one image and of a sliced batch, and its peak memory."""
     torch.manual_seed(0)
     with torch.device(context.device):
-        vae: Any = AutoencoderKL(**context.size.vae).to(context.dtype).eval()  # type: ignore[arg-type]
+        vae: Any = AutoencoderKL(**context.size.vae).to(context.dtype).eval()
     vae.enable_slicing()
     for images in (1, 4):
         if context.is_late(images=images):

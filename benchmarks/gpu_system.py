@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from gpu_context import Context
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 
 def measure_collectives(context: Context) -> None:
@@ -21,7 +22,7 @@ def measure_collectives(context: Context) -> None:
     with context.case(backend="nccl" if is_gpu else "gloo", processes=processes) as row:
         result = context.folder / "all_reduce.json"
         meeting = context.folder / f"meeting-{os.getpid()}"
-        torch.multiprocessing.spawn(reduce_in_process, (processes, count, is_gpu, str(meeting), str(result)), processes)
+        spawn(reduce_in_process, (processes, count, is_gpu, str(meeting), str(result)), processes)
         row |= json.loads(result.read_text())
         result.unlink()
 

@@ -106,14 +106,16 @@ def build_full_module(config: TransitionTrainConfig) -> TransitionModule:
 
     half = torch.bfloat16
     tokenizer = CLIPTokenizer.from_pretrained(package_path("package://miniature/tokenizer"), model_max_length=77)
-    unet: Any = UNet2DConditionModel(**SD15_UNET).to(half)  # type: ignore[arg-type]
-    vae: Any = AutoencoderKL(**VAE).to(half)  # type: ignore[arg-type]
+    unet: Any = UNet2DConditionModel(**SD15_UNET).to(half)
+    vae: Any = AutoencoderKL(**VAE).to(half)
+    adapter: Any = MotionAdapter()
+    text_model: Any = CLIPTextModel(CLIPTextConfig(**SD15_TEXT))
     encoder = load_image_encoder("open_clip://ViT-H-14/random", half)
     predictor, settings = build_predictor(config.predictor, encoder, SD15_UNET["cross_attention_dim"])
     model = VideoModel(
-        SemanticVideoUNet.from_parts(unet, MotionAdapter().to(half), boundary_attention=False),
+        SemanticVideoUNet.from_parts(unet, adapter.to(half), boundary_attention=False),
         vae.requires_grad_(False).eval(),
-        TextEncoder(tokenizer, CLIPTextModel(CLIPTextConfig(**SD15_TEXT)).to(half)),
+        TextEncoder(tokenizer, text_model.to(half)),
         DDIMScheduler(beta_schedule="linear"),
     )
     features = choose_features(config.predictor.tokens)
