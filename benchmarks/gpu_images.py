@@ -29,7 +29,8 @@ def build_unet(context: Context, dtype: torch.dtype) -> Any:
     """Return the U-Net with random weights, the same for every dtype."""
     torch.manual_seed(0)
     with torch.device(context.device):
-        return UNet2DConditionModel(**context.size.unet).to(dtype).requires_grad_(False).eval()
+        unet: Any = UNet2DConditionModel(**context.size.unet)
+    return unet.to(dtype).requires_grad_(False).eval()
 
 
 def build_inputs(context: Context, panels: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -151,7 +152,8 @@ def measure_vae(context: Context) -> None:
     """Time the decoding of one image and of a sliced batch, and its peak memory."""
     torch.manual_seed(0)
     with torch.device(context.device):
-        vae: Any = AutoencoderKL(**context.size.vae).to(context.dtype).eval()
+        vae: Any = AutoencoderKL(**context.size.vae)
+    vae = vae.to(context.dtype).eval()
     vae.enable_slicing()
     for images in (1, 4):
         if context.is_late(images=images):

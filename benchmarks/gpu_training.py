@@ -106,15 +106,15 @@ def build_full_module(config: TransitionTrainConfig) -> TransitionModule:
 
     half = torch.bfloat16
     tokenizer = CLIPTokenizer.from_pretrained(package_path("package://miniature/tokenizer"), model_max_length=77)
-    unet: Any = UNet2DConditionModel(**SD15_UNET).to(half)
-    vae: Any = AutoencoderKL(**VAE).to(half)
+    unet: Any = UNet2DConditionModel(**SD15_UNET)
+    vae: Any = AutoencoderKL(**VAE)
     adapter: Any = MotionAdapter()
     text_model: Any = CLIPTextModel(CLIPTextConfig(**SD15_TEXT))
     encoder = load_image_encoder("open_clip://ViT-H-14/random", half)
     predictor, settings = build_predictor(config.predictor, encoder, SD15_UNET["cross_attention_dim"])
     model = VideoModel(
-        SemanticVideoUNet.from_parts(unet, adapter.to(half), boundary_attention=False),
-        vae.requires_grad_(False).eval(),
+        SemanticVideoUNet.from_parts(unet.to(half), adapter.to(half), boundary_attention=False),
+        vae.to(half).requires_grad_(False).eval(),
         TextEncoder(tokenizer, text_model.to(half)),
         DDIMScheduler(beta_schedule="linear"),
     )
