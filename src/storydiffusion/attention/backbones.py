@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import AttentionPlan, attend, mean_attention_maps
 from storydiffusion.errors import UserError
 
@@ -62,12 +63,28 @@ class Backbone(Protocol):
         """
         ...
 
+    def prepare(self, config: ConsistentSelfAttentionConfig) -> None:
+        """Take the settings before any call.
+
+        Raises:
+            UserError: for a setting that this denoiser does not have.
+        """
+        ...
+
+    def begin_call(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Look at the arguments of the denoiser's call before it runs."""
+        ...
+
     def input_shape(self, args: tuple, kwargs: dict[str, Any]) -> InputShape:
         """Return the shape of the latents among the arguments of the denoiser's call."""
         ...
 
     def latents(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """Return the latents (B, C, h, w) among the arguments of the denoiser's call, without other conditions."""
+        ...
+
+    def timestep(self, args: tuple, kwargs: dict[str, Any]) -> float | None:
+        """Return the timestep of a denoiser that guidance calls several times a step; None where a call is a step."""
         ...
 
     def grid(self, tokens: int, shape: InputShape) -> Grid:
@@ -154,6 +171,19 @@ class UNetBackbone:
                 f"{type(self.denoiser).__name__} has no self-attention for blocks {blocks!r}: choose blocks 'all'."
             )
         return found
+
+    def prepare(self, config: ConsistentSelfAttentionConfig) -> None:
+        if config.positions not in (None, "same"):
+            raise UserError(
+                f"positions is {config.positions!r}, but {type(self.denoiser).__name__} has no rotary positions: leave "
+                "it out."
+            )
+
+    def begin_call(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Do nothing: a layer's inputs say all that its processor needs."""
+
+    def timestep(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Return None: without a callback every call counts as a step."""
 
     def input_shape(self, args: tuple, kwargs: dict[str, Any]) -> InputShape:
         sample = args[0] if args else kwargs["sample"]

@@ -12,6 +12,7 @@ from storydiffusion.attention.variants import VARIANTS, get_variant
 from storydiffusion.errors import UserError
 
 Blocks = Literal["up", "all"]
+Positions = Literal["same", "beside", "reference"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,11 @@ class ConsistentSelfAttentionConfig:
         anchor_panels: panels attend to this many first panels of the story only, as in the official code; None, all.
             With neighbor_window too, a panel attends to the panels of either. Both bound the attended tokens; for
             the memory see panels_at_once.
-        blocks: `up`, the self-attentions of the decoder's blocks, as the official code; `all`, every one.
+        blocks: `up`, the self-attentions of the decoder's blocks, as the official code; `all`, every one. A diffusion
+            transformer has no decoder: all its blocks share.
+        positions: where a panel sees the tokens of other panels, in a diffusion transformer with rotary positions:
+            `same`, at their own place; `beside`, one image width to the right; `reference`, where the model sees a
+            reference image. None, the backbone's default.
         start, end: first step that shares and the step after the last, as fractions of the schedule in [0, 1].
         seed: of all random draws, together with a story's key, the step, and the grid.
         panels_at_once: most panels that the denoiser computes at a time, with the same result: panels that attend to
@@ -59,6 +64,7 @@ class ConsistentSelfAttentionConfig:
     neighbor_window: int | None = None
     anchor_panels: int | None = None
     blocks: str = "up"
+    positions: str | None = None
     start: float = 0.0
     end: float = 1.0
     seed: int = 0
@@ -104,6 +110,8 @@ class ConsistentSelfAttentionConfig:
         variant, sampler = get_variant(self.variant), get_token_sampler(self.sampler)
         if self.blocks not in get_args(Blocks):
             raise UserError(f"blocks is {self.blocks!r}: choose one of {', '.join(get_args(Blocks))}.")
+        if self.positions is not None and self.positions not in get_args(Positions):
+            raise UserError(f"positions is {self.positions!r}: choose one of {', '.join(get_args(Positions))}.")
         if not _fits(self.sampler, self.variant):
             fitting = [name for name in VARIANTS if _fits(self.sampler, name)]
             raise UserError(

@@ -58,9 +58,9 @@ class ImageCounter:
 
 def count_images(arguments: Mapping[str, Any]) -> int | None:
     """Return the number of images of a call of `encode_prompt`; None where it names no prompt."""
-    prompts = arguments.get("prompt")
+    prompts = arguments.get("prompt_embeds")  # outranks a prompt, which FLUX.2 Klein passes beside it
     if prompts is None:
-        prompts = arguments.get("prompt_embeds")
+        prompts = arguments.get("prompt")
     if prompts is None:
         return None
     return (1 if isinstance(prompts, str) else len(prompts)) * (arguments.get("num_images_per_prompt") or 1)

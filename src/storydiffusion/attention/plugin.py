@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from storydiffusion.attention import flux, flux2, qwen_image, stable_diffusion_3  # noqa: F401  # register backbones
 from storydiffusion.attention.backbones import AttentionLayer, Backbone, Grid, InputShape, find_denoiser, get_backbone
 from storydiffusion.attention.chunks import Chunk, ChunkedCall
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
@@ -57,6 +58,7 @@ def consistent_self_attention(
     config = config or ConsistentSelfAttentionConfig()
     denoiser = find_denoiser(pipe)
     backbone = get_backbone(denoiser)
+    backbone.prepare(config)
     layers = backbone.self_attention_layers(config.blocks) if config.shares else {}
     state = StoryState(pipe, backbone, config, stories, parts)
     with _attention_processors(backbone, layers, state), state.images.observe(pipe), _before_calls(denoiser, state):
@@ -198,6 +200,7 @@ class StoryState:
         self._checked = False  # that the parts of this run repeat the same latents
         self._shape = InputShape(0, 0, 0)
         self._timesteps: Any = None
+        self._timestep: float | None = None  # of the latest call, where the backbone names it
         self._calls = 0  # of the denoiser since the last callback
         self._called_back = False  # in this run
         self._factors: set[int] = set()
@@ -217,11 +220,12 @@ class StoryState:
         if timesteps is not self._timesteps:
             self._timesteps, self._calls, self._called_back = timesteps, 0, False
             self._enter(0)
-        if self._calls and not self._called_back:
+        if not self._called_back and self._is_next_step(args, kwargs) and self._calls:
             self._count_call(getattr(scheduler, "order", 1))
         self._calls += 1
         if self.config.needs_schedule and self._steps is None:
             self._steps = self._schedule_length()
+        self._backbone.begin_call(args, kwargs)
         self._shape = self._backbone.input_shape(args, kwargs)
         self._arrange(self._shape.batch)
         if not self._checked and self._given_parts is None:
@@ -336,6 +340,11 @@ class StoryState:
             self._steps, self._checked, self._chunked = None, False, None
         self.step = step
         self._plans.clear()
+
+    def _is_next_step(self, args: tuple, kwargs: dict) -> bool:
+        """Return whether a call belongs to another step than the one before; guidance may call twice in a step."""
+        before, self._timestep = self._timestep, self._backbone.timestep(args, kwargs)
+        return self._timestep is None or self._timestep != before
 
     def _count_call(self, order: int) -> None:
         """Count a call of the denoiser that no callback separates from the one before."""

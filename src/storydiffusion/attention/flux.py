@@ -1,0 +1,71 @@
+"""FLUX.1 and FLUX.1 Kontext: two-stream blocks, then blocks over one sequence of text and image, text first."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from storydiffusion.attention.backbones import register_backbone
+from storydiffusion.attention.consistent_self_attention import AttentionPlan
+from storydiffusion.attention.transformer_backbone import (
+    JointAttnProcessor,
+    JointCall,
+    JointInputs,
+    TransformerBackbone,
+    join_streams,
+    project_heads,
+    project_out,
+    read_grid,
+)
+
+
+class ConsistentFluxAttnProcessor(JointAttnProcessor):
+    """In place of `FluxAttnProcessor` and `Flux2AttnProcessor`, in blocks of two streams and of one."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        inputs = JointInputs(hidden_states, encoder_hidden_states, image_rotary_emb, attention_mask=attention_mask)
+        return self.run(attn, inputs, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+
+    def select_image(self, inputs: JointInputs) -> Tensor:
+        call = self.backbone.call
+        return inputs.hidden_states[:, call.image if inputs.text is None else slice(call.tokens)]
+
+    def project(self, attn: Any, inputs: JointInputs) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = project_heads(attn, inputs.hidden_states)
+        if inputs.text is not None:
+            query, key, value = join_streams(project_heads(attn, inputs.text, added=True), (query, key, value))
+        return embed(query, inputs.positions), embed(key, inputs.positions), value
+
+    def attend(self, attn: Any, inputs: JointInputs, plan: AttentionPlan) -> Any:
+        output = self.share(*self.project(attn, inputs), plan)
+        if inputs.text is None:
+            return output
+        text = inputs.text.shape[1]
+        return project_out(attn, output[:, text:]), attn.to_add_out(output[:, :text])
+
+
+@register_backbone("FluxTransformer2DModel")
+class FluxBackbone(TransformerBackbone):
+    """FLUX.1. Kontext sees its reference image at 1 on the first position axis."""
+
+    processors: ClassVar = {"FluxAttnProcessor": ConsistentFluxAttnProcessor}
+
+    def read_call(self, arguments: Mapping[str, Any]) -> JointCall:
+        text = arguments["encoder_hidden_states"].shape[1]
+        height, width, references = read_grid(arguments["img_ids"])
+        return JointCall(len(arguments["hidden_states"]), height, width, text, references)
+
+
+def embed(x: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Apply the rotary embedding of FLUX to (B, S, H, D)."""
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    embedded: Any = x if positions is None else apply_rotary_emb(x, positions, sequence_dim=1)
+    return embedded
