@@ -1,5 +1,7 @@
 """Joint attention with shared image tokens: who attends to whom, and keys that move."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ def shared(query, key, value, rate=0.5, may_share=None, **options):
     story = PanelGroup(PANELS, may_share=may_share)
     attended = select_tokens(ConsistentSelfAttentionConfig(), story, TOKENS, rate, 0)
     plan = batch_plan([attended], [PANELS], 1, TOKENS)
+    assert plan is not None
     return attend_joint(query, key, value, plan, IMAGE, torch_kernel, **options)
 
 
@@ -93,7 +96,8 @@ def test_turning_a_key_equals_rotary_embedding_at_the_moved_position():
     positions = torch.randint(0, 64, (20, 3))
     shift = torch.tensor([10, 0, 64])
     keys = torch.randn(1, 20, 2, 128)
-    here, there = (apply_rotary_emb(keys, embedding(ids), sequence_dim=1) for ids in (positions, positions + shift))
+    turn: Any = apply_rotary_emb
+    here, there = (turn(keys, embedding(ids), sequence_dim=1) for ids in (positions, positions + shift))
     moved = rotate(here, shift_angles(shift.tolist(), [16, 56, 56], 10000))
     torch.testing.assert_close(moved, there, rtol=0, atol=2e-5)
     assert not torch.allclose(here, there, atol=0.1)

@@ -1,9 +1,12 @@
 """Consistent self-attention in diffusion transformers: parity, guidance, restoring, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, QwenImageTransformer2DModel
+from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import PanelGroup
@@ -237,7 +240,7 @@ def ip_adapter(transformer):
 
 
 def divided(transformer):
-    processor = FluxAttnProcessor()
+    processor: Any = FluxAttnProcessor()
     processor._parallel_config = object()
     transformer.transformer_blocks[0].attn.set_processor(processor)
 

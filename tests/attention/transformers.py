@@ -8,28 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKLFlux2,
-    FlowMatchEulerDiscreteScheduler,
-    Flux2KleinPipeline,
-    Flux2Pipeline,
-    Flux2Transformer2DModel,
-    FluxKontextPipeline,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    QwenImagePipeline,
-    QwenImageTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers import transformer_flux, transformer_flux2, transformer_qwenimage
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux_kontext import FluxKontextPipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 HEIGHT, WIDTH, TOKENS, TEXT = 4, 6, 24, 5
-SIZE = {"attention_head_dim": 16, "num_attention_heads": 2}
-NO_ENCODERS = {"vae": None, "text_encoder": None, "tokenizer": None}
-NO_SECOND_ENCODERS = {"text_encoder_2": None, "tokenizer_2": None}
+SIZE: dict[str, Any] = {"attention_head_dim": 16, "num_attention_heads": 2}
+NO_ENCODERS: dict[str, Any] = {"vae": None, "text_encoder": None, "tokenizer": None}
+NO_SECOND_ENCODERS: dict[str, Any] = {"text_encoder_2": None, "tokenizer_2": None}
 
 
 @dataclass
@@ -58,8 +56,9 @@ class Family:
             axes = zip(shift, embedding.axes_dim, strict=True)
             table = torch.cat([embedding.rope_params(torch.tensor([s]), d) for s, d in axes], dim=1)
             return transformer_qwenimage.apply_rotary_emb_qwen(keys[None], table.expand(len(keys), -1), False)[0]
-        cos, sin = (x.expand(len(keys), -1) for x in embedding(torch.tensor([shift])))
-        return apply_rotary_emb(keys[None], (cos, sin), sequence_dim=1)[0]
+        table: Any = tuple(x.expand(len(keys), -1) for x in embedding(torch.tensor([shift])))
+        turned: Any = apply_rotary_emb(keys[None], table, sequence_dim=1)
+        return turned[0]
 
 
 def rows(panels: list[int], *shape: int, seed: int = 0) -> Tensor:
@@ -198,7 +197,7 @@ def stable_diffusion_3() -> Family:
         qk_norm="rms_norm",
         **SIZE,
     )
-    third = {"text_encoder_3": None, "tokenizer_3": None}
+    third: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
     pipe = StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         transformer=transformer,
@@ -253,7 +252,8 @@ def dense_attention(family: Family, shift: list[int] | None) -> Iterator[None]:
         return attend(query, key, value, attn_mask)
 
     def of_torch(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        return attend(*(x.transpose(1, 2) for x in (query, key, value)), None).transpose(1, 2)
+        queries, keys, values = (x.transpose(1, 2) for x in (query, key, value))
+        return attend(queries, keys, values, None).transpose(1, 2)
 
     with pytest.MonkeyPatch.context() as patch:
         if family.module is None:

@@ -6,7 +6,7 @@ denoiser's class. Shape letters: B panels in the batch of one call, N tokens, C 
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,10 @@ BACKBONES: dict[str, type[Backbone]] = {}
 """name of a denoiser's class → its backbone"""
 
 
-def register_backbone(*denoisers: str) -> Callable[[type[Backbone]], type[Backbone]]:
+Kind = TypeVar("Kind", bound=type[Backbone])
+
+
+def register_backbone(*denoisers: str) -> Callable[[Kind], Kind]:
     """Return a decorator that registers a backbone for denoisers of these class names and their subclasses.
 
     Raises:
@@ -113,7 +116,7 @@ def register_backbone(*denoisers: str) -> Callable[[type[Backbone]], type[Backbo
     if taken := sorted(BACKBONES.keys() & set(denoisers)):
         raise UserError(f"denoiser {taken[0]} already has a backbone: leave it out.")
 
-    def register(backbone: type[Backbone]) -> type[Backbone]:
+    def register(backbone: Kind) -> Kind:
         BACKBONES.update(dict.fromkeys(denoisers, backbone))
         return backbone
 

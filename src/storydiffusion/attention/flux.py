@@ -67,5 +67,7 @@ def embed(x: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:
     """Apply the rotary embedding of FLUX to (B, S, H, D)."""
     from diffusers.models.embeddings import apply_rotary_emb
 
-    embedded: Any = x if positions is None else apply_rotary_emb(x, positions, sequence_dim=1)
-    return embedded
+    if positions is None:
+        return x
+    rotate: Any = apply_rotary_emb  # annotated without sequence_dim's single result
+    return rotate(x, positions, sequence_dim=1)
