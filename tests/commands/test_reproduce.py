@@ -14,7 +14,7 @@ from storydiffusion.experiments.judging import STORY_METRICS
 from storydiffusion.loaders.sources import find_model_folder
 from tests.conftest import Outcome, run_verb
 from tests.evaluation.test_compare import plan
-from tests.helpers.world_model import build_world_model
+from tests.helpers.world_model import build_mood_model, build_world_model
 
 RATES = {"0": 0.1, "0.1": 0.2, "0.3": 0.3, "0.5": 0.5, "0.7": 0.6, "1": 0.7}
 
@@ -146,3 +146,15 @@ def test_a_claim_is_measured_by_infer_from_scratch(command, tmp_path):
         for rate in ("0.25", "0.3333")
         for sampler in ("uniform", "progressive")
     }
+
+
+def test_emotions_are_measured_on_a_model_that_draws_moods(command, tmp_path):
+    model = build_mood_model(tmp_path / "model")
+    small = f"overrides=[model.path={model},model.device=cpu,model.video=null,steps=1,benchmark.batch=2]"
+    outcome = command("claims=[emotion]", "most=2", small)
+    assert outcome.code == 0, outcome.err
+    document = Path("RESULTS.md").read_text()
+    section = document.split("<!-- measured: emotion -->")[1].split("<!-- end -->")[0]
+    assert "| Emo-Score ↑ (n 2) |" in section
+    assert "| Emo-Score, minus neutral uniform |" in section
+    assert "accuracy on held-out images is, in %: one character 75.0" in section

@@ -81,6 +81,15 @@ def images(**means: float) -> Means:
     return {"seed=0": {**above, "mood": 0.9, **dict.fromkeys(MOOD_METRICS, 0.9), **means}}
 
 
+def moods(*cells: tuple[float, float]) -> Means:
+    """Emo-Score and CLIPScore without and with emotion prompts, for the uniform and then the progressive sampler."""
+    jobs = [(prompts, sampler) for sampler in ("uniform", "progressive") for prompts in ("neutral", "emotion")]
+    return {
+        f"benchmark.prompts={prompts},csa.sampler={sampler}": {"emo_score": emotion, "clip_score": score}
+        for (prompts, sampler), (emotion, score) in zip(jobs, cells, strict=True)
+    }
+
+
 def keeping(gain: float, change: float) -> Means:
     return {
         "csa.rate=0": {"consistency": 0.3, "alignment": 0.98},
@@ -115,6 +124,10 @@ UNIFORM, PROGRESSIVE = (
         ("anchor_panels", reach("anchor_panels", 0.3, 0.4, 0.5, 0.6), True),
         ("anchor_panels", reach("anchor_panels", 0.3, 0.4, 0.2, 0.6), False),
         ("anchor_panels", reach("anchor_panels", 0.3, 0.3, 0.3, 0.3), False),
+        ("emotion", moods((0.2, 0.6), (0.4, 0.6), (0.2, 0.6), (0.5, 0.585)), True),
+        ("emotion", moods((0.2, 0.6), (0.4, 0.6), (0.2, 0.6), (0.5, 0.57)), False),
+        ("emotion", moods((0.2, 0.6), (0.5, 0.6), (0.2, 0.6), (0.2, 0.6)), False),
+        ("emotion", moods((0.5, 0.6), (0.5, 0.6), (0.5, 0.6), (0.2, 0.6)), False),
         (
             "predictor",
             methods(
@@ -196,6 +209,13 @@ def test_sentences_of_images_name_what_is_missed():
     assert "consistency by +32.0 ± " in judged("keeping_one", keeping(0.32, -0.005)).sentence
 
 
+def test_prompts_and_sampler_are_also_judged_apart():
+    sentence = judged("emotion", moods((0.2, 0.6), (0.4, 0.6), (0.2, 0.6), (0.5, 0.6))).sentence
+    assert "together change Emo-Score by +0.300 ± " in sentence
+    assert "the prompts alone change Emo-Score by +0.200 ± " in sentence
+    assert "name the emotion, by +0.100 ± " in sentence
+
+
 def test_a_metric_with_too_few_values_is_named():
     with pytest.raises(UserError, match="too few values of named mood, fear"):
         judged("moods", {"seed=0": {"mood": 0.9, **dict.fromkeys(set(MOOD_METRICS) - {"mood_fear"}, 0.9)}})
@@ -203,7 +223,7 @@ def test_a_metric_with_too_few_values_is_named():
 
 def test_claims_of_one_edition_are_the_second_ones_and_the_paper_has_its_own_in_both():
     of_second = {one.name for one in CLAIMS if one.editions == (2,)}
-    assert of_second == {"prompts", "moods", "keeping_one", "keeping_two", "keeping_ten_panels"}
+    assert of_second == {"prompts", "moods", "keeping_one", "keeping_two", "keeping_ten_panels", "emotion"}
     assert all(one.editions == (1, 2) for one in CLAIMS if one.name not in of_second)
 
 

@@ -10,6 +10,7 @@ from storydiffusion.experiments.judging import (
     Claim,
     Sweep,
     Verdict,
+    describe_difference,
     describe_points,
     get_difference,
     get_mean,
@@ -24,6 +25,8 @@ TARGETS = {
     "pair_kinds_and_sides": 0.90, "pair_looks": 0.85, "empty": 0.98,
 }  # fmt: skip
 """Metric → smallest share of images."""
+LARGEST_SCORE_LOSS = 0.02  # of CLIPScore
+EMOTION_METRICS = ("emo_score", "emo_a", "emo_score_2", "text_image_similarity", "clip_score", "character_similarity")
 SMALLEST_MOOD, SMALLEST_OF_ONE_MOOD = 0.85, 0.5
 MOOD_METRICS = tuple(f"mood_{mood}" for mood in MOODS)
 OTHER_IMAGE_METRICS = (
@@ -69,16 +72,34 @@ def judge_keeping(comparison: Comparison) -> Verdict:
     )
 
 
+def judge_emotion(comparison: Comparison) -> Verdict:
+    """Judge prompts made from an emotion with the progressive sampler, against neither: Emo-Score and similarity."""
+    cells = (("neutral", "uniform"), ("emotion", "uniform"), ("emotion", "progressive"))
+    neither, prompts, both = (f"benchmark.prompts={cell[0]},csa.sampler={cell[1]}" for cell in cells)
+    emotion, score = (get_difference(comparison, name, both, neither) for name in ("emo_score", "clip_score"))
+    by_prompts, by_sampler = (
+        get_difference(comparison, "emo_score", *pair) for pair in ((prompts, neither), (both, prompts))
+    )
+    return Verdict(
+        get_status(emotion.mean > 0 and emotion.p_value < LEVEL and score.mean >= -LARGEST_SCORE_LOSS),
+        "Emotion prompts and the progressive sampler together change Emo-Score by "
+        f"{describe_difference(emotion)} and CLIPScore by {describe_difference(score)}; the prompts alone change "
+        f"Emo-Score by {describe_difference(by_prompts)}, and the sampler, where prompts name the emotion, by "
+        f"{describe_difference(by_sampler)}.",
+    )
+
+
 IMAGES = Sweep("text2image", "measure_text2image", "images", 600)
 JOBS = ("csa.rate=0,0.5",)
 TWO_CHARACTERS = Sweep("two_characters", RATES.experiment, "stories", 32, (*JOBS, "benchmark.characters=2"))
+EMOTIONS = Sweep("emotion", "ablation_emotion", "stories", 64)
 TEN_PANELS = Sweep("ten_panels", RATES.experiment, "stories", 48, (*JOBS, "benchmark.panels=10", "benchmark.batch=2"))
 
 _SecondEditionClaim = partial(Claim, editions=(2,))
 _KEEPING = ("consistency", "alignment")
 _KEPT_METRICS = (*STORY_METRICS, "named_attire", "mood")
 
-SCENE_CLAIMS = (
+SCENE_CLAIMS: tuple[Claim, ...] = (
     _SecondEditionClaim("prompts", IMAGES, judge_prompts, (), (*TARGETS, *OTHER_IMAGE_METRICS)),
     _SecondEditionClaim("moods", IMAGES, judge_moods, (), ("mood", *MOOD_METRICS)),
     _SecondEditionClaim(
@@ -88,5 +109,13 @@ SCENE_CLAIMS = (
         "keeping_two", TWO_CHARACTERS, judge_keeping, _KEEPING, (*_KEPT_METRICS, "pair_kinds_and_sides", "pair_looks")
     ),
     _SecondEditionClaim("keeping_ten_panels", TEN_PANELS, judge_keeping, _KEEPING, _KEPT_METRICS),
+    _SecondEditionClaim(
+        "emotion",
+        EMOTIONS,
+        judge_emotion,
+        ("emo_score", "clip_score"),
+        EMOTION_METRICS,
+        baseline="benchmark.prompts=neutral,csa.sampler=uniform",
+    ),
 )
 """In the order of RESULTS.md"""
