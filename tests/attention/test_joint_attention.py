@@ -1,4 +1,4 @@
-"""Joint attention with shared image tokens: who attends to whom, and keys that move."""
+"""Joint attention with shared image tokens: which tokens attend to which, and keys that move."""
 
 from typing import Any
 

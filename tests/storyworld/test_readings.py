@@ -78,7 +78,7 @@ def test_kinds_decide_who_is_who_before_looks_and_sides():
     assert found["side_1"] == labels["side_2"]
 
 
-def test_equal_kinds_are_told_apart_by_what_is_stated_but_not_by_sides():
+def test_equal_kinds_are_distinguished_by_what_is_stated_but_not_by_sides():
     stated = {"characters": "2", "kind_1": "cat", "kind_2": "cat", "shirt_1": "red", "side_1": "left"}
     read = {
         "characters": "2", "kind_1": "cat", "kind_2": "cat", "shirt_1": "blue", "shirt_2": "red",
