@@ -14,18 +14,21 @@ from storydiffusion.attention.memory import CallMemory, fit_chunks
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.errors import UserError
 from tests.attention.test_plugin import arguments
+from tests.helpers.processes import in_child
 
 ANCHORS = ConsistentSelfAttentionConfig(anchor_panels=2)
 
 
 @pytest.mark.parametrize("name", ["miniature", "sd15", "sdxl"])
 @pytest.mark.parametrize("limit", [None, 2])
+@in_child
 def test_the_estimate_is_the_simulated_memory(name, limit):
     config = replace(ANCHORS, panels_at_once=limit)
     peak, memory = simulate(name, 6, config)
     assert 0.6 < peak / estimated_bytes(memory, 6, config) <= 1.05
 
 
+@in_child
 def test_a_long_story_in_chunks_needs_the_memory_of_a_short_one():
     config = replace(ANCHORS, panels_at_once=4)
     short, long = (simulate("miniature", panels, config)[0] for panels in (8, 64))
@@ -34,6 +37,7 @@ def test_a_long_story_in_chunks_needs_the_memory_of_a_short_one():
     assert simulate("miniature", 64, ANCHORS)[0] > 6 * short
 
 
+@in_child
 def test_attend_bounds_what_it_gathers_on_a_gpu():
     """32 panels of SDXL's 64 × 64 grid in float16, all to all; without a bound their keys alone take 5 GiB."""
     panels, tokens, channels = 64, 4096, 640

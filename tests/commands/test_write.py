@@ -100,11 +100,15 @@ def test_infer_writes_the_story_first_and_generates_what_the_user_changed_in_it(
     data = yaml.safe_load(file.read_text())
     data["title"] = "Mine"
     file.write_text(yaml.safe_dump(data))
+    assert generate("idea=a cat finds a ball").code == 0
+    assert read_manifest(run / "manifest.json").title == "Mine"
+    data["panels"][0]["prompt"] = "[NC] a beach with a ball"
+    file.write_text(yaml.safe_dump(data))
     outcome = generate("idea=a cat finds a ball")
     assert outcome.code == 1
     assert "overwrite=true" in outcome.err
     assert generate("idea=a cat finds a ball", "overwrite=true").code == 0
-    assert read_manifest(run / "manifest.json").title == "Mine"
+    assert read_manifest(run / "manifest.json").panels[0].prompt.startswith("a beach with a ball")
 
 
 @pytest.mark.parametrize(

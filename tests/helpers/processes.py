@@ -35,7 +35,10 @@ def _join(function: Callable[..., None], rank: int, port: int, arguments: tuple[
 
 
 def in_child(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test in a forked process: torch.compile leaves autograd threads behind, after which pytest cannot fork."""
+    """Run a test in a forked process, for torch.compile and fake tensors.
+
+    They let autograd start threads of its own, after which the tests of several processes cannot fork.
+    """
 
     @functools.wraps(test)
     def run(*arguments: Any, **fixtures: Any) -> None:
