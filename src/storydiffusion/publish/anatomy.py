@@ -48,7 +48,7 @@ def read_anatomy(folder: Path, checksums: Mapping[str, str], samples: int) -> di
 
 
 def write_anatomy(faults: Mapping[int, str] | None, samples: int) -> str:
-    """Return the card's section; "" where nobody has looked."""
+    """Return the card's section; "" where the samples are not reviewed."""
     from storydiffusion.evaluation.tables import escape_markdown
 
     if faults is None:

@@ -293,7 +293,7 @@ def write_card(
 
     Args:
         captions: of the samples.
-        anatomy: the section on their visible faults; "" where nobody has looked.
+        anatomy: the section on their visible faults; "" where the samples are not reviewed.
         prompts: of the stories' panels.
         video: the section on video; None for a model without.
     """

@@ -1,6 +1,6 @@
 """Fit what the attribute classifier reads in an image to what the image's prompt states, in either edition.
 
-Attributes that the image lacks, such as the colour of a hat that nobody wears, are left out. Where two characters are
+Attributes that the image lacks, such as the color of a missing hat, are left out. Where two characters are
 prompted, nothing but words says which of those in the image is which.
 """
 

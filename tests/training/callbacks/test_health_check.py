@@ -6,24 +6,12 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from storydiffusion.errors import UserError
 from storydiffusion.training.callbacks.health_check import HealthCheck
+from tests.helpers.linear_module import Module
 from tests.helpers.processes import run_processes
-
-
-class Module(L.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.learnt = nn.Linear(4, 4)
-
-    def training_step(self, batch, batch_idx):
-        return self.learnt(batch).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Sleep(L.Callback):

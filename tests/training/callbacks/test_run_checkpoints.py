@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from storydiffusion.errors import UserError
@@ -18,20 +17,9 @@ from storydiffusion.training.callbacks.run_checkpoints import RunCheckpoints
 from storydiffusion.training.callbacks.step_agreement import StepAgreement
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, newest_checkpoint
 from storydiffusion.training.distributed import build_strategy
+from tests.helpers.linear_module import Module
 from tests.helpers.processes import run_processes
 from tests.helpers.video_model import composed
-
-
-class Module(L.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.learnt = nn.Linear(4, 4)
-
-    def training_step(self, batch, batch_idx):
-        return self.learnt(batch).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def fit(checkpoints: RunCheckpoints, steps: int = 3, callbacks: tuple[L.Callback, ...] = (), **options: Any) -> None:

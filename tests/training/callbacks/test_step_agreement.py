@@ -5,27 +5,15 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from storydiffusion.training.callbacks.run_checkpoints import RunCheckpoints
 from storydiffusion.training.callbacks.step_agreement import StepAgreement
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO
+from tests.helpers.linear_module import Module
 from tests.helpers.processes import run_processes
 
 STEPS = 6
-
-
-class Module(L.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.learnt = nn.Linear(4, 4)
-
-    def training_step(self, batch, batch_idx):
-        return self.learnt(batch).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Record(L.Callback):

@@ -134,7 +134,7 @@ class Text2ImageModule(RecipeModule):
 
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":
-            # in bfloat16 the backward pass of torch's fused attention takes 3 to 9 times as long as explicit products
+            # in bfloat16 the backward pass of torch's fused attention takes up to 9 times as long as explicit products
             self.unet.set_attn_processor(AttnProcessor())
             self.text_encoder.set_attn_implementation("eager")
 
