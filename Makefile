@@ -53,6 +53,6 @@ $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	awk '/^[^ #]/ { wanted = /^uv==/ } wanted' requirements.lock > .venv/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.lock
-	$(INSTALL) --require-hashes --requirements requirements.lock
+	$(INSTALL) --require-hashes --compile-bytecode --requirements requirements.lock
 	$(INSTALL) --quiet --no-deps --editable .
 	@touch $@

@@ -67,20 +67,21 @@ def test_writer_killed_at_any_moment_leaves_a_loadable_newest_checkpoint(tmp_pat
     written.touch()
     moments, step, halves = random.Random(0), 0, 0
     context = multiprocessing.get_context("fork")  # torch is loaded already
-    for _ in range(KILLS):
+    kills, deadline = 0, time.monotonic() + 100
+    while kills < KILLS or step <= 1 or not halves:  # a busy machine needs longer to write any
+        assert time.monotonic() < deadline, f"after {kills} kills: step {step}, {halves} of them in the middle of a file"
         writer = context.Process(target=write_without_end, args=(folder, step, written))
         writer.start()
-        time.sleep(moments.uniform(0.0, 0.1))
+        time.sleep(moments.uniform(0.0, 0.1 + 0.001 * kills))
         writer.kill()
         writer.join()
+        kills += 1
         done = [int(line) for line in written.read_text().splitlines()]
         step = found_step(folder) or 0
         assert step >= max(done, default=0)
         halves += any(file.name.startswith(".") for file in folder.glob("*")) if folder.exists() else 0
         if step > 1:
             assert len(list(folder.glob("step-*.ckpt"))) >= 2
-    assert step > 1
-    assert halves  # some were killed while they wrote
 
 
 def test_two_checkpoints_are_kept(tmp_path):
