@@ -69,7 +69,7 @@ def test_writer_killed_at_any_moment_leaves_a_loadable_newest_checkpoint(tmp_pat
     context = multiprocessing.get_context("fork")  # torch is loaded already
     kills, deadline = 0, time.monotonic() + 100
     while kills < KILLS or step <= 1 or not halves:  # a busy machine needs longer to write any
-        assert time.monotonic() < deadline, f"after {kills} kills: step {step}, {halves} of them in the middle of a file"
+        assert time.monotonic() < deadline, f"{kills} kills, {halves} in the middle of a file, step {step}"
         writer = context.Process(target=write_without_end, args=(folder, step, written))
         writer.start()
         time.sleep(moments.uniform(0.0, 0.1 + 0.001 * kills))
