@@ -119,6 +119,7 @@ class Text2ImageRecipe(Recipe):
     unknown_word_probability: float
     warm_start: bool  # start from the U-Net and the text encoder of the miniature folder
     character_weight: float  # of squared errors where a character is, beside 1 for the background
+    binding_weight: float  # of the loss that binds words to their character, see training/miniature/binding.py
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +131,7 @@ class Text2ImageRecipe(Recipe):
         if not 0 <= self.pair_probability <= 1:
             raise UserError(f"recipe.pair_probability={self.pair_probability}: give a number from 0 to 1")
         check_range("recipe.character_weight", self.character_weight, 0, 1000)
+        check_range("recipe.binding_weight", self.binding_weight, 0, 1000)
 
 
 RECIPES: Mapping[str, type[Recipe]] = {

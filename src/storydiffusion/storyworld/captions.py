@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -29,10 +29,14 @@ class Wording:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, and the labels that it states: names and values of the edition's labels."""
+    """A caption, and the labels that it states: names and values of the edition's labels.
+
+    clauses: start and end in `text` of what it says of each character, in the order of the truth's characters.
+    """
 
     text: str
     stated: Mapping[str, str]
+    clauses: tuple[tuple[int, int], ...]
 
 
 WORDINGS = (
@@ -93,7 +97,8 @@ def draw_prompt(truth: Truth, seed: int, naming_probability: float = NAMING_PROB
     rng = random.Random(f"caption/{seed}")
     named = [name for name in ATTIRE if rng.random() < naming_probability]
     text = describe(truth, [*named, "object"], rng.randrange(len(WORDINGS)))
-    return Prompt(text, {"place": truth.place, "object": truth.object, **state_character(truth, named)})
+    stated = {"place": truth.place, "object": truth.object, **state_character(truth, named)}
+    return Prompt(text, stated, ((0, len(text)),))
 
 
 def state_character(character: Character, named: Collection[str]) -> dict[str, str]:
@@ -113,11 +118,22 @@ def full_caption(truth: Truth) -> str:
     return describe(truth, (*ATTIRE, "object"))
 
 
-def pair_caption(first: Truth, second: Truth, seed: int) -> str:
-    """Return a random caption of two images of one character side by side: the first's, then the second's activity."""
+def draw_pair_prompts(first: Truth, second: Truth, seed: int) -> tuple[Prompt, Prompt]:
+    """Return random prompts of two images of one character side by side; the second's says what it does, and where."""
     activity = _activity(second, WORDINGS[seed % len(WORDINGS)], with_object=True)
-    first_part = caption(first, seed, NAMING_PROBABILITY_IN_PAIRS)
-    return first_part + ", and {action} {place}{beside}".format(**activity)
+    text = "{action} {place}{beside}".format(**activity)
+    stated = {"place": second.place, "object": second.object, "action": second.action}
+    return draw_prompt(first, seed, NAMING_PROBABILITY_IN_PAIRS), Prompt(text, stated, ((0, len(text)),))
+
+
+def join_prompts(prompts: Sequence[Prompt]) -> Prompt:
+    """Return the caption of images side by side, with the clauses of all; it states nothing."""
+    text, clauses = "", []
+    for prompt in prompts:
+        text += ", and " if text else ""
+        clauses += [(len(text) + start, len(text) + end) for start, end in prompt.clauses]
+        text += prompt.text
+    return Prompt(text, {}, tuple(clauses))
 
 
 def words(text: str) -> list[str]:

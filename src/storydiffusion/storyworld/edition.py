@@ -17,6 +17,7 @@ from storydiffusion.storyworld.renderer import character_mask, render
 from storydiffusion.storyworld.scene import (
     MOST_CHARACTERS,
     SCENE_LABELS,
+    Scene,
     sample_scene,
     sample_scene_pair_member,
     sample_scene_relative,
@@ -26,6 +27,7 @@ from storydiffusion.storyworld.scene import (
 from storydiffusion.storyworld.scene_renderer import figure_masks, render_scene
 from storydiffusion.storyworld.truth import (
     ATTRIBUTES,
+    LOOKS,
     Truth,
     sample_pair_member,
     sample_relative,
@@ -48,9 +50,10 @@ class Edition:
     render(truth, size): RGB uint8 (size, size, 3). character_masks(truth, size): what is visible of each character,
     bool (characters, size, size).
     caption(truth, seed): random words, parts of the attire left open; full_caption(truth): everything, in fixed words.
-    draw_prompt(truth, seed): the same caption, with the labels that it states.
+    draw_prompt(truth, seed): the same caption, with the labels that it states and the clause of each character.
     fit_reading(reading, stated): the attributes that a classifier read and that exist, characters as numbered there.
-    pair_caption(first, second, seed): of two images of a pair side by side.
+    draw_pair_prompts(first, second, seed): likewise for two images of a pair side by side.
+    get_looks(truth): what makes each character the same in another image.
     sample_clip(seed, index), render_clip(clip, frames, size), caption_clip(clip, seed): likewise for clips, whose
     `to_dict` is their record, which read_clip(record) reads; sample_clip also takes a motion. follow_clip(clip, frames,
     size): the truth of every frame; render_plates(clip, frames, size): the frames without characters;
@@ -72,7 +75,8 @@ class Edition:
     draw_prompt: Callable[[Any, int], captions.Prompt]
     fit_reading: Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]
     full_caption: Callable[[Any], str]
-    pair_caption: Callable[[Any, Any, int], str]
+    draw_pair_prompts: Callable[[Any, Any, int], tuple[captions.Prompt, captions.Prompt]]
+    get_looks: Callable[[Any], tuple[tuple[str | None, ...], ...]]
     vocabulary: Callable[[], tuple[str, ...]]
     sample_clip: Callable[..., Any]
     render_clip: Callable[[Any, int, int], np.ndarray]
@@ -85,6 +89,14 @@ class Edition:
 
 def _mask_only_character(truth: Truth, size: int) -> np.ndarray:
     return character_mask(truth, size)[None]
+
+
+def _get_looks_of_truth(truth: Truth) -> tuple[tuple[str | None, ...], ...]:
+    return (tuple(getattr(truth, name) for name in LOOKS),)
+
+
+def _get_looks_of_scene(scene: Scene) -> tuple[tuple[str | None, ...], ...]:
+    return tuple(tuple(getattr(figure, name) for name in LOOKS) for figure in scene.characters)
 
 
 EDITIONS: Mapping[int, Edition] = {
@@ -104,7 +116,8 @@ EDITIONS: Mapping[int, Edition] = {
         draw_prompt=captions.draw_prompt,
         fit_reading=fit_reading,
         full_caption=captions.full_caption,
-        pair_caption=captions.pair_caption,
+        draw_pair_prompts=captions.draw_pair_prompts,
+        get_looks=_get_looks_of_truth,
         vocabulary=captions.vocabulary,
         sample_clip=clips.sample_clip,
         render_clip=clips.render_clip,
@@ -130,7 +143,8 @@ EDITIONS: Mapping[int, Edition] = {
         draw_prompt=scene_captions.draw_scene_prompt,
         fit_reading=fit_scene_reading,
         full_caption=scene_captions.full_caption_of_scene,
-        pair_caption=scene_captions.caption_scene_pair,
+        draw_pair_prompts=scene_captions.draw_scene_pair_prompts,
+        get_looks=_get_looks_of_scene,
         vocabulary=scene_captions.scene_vocabulary,
         sample_clip=scene_clips.sample_scene_clip,
         render_clip=scene_clips.render_scene_clip,

@@ -94,7 +94,7 @@ def describe_scene(
             place=place,
             beside=beside,
         )
-    clauses = [_describe_figure(*each, style) for each in zip(scene.characters, naming, strict=True)]
+    clauses = _describe_figures(scene, naming, style)
     template = PAIR_WORDINGS[style.order.startswith("{place}")]
     comma = "," if _has_participle(style) else ""
     return template.format(first=clauses[first], second=clauses[1 - first], comma=comma, place=place, beside=beside)
@@ -109,6 +109,10 @@ def _describe_empty(name: str, place: str, beside: str, thing: str, wording: int
         place=place,
         beside=beside,
     )
+
+
+def _describe_figures(scene: Scene, naming: Sequence[Naming], style: Wording) -> list[str]:
+    return [_describe_figure(*each, style) for each in zip(scene.characters, naming, strict=True)]
 
 
 def _describe_figure(figure: Figure, said: Naming, style: Wording) -> str:
@@ -158,8 +162,24 @@ def draw_scene_prompt(
         Naming(_choose_attire(share, most_named, rng), _choose_mood_word(figure.mood, rng), side)
         for figure in scene.characters
     ]
-    wording = rng.randrange(len(WORDINGS) * len(EMPTY_WORDINGS))
-    return Prompt(describe_scene(scene, naming, wording, first=rng.randrange(2)), state_scene(scene, naming))
+    wording, first = rng.randrange(len(WORDINGS) * len(EMPTY_WORDINGS)), rng.randrange(2)
+    text = describe_scene(scene, naming, wording, first=first)
+    return Prompt(text, state_scene(scene, naming), _find_clauses(text, scene, naming, wording, first))
+
+
+def _find_clauses(
+    text: str, scene: Scene, naming: Sequence[Naming], wording: int, first: int
+) -> tuple[tuple[int, int], ...]:
+    """Return start and end of each character's clause in the caption that `describe_scene` returned."""
+    if len(scene.characters) < MOST_CHARACTERS:
+        return ((0, len(text)),) * len(scene.characters)
+    clauses = _describe_figures(scene, naming, WORDINGS[wording % len(WORDINGS)])
+    found, end = {}, 0
+    for slot in (first, 1 - first):
+        start = text.index(clauses[slot], end)
+        end = start + len(clauses[slot])
+        found[slot] = (start, end)
+    return found[0], found[1]
 
 
 def state_scene(scene: Scene, naming: Sequence[Naming]) -> dict[str, str]:
@@ -186,10 +206,10 @@ def _choose_mood_word(mood: str, rng: random.Random) -> str:
     return word if draw < (NEUTRAL_NAMING_PROBABILITY if mood == "neutral" else MOOD_NAMING_PROBABILITY) else ""
 
 
-def caption_scene_pair(first: Scene, second: Scene, seed: int) -> str:
-    """Return a random caption of two images of the same characters side by side; the second's names no attire."""
-    described = caption_scene(first, seed, NAMING_PROBABILITY_IN_PAIRS, MOST_NAMED_IN_PAIRS)
-    return f"{described}, and {caption_scene(second, seed, 0)}"
+def draw_scene_pair_prompts(first: Scene, second: Scene, seed: int) -> tuple[Prompt, Prompt]:
+    """Return random prompts of two images of the same characters side by side; the second's names no attire."""
+    described = draw_scene_prompt(first, seed, NAMING_PROBABILITY_IN_PAIRS, MOST_NAMED_IN_PAIRS)
+    return described, draw_scene_prompt(second, seed, 0)
 
 
 @cache

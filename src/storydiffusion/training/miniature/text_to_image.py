@@ -3,12 +3,12 @@
 v-prediction (2202.00512) on a cosine schedule. Latents are computed once and cached; captions are drawn anew at every
 step and name each part of the attire half of the time, so that words bind to what they name. A share of the batches
 shows one character twice in one image. Errors on characters can weigh more than those on the background, which
-changes what is learned first, not what is learned in the end.
+changes what is learned first, not what is learned in the end; words can be bound to their characters (`binding`).
 """
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -32,8 +32,15 @@ from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.files.json_file import json_bytes
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.models.image_encoders import load_clip
+from storydiffusion.storyworld.captions import Prompt, join_prompts
 from storydiffusion.storyworld.edition import Edition, get_edition
 from storydiffusion.storyworld.images import IMAGE_SIZE, to_tensor
+from storydiffusion.training.miniature.binding import (
+    AttentionRecorder,
+    binding_loss,
+    find_own_words,
+    record_cross_attention,
+)
 from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
@@ -67,14 +74,31 @@ def build_scheduler() -> Any:
     )
 
 
-Join = Callable[[np.ndarray], Tensor]
-"""Gathers the images of a batch from all maps, (images, …, 16, 16)."""
+@dataclass(frozen=True)
+class Layout:
+    """The images of a batch: one list of indices, or two of images side by side along the dimension `dim`."""
+
+    images: tuple[list[int], ...]
+    dim: int = -1
+
+    def join(self, maps: np.ndarray) -> Tensor:
+        """Gather from maps of all images, (images, …, 16, 16)."""
+        return torch.cat([torch.from_numpy(maps[indices]) for indices in self.images], self.dim)
+
+    def split(self, maps: np.ndarray) -> Tensor:
+        """Gather likewise with channels of its own for each image, (B, lists · C, H, W), 0 in those of the others."""
+        parts = [torch.from_numpy(maps[indices]) for indices in self.images]
+        placed = [
+            torch.cat([part if i == k else torch.zeros_like(part) for k in range(len(parts))], self.dim)
+            for i, part in enumerate(parts)
+        ]
+        return torch.cat(placed, dim=1)
 
 
 @dataclass  # not frozen: Lightning moves batches to devices by setting fields
 class NoisedLatents:
     """`noised` and the `target` v, (B, C, H, W); `timesteps` (B,); `tokens` (B, T), T of the edition's captions;
-    `weights` (B, 1, H, W) of the squared errors.
+    `weights` (B, 1, H, W) of the squared errors; `own_words` (B, C, T) and `cover` (B, C, H, W) of `binding_loss`.
     """
 
     noised: Tensor
@@ -82,6 +106,8 @@ class NoisedLatents:
     timesteps: Tensor
     tokens: Tensor
     weights: Tensor
+    own_words: Tensor
+    cover: Tensor
 
 
 class Text2ImageModule(RecipeModule):
@@ -103,7 +129,7 @@ class Text2ImageModule(RecipeModule):
         self.edition = get_edition(recipe.edition)
         vae = compute_sha256(miniature / "vae" / "diffusion_pytorch_model.safetensors")[:8]  # latents are this one's
         world = f"storyworld_pairs_{recipe.edition}_{recipe.seed}_{recipe.pictures}"
-        self.cache, self.coverage_cache = cache / f"{world}_{vae}.npy", cache / f"{world}_characters.npy"
+        self.cache, self.cover_cache = cache / f"{world}_{vae}.npy", cache / f"{world}_cover.npy"
         self.tokenizer = build_tokenizer(recipe.edition)
         self.scheduler = build_scheduler()
         if recipe.warm_start:
@@ -127,6 +153,7 @@ class Text2ImageModule(RecipeModule):
         self.text_encoder.train()
         unet: Any = self.unet.train()
         unet.to(memory_format=torch.channels_last)
+        self.recorders: list[AttentionRecorder] = []
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
@@ -137,6 +164,8 @@ class Text2ImageModule(RecipeModule):
             # in bfloat16 the backward pass of torch's fused attention takes up to 9 times as long as explicit products
             self.unet.set_attn_processor(AttnProcessor())
             self.text_encoder.set_attn_implementation("eager")
+        if self.recipe.binding_weight:
+            self.recorders = record_cross_attention(self.unet)
 
     def prepare_data(self) -> None:
         if not self.cache.exists():
@@ -144,76 +173,87 @@ class Text2ImageModule(RecipeModule):
             latents = encode_world(autoencoder, self.edition, self.recipe.seed, self.recipe.pictures)
             with draft(self.cache) as file, file.open("wb") as stream:
                 np.save(stream, latents)
-        if self.recipe.character_weight != 1 and not self.coverage_cache.exists():
-            coverage = cover_world(self.edition, self.recipe.seed, self.recipe.pictures)
-            with draft(self.coverage_cache) as file, file.open("wb") as stream:
-                np.save(stream, coverage)
+        if not self.cover_cache.exists():
+            cover = cover_world(self.edition, self.recipe.seed, self.recipe.pictures)
+            with draft(self.cover_cache) as file, file.open("wb") as stream:
+                np.save(stream, cover)
 
     def train_dataloader(self) -> Stream:
-        latents = np.load(self.cache, mmap_mode="r")
-        coverage = np.load(self.coverage_cache, mmap_mode="r") if self.recipe.character_weight != 1 else None
-        return Stream(lambda step: self.noised(latents, coverage, step), self.recipe.steps)
+        latents, cover = (np.load(file, mmap_mode="r") for file in (self.cache, self.cover_cache))
+        return Stream(lambda step: self.noised(latents, cover, step), self.recipe.steps)
 
-    def noised(self, latents: np.ndarray, coverage: np.ndarray | None, step: int) -> NoisedLatents:
+    def noised(self, latents: np.ndarray, cover: np.ndarray, step: int) -> NoisedLatents:
         """Return batch `step`: random images, timesteps spread evenly over the batch."""
         generator = self.generator(step)
         paired = torch.rand((), generator=generator) < self.recipe.pair_probability
-        join, captions = (self.pairs if paired else self.singles)(len(latents), step, generator)
-        clean = join(latents).float()
-        weights = torch.ones_like(clean[:, :1])
-        if coverage is not None:
-            weights += (self.recipe.character_weight - 1) * join(coverage)[:, None] / 255
+        layout = (self.pairs if paired else self.singles)(len(latents), generator)
+        clean, covered = layout.join(latents).float(), layout.split(cover).float() / 255
+        weights = 1 + (self.recipe.character_weight - 1) * covered.sum(1, keepdim=True)
         count = len(clean)
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         timesteps = (spread * self.scheduler.config.num_train_timesteps).long()
         noise = torch.randn(clean.shape, generator=generator)
         noised = self.scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         target = self.scheduler.get_velocity(clean, noise, timesteps)
-        return NoisedLatents(noised, target, timesteps, self.tokens(captions, generator), weights)
-
-    def singles(self, images: int, step: int, generator: torch.Generator) -> tuple[Join, list[str]]:
-        """Choose single images; return what gathers them, (B, …, 16, 16), and a new caption of each."""
-        count = self.recipe.batch_size
-        indices = torch.randint(images, (count,), generator=generator).tolist()
-        captions = [self.edition.caption(self.truth(index), step * count + i) for i, index in enumerate(indices)]
-        return lambda maps: torch.from_numpy(maps[indices]), captions
-
-    def pairs(self, images: int, step: int, generator: torch.Generator) -> tuple[Join, list[str]]:
-        """Choose collages of two images of one character; return what joins them and a new caption of each.
-
-        They are (B / 2, …, 16, 32) or (B / 2, …, 32, 16). They teach self-attention that similar characters in one
-        image wear the same attire; consistent self-attention itself is not used in training.
-        """
-        count = self.recipe.batch_size // 2
-        firsts = (2 * torch.randint(images // 2, (count,), generator=generator)).tolist()
-        seconds = [index + 1 for index in firsts]
-        captions = [
-            self.edition.pair_caption(self.truth(index), self.truth(index + 1), step * count + i)
-            for i, index in enumerate(firsts)
+        truths = list(zip(*([self.truth(index) for index in indices] for indices in layout.images), strict=True))
+        prompts = [self.prompts(each, step * count + number) for number, each in enumerate(truths)]
+        tokens, kept = self.tokens([join_prompts(each).text for each in prompts], generator)
+        own_words = [
+            find_own_words(self.edition, self.tokenizer, *each, tokens.shape[1])
+            for each in zip(truths, prompts, strict=True)
         ]
+        return NoisedLatents(
+            noised, target, timesteps, tokens, weights, torch.stack(own_words) & kept[:, None, None], covered
+        )
+
+    def singles(self, images: int, generator: torch.Generator) -> Layout:
+        """Choose single images."""
+        return Layout((torch.randint(images, (self.recipe.batch_size,), generator=generator).tolist(),))
+
+    def pairs(self, images: int, generator: torch.Generator) -> Layout:
+        """Choose collages of two images of one character, half as many, beside or below each other.
+
+        They teach self-attention that similar characters in one image wear the same attire; consistent self-attention
+        itself is not used in training.
+        """
+        firsts = (2 * torch.randint(images // 2, (self.recipe.batch_size // 2,), generator=generator)).tolist()
         below_or_beside = int(torch.randint(2, (), generator=generator)) - 2
-        return lambda maps: torch.cat(
-            [torch.from_numpy(maps[indices]) for indices in (firsts, seconds)], dim=below_or_beside
-        ), captions
+        return Layout((firsts, [index + 1 for index in firsts]), below_or_beside)
+
+    def prompts(self, truths: Sequence[Any], seed: int) -> tuple[Prompt, ...]:
+        """Return new prompts of one image or of a pair side by side."""
+        return (
+            (self.edition.draw_prompt(*truths, seed),)
+            if len(truths) == 1
+            else self.edition.draw_pair_prompts(*truths, seed)
+        )
 
     def truth(self, index: int) -> Any:
         return self.edition.sample_pair_member(self.recipe.seed, index)
 
-    def tokens(self, captions: list[str], generator: torch.Generator) -> Tensor:
-        """Tokenize captions, int64 (B, T); drop some for classifier-free guidance and make some words unknown."""
+    def tokens(self, captions: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokenize captions, int64 (B, T); drop some for classifier-free guidance and make some words unknown.
+
+        Also returns which captions were kept, bool (B,).
+        """
         recipe = self.recipe
         dropped = torch.rand(len(captions), generator=generator) < recipe.caption_dropout
         kept = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
         tokens = self.tokenizer(kept, padding="max_length", return_tensors="pt").input_ids
         unknown = torch.rand(tokens.shape, generator=generator) < recipe.unknown_word_probability
-        return tokens.masked_fill(unknown & (tokens > 1), self.tokenizer.unk_token_id)
+        return tokens.masked_fill(unknown & (tokens > 1), self.tokenizer.unk_token_id), ~dropped
 
     def loss(self, batch: NoisedLatents) -> dict[str, Tensor]:
         context = self.text_encoder(batch.tokens).last_hidden_state
         predicted = self.unet(batch.noised, batch.timesteps, context).sample
         error = (predicted - batch.target).square()
         loss = (batch.weights * error).mean()
-        return {"loss": loss} if self.recipe.character_weight == 1 else {"loss": loss, "error": error.detach().mean()}
+        parts = {"error": error.detach().mean()}
+        if self.recorders:
+            losses = [binding_loss(each.take(), batch.own_words, batch.cover) for each in self.recorders]
+            parts["binding"] = torch.stack(losses).mean()
+            loss = loss + self.recipe.binding_weight * parts["binding"]
+        return {"loss": loss, **parts}
 
     def export(self, folder: Path) -> dict[str, float]:
         """Write the whole pipeline in diffusers' layout, including the autoencoder; measure nothing."""
@@ -272,10 +312,10 @@ def encode_world(autoencoder: Any, world: Edition, seed: int, count: int, chunk:
 
 
 def cover_world(world: Edition, seed: int, count: int) -> np.ndarray:
-    """Return the share of each latent position that characters cover, uint8 of 0 to 255, (count, 16, 16)."""
+    """Return the share of each latent position that each character covers, uint8 of 0 to 255, (count, C, 16, 16)."""
     cells = IMAGE_SIZE // 8
-    covered = np.zeros((count, cells, cells), np.uint8)
+    cover = np.zeros((count, world.most_characters, cells, cells), np.uint8)
     for index in tqdm(range(count), desc="masks of StoryWorld"):
-        mask = world.character_masks(world.sample_pair_member(seed, index), IMAGE_SIZE).any(0)
-        covered[index] = np.round(255 * mask.reshape(cells, 8, cells, 8).mean((1, 3)))
-    return covered
+        masks = world.character_masks(world.sample_pair_member(seed, index), IMAGE_SIZE)
+        cover[index, : len(masks)] = np.round(255 * masks.reshape(-1, cells, 8, cells, 8).mean((2, 4)))
+    return cover
