@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_the_gpu_script_measures_every_section_at_tiny_size(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--size", "tiny", "--device", "cpu", "--out", tmp_path]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -39,9 +39,10 @@ def compile_forward(pipe):
     pipe.unet.forward = torch.compile(pipe.unet.forward, backend="eager")
 
 
-@pytest.mark.parametrize(
-    "compiled", [compile_wrapped, compile_in_place, compile_after_a_call, compile_blocks, compile_forward]
-)
+OTHER_WAYS = [pytest.param(way, marks=pytest.mark.slow) for way in (compile_wrapped, compile_blocks, compile_in_place)]
+
+
+@pytest.mark.parametrize("compiled", [compile_after_a_call, compile_forward, *OTHER_WAYS])
 @in_child
 def test_a_compiled_unet_shares_and_is_restored(sd_pipe, compiled):
     plain, shared = sd_pipe(**arguments()).images, generate(sd_pipe)
@@ -51,7 +52,7 @@ def test_a_compiled_unet_shares_and_is_restored(sd_pipe, compiled):
 
 
 @pytest.mark.parametrize(
-    "compiled", [compile_wrapped, compile_in_place, compile_after_a_call, compile_blocks, compile_forward]
+    "compiled", [compile_after_a_call, pytest.param(compile_forward, marks=pytest.mark.slow), *OTHER_WAYS]
 )
 @in_child
 def test_a_compiled_unet_is_computed_in_chunks(sd_pipe, compiled):

@@ -19,7 +19,7 @@ from tests.helpers.processes import in_child
 ANCHORS = ConsistentSelfAttentionConfig(anchor_panels=2)
 
 
-@pytest.mark.parametrize("name", ["miniature", "sd15", "sdxl"])
+@pytest.mark.parametrize("name", ["miniature", "sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("limit", [None, 2])
 @in_child
 def test_the_estimate_is_the_simulated_memory(name, limit):

@@ -117,6 +117,7 @@ def test_a_file_of_numbers_without_an_edition_is_of_the_first(command, measured)
     assert "| sharing | reproduced | 1 |" in Path("RESULTS.md").read_text()
 
 
+@pytest.mark.slow
 def test_claims_of_the_second_edition_are_measured_on_its_model(command, tmp_path):
     model = build_world_model(tmp_path / "model", 2)
     small = f"overrides=[model.path={model},model.device=cpu,model.video=null,steps=1]"
@@ -148,6 +149,7 @@ def test_a_claim_is_measured_by_infer_from_scratch(command, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_emotions_are_measured_on_a_model_that_draws_moods(command, tmp_path):
     model = build_mood_model(tmp_path / "model")
     small = f"overrides=[model.path={model},model.device=cpu,model.video=null,steps=1,benchmark.batch=2]"

@@ -187,7 +187,7 @@ def test_a_module_cast_to_half_precision_trains_without_autocast(make, batch, tr
     assert all(gradient.dtype == dtype and gradient.isfinite().all() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @in_child
 def test_compiled_networks_have_no_graph_breaks_and_the_same_gradients(make, batch, checkpointing):
     recipe = {"semantic_weight": 1.0, "gradient_checkpointing": checkpointing}
