@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from storydiffusion.errors import UserError
-from storydiffusion.storyworld.captions import words
+from storydiffusion.storyworld.captions import join_prompts, words
 from storydiffusion.storyworld.edition import EDITIONS, get_edition
 
 every_edition = pytest.mark.parametrize("edition", EDITIONS.values(), ids=lambda edition: f"edition {edition.number}")
@@ -21,7 +21,8 @@ def test_images_have_labels_of_known_values_and_captions_of_known_words(edition)
         assert labels.keys() == edition.labels.keys()
         assert all(value is None or value in edition.labels[name] for name, value in labels.items())
         member = edition.sample_pair_member(3, index)
-        texts = edition.caption(truth, index), edition.full_caption(truth), edition.pair_caption(truth, member, index)
+        pair = join_prompts(edition.draw_pair_prompts(truth, member, index)).text
+        texts = edition.caption(truth, index), edition.full_caption(truth), pair
         for text in texts:
             assert set(words(text)) <= known
             assert len(words(text)) + 2 <= edition.max_tokens
@@ -49,6 +50,24 @@ def test_a_family_shares_what_is_not_attire(edition):
     same = {name for name in edition.labels if len({labels[name] for labels in family}) == 1}
     assert {"place", "object"} <= same
     assert {name for name in edition.labels if name.split("_")[0] in ("kind", "action")} <= same
+
+
+@every_edition
+def test_a_prompt_has_a_clause_about_each_character(edition):
+    for index in range(200):
+        truth, member = edition.sample_pair_member(3, 2 * index), edition.sample_pair_member(3, 2 * index + 1)
+        for shown in (truth, member):
+            looks = edition.get_looks(shown)
+            assert (
+                len(edition.draw_prompt(shown, index).clauses)
+                == len(looks)
+                == len(edition.get_positions(shown)[: len(looks)])
+            )
+        assert set(edition.get_looks(member)) <= set(edition.get_looks(truth))
+        pair = edition.draw_pair_prompts(truth, member, index)
+        joined = join_prompts(pair)
+        apart = [each.text[start:end] for each in pair for start, end in each.clauses]
+        assert [joined.text[start:end] for start, end in joined.clauses] == apart
 
 
 def test_pair_members_of_both_editions_start_with_the_worlds_own_truth():

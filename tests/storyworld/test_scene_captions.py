@@ -1,15 +1,15 @@
 import pytest
 
 from storydiffusion.errors import UserError
-from storydiffusion.storyworld.captions import ATTIRE, PLACE_WORDS, THIRD_PERSON, WORDINGS, words
+from storydiffusion.storyworld.captions import ATTIRE, PLACE_WORDS, THIRD_PERSON, WORDINGS, join_prompts, words
 from storydiffusion.storyworld.scene import FIGURE_ATTRIBUTES, SIDE_PAIRS, sample_scene, sample_scene_pair_member
 from storydiffusion.storyworld.scene_captions import (
     MOOD_WORDS,
     SIDE_WORDS,
     Naming,
     caption_scene,
-    caption_scene_pair,
     describe_scene,
+    draw_scene_pair_prompts,
     draw_scene_prompt,
     full_caption_of_scene,
     scene_vocabulary,
@@ -106,7 +106,7 @@ def test_captions_repeat_vary_and_stay_short_and_in_the_vocabulary():
         assert set(words(text)) <= known
         assert len(words(text)) <= 75
         assert "".join(words(text)) == text.replace(" ", "")
-        pair = caption_scene_pair(drawn, sample_scene_pair_member(4, index), index)
+        pair = join_prompts(draw_scene_pair_prompts(drawn, sample_scene_pair_member(4, index), index)).text
         assert set(words(pair)) <= known
         assert len(words(pair)) <= 75
     assert caption_scene(drawn, 3) == caption_scene(drawn, 3)
@@ -147,6 +147,18 @@ def test_namings_that_do_not_fit_are_refused():
         describe_scene(scene(count=2), [Naming()])
     with pytest.raises(UserError, match=r"cannot name shoes.*tone, hair"):
         describe_scene(scene(count=1), [Naming(("shoes",))])
+
+
+def test_clauses_say_what_each_of_two_characters_does_and_nothing_of_the_other():
+    for index in range(500):
+        drawn = sample_scene(8, index, count=2)
+        prompt = draw_scene_prompt(drawn, index)
+        first, second = (prompt.text[start:end] for start, end in prompt.clauses)
+        for said, own, other in zip((first, second), drawn.characters, drawn.characters[::-1], strict=True):
+            assert own.kind in words(said)
+            assert other.kind == own.kind or other.kind not in words(said)
+            assert own.side == other.side or SIDE_WORDS[other.side] not in said
+        assert not set(range(*prompt.clauses[0])) & set(range(*prompt.clauses[1]))
 
 
 def test_prompts_state_what_their_words_name():

@@ -14,7 +14,7 @@ from storydiffusion.commands import train as train_command
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import read_origin
-from storydiffusion.storyworld.captions import PLACE_WORDS, caption, pair_caption
+from storydiffusion.storyworld.captions import PLACE_WORDS, caption, draw_pair_prompts, join_prompts
 from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.storyworld.scene import sample_scene
 from storydiffusion.storyworld.scene_captions import caption_scene
@@ -45,7 +45,7 @@ def test_pair_caption_names_both_activities_in_known_words():
     tokenizer = build_tokenizer(1)
     for k in range(300):
         first, second = sample_pair_member(5, 2 * k), sample_pair_member(5, 2 * k + 1)
-        text = pair_caption(first, second, k)
+        text = join_prompts(draw_pair_prompts(first, second, k)).text
         before, _, after = text.rpartition(", and ")
         assert PLACE_WORDS[first.place] in before
         assert PLACE_WORDS[second.place] in after
@@ -64,50 +64,54 @@ def text2image(tmp_path: Path, *overrides: str):
 
 
 @pytest.fixture
+def cover() -> np.ndarray:
+    """Return shares of a character that covers nothing."""
+    return np.zeros((10, 1, 16, 16), np.uint8)
+
+
+@pytest.fixture
 def latents() -> np.ndarray:
     """Return latents that encode their index: those of image k are all k."""
     return np.broadcast_to(np.arange(10, dtype=np.float16)[:, None, None, None], (10, 16, 16, 16)).copy()
 
 
-def test_pair_batch_joins_two_images_of_one_character(tmp_path, latents):
+def test_pair_batch_joins_two_images_of_one_character(tmp_path, latents, cover):
     module = text2image(tmp_path, "recipe.pair_probability=1")
     shapes = set()
     for step in range(8):
-        join, captions = module.pairs(len(latents), step, torch.Generator().manual_seed(step))
-        clean = join(latents)
+        clean = module.pairs(len(latents), torch.Generator().manual_seed(step)).join(latents)
         shapes.add(tuple(clean.shape))
         first, second = clean[:, :, :16, :16], clean[:, :, -16:, -16:]
-        assert len(captions) == 2
         assert torch.equal(second, first + 1)
         assert bool((first % 2 == 0).all())
-        batch = module.noised(latents, None, step)
+        batch = module.noised(latents, cover, step)
         assert batch.noised.shape == batch.target.shape
         assert batch.tokens.shape == (2, 48)
     assert shapes == {(2, 16, 16, 32), (2, 16, 32, 16)}
 
 
-def test_without_pairs_every_batch_has_single_images(tmp_path, latents):
+def test_without_pairs_every_batch_has_single_images(tmp_path, latents, cover):
     module = text2image(tmp_path, "recipe.pair_probability=0")
-    assert {module.noised(latents, None, step).noised.shape for step in range(8)} == {(4, 16, 16, 16)}
+    assert {module.noised(latents, cover, step).noised.shape for step in range(8)} == {(4, 16, 16, 16)}
 
 
 @pytest.mark.parametrize("share", [0, 1])
-def test_errors_on_characters_weigh_more_where_they_are_covered(tmp_path, latents, share):
+def test_errors_on_characters_weigh_more_where_they_are_covered(tmp_path, latents, cover, share):
     module = text2image(tmp_path, f"recipe.pair_probability={share}", "recipe.character_weight=3")
-    coverage = np.zeros((10, 16, 16), np.uint8)
-    coverage[:, :8], coverage[::2, 8:12] = 255, 51
+    nowhere = cover.copy()
+    cover[:, :, :8], cover[::2, :, 8:12] = 255, 51
     for step in range(4):
-        weights = module.noised(latents, coverage, step).weights
+        weights = module.noised(latents, cover, step).weights
         assert {round(value, 4) for value in weights.unique().tolist()} <= {3.0, 1.4, 1.0}
         assert bool((weights[..., :8, :16] == 3).all())
         assert bool((weights[:, 0, 12:16] == 1).all())
     plain = text2image(tmp_path, f"recipe.pair_probability={share}")
-    assert bool((plain.noised(latents, None, 0).weights == 1).all())
+    assert bool((plain.noised(latents, nowhere, 0).weights == 1).all())
 
 
 def test_weighted_loss_is_the_mean_of_weighted_squared_errors(tmp_path, latents):
     module = text2image(tmp_path, "recipe.character_weight=3")
-    batch = module.noised(latents, np.full((10, 16, 16), 255, np.uint8), 0)
+    batch = module.noised(latents, np.full((10, 1, 16, 16), 255, np.uint8), 0)
     terms = module.loss(batch)
     assert terms["loss"].item() == pytest.approx(3 * terms["error"].item())
 
@@ -116,9 +120,10 @@ def test_coverage_is_the_share_of_a_latent_position_that_characters_cover():
     edition = get_edition(2)
     covered = cover_world(edition, 7, 12)
     for index in range(12):
-        mask = edition.character_masks(edition.sample_pair_member(7, index), 128).any(0)
-        assert covered[index].sum() / 255 * 64 == pytest.approx(mask.sum(), abs=256 * 64 / 510)
-        assert bool((covered[index] > 0).any()) == bool(mask.any())
+        masks = edition.character_masks(edition.sample_pair_member(7, index), 128)
+        for slot in range(2):
+            area = masks[slot].sum() if slot < len(masks) else 0
+            assert covered[index, slot].sum() / 255 * 64 == pytest.approx(area, abs=256 * 64 / 510)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +134,7 @@ def test_coverage_is_the_share_of_a_latent_position_that_characters_cover():
         ("batch_size=5", "5"),
         ("pair_probability=1.5", "1.5"),
         ("character_weight=-1", "-1"),
+        ("binding_weight=-1", "-1"),
     ],
 )
 def test_error_names_invalid_values(tmp_path, override, value):
