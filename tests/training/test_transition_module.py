@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from storydiffusion.commands.train import build_trainer
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.video import SENTENCES, encode_example_words
@@ -174,7 +175,7 @@ def test_a_module_cast_to_half_precision_trains_without_autocast(make, batch, tr
     module = make(*trainable, **recipe)
     for weight in module.parameters():
         weight.data = weight.data.to(dtype)
-    module.on_train_start()
+    module.on_fit_start()
     assert module.trained_dtype == dtype
     outputs = step(module, batch)
     assert outputs.keys() == exact.keys()
@@ -185,6 +186,23 @@ def test_a_module_cast_to_half_precision_trains_without_autocast(make, batch, tr
     gradients = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
     assert gradients.keys() == trained(module)
     assert all(gradient.dtype == dtype and gradient.isfinite().all() for gradient in gradients.values())
+
+
+@in_child
+def test_fast_kernels_compute_the_same_in_another_layout(config, batch, tmp_path):
+    configs = [
+        replace(config, run_dir=str(tmp_path), trainer=replace(config.trainer, kernels=kernels))
+        for kernels in ("exact", "fast")
+    ]
+    exact, fast = (build_transition_module(each) for each in configs)
+    weight = fast.video_unet.unet.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not exact.video_unet.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(step(fast, batch)["loss"], step(exact, batch)["loss"], rtol=1e-4, atol=1e-5)
+    fast.export(tmp_path)
+    for each, precision in zip(configs, ("highest", "high"), strict=True):
+        build_trainer(each, "auto", [])
+        assert torch.get_float32_matmul_precision() == precision
 
 
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
