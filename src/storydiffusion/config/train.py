@@ -20,6 +20,7 @@ TRAINABLE = ("predictor", "motion_module")
 LOSSES = ("epsilon", "x0", "v")
 OPTIMIZERS = ("adamw", "muon")
 CLIP_CAPTIONS = "clip"
+READERS = ("indexed", "stream")
 CAPTIONS = (CLIP_CAPTIONS, "storyworld_frames")
 WANDB_MODES = ("online", "offline")
 LARGEST = 2**31
@@ -126,6 +127,11 @@ class TransitionRecipe:
     sample_every: int  # steps; 0: never
     sample_clips: int
 
+    @property
+    def reads_all_frames(self) -> bool:
+        """Whether a loss reads the semantic tokens of all frames, not only of the boundary frames."""
+        return bool(self.semantic_weight or self.teacher_forcing or self.text_weight)
+
     def __post_init__(self) -> None:
         if not self.trainable or len(set(self.trainable)) < len(self.trainable):
             raise UserError(
@@ -210,6 +216,23 @@ class StoryWorldClips:
 
 
 @dataclasses.dataclass
+class StreamConfig:
+    """How `data.reader=stream` fetches shards; see `storydiffusion.data.remote_shards.StreamOptions`."""
+
+    shuffle: int
+    cache: str
+    cache_gb: float
+    retries: int
+    timeout_seconds: float
+
+    def __post_init__(self) -> None:
+        check_range("data.stream.shuffle", self.shuffle, 1, 10**6)
+        check_range("data.stream.cache_gb", self.cache_gb, 0, 10**6)
+        check_range("data.stream.retries", self.retries, 0, 1000)
+        check_range("data.stream.timeout_seconds", self.timeout_seconds, 0.01, 24 * 3600)
+
+
+@dataclasses.dataclass
 class DataConfig:
     """conf/data/*.yaml: the training clips; `storydiffusion.data` checks the other settings."""
 
@@ -224,6 +247,10 @@ class DataConfig:
     caption_dropout: float
     captions: str  # of CAPTIONS
     workers: int
+    crops: int | None  # fixed crops of a clip; null: a new one each time
+    cache: str | None  # folder for the features of these crops
+    reader: str  # of READERS
+    stream: StreamConfig | None  # null: the shards are local
     backend: str
     window: int
     rejected_share: float
@@ -237,10 +264,30 @@ class DataConfig:
                 f"data.shards={show(self.shards)}: give a folder, a file or a brace pattern, or a list of such"
             )
         check_choice("data.captions", self.captions, CAPTIONS)
+        if self.crops is not None:
+            check_range("data.crops", self.crops, 1, 1000)
+        if self.cache is not None and self.crops is None:
+            raise UserError("data.cache keeps the features of fixed crops: set data.crops, 1 for clips of whole videos")
+        if self.cache is not None and self.captions != CLIP_CAPTIONS:
+            raise UserError(
+                f"data.cache keeps one caption a clip, but data.captions={self.captions} captions every frame: set "
+                f"data.captions={CLIP_CAPTIONS} or data.cache=null"
+            )
+        check_choice("data.reader", self.reader, READERS)
+        if self.reader == "stream":
+            self._check_stream()
         check_range("data.frames", self.frames, 2, 1024)
         check_range("data.decode_seconds", self.decode_seconds, 0.1, 24 * 3600)
         check_side("data.height", self.height)
         check_side("data.width", self.width)
+
+    def _check_stream(self) -> None:
+        """Refuse what only indexed shards have. Raises UserError."""
+        if self.storyworld is not None or self.stream is None:
+            raise UserError("data.reader=stream needs shards that exist: choose data=webvid10m with data.shards")
+        for name in ("crops", "cache", "verify"):
+            if value := getattr(self, name):
+                raise UserError(f"data.{name}={value} needs indexed shards: leave it out, or set data.reader=indexed")
 
 
 @dataclasses.dataclass

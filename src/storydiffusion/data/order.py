@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHARDS, WINDOW, CLIP, SUBSTITUTE = range(4)  # purpose of a random stream
+SHARDS, WINDOW, CLIP, SUBSTITUTE, CROP = range(5)  # purpose of a random stream
 
 
 def keyed(purpose: int, seed: int, epoch: int, number: int) -> np.random.Philox:

@@ -88,8 +88,13 @@ def _check_member(member: tarfile.TarInfo, size: int) -> None:
 
 def _split_name(member: tarfile.TarInfo) -> tuple[str, str | None]:
     """Return a member's key and kind; None for one that is skipped."""
-    path = PurePosixPath(member.name)  # drops ./ and //
-    if member.isdir() or not path.name or path.name.startswith("."):
+    return ("", None) if member.isdir() else split_member_name(member.name)
+
+
+def split_member_name(name: str) -> tuple[str, str | None]:
+    """Return the key and the kind that a regular member's name stands for; None for one that is skipped."""
+    path = PurePosixPath(name)  # drops ./ and //
+    if not path.name or path.name.startswith("."):
         return "", None
     return str(path.with_suffix("")), KINDS.get(path.suffix.lower().removeprefix("."))
 

@@ -21,6 +21,7 @@ from storydiffusion.loaders.video import (
 from storydiffusion.models.video_model import VideoModel
 from storydiffusion.pipelines.transition_sampling import build_sampling
 from storydiffusion.training.callbacks.ema import EMA
+from storydiffusion.training.callbacks.fill_feature_cache import FillFeatureCache
 from storydiffusion.training.callbacks.sample_grid import SampleGrid
 from storydiffusion.training.callbacks.training_log import TrainingLog
 from storydiffusion.training.data_module import ClipData
@@ -68,10 +69,12 @@ def build_video_model(config: TransitionTrainConfig, dtype: torch.dtype) -> tupl
 def build_transition_callbacks(
     config: TransitionTrainConfig, module: TransitionModule, data: ClipData, ema: EMA
 ) -> list[L.Callback]:
-    """Return the training log and, unless recipe.sample_every is 0, the grid of samples."""
+    """Return the training log, with data.cache what fills it, and unless recipe.sample_every is 0 the samples."""
     recipe = config.recipe
     timesteps = len(module.diffusion.alphas_cumprod)
     callbacks: list[L.Callback] = [TrainingLog(config.trainer.log_every, timesteps, ema.guard)]
+    if data.cache is not None:
+        callbacks.insert(0, FillFeatureCache(data.cache, data.options, recipe.batch_size, data.verify))
     if recipe.sample_every:
         sampling = replace(build_sampling(choose_video(config)), frames=config.data.frames)
         example = lambda: data.example(recipe.sample_clips)  # noqa: E731

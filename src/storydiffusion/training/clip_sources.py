@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from storydiffusion.data.loader import Captioner
+from storydiffusion.data.clips import Captioner
 from storydiffusion.data.sources import CSV_LAYOUTS, ClipSource, CsvLayout, CsvSource, build_csv_layout
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.clip_source import StoryWorldSource

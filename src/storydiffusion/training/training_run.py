@@ -13,6 +13,7 @@ from storydiffusion.training.callbacks.ema import EMA
 from storydiffusion.training.callbacks.run_checkpoints import RunCheckpoints
 from storydiffusion.training.callbacks.stopwatch import Stopwatch
 from storydiffusion.training.csv_log import read_mean_losses
+from storydiffusion.training.data_module import ClipData
 from storydiffusion.training.record import machine, read_record, round_figures, write_record
 
 
@@ -44,7 +45,7 @@ class TrainingRun:
     ema: EMA
     stopwatch: Stopwatch
     checkpoints: RunCheckpoints
-    data: L.LightningDataModule | None = None  # None: the module has its own
+    data: ClipData | None = None  # None: the module has its own
 
     @property
     def is_first_process(self) -> bool:
@@ -69,5 +70,7 @@ class TrainingRun:
                 "torch": str(torch.__version__),
                 "figures": round_figures(metrics),
             }
+            if self.data is not None:
+                entry["order"] = self.data.order
             write_record(folder, read_record(folder) | dict.fromkeys(module.parts, entry))
         return metrics

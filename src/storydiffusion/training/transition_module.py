@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from storydiffusion.config import TransitionRecipe
-from storydiffusion.data.loader import ClipBatch
+from storydiffusion.data.loader import ClipBatch, FeatureBatch
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.boundary_frames import write_training_record
 from storydiffusion.loaders.video import encode_example_words
@@ -38,7 +38,7 @@ from storydiffusion.training.run_config import check_same_config
 VAE_BATCH = 16  # frames encoded at once, so that the VAE's memory does not grow with the batch
 MUTABLE_KEYS = (
     "run_dir", "export", "cache", "trainer", "logger", "recipe.steps", "recipe.sample_every", "recipe.sample_clips",
-    "data.shards", "data.workers", "model.device", "model.offload", "model.steps", "model.guidance_scale",
+    "data.shards", "data.cache", "data.workers", "model.device", "model.offload", "model.steps", "model.guidance_scale",
     "model.variant", "model.guidance_rescale", "model.controlnet", "model.controlnet_scale", "model.freeu",
     "model.video.fps", "model.video.steps", "model.video.guidance_scale", "model.video.boundary_frames",
 )  # fmt: skip
@@ -132,20 +132,26 @@ class TransitionModule(L.LightningModule):
             self.predictor.train(mode and "predictor" in self.parts)
         return self
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
+        self.cast_buffers()
+
+    def cast_buffers(self) -> None:
         """Cast the floating buffers to the dtype of the trained weights: DeepSpeed's engine casts parameters only."""
         for network in self.modules():
             for name, buffer in network.named_buffers(recurse=False):
                 if buffer.is_floating_point() and self.trained_dtype != torch.float32:
                     setattr(network, name, buffer.to(self.trained_dtype))
 
-    def training_step(self, batch: ClipBatch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: ClipBatch | FeatureBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the `loss` to minimise, and for the log, all (B,): `losses` per clip and the terms with non-zero
         weight, the diffusion `errors` with their `timesteps`, the `semantic` and the `text` errors.
         """
         recipe = self.recipe
-        tokens = self.semantic_tokens(batch.frames)
-        losses = torch.zeros(len(batch.frames), device=self.device)
+        if isinstance(batch, FeatureBatch):
+            tokens = None if batch.image is None else self.encode_tokens(batch.image)
+        else:
+            tokens = self.semantic_tokens(batch.frames)
+        losses = torch.zeros(len(batch.keys), device=self.device)
         outputs: dict[str, Tensor] = {}
         if recipe.diffusion_weight:
             outputs = self.diffusion_errors(self.encode(batch), tokens)
@@ -164,13 +170,22 @@ class TransitionModule(L.LightningModule):
         """Encode frames (B, F, 3, H, W) into semantic tokens (B, F, N, width), or only the boundary frames if no loss
         reads the others, (B, 2, N, width). Return None without a predictor.
         """
+        features = self.image_features(frames)
+        return None if features is None else self.encode_tokens(features)
+
+    @torch.no_grad()
+    def image_features(self, frames: Tensor) -> Tensor | None:
+        """Return the image features (B, F or 2, M, W) of frames (B, F, 3, H, W); None without a predictor."""
         if self.image_encoder is None or self.predictor is None:
             return None
-        reads_all = self.recipe.semantic_weight or self.recipe.teacher_forcing or self.recipe.text_weight
-        read = frames if reads_all else frames[:, [0, -1]]
-        with torch.no_grad():
-            features = self.image_encoder.features(read.flatten(0, 1), self.model.features).to(self.trained_dtype)
-        return self.predictor.encode(features).unflatten(0, read.shape[:2])
+        read = frames if self.recipe.reads_all_frames else frames[:, [0, -1]]
+        return self.image_encoder.features(read.flatten(0, 1), self.model.features).unflatten(0, read.shape[:2])
+
+    def encode_tokens(self, features: Tensor) -> Tensor:
+        """Encode image features (B, R, M, W) into semantic tokens (B, R, N, width)."""
+        assert self.predictor is not None
+        tokens = self.predictor.encode(features.flatten(0, 1).to(self.trained_dtype))
+        return tokens.unflatten(0, features.shape[:2])
 
     def diffusion_errors(self, clips: EncodedClips, tokens: Tensor | None) -> dict[str, Tensor]:
         """Noise the clips and return the `errors` of the prediction with their `timesteps`, each (B,)."""
@@ -181,8 +196,13 @@ class TransitionModule(L.LightningModule):
         return {"errors": errors, "timesteps": noise.timesteps}
 
     @torch.no_grad()
-    def encode(self, batch: ClipBatch) -> EncodedClips:
-        """Encode a batch with the frozen networks. The VAE's mode is taken, as for boundary frames in sampling."""
+    def encode(self, batch: ClipBatch | FeatureBatch) -> EncodedClips:
+        """Encode a batch with the frozen networks, unless a cache has its features.
+
+        The VAE's mode is taken, as for boundary frames in sampling.
+        """
+        if isinstance(batch, FeatureBatch):
+            return EncodedClips(batch.latents.float(), batch.text.float())
         count, frames = batch.frames.shape[:2]
         images = batch.frames.flatten(0, 1)
         latents = torch.cat([encode_images(self.vae, part) for part in images.split(VAE_BATCH)]).float()
