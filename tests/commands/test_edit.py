@@ -114,6 +114,18 @@ def test_only_what_depends_on_a_changed_panel_is_generated(edit, settings):
     assert np.abs(image(run, 3) - image(fresh, 3)).max() <= 1  # a smaller batch rounds otherwise
 
 
+def test_a_changed_place_makes_the_panels_anew_that_share_it(edit):
+    generate, run, fresh = edit
+    settings = ("csa.regions=characters+places", "csa.anchor_panels=1")
+    generate(panel(1, place="beach"), panel(2), panel(3), settings=settings)
+    before = contents(run)
+    changed = [panel(1, place="beach"), panel(2), panel(3, place="beach")]
+    assert "overwrite=true, which generates panel 3" in generate(*changed, settings=settings).err
+    assert generate(*changed, settings=(*settings, "overwrite=true")).code == 0
+    assert contents(run)["panels/003.png"] != before["panels/003.png"]
+    assert np.abs(image(run, 3) - image(fresh, 3)).max() <= 1  # a smaller batch rounds otherwise
+
+
 def test_panels_with_seeds_of_their_own_move_without_denoising(edit):
     generate, run, fresh = edit
     seeded = [panel(number, seed=number) for number in PANELS]

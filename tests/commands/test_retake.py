@@ -12,6 +12,7 @@ from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.output.manifest import Manifest, read_manifest
 from storydiffusion.pipelines.story import StoryPipeline
 from storydiffusion.pipelines.takes import collect_takes, generate_takes, get_chosen_takes, place_views, take_seed
+from storydiffusion.story import load_story
 
 STEPS = "steps=3"
 
@@ -151,13 +152,18 @@ def test_wrong_requests_are_refused_in_one_sentence(run, generate_story, setting
     assert {file: file.read_bytes() for file in run.rglob("*.*")} == before
 
 
-def test_a_take_with_the_panels_own_seed_is_the_panels_first_image(run, tiny_model):
+@pytest.mark.parametrize("regions", ["off", "characters"])
+def test_a_take_with_the_panels_own_seed_is_the_panels_first_image(
+    generate_story, story_file, tmp_path, tiny_model, regions
+):
     """The take reads the same features at the same step as the panel did, so equal inputs give an equal image."""
+    assert generate_story("run_dir=run", STEPS, f"csa.regions={regions}").code == 0
+    run, csa = tmp_path / "run", ConsistentSelfAttentionConfig(seed=0, regions=regions)
     pipe = StoryPipeline.from_pretrained(tiny_model).to(torch.float64)
     found = collect_takes(manifest(run))
     again = [replace(found[panel, 0], number=1) for panel in (1,)]
     settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "height": 64, "width": 64}
-    image = generate_takes(pipe, found, again, ConsistentSelfAttentionConfig(seed=0), settings)[0]
+    image = generate_takes(pipe, load_story(story_file), found, again, csa, settings)[0]
     first = np.asarray(Image.open(run / "panels" / "002.png")).astype(int)
     assert np.abs(np.asarray(image).astype(int) - first).max() <= 1
 

@@ -18,7 +18,9 @@ from storydiffusion.story import (
     PanelPrompt,
     Story,
     character_prompts,
+    character_words,
     load_story,
+    panel_places,
     panel_prompts,
     story_from_dict,
 )
@@ -87,6 +89,29 @@ def test_negative_prompts_of_style_story_and_panel_add_up():
     assert panel_prompts(story_from_dict({**data, "style": "(No style)"}, "here"))[0].negative_prompt == "blurry, text"
     without = {**plain(), "negative": ""}
     assert story_from_dict(without, "here") == story_from_dict(plain(), "here")
+
+
+def test_panels_share_a_place_by_name_or_by_its_words():
+    data = plain()
+    data["panels"][0]["place"] = " the park "
+    data["panels"][1]["place"] = "beach"
+    story = story_from_dict(data, "here")
+    assert [panel.place for panel in story.panels] == ["the park", "beach", ""]
+    assert panel_places(story) == ["the park", "beach", "beach"]
+    assert panel_places(story_from_dict(plain(), "here")) == ["", "", ""]
+    data["panels"][2]["prompt"] = "[NC], an empty beachhouse"
+    assert panel_places(story_from_dict(data, "here"))[2] == ""
+    data["panels"][1]["place"] = 3
+    with pytest.raises(UserError, match="here: panel 2: place must be text, not '3'"):
+        story_from_dict(data, "here")
+
+
+def test_the_words_of_a_character_are_those_of_its_prompts():
+    data = {**plain(), "characters": {"Mia": "a girl ,  with  brown hair.", "Tom": "a cat."}}
+    story = story_from_dict(data, "here")
+    assert character_words(story) == {"Mia": "a girl, with brown hair", "Tom": "a cat"}
+    for panel, prompt in zip(story.panels, panel_prompts(story), strict=True):
+        assert all(character_words(story)[name] in prompt.prompt for name in panel.characters)
 
 
 def test_braces_in_a_prompt_are_text():

@@ -153,6 +153,19 @@ def find_denoiser(pipe: Any) -> nn.Module:
     raise UserError(f"{type(pipe).__name__} has no denoiser: take a diffusers pipeline with .unet or .transformer.")
 
 
+def find_factor(denoiser: nn.Module, layer: str) -> int | None:
+    """Return by how much the grid of a U-Net's layer is coarser than its input; None where its name does not say so."""
+    levels = len(getattr(getattr(denoiser, "config", None), "block_out_channels", ()))
+    match layer.removeprefix("base_").split("."):
+        case ["down_blocks", number, *_] if levels:
+            return 2 ** int(number)
+        case ["up_blocks", number, *_] if levels:
+            return 2 ** (levels - 1 - int(number))
+        case ["mid_block", *_] if levels:
+            return 2 ** (levels - 1)
+    return None
+
+
 @register_backbone("UNet2DConditionModel", "UNetMotionModel", "UNetControlNetXSModel")
 class UNetBackbone:
     """The U-Net of Stable Diffusion 1.5 and SDXL, alone or with motion modules; diffusers' `attn1` layers."""

@@ -13,6 +13,10 @@ from storydiffusion.errors import UserError
 
 Blocks = Literal["up", "all"]
 Positions = Literal["same", "beside", "reference"]
+Regions = Literal["off", "characters", "characters+places"]
+
+FIRST_STEP = 0.1
+"""Fraction of the schedule before which cross-attention does not show who is where"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,13 @@ class ConsistentSelfAttentionConfig:
             reference image. None, the backbone's default.
         start, end: first step that shares and the step after the last, as fractions of the schedule in [0, 1].
         seed: of all random draws, together with a story's key, the step, and the grid.
+        regions: which tokens of a panel share which tokens of another: `off`, all of them; `characters`, those of a
+            character share its own in the panels that name it, and background keeps to itself; `characters+places`,
+            background shares that of panels in the same place too. Regions come from cross-attention in the steps
+            before; in the first tenth of the schedule panels share as with `off`. They need a U-Net, the prompts' words
+            for each character, and variant `eq2`, `shared_row` or `official` with sampler `uniform`.
+        isolate_until: with regions, fraction of the schedule in [0, 1] up to which the characters of one panel do not
+            attend to each other in it either; 0, they always do.
         panels_at_once: most panels that the denoiser computes at a time, with the same result: panels that attend to
             each other together, and after those that they attend to. `auto`, as many as fit into the free memory; None,
             all panels.
@@ -68,6 +79,8 @@ class ConsistentSelfAttentionConfig:
     start: float = 0.0
     end: float = 1.0
     seed: int = 0
+    regions: str = "off"
+    isolate_until: float = 0.0
     panels_at_once: int | Literal["auto"] | None = None
 
     def __post_init__(self):
@@ -79,7 +92,7 @@ class ConsistentSelfAttentionConfig:
                 _check_fraction(f"rate of grid {factor}", rate)
         else:
             _check_fraction("rate", self.rate)
-        for name in ("start", "end", "decay"):
+        for name in ("start", "end", "decay", "isolate_until"):
             _check_fraction(name, getattr(self, name))
         if self.decay == 0:
             raise UserError("decay is 0: choose a number above 0 and at most 1.")
@@ -90,6 +103,7 @@ class ConsistentSelfAttentionConfig:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise UserError(f"{name} is {value!r}: choose a whole number of panels, {least} or more.")
         self._check_panels_at_once()
+        self._check_regions()
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise UserError(f"seed is {self.seed!r}: choose a whole number.")
 
@@ -104,6 +118,24 @@ class ConsistentSelfAttentionConfig:
                 f"panels_at_once is {value!r}, but sampler {self.sampler} with variant {self.variant} reads the "
                 f"{' and '.join(sorted(self.needs))} of all panels at once: leave out panels_at_once."
             )
+
+    def _check_regions(self) -> None:
+        """Check regions, and that they go with the other settings."""
+        if self.regions not in get_args(Regions):
+            raise UserError(f"regions is {self.regions!r}: choose one of {', '.join(get_args(Regions))}.")
+        if self.regions == "off":
+            if self.isolate_until > 0:
+                raise UserError(
+                    f"isolate_until is {self.isolate_until}, but regions is off: choose regions characters."
+                )
+            return
+        if self.panels_at_once is not None:
+            raise UserError(f"regions is {self.regions} and panels_at_once is {self.panels_at_once}: leave out one.")
+        if self.sampler != "uniform":
+            raise UserError(f"regions is {self.regions}, but sampler is {self.sampler}: choose sampler uniform.")
+        if not get_variant(self.variant).takes_regions and get_variant(self.variant).shares:
+            fitting = [name for name, each in VARIANTS.items() if each.takes_regions]
+            raise UserError(f"regions is {self.regions}, but variant is {self.variant}: choose {_either(fitting)}.")
 
     def _check_names(self) -> None:
         """Check variant, sampler and blocks, and that variant, sampler and tile_size go together."""
@@ -125,7 +157,12 @@ class ConsistentSelfAttentionConfig:
     @property
     def needs_schedule(self) -> bool:
         """Whether the number of steps must be known."""
-        return get_variant(self.variant).needs_schedule or self.start > 0 or self.end < 1
+        return get_variant(self.variant).needs_schedule or self.start > 0 or self.end < 1 or self.uses_regions
+
+    @property
+    def uses_regions(self) -> bool:
+        """Whether tokens are shared by region."""
+        return self.regions != "off" and self.shares
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -145,6 +182,10 @@ class ConsistentSelfAttentionConfig:
     def is_active(self, step: int, steps: int | None) -> bool:
         """Return whether step (0…steps-1) lies in [start, end); with steps None, an unknown schedule, all are."""
         return steps is None or round(self.start * steps) <= step < round(self.end * steps)
+
+    def knows_regions(self, step: int, steps: int) -> bool:
+        """Return whether tokens are shared by region at step (0…steps-1): not before regions can be seen."""
+        return self.uses_regions and step >= max(1, round(FIRST_STEP * steps))
 
 
 def _fits(sampler: str, variant: str) -> bool:

@@ -17,8 +17,9 @@ W panels of a window, C channels, H heads, R panels that attend to the same numb
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -69,11 +70,14 @@ class PanelGroup:
             name the same character; None allows all. The diagonal is ignored.
         masks: (P, height, width) numbers in [0, 1], such as each panel's foreground, for token samplers that need
             masks; None gives none.
+        characters: for each panel, the name of each character in it → numbers of the text tokens that describe it, in
+            the embeddings of the panel's prompt; needed for regions. None: unknown.
+        places: the place of each panel, "" where it has none; needed for regions of places. None: unknown.
         views: the story as each of the P images sees it, such as some panels of a story, or further takes of one;
             tokens are drawn as for the whole story. None: the images are the story's panels.
 
     Raises:
-        UserError: for panels < 1, or a `may_share`, `masks` or `views` of another length.
+        UserError: for panels < 1, or another field of another length.
     """
 
     panels: int
@@ -81,6 +85,8 @@ class PanelGroup:
     may_share: Tensor | None = None
     masks: Tensor | None = None
     views: Sequence[View] | None = None
+    characters: Sequence[Mapping[str, Sequence[int]]] | None = None
+    places: Sequence[str] | None = None
 
     def __post_init__(self):
         if isinstance(self.panels, bool) or not isinstance(self.panels, int) or self.panels < 1:
@@ -93,8 +99,9 @@ class PanelGroup:
                 )
         if self.masks is not None and (self.masks.ndim != 3 or len(self.masks) != self.panels):
             raise UserError(f"masks has shape {tuple(self.masks.shape)}: give ({self.panels}, height, width).")
-        if self.views is not None and len(self.views) != self.panels:
-            raise UserError(f"views has {len(self.views)} entries for {self.panels} images: give one for each.")
+        for name, per_image in {"views": self.views, "characters": self.characters, "places": self.places}.items():
+            if per_image is not None and len(per_image) != self.panels:
+                raise UserError(f"{name} has {len(per_image)} entries for {self.panels} images: give one for each.")
 
     def see(self, view: View) -> "PanelGroup":
         """Return the whole story of a view."""
@@ -102,7 +109,12 @@ class PanelGroup:
         may_share = None
         if self.may_share is not None:
             may_share = self.may_share[places][:, places] & (places >= 0)[:, None] & (places >= 0)
-        return PanelGroup(len(places), self.key, may_share)
+        group = PanelGroup(len(places), self.key, may_share)
+        if self.characters is not None:
+            group.characters = [self.characters[image] if image >= 0 else {} for image in view.images]
+        if self.places is not None:
+            group.places = [self.places[image] if image >= 0 else "" for image in view.images]
+        return group
 
     def sources(self) -> Tensor:
         """(P, P) booleans: row i is true at the other panels that panel i may attend to."""
@@ -208,12 +220,18 @@ class AttendedTokens(NamedTuple):
     """The tokens that one panel attends to: `rows` (L,) number the story's P·N tokens.
 
     A panel has one entry per window that holds it (Algorithm 1): `tile` is the window's first panel. Their outputs are
-    averaged.
+    averaged. Or it has one entry per region: `readers` (n,) number the panel's own tokens that attend to `rows`; each
+    of the N is in one region. None: all of them.
     """
 
     panel: int
     rows: Tensor
     tile: int = 0
+    readers: Tensor | None = None
+
+    def is_plain(self, tokens: int) -> bool:
+        """Return whether the panel attends to its own tokens alone, and to all of them."""
+        return len(self.rows) == tokens and (self.readers is None or bool((self.rows // tokens == self.panel).all()))
 
 
 def own_rows(panel: int, tokens: int) -> Tensor:
@@ -249,10 +267,18 @@ def window_tokens(
 
 
 class PlanGroup(NamedTuple):
-    """Panels that attend to the same number of tokens: `panels` (R,), each once; `rows` (R, L) of the B·N tokens."""
+    """Panels that attend to the same number of tokens: `panels` (R,), each once; `rows` (R, L) of the B·N tokens.
+
+    `readers` (R, n), of the B·N tokens too, are those of the panels that attend to `rows`; None: all N.
+    """
 
     panels: Tensor
     rows: Tensor
+    readers: Tensor | None = None
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "PlanGroup":
+        """Return the group with each of its tensors changed."""
+        return PlanGroup(change(self.panels), change(self.rows), None if self.readers is None else change(self.readers))
 
 
 @dataclass(frozen=True)
@@ -269,7 +295,7 @@ class AttentionPlan:
 
     def to(self, device: torch.device) -> "AttentionPlan":
         """Return the same plan on another device."""
-        groups = [PlanGroup(group.panels.to(device), group.rows.to(device)) for group in self.groups]
+        groups = [group.apply(lambda rows: rows.to(device)) for group in self.groups]
         return AttentionPlan(groups, None if self.occurrences is None else self.occurrences.to(device), self.extend)
 
 
@@ -284,25 +310,36 @@ def batch_plan(
         tokens: N.
 
     Returns:
-        The plan, one group for each number L of tokens; None where every panel attends to itself alone, which is plain
-        attention.
+        The plan, one group for each number L of tokens, and n of readers; None where every panel attends to itself
+        alone, which is plain attention.
     """
-    if all(len(attended.rows) == tokens for story in stories for attended in story):
+    if all(attended.is_plain(tokens) for story in stories for attended in story):
         return None
     batch = parts * sum(sizes)
-    by_length: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
+    by_length: dict[tuple[int, int, int], list[AttendedTokens]] = {}
     first = 0
     for size, story in list(zip(sizes, stories, strict=True)) * parts:
-        for attended in story or [AttendedTokens(panel, own_rows(panel, tokens)) for panel in range(size)]:
-            members = by_length.setdefault((attended.tile, len(attended.rows)), [])
-            members.append((first + attended.panel, attended.rows + first * tokens))
+        for panel, rows, tile, readers in story or [
+            AttendedTokens(panel, own_rows(panel, tokens)) for panel in range(size)
+        ]:
+            placed = None if readers is None else readers + (first + panel) * tokens
+            members = by_length.setdefault((tile, len(rows), -1 if readers is None else len(readers)), [])
+            members.append(AttendedTokens(first + panel, rows + first * tokens, tile, placed))
         first += size
-    groups = [
-        PlanGroup(torch.tensor([panel for panel, _ in members]), torch.stack([rows for _, rows in members]))
-        for members in by_length.values()
-    ]
+    groups = [_group_members(members) for members in by_length.values()]
+    if any(group.readers is not None for group in groups):  # each token reads once
+        return AttentionPlan(groups, None)
     occurrences = torch.cat([group.panels for group in groups]).bincount(minlength=batch)
     return AttentionPlan(groups, None if bool((occurrences == 1).all()) else occurrences)
+
+
+def _group_members(members: Sequence[AttendedTokens]) -> PlanGroup:
+    readers = [each.readers for each in members if each.readers is not None]
+    return PlanGroup(
+        torch.tensor([each.panel for each in members]),
+        torch.stack([each.rows for each in members]),
+        torch.stack(readers) if readers else None,
+    )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads: int) -> Tensor:
@@ -320,9 +357,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads
     most = most_gathered(query.device.type)
     for group in plan.groups:
         at_once = max(1, most // (group.rows.shape[1] * query.shape[-1]))
-        for panels, rows in zip(group.panels.split(at_once), group.rows.split(at_once), strict=True):
+        for first in range(0, len(group.rows), at_once):
+            panels, rows, readers = group.apply(itemgetter(slice(first, first + at_once)))
             keys, values = gather_rows(key, rows), gather_rows(value, rows)
-            output.index_add_(0, panels, multi_head_attention(query[panels], keys, values, heads))
+            if readers is None:
+                output.index_add_(0, panels, multi_head_attention(query[panels], keys, values, heads))
+            else:
+                read = multi_head_attention(gather_rows(query, readers), keys, values, heads)
+                output.view(-1, output.shape[-1]).index_copy_(0, readers.flatten(), read.flatten(0, 1))
     return output if plan.occurrences is None else output / plan.occurrences[:, None, None]
 
 
@@ -337,7 +379,7 @@ def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """(R, N, C), (R, L, C), (R, L, C) → (R, N, C)."""
+    """(R, n, C), (R, L, C), (R, L, C) → (R, n, C)."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 

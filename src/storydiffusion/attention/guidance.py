@@ -25,10 +25,12 @@ class ImageCounter:
 
     Attributes:
         images: of the latest call that encoded prompts; None before.
+        prompts: one for each of these images; None where the pipeline got embeddings.
     """
 
     def __init__(self) -> None:
         self.images: int | None = None
+        self.prompts: list[str] | None = None
 
     @contextmanager
     def observe(self, pipe: Any) -> Iterator[None]:
@@ -50,7 +52,8 @@ class ImageCounter:
 
         @wraps(encode)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            self.images = count_images(signature.bind(*args, **kwargs).arguments)
+            arguments = signature.bind(*args, **kwargs).arguments
+            self.images, self.prompts = count_images(arguments), list_prompts(arguments)
             return encode(*args, **kwargs)
 
         return counted
@@ -64,6 +67,15 @@ def count_images(arguments: Mapping[str, Any]) -> int | None:
     if prompts is None:
         return None
     return (1 if isinstance(prompts, str) else len(prompts)) * (arguments.get("num_images_per_prompt") or 1)
+
+
+def list_prompts(arguments: Mapping[str, Any]) -> list[str] | None:
+    """Return the prompt of each image of a call of `encode_prompt`; None where it names no prompt."""
+    prompts = arguments.get("prompt")
+    if prompts is None or arguments.get("prompt_embeds") is not None:
+        return None
+    each = [prompts] if isinstance(prompts, str) else prompts
+    return [prompt for prompt in each for _ in range(arguments.get("num_images_per_prompt") or 1)]
 
 
 def count_parts(batch: int, given: int | None, images: int | None, stated: int | None, panels: int | None) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storydiffusion.attention.backbones import Backbone
+from storydiffusion.attention.backbones import Backbone, find_factor
 from storydiffusion.attention.chunks import Chunk, find_components, plan_chunks
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import most_gathered
@@ -97,19 +97,10 @@ def estimate_memory(
 
 def _tokens(layer: str, backbone: Backbone, height: int, width: int) -> int:
     """Return the number of tokens of a layer; every down block but the last halves height and width, rounding up."""
-    levels = len(getattr(getattr(backbone.denoiser, "config", None), "block_out_channels", ()))
-    match layer.removeprefix("base_").split("."):
-        case ["down_blocks", number, *_] if levels:
-            level = int(number)
-        case ["up_blocks", number, *_] if levels:
-            level = levels - 1 - int(number)
-        case ["mid_block", *_] if levels:
-            level = levels - 1
-        case _:
-            raise UserError(
-                f"the memory of {type(backbone.denoiser).__name__} is unknown: set panels_at_once to a number."
-            )
-    return -(-height // 2**level) * -(-width // 2**level)
+    factor = find_factor(backbone.denoiser, layer)
+    if factor is None:
+        raise UserError(f"the memory of {type(backbone.denoiser).__name__} is unknown: set panels_at_once to a number.")
+    return -(-height // factor) * -(-width // factor)
 
 
 def _width(layer: Any) -> int:

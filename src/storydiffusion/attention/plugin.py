@@ -10,20 +10,23 @@ is that of the untouched pipeline bit for bit.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import wraps
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from storydiffusion.attention import flux, flux2, qwen_image, stable_diffusion_3  # noqa: F401  # register backbones
 from storydiffusion.attention.backbones import AttentionLayer, Backbone, Grid, InputShape, find_denoiser, get_backbone
+from storydiffusion.attention.character_words import describe_panels
 from storydiffusion.attention.chunks import Chunk, ChunkedCall
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import AttentionPlan, PanelGroup, batch_plan
+from storydiffusion.attention.denoiser_calls import before_calls
 from storydiffusion.attention.finite import check_latents
 from storydiffusion.attention.guidance import ImageCounter, check_parts, count_parts
 from storydiffusion.attention.memory import CallMemory, choose_chunks, estimate_memory
+from storydiffusion.attention.region_recorder import RegionRecorder
 from storydiffusion.attention.variants import get_read_panels, get_variant, select_tokens
 from storydiffusion.errors import UserError
 
@@ -34,6 +37,7 @@ def consistent_self_attention(
     config: ConsistentSelfAttentionConfig | None = None,
     stories: Sequence[int | PanelGroup] | None = None,
     parts: int | None = None,
+    characters: Sequence[str] | None = None,
 ) -> Iterator["StoryState"]:
     """Share self-attention among the panels of a story in every call of `pipe` inside the context.
 
@@ -47,6 +51,8 @@ def consistent_self_attention(
             whole batch as one. Several images for a prompt count as panels next to each other.
         parts: how often guidance repeats the images in the denoiser's batch, part by part; these parts never mix. None
             derives it from the number of prompts in the pipeline's call; see `guidance`.
+        characters: the words by which the prompts describe each character, such as "a girl with brown hair", for
+            `config.regions`; None where the stories know them.
 
     Yields:
         The state, whose `on_step_end` is the pipeline's `callback_on_step_end`.
@@ -60,8 +66,13 @@ def consistent_self_attention(
     backbone = get_backbone(denoiser)
     backbone.prepare(config)
     layers = backbone.self_attention_layers(config.blocks) if config.shares else {}
-    state = StoryState(pipe, backbone, config, stories, parts)
-    with _attention_processors(backbone, layers, state), state.images.observe(pipe), _before_calls(denoiser, state):
+    state = StoryState(pipe, backbone, config, stories, parts, characters)
+    with (
+        _attention_processors(layers, partial(backbone.make_processor, state.plan), state),
+        _recording(state),
+        state.images.observe(pipe),
+        before_calls(denoiser, state, divides=config.panels_at_once is not None),
+    ):
         yield state
     if config.shares and stories is None and not state.shared:
         warnings.warn(f"consistent self-attention shared nothing: {state.why_nothing_was_shared()}", stacklevel=3)
@@ -69,13 +80,13 @@ def consistent_self_attention(
 
 @contextmanager
 def _attention_processors(
-    backbone: Backbone, layers: Mapping[str, AttentionLayer], state: "StoryState"
+    layers: Mapping[str, AttentionLayer], make: Callable[[str, Any], Any], state: "StoryState"
 ) -> Iterator[None]:
-    """Replace the layers' processors inside the context."""
+    """Replace the layers' processors inside the context by those that `make` makes of a layer's name and its own."""
     originals = {name: layer.get_processor() for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            processor = backbone.make_processor(state.plan, name, originals[name])
+            processor = make(name, originals[name])
             layer.set_processor(processor)
             state.processors[name] = (layer, processor)
         yield
@@ -84,48 +95,11 @@ def _attention_processors(
             layer.set_processor(originals[name])
 
 
-@contextmanager
-def _before_calls(denoiser: nn.Module, state: "StoryState") -> Iterator[None]:
-    """Let the state see and run each call of the denoiser, outside any compiled graph."""
-    compiled = vars(denoiser).get("_compiled_call_impl")  # of denoiser.compile(), whose graph may lack new hooks
-    if compiled is None:
-        hook = denoiser.register_forward_pre_hook(state.before_call, with_kwargs=True)
-        try:
-            with _run_by(denoiser, state) if state.config.panels_at_once is not None else nullcontext():
-                yield
-        finally:
-            hook.remove()
-        return
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        state.before_call(denoiser, args, kwargs)
-        return state.run(compiled, args, kwargs)
-
-    denoiser._compiled_call_impl = call
-    try:
-        yield
-    finally:
-        denoiser._compiled_call_impl = compiled
-
-
-@contextmanager
-def _run_by(denoiser: nn.Module, state: "StoryState") -> Iterator[None]:
-    """Let the state run the denoiser's `forward`, which offloading may have replaced before."""
-    own = vars(denoiser).get("forward")
-    forward = denoiser.forward
-
-    @wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return state.run(forward, args, kwargs)
-
-    denoiser.forward = run
-    try:
-        yield
-    finally:
-        if own is None:
-            del denoiser.forward
-        else:
-            denoiser.forward = own
+def _recording(state: "StoryState") -> AbstractContextManager[None]:
+    """Record the maps of regions inside the context, where the state needs them."""
+    if state.recorder is None:
+        return nullcontext()
+    return _attention_processors(state.recorder.layers, state.recorder.make_processor, state)
 
 
 class StepEnd:
@@ -159,15 +133,17 @@ class StoryState:
     (the scheduler has new timesteps) starts at step 0 again.
 
     Raises from the pipeline's call:
-        UserError: for a start above 0, an end below 1, or variant `official` without the callback; a batch that
-            prompts, `stories` and `parts` do not explain; a grid in `rate` that the denoiser does not have; attention
-            processors that were replaced inside the context; latents that are not finite (with the callback).
+        UserError: for a start above 0, an end below 1, regions, or variant `official` without the callback; a batch
+            that prompts, `stories` and `parts` do not explain; characters that prompts do not name; a grid in `rate`
+            that the denoiser does not have; attention processors that were replaced inside the context; latents that
+            are not finite (with the callback).
 
     Attributes:
         on_step_end: diffusers' `callback_on_step_end`.
         step: the current step.
         shared: whether any layer has shared tokens.
         images: counts the images of the pipeline's calls.
+        recorder: of the maps that regions come from; None where panels share as a whole.
         processors: name of a layer → the layer and the processor that shares its tokens.
     """
 
@@ -178,12 +154,14 @@ class StoryState:
         config: ConsistentSelfAttentionConfig,
         stories: Sequence[int | PanelGroup] | None = None,
         parts: int | None = None,
+        characters: Sequence[str] | None = None,
     ):
         if parts is not None and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
             raise UserError(f"parts is {parts!r}: choose a whole number of guidance parts, 1 or more.")
         self.config = config
         self.on_step_end = StepEnd(self)
         self.images = ImageCounter()
+        self.recorder = RegionRecorder(backbone) if config.uses_regions else None
         self.processors: dict[str, tuple[AttentionLayer, Any]] = {}
         self.shared = False
         self.step = 0
@@ -192,6 +170,9 @@ class StoryState:
         self._given = None if stories is None else [s if isinstance(s, PanelGroup) else PanelGroup(s) for s in stories]
         if stories is not None and not stories:
             raise UserError("stories is empty: give the number of panels of each story, or leave it out.")
+        if characters is not None and config.regions == "off":
+            raise UserError("characters are given, but regions is off: choose regions characters, or leave them out.")
+        self._characters = characters
         self._steps: int | None = None
         self._stories: list[PanelGroup] = []
         self._given_parts = parts
@@ -228,6 +209,8 @@ class StoryState:
         self._backbone.begin_call(args, kwargs)
         self._shape = self._backbone.input_shape(args, kwargs)
         self._arrange(self._shape.batch)
+        if self.recorder is not None:
+            self.recorder.begin_call(self._shape)
         if not self._checked and self._given_parts is None:
             check_parts(self._backbone.latents(args, kwargs), self._parts, self._layout_known)
             self._checked = True
@@ -276,7 +259,7 @@ class StoryState:
             return plan and plan.to(hidden_states.device)
         key = (tokens, bypassed, hidden_states.device)
         if key not in self._plans:
-            plan = self._make_plan(tokens, rate, bypassed, self._stories)
+            plan = self._make_plan(tokens, rate, bypassed, self._stories, regions=self._get_regions(grid))
             in_chunks = len(self._chunked.chunks) > 1
             self._plans[key] = plan and (plan if in_chunks else plan.to(hidden_states.device))
             self.shared |= plan is not None
@@ -290,13 +273,21 @@ class StoryState:
         bypassed: Sequence[bool],
         stories: Sequence[PanelGroup],
         inputs: Sequence[Mapping[str, Any]] | None = None,
+        regions: Sequence[Mapping[str, Any]] | None = None,
     ) -> AttentionPlan | None:
         """Select the tokens of `stories`; with `inputs` these are the stories of all guidance parts, else of one."""
         attended = [
             [] if bypass else select_tokens(self.config, story, tokens, rate, self.step, **own)
-            for story, bypass, own in zip(stories, bypassed, inputs or [{}] * len(stories), strict=True)
+            for story, bypass, own in zip(stories, bypassed, inputs or regions or [{}] * len(stories), strict=True)
         ]
         return batch_plan(attended, [story.panels for story in stories], 1 if inputs else self._parts, tokens)
+
+    def _get_regions(self, grid: Grid) -> list[dict[str, Any]] | None:
+        """Return the regions of each story, with whether its characters are isolated; None while they are unknown."""
+        if self.recorder is None or self._steps is None or not self.config.knows_regions(self.step, self._steps):
+            return None
+        isolated = self.step < round(self.config.isolate_until * self._steps)
+        return [{"regions": each, "isolated": isolated} for each in self.recorder.get_regions(grid)]
 
     def _layer_inputs(
         self, layer: str, hidden_states: Tensor, attention_maps: Callable[[], Tensor], grid: Grid
@@ -338,6 +329,9 @@ class StoryState:
     def _enter(self, step: int) -> None:
         if step == 0:
             self._steps, self._checked, self._chunked = None, False, None
+            self._stories = self._stories if self.recorder is None else []  # since other prompts have other words
+        elif self.recorder is not None:
+            self.recorder.end_step()
         self.step = step
         self._plans.clear()
 
@@ -352,7 +346,7 @@ class StoryState:
             self._enter(self.step + 1)
         elif self._calls >= order:  # one step makes at most `order` calls
             raise UserError(
-                "start, end and variant 'official' need the schedule: call the pipeline with "
+                "start, end, regions and variant 'official' need the schedule: call the pipeline with "
                 "callback_on_step_end=story.on_step_end."
             )
 
@@ -362,8 +356,8 @@ class StoryState:
             length = len(self._timesteps)
         if length is None:
             raise UserError(
-                f"{type(self._pipe).__name__} has no number of steps: leave start at 0, end at 1 and variant other "
-                "than 'official'."
+                f"{type(self._pipe).__name__} has no number of steps: leave start at 0, end at 1, regions off and "
+                "variant other than 'official'."
             )
         return length
 
@@ -379,6 +373,8 @@ class StoryState:
             self._stories, self._parts, self._checked = stories, parts, False
             self._chunked = None
             self._plans.clear()
+            if self.recorder is not None:
+                self._stories = self._describe(stories, self.recorder)
         if (
             isinstance(self.config.rate, Mapping)
             and self._factors
@@ -388,3 +384,10 @@ class StoryState:
                 f"rate names the grid {min(unknown)}, which the chosen blocks do not have: choose among "
                 f"{sorted(self._factors)}."
             )
+
+    def _describe(self, stories: list[PanelGroup], recorder: RegionRecorder) -> list[PanelGroup]:
+        """Return the stories with the tokens of their characters, and let them be recorded."""
+        if self._characters is not None:
+            stories = describe_panels(self._pipe, stories, self.images.prompts, self._characters)
+        recorder.arrange(stories, self._parts, self._pipe)
+        return stories

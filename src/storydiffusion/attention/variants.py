@@ -32,6 +32,7 @@ class Variant:
 
     Attributes:
         shares: False where no panel ever attends to another.
+        takes_regions: tokens may be drawn by region; `select` is then not called.
         shared_draw: all panels get the same tokens of a source.
         uses_sampler: False where the variant draws by itself; it then goes with sampler `uniform` only.
         uses_tile_size: the variant reads the setting `tile_size`, which the others refuse.
@@ -40,6 +41,7 @@ class Variant:
     """
 
     shares: ClassVar[bool] = True
+    takes_regions: ClassVar[bool] = False
     shared_draw: ClassVar[bool] = False
     uses_sampler: ClassVar[bool] = True
     uses_tile_size: ClassVar[bool] = False
@@ -90,18 +92,27 @@ def get_variant(name: str) -> Variant:
 
 
 def select_tokens(
-    config: "ConsistentSelfAttentionConfig", story: "PanelGroup", tokens: int, rate: float, step: int, **inputs: Any
+    config: "ConsistentSelfAttentionConfig",
+    story: "PanelGroup",
+    tokens: int,
+    rate: float,
+    step: int,
+    regions: "Tensor | None" = None,
+    isolated: bool = False,
+    **inputs: Any,
 ) -> "list[AttendedTokens]":
     """Return the tokens that each panel of a story attends to: a function of the arguments alone.
 
     Args:
+        regions: (P, N), the region of each token, see `regions`; None: panels share as a whole.
+        isolated: characters do not attend to each other in their own panel.
         inputs: of the layer, where the sampler or the variant needs them: `layer`, `features`, `attention_maps`,
             `masks`, as in `SamplingContext`.
     """
     from storydiffusion.attention.consistent_self_attention import random_stream
 
     if story.views is not None:
-        return _select_by_views(config, story, tokens, rate, step, inputs)
+        return _select_by_views(config, story, tokens, rate, step, {**inputs, "regions": regions, "isolated": isolated})
     variant = get_variant(config.variant)
     context = SamplingContext(
         config=config,
@@ -113,6 +124,11 @@ def select_tokens(
         shared=variant.shared_draw,
         **inputs,
     )
+    if regions is not None:
+        from storydiffusion.attention.regions import draw_in_regions, select_by_region
+
+        drawn = draw_in_regions(regions, rate, variant.shared_draw, context.generator)
+        return select_by_region(story, regions, drawn, context.sources, get_same_place(config, story), isolated)
     return variant.select(context, get_token_sampler(config.sampler))
 
 
@@ -125,19 +141,20 @@ def _select_by_views(
     inputs: Mapping[str, Any],
 ) -> "list[AttendedTokens]":
     """Return the tokens that each image attends to, drawn for the whole story that it sees."""
+    from torch import Tensor
+
     from storydiffusion.attention.consistent_self_attention import AttendedTokens
 
     drawn: dict[tuple[int, ...], list[AttendedTokens]] = {}
     attended = []
     for image, view in enumerate(story.views or ()):
         if view.images not in drawn:
-            seen = {
-                name: value if name == "layer" or value is None else value[list(view.images)]
-                for name, value in inputs.items()
+            seen: dict[str, Any] = {
+                name: value[list(view.images)] if isinstance(value, Tensor) else value for name, value in inputs.items()
             }
             drawn[view.images] = select_tokens(config, story.see(view), tokens, rate, step, **seen)
         attended += [
-            AttendedTokens(image, view.place_rows(each.rows, tokens), each.tile)
+            AttendedTokens(image, view.place_rows(each.rows, tokens), each.tile, each.readers)
             for each in drawn[view.images]
             if each.panel == view.panel
         ]
@@ -149,6 +166,25 @@ def get_sources(config: "ConsistentSelfAttentionConfig", story: "PanelGroup") ->
     from storydiffusion.attention.consistent_self_attention import within_reach
 
     return story.sources() & within_reach(story.panels, config.neighbor_window, config.anchor_panels)
+
+
+def get_same_place(config: "ConsistentSelfAttentionConfig", story: "PanelGroup") -> "Tensor":
+    """Return (P, P) booleans, row i true at the other panels whose background panel i may attend to.
+
+    Raises:
+        UserError: for regions of places in a story whose places are unknown.
+    """
+    import torch
+
+    from storydiffusion.attention.consistent_self_attention import within_reach
+
+    if not config.uses_regions or config.regions == "characters":
+        return torch.zeros(story.panels, story.panels, dtype=torch.bool)
+    if story.places is None:
+        raise UserError(f"regions is {config.regions}, but places are unknown: give PanelGroup(places=…).")
+    same = torch.tensor([[one == other != "" for other in story.places] for one in story.places])
+    reach = within_reach(story.panels, config.neighbor_window, config.anchor_panels)
+    return same & reach & ~torch.eye(story.panels, dtype=torch.bool)
 
 
 def get_read_panels(config: "ConsistentSelfAttentionConfig", stories: "Sequence[PanelGroup]") -> "Tensor":
@@ -166,7 +202,7 @@ def _get_read_images(config: "ConsistentSelfAttentionConfig", story: "PanelGroup
     import torch
 
     if story.views is None:
-        sources = get_sources(config, story)
+        sources = get_sources(config, story) | get_same_place(config, story)
         return sources.tril() if get_token_sampler(config.sampler).earlier_only else sources
     read = torch.zeros(story.panels, story.panels, dtype=torch.bool)
     for image, view in enumerate(story.views):
@@ -179,11 +215,14 @@ def _get_read_images(config: "ConsistentSelfAttentionConfig", story: "PanelGroup
 class Equation2(Variant):
     """The paper's equation 2: every panel has its own sample of each other panel."""
 
+    takes_regions = True
+
 
 @register_variant("shared_row")
 class SharedRow(Variant):
     """One sample of each panel for all others: one row of the official code's mask, with exact counts."""
 
+    takes_regions = True
     shared_draw = True
 
 

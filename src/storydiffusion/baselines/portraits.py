@@ -64,19 +64,19 @@ def compute_portrait_checksums(config: InferConfig, story: Story) -> dict[str, s
 
 def build_story_conditions(
     config: InferConfig, story: Story, model: StoryModel, folder: Path, weights: Mapping[str, str]
-) -> "Conditions":
-    """Return the conditions of the story's panels; a baseline stays installed in the model's pipeline.
+) -> "Conditions | None":
+    """Return the conditions of the story's panels by a baseline, which stays installed in the model's pipeline.
+
+    None: there is no baseline, and text alone conditions them.
 
     Args:
         folder: of the run.
         weights: the model's files with their checksums, for the digests of portraits.
     """
-    from storydiffusion.pipelines.conditioning import text_conditions
-
+    if config.baseline is None:
+        return None
     given = panel_prompts(story)
     prompts, negative_prompts = [each.prompt for each in given], [each.negative_prompt for each in given]
-    if config.baseline is None:
-        return text_conditions(model.pipe, prompts, negative_prompts)
     fetch_baseline(config.baseline)  # missing weights must show before minutes of generation
     references = _build_references(config, story, model, folder, weights)
     shown = [references[panel.characters[0]] if panel.characters else None for panel in story.panels]

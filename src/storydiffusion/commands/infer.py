@@ -309,6 +309,7 @@ def describe_story(config: InferConfig, story: Story) -> Settings:
         "variant": config.csa.variant,
         "rate": str(config.csa.rate),
         "sampler": config.csa.sampler,
+        **({"regions": config.csa.regions} if config.csa.regions != "off" else {}),
         **({"baseline": config.baseline.kind} if config.baseline else {}),
         "seed": config.seed,
         "noise": config.noise,

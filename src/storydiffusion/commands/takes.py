@@ -102,12 +102,16 @@ def make_takes(config: InferConfig, model: ResolvedModel, story: Story, planned:
     new = plan_takes(config, [take for take in takes.values() if take.panel == panel], goal)
     new = [take.seen_with(story.panels[panel].characters, chosen) for take in new]
     print(f"generating {len(new)} takes of panel {panel + 1}; keeping all panels", file=sys.stderr)
-    images = generate_images(config, model, takes, new)
+    images = generate_images(config, model, story, takes, new)
     return keep_takes(folder, found, takes[panel, 0], new, images)
 
 
 def generate_images(
-    config: InferConfig, model: ResolvedModel, takes: Mapping[tuple[int, int], TakeRecord], new: Sequence[TakeRecord]
+    config: InferConfig,
+    model: ResolvedModel,
+    story: Story,
+    takes: Mapping[tuple[int, int], TakeRecord],
+    new: Sequence[TakeRecord],
 ) -> "list[Image.Image]":
     """Load the model and generate new images beside those that there are."""
     from storydiffusion.loaders.text_to_image import load_story_model
@@ -121,7 +125,7 @@ def generate_images(
         "width": config.width,
     }
     pipe = StoryPipeline(load_story_model(model).pipe)
-    return generate_takes(pipe, takes, new, config.csa.build(config.seed), settings)
+    return generate_takes(pipe, story, takes, new, config.csa.build(config.seed), settings)
 
 
 def plan_takes(config: InferConfig, takes: list[TakeRecord], goal: PanelRecord) -> list[TakeRecord]:
@@ -213,7 +217,7 @@ def extend_story(config: InferConfig, model: ResolvedModel, story: Story, planne
         if number >= first
     ]
     print(f"generating {len(new)} panels; keeping {first}", file=sys.stderr)
-    images = generate_images(config, model, takes, new)
+    images = generate_images(config, model, story, takes, new)
     written = write_takes(folder, new, images)
     found = replace(found, takes=(*(copy_take(folder, take) for take in takes.values()), *written))
     panels = [replace(old, key=each.key) for old, each in zip(found.panels, plan, strict=False)]

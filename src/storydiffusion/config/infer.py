@@ -46,11 +46,14 @@ class CSAConfig:
     blocks: str
     start: float
     end: float
+    regions: str
+    isolate_until: float
     panels_at_once: Any  # null, a number, or auto
 
     def __post_init__(self) -> None:
         if self.rate is None:
             raise UserError("csa.rate=null is not a number: choose one in [0, 1], or csa=off")
+        self.regions = spell_switch(self.regions)
         self.build(seed=0)
 
     def build(self, seed: int) -> ConsistentSelfAttentionConfig:
@@ -219,6 +222,10 @@ class InferConfig:
             raise UserError("frames needs a video, but video=off: leave out one of them")
         if self.baseline is not None:
             self.baseline = load_baseline_config(self.baseline)
+        if self.baseline is not None and self.csa.regions != "off":
+            raise UserError(
+                f"csa.regions={self.csa.regions} reads the story's own prompts: leave out csa.regions or baseline"
+            )
         if self.baseline is not None and self.model.controlnet is not None:
             raise UserError("a baseline takes no ControlNet: leave out model.controlnet or baseline")
         if self.benchmark is not None:

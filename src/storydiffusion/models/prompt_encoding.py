@@ -7,11 +7,15 @@ Shapes: B prompts, N tokens of all windows, C channels (of both encoders togethe
 """
 
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from storydiffusion.attention.character_words import find_tokens, find_words
+from storydiffusion.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,31 @@ def token_windows(tokenizer: Any, text: str) -> list[list[int]]:
         pieces.append(rest[:cut])
         rest = rest[cut:]
     return [*pieces, rest]
+
+
+def find_character_tokens(pipe: Any, prompt: str, characters: Mapping[str, str]) -> dict[str, list[int]]:
+    """Return the numbers of each character's tokens in the embeddings of a prompt that `encode_prompts` returns.
+
+    Args:
+        characters: name → words of the prompt.
+
+    Raises:
+        UserError: for words that the prompt does not have.
+    """
+    tokenizer = _parts(pipe, "tokenizer")[0]
+    spans = find_words(prompt, characters)
+    if missing := [name for name in characters if name not in spans]:
+        raise UserError(f"the prompt '{prompt}' does not have the words '{characters[missing[0]]}' of {missing[0]}.")
+    numbers = [
+        window * tokenizer.model_max_length + 1 + place  # after the window's start token
+        for window, piece in enumerate(token_windows(tokenizer, prompt))
+        for place in range(len(piece))
+    ]
+
+    def count(text: str) -> int:
+        return len(_tokens(tokenizer, text))
+
+    return {name: [numbers[token] for token in find_tokens(prompt, spans[name], count)] for name in characters}
 
 
 def _encode(pipe: Any, texts: list[str], windows: int) -> tuple[Tensor, Tensor | None]:

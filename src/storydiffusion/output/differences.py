@@ -17,6 +17,8 @@ NOT_COMPARED = (
     "candidates", "take", "extend",
 )  # fmt: skip
 """keys of the configuration that say where a story lies or comes from; the script holds the story itself"""
+OLD_CSA = {"regions": "off", "isolate_until": 0.0}
+"""settings of `csa` that older manifests lack, and what they were then"""
 DERIVED = ("characters", "panels", "missing_characters")
 """keys of the script that are compared by rules of their own, or follow from other keys"""
 
@@ -56,6 +58,8 @@ def find_differences(before: Manifest, after: Manifest) -> list[Difference]:
 def to_plain(manifest: Manifest) -> dict[str, Any]:
     """Return a manifest as JSON reads it, with the weights of the video among the others."""
     plain = json.loads(json.dumps(asdict(manifest)))
+    if isinstance(csa := plain["config"].get("csa"), dict):
+        plain["config"]["csa"] = OLD_CSA | csa
     if plain["video"] is not None:
         plain["weights"] |= plain["video"]["weights"]
     return plain

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import remove_drafts, write_atomically, write_image
 from storydiffusion.files.checksums import compute_sha256
-from storydiffusion.output.differences import Difference, drop_absent, find_differences
+from storydiffusion.output.differences import OLD_CSA, Difference, drop_absent, find_differences
 from storydiffusion.output.manifest import (
     PAGE,
     REPORT,
@@ -391,7 +391,7 @@ def _identity(manifest: Manifest) -> Any:
     if isinstance(model := config.get("model"), dict):
         config["model"] = {key: value for key, value in model.items() if key != "video"}
     if isinstance(csa := config.get("csa"), dict):
-        config["csa"] = {key: value for key, value in csa.items() if key != "panels_at_once"}
+        config["csa"] = {key: value for key, value in (OLD_CSA | csa).items() if key != "panels_at_once"}
     if "script" in config:  # keys that it had not, when the folder was made, are at their defaults
         config["script"] = drop_absent(json.loads(json.dumps(config["script"])))
     return json.loads(

@@ -27,7 +27,7 @@ from storydiffusion.loaders.text_to_image import load_tokenizer
 from storydiffusion.models.prompt_encoding import token_windows
 from storydiffusion.output.manifest import Manifest, PanelRecord
 from storydiffusion.pipelines.panels import panel_seeds, shared_characters
-from storydiffusion.story import Story, panel_prompts
+from storydiffusion.story import Story, panel_places, panel_prompts
 
 IMAGE_SETTINGS = ("steps", "guidance_scale", "height", "width", "baseline")
 
@@ -46,20 +46,21 @@ def plan_panels(config: InferConfig, story: Story, planned: Manifest, folder: Pa
     tokenizer = load_tokenizer(folder)
     windows = max(len(token_windows(tokenizer, text)) for prompt, negative, _ in inputs for text in (prompt, negative))
     settings = [*_describe_settings(config, planned), windows]
-    sharing = replace(config.csa.build(config.seed), panels_at_once=None)  # which computes the same
+    places = panel_places(story) if config.csa.regions == "characters+places" else [""] * len(story.panels)
     poses = [[compute_sha256(panel.pose)] if panel.pose else [] for panel in story.panels]
-    with_poses = [[*each, *pose] for each, pose in zip(inputs, poses, strict=True)]
-    keys = compute_keys(with_poses, find_read_panels(config, story), settings, asdict(sharing))
+    inputs = [[*each, *pose, *filter(None, [place])] for each, pose, place in zip(inputs, poses, places, strict=True)]
+    keys = compute_keys(inputs, find_read_panels(config, story), settings, _describe_sharing(config))
     return tuple(
         PanelRecord("", prompt, negative, panel.caption, seed, "", key)
-        for (prompt, negative, seed), panel, key in zip(inputs, story.panels, keys, strict=True)
+        for (prompt, negative, seed, *_), panel, key in zip(inputs, story.panels, keys, strict=True)
     )
 
 
 def find_read_panels(config: InferConfig, story: Story) -> Tensor:
     """Return (P, P) booleans, row i true at the other panels that panel i may read."""
     may_share = shared_characters([panel.characters for panel in story.panels])
-    return get_read_panels(config.csa.build(config.seed), [PanelGroup(len(may_share), may_share=may_share)])
+    group = PanelGroup(len(may_share), may_share=may_share, places=panel_places(story))
+    return get_read_panels(config.csa.build(config.seed), [group])
 
 
 def find_computed(config: InferConfig, story: Story, generated: Sequence[int]) -> list[int]:
@@ -99,6 +100,13 @@ def compute_keys(inputs: Sequence[Any], sources: Tensor, settings: Any, sharing:
             depends += [number, len(inputs), sharing, read]
         keys.append(hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest())
     return keys
+
+
+def _describe_sharing(config: InferConfig) -> dict[str, Any]:
+    """Return the settings of shared attention that images depend on."""
+    sharing = asdict(replace(config.csa.build(config.seed), panels_at_once=None))  # which computes the same
+    unused = ("regions", "isolate_until") if config.csa.regions == "off" else ()  # in keys as old as these settings
+    return {name: value for name, value in sharing.items() if name not in unused}
 
 
 def _describe_settings(config: InferConfig, planned: Manifest) -> list[Any]:

@@ -7,7 +7,7 @@ Shapes: P panels, C latent channels, h × w latents (image size / the VAE's fact
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,6 +25,7 @@ from storydiffusion.attention.memory import GIB, choose_chunks, estimate_memory
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.attention.variants import get_read_panels
 from storydiffusion.errors import UserError
+from storydiffusion.models.prompt_encoding import find_character_tokens
 
 RESUMABLE = ("DDIMScheduler", "EulerDiscreteScheduler")
 """schedulers whose step depends on its arguments and its own step number only, so that stored latents suffice"""
@@ -70,6 +71,30 @@ def shared_characters(characters: Sequence[Sequence[str]]) -> Tensor:
     return torch.tensor([[bool(set(a) & set(b)) for b in characters] for a in characters])
 
 
+def group_panels(
+    pipe: Any,
+    csa: ConsistentSelfAttentionConfig,
+    prompts: Sequence[str],
+    words: Sequence[Mapping[str, str]],
+    places: Sequence[str] | None = None,
+    views: Sequence[View] | None = None,
+    key: int = 0,
+) -> PanelGroup:
+    """Return the panels of a story, with the tokens of their characters where regions need them.
+
+    Args:
+        words: for each panel, a character's name → the words of the prompt that describe it.
+        places: of the panels; None: unknown.
+        views, key: see `PanelGroup`.
+    """
+    may_share = shared_characters([tuple(each) for each in words])
+    group = PanelGroup(len(prompts), key, may_share, views=views, places=places)
+    if not csa.uses_regions:
+        return group
+    group.characters = [find_character_tokens(pipe, *each) for each in zip(prompts, words, strict=True)]
+    return group
+
+
 def view_panels(story: int, panels: Sequence[int]) -> list[View]:
     """Return the views of some panels of a story, which are the images of a batch."""
     images = tuple(panels.index(panel) if panel in panels else -1 for panel in range(story))
@@ -81,11 +106,10 @@ def generate_panels(
     arguments: dict[str, Any],
     seeds: Sequence[int],
     csa: ConsistentSelfAttentionConfig,
-    may_share: Tensor | None = None,
+    group: PanelGroup | None = None,
     start: tuple[int, Tensor] | None = None,
     callback_on_step_end: StepCallback | None = None,
     at_step_end: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda step, tensors: tensors,
-    views: Sequence[View] | None = None,
 ) -> Any:
     """Generate the images of one story.
 
@@ -93,12 +117,12 @@ def generate_panels(
         arguments: of the pipeline's call: prompts or their embeddings, one for each panel, `height` and `width` in
             pixels, `num_inference_steps`, `guidance_scale`, and whatever else the pipeline takes.
         seeds: one for each panel.
-        may_share: (P, P) booleans, true at [i, j] where panel i may attend to panel j; None: all to all.
+        group: the panels as a story; None: all may attend to all.
         start: (steps done, latents (P, C, h, w)) of an interrupted call; the remaining steps give the same pixels, bit
-            for bit. A scheduler that keeps more state than its step number (see RESUMABLE) repeats all steps instead.
+            for bit. Regions, which depend on all steps before, and a scheduler that keeps more state than its step
+            number (see RESUMABLE) repeat all steps instead.
         callback_on_step_end: diffusers' callback, called after every step except those that `start` skips.
         at_step_end: `Conditions.at_step_end` of the panels' conditions, called after every step.
-        views: the story as each image sees it, where the images are not simply its panels; see `PanelGroup`.
 
     Returns:
         The pipeline's images: a list of PIL images, unless `arguments` sets another `output_type`.
@@ -108,8 +132,8 @@ def generate_panels(
             refuses.
     """
     noise, generators = starting_noise(pipe, seeds, arguments["height"], arguments["width"])
-    resumed = start if start and type(pipe.scheduler).__name__ in RESUMABLE else None
-    group = PanelGroup(len(seeds), may_share=may_share, views=views)
+    resumed = start if type(pipe.scheduler).__name__ in RESUMABLE and not csa.uses_regions else None
+    group = group or PanelGroup(len(seeds))
     at_once, needed = plan_memory(pipe, csa, group, arguments)
     sizes = f"{at_once} of {len(seeds)} panels at once, in about {needed / GIB:.2f} GiB beside the weights"
     tqdm.write(f"denoising {sizes}", file=sys.stderr)

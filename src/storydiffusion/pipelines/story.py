@@ -19,16 +19,18 @@ from PIL import Image
 from torch import Tensor
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.attention.consistent_self_attention import PanelGroup
 from storydiffusion.config import ModelConfig
 from storydiffusion.config.infer import NOISES
 from storydiffusion.config.loading import check_choice
+from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import ResolvedModel, resolve_pretrained
 from storydiffusion.loaders.text_to_image import load_story_model
 from storydiffusion.models.prompt_encoding import unknown_words
 from storydiffusion.pipelines.conditioning import Conditions, select_panels, text_conditions
-from storydiffusion.pipelines.panels import StepCallback, generate_panels, panel_seeds, shared_characters, view_panels
+from storydiffusion.pipelines.panels import StepCallback, generate_panels, group_panels, panel_seeds, view_panels
 from storydiffusion.pipelines.poses import posed_panels_only
-from storydiffusion.story import Story, load_story, panel_prompts
+from storydiffusion.story import Story, character_words, load_story, panel_places, panel_prompts
 from storydiffusion.story.poses import check_poses, has_poses, read_poses
 
 OUTPUT_TYPES = ("pil", "np")
@@ -180,6 +182,9 @@ class StoryPipeline:
         prompts, negative_prompts = get_prompts(story)
         characters = [panel.characters for panel in story.panels]
         seeds = panel_seeds(seed, characters, noise, [panel.seed for panel in story.panels])
+        csa = replace(csa or ConsistentSelfAttentionConfig(), seed=seed)
+        if conditions is not None and csa.uses_regions:
+            raise UserError("regions are read from the story's own prompts: leave out conditions, or set regions=off")
         conditions = conditions or text_conditions(self.pipe, prompts, negative_prompts)
         given: dict[str, Any] = {
             "num_inference_steps": num_inference_steps,
@@ -187,10 +192,9 @@ class StoryPipeline:
             "height": height,
             "width": width,
         }
-        may_share, views, shown = shared_characters(characters), None, story
+        shown, group = story, self._group(story, csa, prompts, panels)
         if panels is not None:
-            conditions, views = select_panels(conditions, len(seeds), panels), view_panels(len(seeds), panels)
-            may_share = may_share[list(panels)][:, list(panels)]
+            conditions = select_panels(conditions, len(seeds), panels)
             shown = replace(story, panels=tuple(story.panels[panel] for panel in panels))
         sampling = self.defaults | {name: value for name, value in given.items() if value is not None}
         with self._poses(shown, (sampling["width"], sampling["height"])) as poses:
@@ -204,14 +208,38 @@ class StoryPipeline:
                     "output_type": output_type,
                 },
                 seeds if panels is None else [seeds[panel] for panel in panels],
-                replace(csa or ConsistentSelfAttentionConfig(), seed=seed),
-                may_share,
+                csa,
+                group,
                 start,
                 callback_on_step_end,
                 conditions.at_step_end,
-                views,
             )
         return StoryPipelineOutput(images, prompts, negative_prompts, seeds, story)
+
+    def _group(
+        self,
+        story: Story,
+        csa: ConsistentSelfAttentionConfig,
+        prompts: Sequence[str],
+        panels: Sequence[int] | None,
+    ) -> PanelGroup:
+        """Return the story's panels, or those of `panels` as they see the story."""
+        words, places = character_words(story), panel_places(story)
+        if csa.regions == "characters+places" and not any(places):
+            raise UserError(
+                f"regions={csa.regions}, but no panel has a place: add place: WORDS, or set regions=characters"
+            )
+        described = [{name: words[name] for name in panel.characters} for panel in story.panels]
+        if panels is None:
+            return group_panels(self.pipe, csa, prompts, described, places)
+        return group_panels(
+            self.pipe,
+            csa,
+            [prompts[panel] for panel in panels],
+            [described[panel] for panel in panels],
+            [places[panel] for panel in panels],
+            views=view_panels(len(prompts), panels),
+        )
 
     @contextmanager
     def _poses(self, story: Story, size: tuple[int, int]) -> Iterator[dict[str, Any]]:

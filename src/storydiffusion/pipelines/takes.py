@@ -20,8 +20,9 @@ from storydiffusion.attention.variants import get_read_panels
 from storydiffusion.output.manifest import Manifest, TakeRecord
 from storydiffusion.pipelines.conditioning import text_conditions
 from storydiffusion.pipelines.panel_keys import find_reach
-from storydiffusion.pipelines.panels import generate_panels, shared_characters
+from storydiffusion.pipelines.panels import generate_panels, group_panels, shared_characters
 from storydiffusion.pipelines.story import StoryPipeline
+from storydiffusion.story import Story, character_words, panel_places
 
 Place = tuple[int, int]
 """(panel from 0, number of its take)"""
@@ -53,6 +54,7 @@ def get_chosen_takes(manifest: Manifest) -> list[int]:
 
 def generate_takes(
     pipe: StoryPipeline,
+    script: Story,
     story: Mapping[Place, TakeRecord],
     takes: Sequence[TakeRecord],
     csa: ConsistentSelfAttentionConfig,
@@ -61,23 +63,32 @@ def generate_takes(
     """Return the images of new takes.
 
     Args:
+        script: what the images show.
         story: the images that there are; `takes` read some of them, these others, and so on.
         settings: of the pipeline's call, such as `num_inference_steps`.
     """
     images = [*story.values(), *takes]
     views = place_views(images)
     may_share = shared_characters([each.characters for each in images])
-    group = PanelGroup(len(images), may_share=may_share, views=views)
+    places = panel_places(script)
+    group = PanelGroup(len(images), may_share=may_share, views=views, places=[places[each.panel] for each in images])
     computed = list(range(len(images))) if csa.needs else _find_computed(csa, group, len(takes))
     images = [images[n] for n in computed]
-    conditions = text_conditions(pipe.pipe, [each.prompt for each in images], [each.negative_prompt for each in images])
+    prompts, words = [each.prompt for each in images], character_words(script)
+    conditions = text_conditions(pipe.pipe, prompts, [each.negative_prompt for each in images])
     made = generate_panels(
         pipe.pipe,
         {**pipe.defaults, **settings, **conditions.arguments},
         [each.seed for each in images],
         csa,
-        may_share[computed][:, computed],
-        views=select_views(views, computed),
+        group_panels(
+            pipe.pipe,
+            csa,
+            prompts,
+            [{name: words[name] for name in each.characters} for each in images],
+            [places[each.panel] for each in images],
+            select_views(views, computed),
+        ),
     )
     return made[-len(takes) :]
 

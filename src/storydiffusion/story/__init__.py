@@ -6,7 +6,9 @@ from storydiffusion.story.script import (
     PanelPrompt,
     Story,
     character_prompts,
+    character_words,
     load_story,
+    panel_places,
     panel_prompts,
     story_from_dict,
 )
@@ -21,8 +23,10 @@ __all__ = [
     "Story",
     "Style",
     "character_prompts",
+    "character_words",
     "find_style",
     "load_story",
+    "panel_places",
     "panel_prompts",
     "story_from_dict",
 ]

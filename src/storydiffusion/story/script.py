@@ -1,5 +1,6 @@
 """Story scripts: characters, panels and a style, read strictly from YAML or the official text syntax."""
 
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ class Panel:
     `characters` are the distinct names in the prompt, in order; empty for a panel marked `[NC]`. With `cut` the video
     cuts to this panel instead of generating a transition. `negative` lists what to avoid in this panel, beside the
     story's. `seed` is that of the panel's starting noise; None derives it from the story's. `pose` is the file of a
-    ControlNet's pose map.
+    ControlNet's pose map. `place` names where the panel is, '' where it does not say so; see `panel_places`.
     """
 
     prompt: str
@@ -50,6 +51,7 @@ class Panel:
     negative: str = ""
     seed: int | None = None
     pose: str | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,20 @@ def character_prompts(story: Story) -> list[PanelPrompt]:
     style = find_style(story.style)
     negative = _join_negatives(style, story)
     return [PanelPrompt(style.apply(each.description), negative) for each in story.characters]
+
+
+def character_words(story: Story) -> dict[str, str]:
+    """Return the words by which prompts describe each character: its description, spelled as in them."""
+    return {each.name: _sentence(each.description) for each in story.characters}
+
+
+def panel_places(story: Story) -> list[str]:
+    """Return the place of each panel: its own, or one of the story's places whose words its prompt has, or ''."""
+    known = sorted({panel.place for panel in story.panels if panel.place}, key=len, reverse=True)
+    return [
+        panel.place or next((place for place in known if re.search(rf"\b{re.escape(place)}\b", panel.prompt, re.I)), "")
+        for panel in story.panels
+    ]
 
 
 def _join_negatives(style: Style, story: Story, of_panel: str = "") -> str:
@@ -196,7 +212,9 @@ def _characters(data: Any, where: str) -> dict[str, str]:
 
 
 def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
-    panel = _mapping(data, where, required=("prompt",), optional=("caption", "cut", "negative", "seed", "pose"))
+    panel = _mapping(
+        data, where, required=("prompt",), optional=("caption", "cut", "negative", "seed", "pose", "place")
+    )
     prompt = _text(panel["prompt"], f"{where}: prompt")
     named = find_names(prompt)
     if not named:
@@ -221,7 +239,8 @@ def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
         raise UserError(f"{where}: cut must be true or false, not {_brief(cut)}")
     shown = tuple(name for name in named if name != NO_CHARACTER)
     pose = _text(panel["pose"], f"{where}: pose") if "pose" in panel else None
-    return Panel(prompt, caption.strip(), shown, cut, _negative(panel, where), _seed(panel, where), pose)
+    place = _text(panel["place"], f"{where}: place") if panel.get("place", "") != "" else ""
+    return Panel(prompt, caption.strip(), shown, cut, _negative(panel, where), _seed(panel, where), pose, place)
 
 
 def _negative(data: Mapping[str, Any], where: str) -> str:

@@ -42,6 +42,7 @@ def format_story(story: Story) -> str:
         | ({"cut": True} if panel.cut else {})
         | ({"negative": panel.negative} if panel.negative else {})
         | ({} if panel.seed is None else {"seed": panel.seed})
+        | ({"place": panel.place} if panel.place else {})
         for panel in story.panels
     ]
     text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False, width=LINE)

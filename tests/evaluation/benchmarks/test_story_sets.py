@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from storydiffusion.attention.character_words import find_words
 from storydiffusion.errors import UserError
+from storydiffusion.evaluation.benchmarks.stories import get_words
 from storydiffusion.evaluation.benchmarks.story_sets import get_story_set
 from storydiffusion.evaluation.metrics.registry import compute_metrics
 from storydiffusion.evaluation.result import load_result
+from storydiffusion.storyworld.captions import PLACE_WORDS
 from storydiffusion.storyworld.scene import SCENE_LABELS
 from storydiffusion.storyworld.scene_stories import SceneStory, get_scene_stories
+from storydiffusion.storyworld.truth import LOOKS
 from tests.conftest import run_verb
 from tests.helpers.world_model import build_world_model
 
@@ -35,7 +39,7 @@ def read_perfectly(story: SceneStory) -> list[dict[str, str]]:
 
 def measure(story_set, story, readings):
     found = compute_metrics("story", story_set.collect(story, readings))
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None and name != "leak"}
 
 
 @every_story
@@ -103,20 +107,61 @@ def test_sets_have_the_stories_of_their_edition():
         get_story_set(1, 2, 4)
 
 
+def measure_leak(story, readings):
+    return compute_metrics("story", SETS[2, 4].collect(story, readings))["leak"]
+
+
+@pytest.mark.parametrize("story", SETS[2, 4].stories[:12], ids=lambda story: f"story {story.number}")
+def test_leak_counts_looks_of_the_other_character(story):
+    readings = read_perfectly(story)
+    assert measure_leak(story, readings) == 0
+    a, b = story.looks
+    names = [name for name in LOOKS[1:] if a[name] is not None and b[name] is not None and a[name] != b[name]]
+    label = f"{names[0]}_{story.panels[0].cast.index(0) + 1}"
+    readings[0] = {**readings[0], label: str(b[names[0]])}
+    assert measure_leak(story, readings) == pytest.approx(1 / (4 * len(names)))
+    alone = [{**one, "characters": "1"} for one in readings]
+    assert measure_leak(story, alone) is None
+    assert measure_leak(SETS[1, 4].stories[0], read_perfectly(SETS[1, 4].stories[0])) is None
+
+
+@pytest.mark.parametrize("edition", [1, 2])
+def test_the_words_of_each_character_are_in_the_prompt_and_name_its_kind_alone(edition):
+    for story_set in [get_story_set(1, 1, 4)] if edition == 1 else SETS.values():
+        for story in story_set.stories:
+            for panel, words in zip(story.panels, get_words(story), strict=True):
+                found = find_words(panel.prompt, words)
+                assert list(words) == [str(character) for character in panel.cast] == list(found)
+                kinds = [value for label, value in panel.prompted.items() if label.startswith("kind")]
+                for own, text in zip(kinds, words.values(), strict=True):
+                    assert own in text
+                    assert not any(other in text for other in kinds if other != own)
+                    assert not text.endswith((" and", ","))
+                    assert PLACE_WORDS[panel.prompted["place"]] not in text
+
+
 @pytest.fixture(scope="module")
 def world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_world_model(tmp_path_factory.mktemp("world") / "model", 2)
 
 
-@pytest.mark.parametrize(("characters", "panels"), [(1, 4), (2, 4), (2, 5)])
-def test_stories_are_generated_and_measured(world_model, tmp_path, capsys, characters, panels):
-    small = ["benchmark=stories", f"model.path={world_model}", "model.device=cpu", "model.video=null", "steps=1"]
+@pytest.mark.parametrize(
+    ("characters", "panels", "regions"),
+    [(1, 4, "off"), (2, 4, "off"), (2, 5, "off"), (1, 4, "characters"), (2, 8, "characters+places")],
+)
+def test_stories_are_generated_and_measured(world_model, tmp_path, capsys, characters, panels, regions):
+    steps = 1 if regions == "off" else 2
+    small = ["benchmark=stories", f"model.path={world_model}", "model.device=cpu", "model.video=null", f"steps={steps}"]
+    small.append(f"csa.regions={regions}")
     small += ["benchmark.stories=2", f"benchmark.characters={characters}", f"benchmark.panels={panels}"]
     outcome = run_verb("infer", [*small, f"run_dir={tmp_path}"], capsys)
     assert outcome.code == 0, outcome.err
     result = load_result(tmp_path / "result.json")
     assert result.settings["benchmark.characters"] == characters
     assert result.settings["benchmark.edition"] == 2
+    assert result.settings["csa.regions"] == regions
+    assert ("place_agreement" in result.metrics) == (panels > 4)
+    assert ("region_iou" in result.metrics) == (characters == 2 and regions != "off")
     assert {"consistency", "alignment", "mood", "character_similarity", "clip_score"} < set(result.metrics)
     assert ("pair_looks" in result.metrics or "pair_kinds" in result.metrics) == (characters == 2)
     records = json.loads((tmp_path / "records.json").read_text())["records"]

@@ -1,5 +1,6 @@
 """What images of the second edition show of their prompts, by hand and on random scenes."""
 
+import numpy as np
 import pytest
 
 from storydiffusion.evaluation.metrics.registry import METRICS, compute_metrics
@@ -7,6 +8,8 @@ from storydiffusion.evaluation.metrics.scene_agreement import (
     hat_alignment,
     looks_kept_apart,
     pair_alignment,
+    place_agreement,
+    region_iou,
     value_alignment,
 )
 from storydiffusion.storyworld.edition import EDITIONS
@@ -89,3 +92,23 @@ def test_looks_of_a_missing_character_pass_nowhere():
     prompted = PAIR | {"shirt_1": "red", "shirt_2": "blue"}
     assert looks_kept_apart([{"characters": "1", "kind_1": "cat", "shirt_1": "red"}], [prompted]) == 1
     assert looks_kept_apart([{"characters": "1", "kind_1": "cat", "shirt_1": "blue"}], [prompted]) == 0
+
+
+def test_agreement_in_one_place_is_the_share_of_equal_pixels():
+    images = [np.full((4, 4, 3), value, np.uint8) for value in (100, 124, 125, 250)]
+    images[3][:, :1] = 100
+    assert place_agreement(images, ["park", "park", "city", "snow"]) == 1
+    assert place_agreement(images, ["park", "city", "park", "snow"]) == 0
+    assert place_agreement(images, ["park", "city", "room", "park"]) == 0.25
+    assert place_agreement(images, ["park", "park", "park", "snow"]) == pytest.approx(2 / 3)
+    assert place_agreement(images, ["park", "city", "room", "snow"]) is None
+
+
+def test_iou_of_regions_is_the_mean_over_characters():
+    masks = np.zeros((2, 2, 4), bool)
+    masks[0, :, :2], masks[1, :, 3] = True, True
+    regions = np.array([[1, 1, 0, 2], [1, 1, 0, 2]])
+    assert region_iou(regions, masks) == 1
+    assert region_iou(np.where(regions == 1, 0, regions), masks) == 0.5
+    assert region_iou(np.full((2, 4), 2), masks) == pytest.approx((0 + 2 / 8) / 2)
+    assert region_iou(regions, masks[::-1]) == 0

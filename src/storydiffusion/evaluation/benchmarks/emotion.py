@@ -70,6 +70,8 @@ def get_settings(config: InferConfig, model: ResolvedModel) -> dict[str, Any]:
     """
     if config.baseline is not None:
         raise UserError(f"baseline={config.baseline.kind} is not part of benchmark=emotion. Leave it out")
+    if config.csa.regions != "off":
+        raise UserError(f"csa.regions={config.csa.regions} is not part of benchmark=emotion. Leave it out")
     folder = find_model_folder(config.model.path, config.model.revision)
     probe = find_emotion_files(folder)
     planned = config.benchmark

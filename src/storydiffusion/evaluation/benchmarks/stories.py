@@ -23,6 +23,7 @@ from storydiffusion.evaluation.benchmarks.benchmark import (
     read_images,
     read_world,
 )
+from storydiffusion.evaluation.benchmarks.region_truth import read_regions
 from storydiffusion.evaluation.benchmarks.story_sets import StorySet, get_story_set, is_frozen
 from storydiffusion.evaluation.metrics.embeddings import find_character_pairs
 from storydiffusion.evaluation.metrics.registry import compute_metrics
@@ -30,6 +31,8 @@ from storydiffusion.evaluation.networks import load_image_text_encoder
 from storydiffusion.loaders.checksums import compute_part_checksums
 from storydiffusion.loaders.resolve import ResolvedModel
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
+from storydiffusion.storyworld.scene import split_label
+from storydiffusion.storyworld.scene_captions import split_clauses
 from storydiffusion.storyworld.scene_stories import BenchmarkStory
 
 if TYPE_CHECKING:
@@ -99,13 +102,17 @@ def load_benchmark(config: InferConfig, resolved: ResolvedModel, out: Path) -> B
     def measure(part: Sequence[BenchmarkStory]) -> list[dict[str, Any]]:
         images = generate_stories(model, resolved.config, part, attention, config.seed, config.noise, conditions(part))
         readings = split_by_story(part, read_images(classifier, images))
+        drawn: list[dict[str, Any]] = [{}] * len(part)
+        if attention.uses_regions and planned.characters > 1:
+            numbers = [story.number for story in part]
+            drawn = read_regions(model, resolved.config, numbers, attention, config.seed)
         return [
             {
                 "number": story.number,
                 "readings": read,
-                "metrics": measure_story(story, story_set.collect(story, read), panels, encoder),
+                "metrics": measure_story(story, story_set.collect(story, read) | regions, panels, encoder),
             }
-            for story, read, panels in zip(part, readings, split_by_story(part, images), strict=True)
+            for story, read, panels, regions in zip(part, readings, split_by_story(part, images), drawn, strict=True)
         ]
 
     which = "frozen stories" if is_frozen(planned.panels) else "stories from the generator of the frozen ones,"
@@ -135,9 +142,11 @@ def measure_story(
     """
     import numpy as np
 
-    embeddings = np.stack([encoder.embed_image(np.asarray(image)) for image in images])
+    pixels = [np.asarray(image) for image in images]
+    embeddings = np.stack([encoder.embed_image(image) for image in pixels])
     evidence = {
         **attributes,
+        "images": pixels,
         "image_embeddings": embeddings,
         "text_embeddings": encoder.embed_texts([panel.prompt for panel in story.panels]),
         "pairs": find_character_pairs(get_casts(story)),
@@ -149,6 +158,16 @@ def measure_story(
 def get_casts(story: BenchmarkStory) -> list[tuple[str, ...]]:
     """Return the names of the characters in each panel, the first named first."""
     return [tuple(map(str, panel.cast)) for panel in story.panels]
+
+
+def get_words(story: BenchmarkStory) -> list[dict[str, str]]:
+    """Return, for each panel, name of a character → the words about it in the prompt."""
+    found = []
+    for panel in story.panels:
+        kinds = [value for label, value in panel.prompted.items() if split_label(label)[0] == "kind"]
+        clauses = split_clauses(panel.prompt, kinds, panel.prompted["place"])
+        found.append({str(character): words for character, words in zip(panel.cast, clauses, strict=True)})
+    return found
 
 
 def generate_stories(
@@ -166,10 +185,19 @@ def generate_stories(
         noise: see `panel_seeds`.
         conditions: of all panels; None: the prompts only.
     """
-    from storydiffusion.attention.consistent_self_attention import PanelGroup
-    from storydiffusion.pipelines.panels import panel_seeds, shared_characters
+    from storydiffusion.pipelines.panels import group_panels, panel_seeds
 
-    groups = [PanelGroup(len(story.panels), story.number, shared_characters(get_casts(story))) for story in stories]
+    groups = [
+        group_panels(
+            model.pipe,
+            attention,
+            [panel.prompt for panel in story.panels],
+            get_words(story),
+            [panel.prompted["place"] for panel in story.panels],
+            key=story.number,
+        )
+        for story in stories
+    ]
     seeds = [each for story in stories for each in panel_seeds(seed + story.number, get_casts(story), noise)]
     prompts = [panel.prompt for story in stories for panel in story.panels]
     return generate_images(model, config, prompts, seeds, attention, groups, conditions)

@@ -6,6 +6,8 @@ function takes; whoever has that evidence about an item (an image, a story, a cl
     readings, prompted          attributes read from each image, and those expected: label → value
     named                       as prompted, where parts of the attire, moods and sides are measured one by one, too
     open_attributes             attributes of the character that no prompt names
+    regions, masks              cells of each character in an image, as recorded and as drawn
+    casts                       characters of each image, from left to right; images, uint8 (H, W, 3), and their places
     image_embeddings            (P, D), with text_embeddings (P, D) of the prompts, and the index pairs to compare
     crop_embeddings, crop_pairs the same for the crops around characters; dreamsim_embeddings, dreamsim_pairs likewise
     emotion_probabilities       (P, 8), and the emotion that was intended
@@ -42,8 +44,11 @@ from storydiffusion.evaluation.metrics.frechet import frechet_distance
 from storydiffusion.evaluation.metrics.optical_flow import relative_flow
 from storydiffusion.evaluation.metrics.scene_agreement import (
     hat_alignment,
+    leak,
     looks_kept_apart,
     pair_alignment,
+    place_agreement,
+    region_iou,
     value_alignment,
 )
 from storydiffusion.storyworld.scene import MOODS, SCENE_LABELS, split_label
@@ -152,6 +157,15 @@ METRICS: dict[str, Metric] = {
         "two characters, both kinds and sides", partial(pair_alignment, attributes=("kind", "side"))
     ),
     "pair_looks": _named_metric("two characters, looks kept apart", looks_kept_apart),
+    "leak": Metric(
+        "two characters, looks of the other", "story", "lower", "share of looks", ("readings", "casts"), leak
+    ),
+    "place_agreement": Metric(
+        "agreement in one place", "story", "higher", "share of pixels", ("images", "places"), place_agreement
+    ),
+    "region_iou": Metric(
+        "recorded regions", "story", "higher", "IoU with true masks", ("regions", "masks"), region_iou
+    ),
     "text_image_similarity": Metric(
         "text-image similarity", "image", "higher", "cosine", ("image_embeddings", "text_embeddings"), cosines,
         "encoder",

@@ -6,12 +6,16 @@ thing.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
 
 from storydiffusion.evaluation.metrics.attribute_agreement import Reading, alignment
 from storydiffusion.storyworld.scene import split_label
 from storydiffusion.storyworld.truth import LOOKS
 
 Prompted = Mapping[str, str]
+TOLERANCE = 24  # of 255
 
 
 def value_alignment(readings: Sequence[Reading], named: Sequence[Prompted], attribute: str, value: str) -> float | None:
@@ -58,6 +62,59 @@ def looks_kept_apart(readings: Sequence[Reading], named: Sequence[Prompted]) -> 
         if could:
             right.append(not any(_passes(reading, one, *each) for each in could))
     return _share(right)
+
+
+def leak(readings: Sequence[Reading], casts: Sequence[Sequence[int]]) -> float | None:
+    """Return the share of the looks of one character that the other shows, in images of both.
+
+    A character's looks are those of the images that show it alone, the most frequent value of each; they count where
+    the two characters differ. Images count that show two characters.
+
+    Args:
+        casts: the characters of each image, from left to right.
+    """
+    alone = {character: _read_alone(readings, casts, character) for cast in casts for character in cast}
+    shown = []
+    for reading, cast in zip(readings, casts, strict=True):
+        if len(cast) != 2 or reading["characters"] != "2":
+            continue
+        for slot, (own, other) in enumerate((cast, cast[::-1]), start=1):
+            for name, value in alone[other].items():
+                if alone[own].get(name, value) != value and f"{name}_{slot}" in reading:
+                    shown.append(reading[f"{name}_{slot}"] == value)
+    return _share(shown)
+
+
+def _read_alone(readings: Sequence[Reading], casts: Sequence[Sequence[int]], character: int) -> dict[str, str]:
+    """Return the most frequent value of each look of a character in the images that show it alone."""
+    single = [reading for reading, cast in zip(readings, casts, strict=True) if tuple(cast) == (character,)]
+    found = {name: [reading[f"{name}_1"] for reading in single if f"{name}_1" in reading] for name in LOOKS[1:]}
+    return {name: max(values, key=values.count) for name, values in found.items() if values}
+
+
+def place_agreement(images: Sequence[np.ndarray], places: Sequence[str]) -> float | None:
+    """Return the share of pixels that agree in pairs of images of the same place; None without such a pair.
+
+    A pixel agrees where no channel differs by more than TOLERANCE. Characters, who move, keep the value below 1.
+
+    Args:
+        images: uint8 (H, W, 3) each, of one size.
+    """
+    pairs = [(i, j) for i, j in combinations(range(len(places)), 2) if places[i] == places[j]]
+    agreeing = [(np.abs(images[i].astype(int) - images[j]).max(-1) <= TOLERANCE).mean() for i, j in pairs]
+    return float(np.mean(agreeing)) if agreeing else None
+
+
+def region_iou(regions: np.ndarray, masks: np.ndarray) -> float:
+    """Return the mean over characters of intersection over union of their regions with their masks, in [0, 1].
+
+    Args:
+        regions: the number of each cell's character, from 1; 0 for background. (h, w).
+        masks: bool (characters, h, w), one of them true somewhere.
+    """
+    own = [regions == number for number in range(1, len(masks) + 1)]
+    shares = [(each & mask).sum() / max((each | mask).sum(), 1) for each, mask in zip(own, masks, strict=True)]
+    return float(np.mean(shares))
 
 
 def _passes(reading: Reading, one: Prompted, name: str, own: int, other: int) -> bool:

@@ -1,0 +1,102 @@
+"""Regions that a model's cross-attention shows in drawn images of two characters, beside the characters' true masks.
+
+The pipeline runs as for a story, but its U-Net always sees the true image, noised to the level of the step. So the maps
+are those of generation, and where each character is is known.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from storydiffusion.config import ModelConfig
+from storydiffusion.storyworld.scene import Scene, sample_scene
+from storydiffusion.storyworld.scene_captions import draw_scene_prompt
+from storydiffusion.storyworld.scene_renderer import figure_masks, render_scene
+from storydiffusion.storyworld.scene_stories import HELD_OUT_SEED
+
+if TYPE_CHECKING:
+    from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+    from storydiffusion.loaders.text_to_image import StoryModel
+
+READ_AT = 0.5  # of the schedule
+
+
+def draw_pair_scene(number: int) -> Scene:
+    """Return a held-out scene of two characters of different kinds, a function of its number alone."""
+    for index in range(1000 * number, 1000 * (number + 1)):
+        scene = sample_scene(HELD_OUT_SEED, index, count=2)
+        if scene.characters[0].kind != scene.characters[1].kind:
+            return scene
+    raise AssertionError("a thousand scenes of equal kinds")
+
+
+def read_regions(
+    model: "StoryModel",
+    config: ModelConfig,
+    numbers: Sequence[int],
+    attention: "ConsistentSelfAttentionConfig",
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return the evidence of `region_iou` for one scene of each number: regions, int (h, w), and masks, bool (2, h, w).
+
+    Each is as if computed alone.
+    """
+    import numpy as np
+    import torch
+
+    from storydiffusion.attention.backbones import Grid
+    from storydiffusion.attention.consistent_self_attention import PanelGroup
+    from storydiffusion.attention.plugin import consistent_self_attention
+    from storydiffusion.models.prompt_encoding import find_character_tokens
+    from storydiffusion.pipelines.conditioning import text_conditions
+    from storydiffusion.pipelines.panels import starting_noise
+    from storydiffusion.pipelines.story import get_sampling_defaults
+    from storydiffusion.pipelines.transition_sampling import encode_images
+
+    pipe: Any = model.pipe
+    scenes = [draw_pair_scene(number) for number in numbers]
+    prompts = [draw_scene_prompt(scene, number) for scene, number in zip(scenes, numbers, strict=True)]
+    words = [{str(n): prompt.text[slice(*span)] for n, span in enumerate(prompt.clauses)} for prompt in prompts]
+    texts = [prompt.text for prompt in prompts]
+    groups = [
+        PanelGroup(1, characters=[find_character_tokens(pipe, text, each)])
+        for text, each in zip(texts, words, strict=True)
+    ]
+    pixels = np.stack([render_scene(scene, config.height or 0) for scene in scenes])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    noise, generators = starting_noise(pipe, [seed + number for number in numbers], config.height, config.width)
+    truth = encode_images(pipe.vae, images)
+    noise = noise.to(truth)
+    grid, found = Grid(1, *truth.shape[-2:]), []
+    given = text_conditions(pipe, texts, [""] * len(texts))
+    with consistent_self_attention(pipe, replace(attention, regions="characters"), groups) as state:
+
+        def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            tensors = state.on_step_end(pipe, step, timestep, tensors)
+            if step + 1 == max(1, round(READ_AT * pipe.num_timesteps)):
+                assert state.recorder is not None
+                found.extend(state.recorder.get_regions(grid))
+            if step + 1 == pipe.num_timesteps:
+                return tensors
+            later = pipe.scheduler.timesteps[step + 1].expand(len(truth))
+            return {**tensors, "latents": pipe.scheduler.add_noise(truth, noise, later)}
+
+        pipe(
+            **given.arguments,
+            **get_sampling_defaults(config),
+            latents=noise,
+            generator=generators,
+            callback_on_step_end=on_step_end,
+            output_type="latent",
+        )
+    return [
+        {"regions": regions.view(grid.height, grid.width).numpy(), "masks": pool_masks(scene, config, grid)}
+        for regions, scene in zip(found, scenes, strict=True)
+    ]
+
+
+def pool_masks(scene: Scene, config: ModelConfig, grid: Any) -> Any:
+    """Return where more than half of a cell shows each character, bool (2, h, w)."""
+    masks = figure_masks(scene, config.height or 0)
+    cells = masks.reshape(len(masks), grid.height, config.height // grid.height, grid.width, -1)
+    return cells.mean((2, 4)) > 0.5
