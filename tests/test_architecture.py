@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "errors": "",
     "files": "errors",
     "story": "errors files",
-    "config": "errors files attention",
+    "config": "errors files attention output",
     "output": "errors files",
     "attention": "errors",
     "data": "errors files",

@@ -79,6 +79,21 @@ def test_captions_and_titles_are_set_anew_without_denoising(edit):
     assert "already" in generate(panel(1), panel(2, caption="Deux."), panel(3, cut=True), title="Friends").out
 
 
+def test_layout_and_speech_are_set_anew_without_denoising(edit):
+    generate, run, fresh = edit
+    panels = panel(1), panel(2), panel(3)
+    generate(*panels)
+    before = contents(run)
+    for settings, speech in ((("page.layout=webtoon", "page.gutter=9"), {}), ((), {"says": "Wait!"})):
+        outcome = generate(panel(1), panel(2, **speech), panel(3), settings=settings)
+        assert outcome.code == 0
+        assert "denoising" not in outcome.err
+        assert images(run) == images(fresh)
+        assert contents(run)["page.png"] != before["page.png"]
+    assert generate(*panels).code == 0
+    assert contents(run)["page.png"] == before["page.png"]
+
+
 def test_where_all_panels_read_each_other_an_edit_is_a_fresh_run_bit_for_bit(edit):
     generate, run, fresh = edit
     generate(panel(1), panel(2), panel(3))

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 from scipy.ndimage import find_objects, label
 
+from storydiffusion.errors import UserError
 from storydiffusion.output.enlarge import resize
-from storydiffusion.output.page import comic_page, page_columns, page_rows
+from storydiffusion.output.page import comic_page
+from storydiffusion.output.page_settings import LAYOUTS, PageSettings, page_columns, page_rows
 
 RED = (200, 30, 30)
 
@@ -133,3 +135,60 @@ def test_enlarging_sharpens_without_halos():
 def test_images_that_do_not_grow_use_plain_lanczos():
     noise = Image.effect_noise((64, 64), 80).convert("RGB")
     assert resize(noise, (64, 64)).tobytes() == noise.tobytes()
+
+
+LAYOUTS_OF_FIVE = {"auto": [2, 3], "grid": [2, 3], "strip": [5], "webtoon": [1, 1, 1, 1, 1]}
+
+
+def test_every_layout_is_tried_below():
+    assert LAYOUTS_OF_FIVE.keys() == LAYOUTS.keys()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS_OF_FIVE)
+def test_a_layout_sets_its_rows(layout: str):
+    page = comic_page(make_images(5), ["Caption"] * 5, "T", settings=PageSettings(layout))
+    tops = [top for _, top, _, _ in red_boxes(page)]
+    assert [tops.count(top) for top in dict.fromkeys(tops)] == LAYOUTS_OF_FIVE[layout]
+
+
+@given(st.integers(1, 200), st.sampled_from(sorted(LAYOUTS)))
+def test_every_layout_holds_all_panels(panels: int, layout: str):
+    rows = LAYOUTS[layout].rows(panels)
+    assert sum(rows) == panels
+    assert min(rows) > 0
+
+
+def test_width_gutter_and_margin_are_those_of_the_settings():
+    page = comic_page(make_images(4), [""] * 4, settings=PageSettings("grid", width=600, gutter=40, margin=10))
+    boxes, line = red_boxes(page), 2
+    assert page.width == 600
+    assert boxes[0][:2] == (10 + line, 10 + line)
+    assert boxes[1][0] - boxes[0][2] == boxes[2][1] - boxes[0][3] - 2 * line == 40 + 2 * line  # and the shadow
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"layout": "spiral"}, ["page.layout=spiral", "webtoon"]),
+        ({"width": 5}, ["page.width=5", "64"]),
+        ({"gutter": -1}, ["page.gutter=-1"]),
+        ({"margin": 10**9}, ["page.margin=1000000000"]),
+        ({"layout": "strip", "width": 200}, ["200 pixels", "5 panels", "page.width"]),
+        ({"width": 400, "margin": 300}, ["400 pixels", "page.margin"]),
+    ],
+)
+def test_a_page_without_room_is_refused(settings: dict, named: list[str]):
+    with pytest.raises(UserError) as refused:
+        comic_page(make_images(5), [""] * 5, settings=PageSettings(**settings))
+    assert all(part in str(refused.value) for part in named)
+
+
+def test_speech_changes_its_own_panel_alone():
+    images, captions = make_images(4), ["MMM"] * 4
+    silent = comic_page(images, captions, "T")
+    page = comic_page(images, captions, "T", says=["", "", "Found you!", ""])
+    changed = ImageChops.difference(page, silent).getbbox()
+    left, top, right, bottom = red_boxes(silent)[2]
+    assert changed is not None
+    assert left <= changed[0] < changed[2] <= right
+    assert top <= changed[1] < changed[3] <= bottom

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fontTools.ttLib import TTFont
 from PIL import Image
@@ -17,6 +18,7 @@ from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord
 from storydiffusion.output.report import NOTES, write_report
 from storydiffusion.output.typefaces import FONTS, font_bytes, subset
+from storydiffusion.output.video_file import write_video
 from tests.output.test_html_page import check_policy
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' {{ 7 * 7 }}"
@@ -103,7 +105,7 @@ def test_texts_are_escaped(tmp_path: Path):
 
 
 def test_only_its_own_style_and_embedded_files_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "video.mp4").write_bytes(b"film")
+    write_film(tmp_path / "video.mp4")
     manifest = made(tmp_path, [EVIL], title=EVIL, video=VIDEO)
     policy = check_policy(report(tmp_path, manifest)[0])
     assert (policy["img-src"], policy["font-src"], policy["media-src"]) == (["data:"], ["data:"], ["data:"])
@@ -145,20 +147,54 @@ def test_weights_that_are_not_pretrained_are_named(tmp_path: Path, origin: str):
 VIDEO = VideoRecord("video.mp4", {"frames": 8}, {"predictor/model.safetensors": "ef" * 32})
 
 
+def write_film(path: Path) -> None:
+    write_video(path, [np.zeros((24, 16, 3), np.uint8)] * 2, 8)
+
+
 def test_video_is_embedded(tmp_path: Path):
-    (tmp_path / "video.mp4").write_bytes(b"film")
+    write_film(tmp_path / "video.mp4")
     manifest = made(tmp_path, ["a"])
     assert "video" not in {tag for tag, _ in report(tmp_path, manifest)[1].tags}
     _, page = report(tmp_path, replace(manifest, video=VIDEO))
-    assert page.attributes("video", "src") == ["data:video/mp4;base64," + base64.b64encode(b"film").decode()]
+    assert page.attributes("video", "src") == [
+        "data:video/mp4;base64," + base64.b64encode((tmp_path / "video.mp4").read_bytes()).decode()
+    ]
     assert "ef" * 32 in page.text
 
 
 def test_a_large_video_stays_a_separate_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("storydiffusion.output.report.LARGEST_EMBEDDED_VIDEO", 3)
-    (tmp_path / "video.mp4").write_bytes(b"film")
+    write_film(tmp_path / "video.mp4")
     _, page = report(tmp_path, made(tmp_path, ["a"], video=VIDEO))
     assert page.attributes("video", "src") == ["video.mp4"]
+
+
+def test_controls_have_a_bar_below_the_frame(tmp_path: Path):
+    write_film(tmp_path / "video.mp4")
+    html, _ = report(tmp_path, made(tmp_path, ["a"], video=VIDEO))
+    assert "height: calc(100cqw * 24 / 16 + 5rem)" in html
+
+
+def test_a_file_that_is_no_video_is_named(tmp_path: Path):
+    (tmp_path / "video.mp4").write_bytes(b"film")
+    with pytest.raises(UserError, match=r"video\.mp4.*generate it again"):
+        report(tmp_path, made(tmp_path, ["a"], video=VIDEO))
+
+
+def test_every_image_opens_in_full_and_closes(tmp_path: Path):
+    _, page = report(tmp_path, made(tmp_path, ["a", "b"]))
+    links = [attributes for tag, attributes in page.tags if tag == "a"]
+    opening, closing = links[::2], links[1::2]
+    assert [each["href"] for each in opening] == [f"#{each['id']}" for each in opening] == ["#image-1", "#image-2"]
+    assert [each["href"] for each in closing] == [f"#{name}" for name in page.attributes("figure", "id")]
+
+
+def test_speech_is_shown_in_quotes(tmp_path: Path):
+    manifest = made(tmp_path, ["a", "b"])
+    manifest = replace(manifest, panels=(manifest.panels[0], replace(manifest.panels[1], says=EVIL)))
+    _, page = report(tmp_path, manifest)
+    assert page.text.count("“") == 1
+    assert f"“{EVIL}”" in page.text
 
 
 def test_a_missing_video_is_named(tmp_path: Path):

@@ -2,6 +2,7 @@ import json
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from storydiffusion.errors import UserError
 from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, read_manifest
 from storydiffusion.output.run_folder import PROGRESS, RunFolder, describe_panels
+from storydiffusion.output.video_file import write_video
 
 PLAN = Manifest("Tale", "tiny", "random", {"seed": 1, "run_dir": "a", "overwrite": False, "story": "x.yaml"})
 PANELS = [PanelRecord("", f"prompt {n}", "", f"caption {n}", n, "") for n in range(3)]
@@ -28,7 +30,7 @@ def finish(path, plan=PLAN):
     run.make_page()
     if run.lacks_video:
         assert plan.video is not None
-        (run.path / "video.mp4").write_bytes(json.dumps(plan.video.settings).encode())
+        write_video(run.path / "video.mp4", [np.zeros((16, 16, 3), np.uint8)] * plan.video.settings["frames"], 8)
         (run.path / "transitions").mkdir(exist_ok=True)
         if not (strip := run.path / "transitions" / "001-002.png").exists():
             strip.write_bytes(b"strip")

@@ -22,7 +22,7 @@ def files(tmp_path):
 def test_images_form_a_story_without_text(files):
     story = build_story_from_images(files)
     assert story.title == "a, b, c"
-    assert [(panel.prompt, panel.caption, panel.cut) for panel in story.panels] == [("", "", False)] * 3
+    assert [(panel.prompt, panel.caption, panel.cut) for panel in story.panels] == [("", "", None)] * 3
 
 
 def test_an_image_is_read_unchanged_or_scaled_and_centre_cropped(tmp_path):

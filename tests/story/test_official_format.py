@@ -1,6 +1,7 @@
 """The official text syntax."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,22 @@ def test_every_part_is_read(tmp_path: Path, newline: str):
         "a moonlit road",
         "a woman with red hair and A man, wearing a black suit dance in the rain",
     ]
+
+
+@pytest.mark.parametrize("first", ["# A day in the park", "\n\n#A day in the park", "##  A day in the park \n"])
+def test_the_first_line_may_be_a_title(tmp_path: Path, first: str):
+    path = tmp_path / "story.txt"
+    path.write_text(f"{first}\n{STORY}", encoding="utf-8")
+    (tmp_path / "a_story.txt").write_text(STORY, encoding="utf-8")
+    assert load_story(path) == replace(load_story(tmp_path / "a_story.txt"), title="A day in the park")
+
+
+@pytest.mark.parametrize(
+    "text", ["#\n[A] a cat\n[A] runs", "[A] a cat\n# Title\n[A] runs", "# One\n# Two\n[A] a cat\n[A] runs"]
+)
+def test_a_title_without_words_or_on_another_line_is_refused(text: str):
+    with pytest.raises(UserError, match=r"here: line \d"):
+        parse_official(text, "here")
 
 
 def test_same_story_in_both_syntaxes(tmp_path: Path):

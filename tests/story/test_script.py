@@ -19,6 +19,7 @@ from storydiffusion.story import (
     Story,
     character_prompts,
     character_words,
+    cut_between_characters,
     load_story,
     panel_places,
     panel_prompts,
@@ -59,6 +60,33 @@ def test_yaml_is_read(tmp_path: Path):
         ),
         "Line art",
     )
+
+
+def test_speech_is_read():
+    panels = [{"prompt": "[A] runs", "says": " Found\n you! "}, {"prompt": "[A] runs", "says": ""}]
+    story = story_from_dict({"title": "T", "characters": {"A": "a cat"}, "panels": panels}, "here")
+    assert [panel.says for panel in story.panels] == ["Found you!", ""]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cut", "is_cut"),
+    [
+        ("[A]", "[A]", {}, False),
+        ("[A]", "[B]", {}, True),
+        ("[A]", "[A] and [B]", {}, False),
+        ("[A] and [B]", "[B]", {}, False),
+        ("[A]", "[NC] a beach", {}, True),
+        ("[NC] a beach", "[NC] a hill", {}, False),
+        ("[A]", "[B]", {"cut": False}, False),
+        ("[A]", "[A]", {"cut": True}, True),
+    ],
+)
+def test_cuts_between_characters(before: str, after: str, cut: dict, is_cut: bool):
+    prompts = [{"prompt": "[A] and [B]"}, {"prompt": before}, {"prompt": after, **cut}]
+    data = {"title": "T", "characters": {"A": "a cat", "B": "a fox"}, "panels": prompts}
+    panels = cut_between_characters(story_from_dict(data, "here")).panels
+    assert panels[0].cut is False
+    assert panels[2].cut is is_cut
 
 
 def test_prompts_replace_names_by_descriptions():
@@ -188,6 +216,9 @@ BAD = {
     "seed is negative": (with_panel(prompt="[Mia]", seed=-1), ["panel 4", "seed", "'-1'", "4294967295"]),
     "seed is nothing": (with_panel(prompt="[Mia]", seed=None), ["panel 4", "seed", "nothing"]),
     "seed is true": (with_panel(prompt="[Mia]", seed=True), ["panel 4", "seed", "True"]),
+    "says is a number": (with_panel(prompt="[Mia]", says=5), ["panel 4", "says", "'5'"]),
+    "says too much": (with_panel(prompt="[Mia]", says="word " * 40), ["panel 4", "says", "199", "160", "caption"]),
+    "cut is nothing": (with_panel(prompt="[Mia]", cut=None), ["panel 4", "cut", "nothing"]),
     "cut is a word": (with_panel(prompt="[Mia]", cut="maybe"), ["panel 4", "cut", "maybe"]),
 }
 

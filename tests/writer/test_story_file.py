@@ -30,6 +30,12 @@ def test_negative_prompts_are_read_back():
     assert story_from_dict(parse_yaml(format_story(story), "it"), "it") == story
 
 
+@pytest.mark.parametrize("cut", [None, False, True])
+def test_speech_and_cuts_are_read_back(cut):
+    story = Story("T", (Character("A", "a cat"),), (Panel("[A] runs", "", ("A",), cut=cut, says="Wait!"),))
+    assert story_from_dict(parse_yaml(format_story(story), "it"), "it") == story
+
+
 @given(text=st.text(min_size=1).filter(lambda text: text.split() == [text]))
 def test_any_text_is_read_back_or_refused(text):
     story = Story(text, (Character("A", "a cat"),), (Panel("[A] runs", text, ("A",), cut=True),), "Comic book")

@@ -18,6 +18,7 @@ VERBS = {
     "infer": "generate a story: panels, a comic page, a video and a report",
     "diff": "name what infer would change in a run folder, and which panels it would generate",
     "write": "write a story from an idea, a text or an emotion, as a file for infer",
+    "export": "write a finished story as PDF, CBZ, animations or one archive",
     "train": "train the semantic motion predictor, the motion modules or a part of the miniature",
     "evaluate": "measure images and clips: result.json, a table and plots",
     "compare": "compare the jobs of a sweep in one table, paired with a baseline",

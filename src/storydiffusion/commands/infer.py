@@ -25,7 +25,7 @@ from storydiffusion.loaders.resolve import ResolvedModel, resolve_model
 from storydiffusion.output.folder_lock import own_folder
 from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord, installed_versions
 from storydiffusion.output.typefaces import check_fonts
-from storydiffusion.story import Story, load_story
+from storydiffusion.story import Story, cut_between_characters, load_story
 from storydiffusion.story.poses import check_poses
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ def generate_story(config: InferConfig) -> None:
         check_poses(story, config.model.controlnet is not None)
     model = resolve_model(config.model)
     video, no_video = plan_video(config, model)
+    if config.exports:
+        from storydiffusion.output.exports import check_transitions
+
+        check_transitions(config.exports, video is not None)
     if config.retake is not None or config.extend:
         from storydiffusion.commands.takes import add_images, without_takes
 
@@ -62,12 +66,18 @@ def generate_story(config: InferConfig) -> None:
         config = alone
     with own_folder(str(config.run_dir)):
         run = open_run_folder(config, model, story, video)
-        if run.is_complete:
-            print(f"{run.path / 'page.png'} already exists; pass overwrite=true to regenerate")
-            return
-        fill_run_folder(config, model, story, run)
-    print(f"generated: {run.path / 'page.png'}, {run.path / 'report.html'} and the images in {run.path / 'panels'}")
-    print(f"no video: {no_video}" if video is None else f"video: {run.path / video.file}")
+        is_new = not run.is_complete
+        if is_new:
+            fill_run_folder(config, model, story, run)
+    if is_new:
+        print(f"generated: {run.path / 'page.png'}, {run.path / 'report.html'} and the images in {run.path / 'panels'}")
+        print(f"no video: {no_video}" if video is None else f"video: {run.path / video.file}")
+    else:
+        print(f"{run.path / 'page.png'} already exists; pass overwrite=true to regenerate")
+    if config.exports:
+        from storydiffusion.commands.export import export_run
+
+        export_run(run.path, config.exports, config.paper)
 
 
 def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run: "RunFolder") -> None:
@@ -91,7 +101,7 @@ def fill_run_folder(config: InferConfig, model: ResolvedModel, story: Story, run
     seconds = {}
     if run.lacks_video:
         clock = time.perf_counter()
-        generate_video(config, model, run, [panel.cut for panel in story.panels], pipe)
+        generate_video(config, model, run, [bool(panel.cut) for panel in story.panels], pipe)
         seconds["video"] = round(time.perf_counter() - clock, 2)
     if run.manifest.video is not None:
         settings |= describe_video(run.manifest.video)
@@ -109,6 +119,7 @@ def read_story(config: InferConfig) -> Story:
         from storydiffusion.story.given_images import build_story_from_images
 
         story = build_story_from_images([Path(file) for file in config.frames])
+    story = cut_between_characters(story) if config.cuts == "characters" else story
     return story if config.negative is None else replace(story, negative=config.negative)
 
 
@@ -172,6 +183,7 @@ def plan_manifest(config: InferConfig, model: ResolvedModel, story: Story, video
     if poses := [panel.pose for panel in story.panels if panel.pose]:
         script["poses"] = [compute_sha256(file) for file in poses]
     script["portraits"] = list(compute_portrait_checksums(config, story).values())
+    script["page"] = config.page.changed
     if config.font:
         script["fonts"] = [compute_sha256(file) for file in config.font]
     if missing := find_missing_characters(config, story):
@@ -273,7 +285,7 @@ def generate_video(
     assert config.fps is not None
     announce("the video model: motion modules, predictor and image encoder")
     scenes = [
-        Scene(run.path / panel.file, panel.prompt, panel.caption, cut, panel.negative_prompt)
+        Scene(run.path / panel.file, panel.prompt, join_speech(panel), cut, panel.negative_prompt)
         for panel, cut in zip(run.panels, cuts, strict=True)
     ]
     made_by = {
@@ -294,6 +306,11 @@ def generate_video(
         config.seed,
         made_by,
     )
+
+
+def join_speech(panel: PanelRecord) -> str:
+    """Return the caption of a panel in the video, where what is said follows in quotes."""
+    return "\n".join(filter(None, [panel.caption, panel.says and f"“{panel.says}”"]))
 
 
 def describe_story(config: InferConfig, story: Story) -> Settings:

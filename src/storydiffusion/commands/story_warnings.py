@@ -76,10 +76,11 @@ def suggest_words(word: str, model: ResolvedModel) -> str:
 
 
 def find_missing_characters(config: InferConfig, story: Story) -> dict[str, str]:
-    """Return the characters of the title and the captions that no font can set, place → characters."""
+    """Return the characters of title, captions and balloons that no font can set, place → characters."""
     from storydiffusion.output.lettering import find_missing_by_place
 
-    return find_missing_by_place(story.title, [panel.caption for panel in story.panels], config.font or ())
+    captions = [" ".join(filter(None, [panel.caption, panel.says])) for panel in story.panels]
+    return find_missing_by_place(story.title, captions, config.font or ())
 
 
 def warn_of_missing_characters(config: InferConfig, story: Story) -> Settings:

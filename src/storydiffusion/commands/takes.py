@@ -31,9 +31,10 @@ from storydiffusion.story import Story
 if TYPE_CHECKING:
     from PIL import Image
 
-OWN_CHANGES = ("prompt", "negative", "seed", "caption", "cut")
+OWN_CHANGES = ("prompt", "negative", "seed", "caption", "says", "cut")
 """what may differ in the panel to retake"""
-VIDEO_SETTINGS = ("video", "fps", "hold", "captions")
+SHOWN_SETTINGS = ("video", "fps", "hold", "captions")
+"""settings that panels do not depend on, beside those of model.video and page"""
 
 
 def add_images(config: InferConfig, model: ResolvedModel, story: Story, planned: Manifest) -> bool:
@@ -74,8 +75,8 @@ def open_story(config: InferConfig, planned: Manifest, allowed: Collection[str],
 
 
 def is_of_panels(what: str, found: Manifest, planned: Manifest) -> bool:
-    """Return whether a difference concerns panels or their captions, and not the video alone."""
-    if what in VIDEO_SETTINGS or what.startswith("model.video"):
+    """Return whether a difference concerns panels or their captions, and not the page's layout or the video alone."""
+    if what in SHOWN_SETTINGS or what == "page" or what.startswith(("page.", "model.video")):
         return False
     name = what.removeprefix("weights ")
     return name == what or name in found.weights or name in planned.weights
@@ -181,7 +182,7 @@ def choose_take(config: InferConfig, model: ResolvedModel, story: Story, planned
     if not (folder / take.file).exists() or compute_sha256(folder / take.file) != take.sha256:
         raise UserError(f"{folder / take.file} is missing or has changed: choose another take")
     panels = [
-        replace(old, caption=plan.caption, key=plan.key)
+        replace(old, caption=plan.caption, says=plan.says, key=plan.key)
         for old, plan in zip(found.panels, plan_panels(config, story, planned, model.folder), strict=True)
     ]
     panels[panel] = replace(

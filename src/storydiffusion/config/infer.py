@@ -19,9 +19,11 @@ from storydiffusion.config.model import ModelConfig
 from storydiffusion.config.value_types import show
 from storydiffusion.config.writer import ChatWriterConfig, RulesWriterConfig, check_writing, is_to_write
 from storydiffusion.errors import UserError
+from storydiffusion.output.page_settings import PageSettings
 
 NOISES = ("own", "shared")
 VIDEOS = ("auto", "on", "off")
+CUTS = ("script", "characters")
 LONGEST_HOLD = 60.0  # seconds
 METHODS = ("predictor", "true_tokens", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
 MOST_STORIES, MOST_PANELS = 128, 1000
@@ -186,7 +188,11 @@ class InferConfig:
     fps: int | None
     hold: float  # seconds that the video shows each panel
     captions: bool  # below the video
+    cuts: str  # script: where a panel says so; characters: also between panels that share no character
     font: Any  # null, or a font file, or a list of them: come before the bundled fonts
+    page: PageSettings
+    exports: list[str]  # of output.exports.EXPORTS
+    paper: str | None
     model: ModelConfig
     csa: CSAConfig
     baseline: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or one of these by its key `kind`
@@ -209,6 +215,8 @@ class InferConfig:
                 setattr(self, name, getattr(self.model, name))
         self.video = spell_switch(self.video)
         check_choice("video", self.video, VIDEOS)
+        check_choice("cuts", self.cuts, CUTS)
+        self._check_exports()
         self.font = [self.font] if isinstance(self.font, str) else self.font
         if self.font is not None and not (isinstance(self.font, list) and all(isinstance(f, str) for f in self.font)):
             raise UserError(f"font={show(self.font)} is not a file or a list of files: write font=FILE")
@@ -233,6 +241,14 @@ class InferConfig:
         self._check_source()
         if self.run_dir is None:
             self.run_dir = str(Path("runs") / self._run_name())
+
+    def _check_exports(self) -> None:
+        from storydiffusion.output.exports import check_exports, check_transitions
+
+        check_exports(self.exports, self.paper)
+        check_transitions(self.exports, self.video != "off" and self.model.video is not None)
+        if self.exports and self.benchmark is not None:
+            raise UserError("a benchmark has no pages to export: leave out exports or benchmark")
 
     def _check_retake(self) -> None:
         check_range("candidates", self.candidates, 1, MOST_CANDIDATES)

@@ -14,9 +14,10 @@ from storydiffusion.output.manifest import Manifest
 
 NOT_COMPARED = (
     "script", "run_dir", "overwrite", "story", "frames", "idea", "text", "emotion", "panels", "language", "retake",
-    "candidates", "take", "extend",
+    "candidates", "take", "extend", "page", "cuts", "exports",
+    "paper",
 )  # fmt: skip
-"""keys of the configuration that say where a story lies or comes from; the script holds the story itself"""
+"""keys of the configuration that say where a story lies or comes from, or that the script holds resolved"""
 OLD_CSA = {"regions": "off", "isolate_until": 0.0}
 """settings of `csa` that older manifests lack, and what they were then"""
 DERIVED = ("characters", "panels", "missing_characters")

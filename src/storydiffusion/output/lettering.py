@@ -40,24 +40,32 @@ class Lettering:
 
     def width(self, line: str) -> float:
         """Return the width of a line in pixels."""
-        return sum(font.getlength(run, direction=direction) for font, run, direction in self._runs(line))
+        return sum(self._length(*run) for run in self.runs(line))
 
     def draw(self, canvas: ImageDraw.ImageDraw, line: str, x: float, baseline: float, ink: str) -> None:
         """Draw a line starting at `x`; a character missing from all fonts becomes the first font's empty box."""
-        for font, run, direction in self._runs(line):
-            canvas.text((x, baseline), run, font=font, fill=ink, anchor="ls", direction=direction)
-            x += font.getlength(run, direction=direction)
+        for name, run, direction in self.runs(line):
+            canvas.text((x, baseline), run, font=self._fonts[name], fill=ink, anchor="ls", direction=direction)
+            x += self._length(name, run, direction)
 
-    def _runs(self, line: str) -> list[tuple[ImageFont.FreeTypeFont, str, str | None]]:
-        """Split a line into runs of one font and direction, from left to right."""
+    def place_runs(self, line: str, x: float) -> Iterator[tuple[str, str, float]]:
+        """Yield the font, the text without outer spaces and the left edge of each run of a line that starts at `x`."""
+        for name, run, direction in self.runs(line):
+            bare = run.rstrip() if direction == "rtl" else run.lstrip()
+            yield name, run.strip(), x + self._length(name, run, direction) - self._length(name, bare, direction)
+            x += self._length(name, run, direction)
+
+    def runs(self, line: str) -> list[tuple[str, str, str | None]]:
+        """Split a line into runs of one font and direction, from left to right: font, text, direction."""
         chosen = self._choose_fonts(line)
         if not is_right_to_left(line) or not features.check("raqm"):
-            return [(self._fonts[font], run, None) for (font,), run in _group(line, chosen)]
+            return [(font, run, None) for (font,), run in _group(line, chosen)]
         runs = list(_group(line, chosen, compute_levels(line)))
         order = order_runs([level for (_, level), _ in runs])
-        return [
-            (self._fonts[font], run, "rtl" if level % 2 else "ltr") for (font, level), run in (runs[i] for i in order)
-        ]
+        return [(font, run, "rtl" if level % 2 else "ltr") for (font, level), run in (runs[i] for i in order)]
+
+    def _length(self, name: str, run: str, direction: str | None) -> float:
+        return self._fonts[name].getlength(run, direction=direction)
 
     def _choose_fonts(self, line: str) -> list[str]:
         """Return the font of each character; marks stay with their letter, spaces with what precedes them."""

@@ -24,6 +24,7 @@ class PanelRecord:
     """One generated panel: `file` relative to the run folder, its inputs and its checksum.
 
     `key` is a digest of all that the image depends on, '' where it is not recorded: an edited story keeps images by it.
+    `says` is the text of the panel's speech balloon, '' for none.
     """
 
     file: str
@@ -33,6 +34,7 @@ class PanelRecord:
     seed: int
     sha256: str
     key: str = ""
+    says: str = ""
 
 
 @dataclass(frozen=True)

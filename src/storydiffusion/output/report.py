@@ -14,8 +14,9 @@ from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import write_atomically
 from storydiffusion.output.html_page import render_page
 from storydiffusion.output.manifest import Manifest
-from storydiffusion.output.page import page_columns
+from storydiffusion.output.page_settings import page_columns
 from storydiffusion.output.typefaces import FONTS, coverage, subset
+from storydiffusion.output.video_file import read_size
 
 NOTES = {
     "pretrained": "",
@@ -50,8 +51,13 @@ def write_report(
         columns=page_columns(len(manifest.panels)),
         panels=[(panel, _embed(run_dir / panel.file)) for panel in manifest.panels],
         video=video,
+        video_size=read_size(run_dir / manifest.video.file) if manifest.video else None,
         media_sources="data:" if video is None or video.startswith("data:") else "'self' file:",
-        fonts=_fonts(manifest.title + "".join(panel.caption for panel in manifest.panels), fonts),
+        fonts=_fonts(
+            manifest.title
+            + "".join(f"{panel.caption}“{panel.says}”" if panel.says else panel.caption for panel in manifest.panels),
+            fonts,
+        ),
         settings=settings,
         weights=manifest.weights | (manifest.video.weights if manifest.video else {}),
         config=yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True),

@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from tqdm import tqdm
@@ -21,7 +21,8 @@ from tqdm import tqdm
 from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import remove_drafts, write_atomically, write_image
 from storydiffusion.files.checksums import compute_sha256
-from storydiffusion.output.differences import OLD_CSA, Difference, drop_absent, find_differences
+from storydiffusion.output.differences import Difference, find_differences
+from storydiffusion.output.exports import remove_exports
 from storydiffusion.output.manifest import (
     PAGE,
     REPORT,
@@ -32,22 +33,19 @@ from storydiffusion.output.manifest import (
     write_manifest,
 )
 from storydiffusion.output.page import comic_page
+from storydiffusion.output.page_settings import PageSettings
 from storydiffusion.output.report import write_report
+from storydiffusion.output.run_identity import get_identity
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PROGRESS = ".progress.safetensors"
 RESULTS = (PAGE, "video.mp4", REPORT)
-FOLDERS = ("panels", "portraits", "takes", "transitions")
+FOLDERS = ("panels", "portraits", "takes", "transitions", "exports")
 NUMBER = "[0-9][0-9][0-9]"
 TAKES = f"takes/{NUMBER}-{NUMBER}.png"
 STRIPS = f"transitions/{NUMBER}-{NUMBER}.png"
-NOT_OF_PANELS = (
-    "run_dir", "overwrite", "story", "frames", "video", "fps", "hold", "captions", "font",
-    "idea", "text", "emotion", "panels", "language", "writer", "retake", "candidates", "take", "extend",
-)  # fmt: skip
-"""keys of the configuration that panels do not depend on; what was written is in the script"""
 SECONDS_BETWEEN_SAVES = 2.0  # a killed process loses at most this much work
 SHOWN_DIFFERENCES = 3  # in an error
 
@@ -90,7 +88,7 @@ class RunFolder:
         self.is_complete = False
         if found is None:
             self._clear()
-        elif _identity(found) == _identity(planned):
+        elif get_identity(found) == get_identity(planned):
             if found.complete and overwrite:
                 self._clear()
             else:
@@ -102,6 +100,7 @@ class RunFolder:
             self.differences = find_differences(found, planned)
             self._edit(found, plan_panels() if plan_panels else (), overwrite)
         if not self.is_complete:
+            remove_exports(self.path)
             write_manifest(self.path / "manifest.json", self.manifest)
 
     @property
@@ -120,6 +119,11 @@ class RunFolder:
     def fonts(self) -> Sequence[str]:
         """The font files of the configuration, which come before the bundled fonts."""
         return self.manifest.config.get("font") or ()
+
+    @property
+    def page_settings(self) -> PageSettings:
+        """Layout and dimensions of the page; the defaults in a configuration that has none."""
+        return PageSettings(**self.manifest.config.get("page", {}))
 
     def kept_images(self, planned: Sequence[PanelRecord]) -> dict[int, Image.Image]:
         """Return the images of earlier panels that the planned ones keep, by index; their keys are the same."""
@@ -159,7 +163,7 @@ class RunFolder:
     @property
     def _digest(self) -> str:
         """Of the run and of the panels whose latents are kept."""
-        run = [_identity(self.manifest), *self._computed]
+        run = [get_identity(self.manifest), *self._computed]
         return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
     @contextmanager
@@ -208,8 +212,9 @@ class RunFolder:
         """Make the page from the panels if it is not there yet."""
         if PAGE not in self._intact:
             images = [_read_image(self.path / panel.file) for panel in self.panels]
-            captions = [panel.caption for panel in self.panels]
-            write_image(self.path / PAGE, comic_page(images, captions, self.manifest.title, self.fonts))
+            captions, says = zip(*((panel.caption, panel.says) for panel in self.panels), strict=True)
+            page = comic_page(images, captions, self.manifest.title, self.fonts, says, self.page_settings)
+            write_image(self.path / PAGE, page)
             self._intact.add(PAGE)
         results = {file: compute_sha256(self.path / file) for file in [PAGE, *(panel.file for panel in self.panels)]}
         kept = {file: sha256 for file, sha256 in self.manifest.results.items() if file in self._intact}
@@ -383,17 +388,3 @@ def _has_video(found: Manifest | None, planned: Manifest) -> bool:
 
 def _has_same_video(found: Manifest, planned: Manifest) -> bool:
     return (found.video and replace(found.video, sha256="")) == planned.video
-
-
-def _identity(manifest: Manifest) -> Any:
-    """Return what two manifests must share for a run to resume: everything but place, time and video."""
-    config = {key: value for key, value in manifest.config.items() if key not in NOT_OF_PANELS}
-    if isinstance(model := config.get("model"), dict):
-        config["model"] = {key: value for key, value in model.items() if key != "video"}
-    if isinstance(csa := config.get("csa"), dict):
-        config["csa"] = {key: value for key, value in (OLD_CSA | csa).items() if key != "panels_at_once"}
-    if "script" in config:  # keys that it had not, when the folder was made, are at their defaults
-        config["script"] = drop_absent(json.loads(json.dumps(config["script"])))
-    return json.loads(
-        json.dumps([manifest.title, manifest.model, manifest.origin, config, asdict(manifest)["weights"]])
-    )

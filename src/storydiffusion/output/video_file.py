@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from storydiffusion.errors import UserError
+from storydiffusion.errors import UserError, first_line
 from storydiffusion.files.atomic import draft
 
 BT709 = 1  # code of the colour space in H.264 and FFmpeg
@@ -30,6 +30,19 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray | Image.Image], fp
     path = Path(path).absolute()  # FFmpeg reads a relative `a:b.mp4` as a protocol
     with draft(path) as temporary, _writing(path):
         _encode(temporary, frames, fps, crf)
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Return the width and height of a video file in pixels. Raises UserError for a file that is no video."""
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(str(Path(path).absolute())) as container:
+            stream = container.streams.video[0]
+            return stream.width, stream.height
+    except (OSError, FFmpegError, IndexError) as error:
+        raise UserError(f"cannot read the video {path} ({first_line(error)}): generate it again") from error
 
 
 def encode_video(path: Path, frames: Iterable[np.ndarray | Image.Image], fps: float, crf: int = 18) -> None:

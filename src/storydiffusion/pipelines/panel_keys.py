@@ -51,7 +51,7 @@ def plan_panels(config: InferConfig, story: Story, planned: Manifest, folder: Pa
     inputs = [[*each, *pose, *filter(None, [place])] for each, pose, place in zip(inputs, poses, places, strict=True)]
     keys = compute_keys(inputs, find_read_panels(config, story), settings, _describe_sharing(config))
     return tuple(
-        PanelRecord("", prompt, negative, panel.caption, seed, "", key)
+        PanelRecord("", prompt, negative, panel.caption, seed, "", key, panel.says)
         for (prompt, negative, seed, *_), panel, key in zip(inputs, story.panels, keys, strict=True)
     )
 

@@ -72,7 +72,8 @@ class StoryPipelineOutput:
                 "storydiffusion.output.page.comic_page(images, captions, title, fonts=[FILE])",
                 stacklevel=2,
             )
-        return comic_page(images, captions, self.story.title)
+        says = [panel.says for panel in self.story.panels]
+        return comic_page(images, captions, self.story.title, says=says)
 
 
 class StoryPipeline:

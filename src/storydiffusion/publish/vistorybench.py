@@ -34,7 +34,8 @@ STORY_KEYS = (
     "story", "script", "frames", "seed", "run_dir", "overwrite",
     "idea", "text", "emotion", "panels", "language", "writer",
 )  # fmt: skip
-VIDEO_KEYS = ("video", "fps", "hold", "captions")  # keys of a run's configuration that may differ, like those above
+VIDEO_KEYS = ("video", "fps", "hold", "captions", "page", "cuts", "exports", "paper")
+"""Keys of a run's configuration that may differ, like those above."""
 
 
 @dataclass

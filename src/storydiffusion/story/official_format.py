@@ -1,12 +1,13 @@
 """Parser of the official StoryDiffusion text syntax, into the same plain dictionary as a YAML story.
 
+# A day in the park                     the title, on the first line; without one, the file's name is the title
 [Mia] a girl with brown hair #hero      describes a character: a new name at the start of a line; `#…` is a remark
 [Mia]is running in the park # Morning   a panel, one per line; the text after the last `#` is its caption
 [NC] an empty beach at night            a panel with no character
 
 Prompts equal those of the official demo (`character_to_dict` and `process_generation`), up to white space and the last
-full stop. Beyond it, one file holds descriptions and panels, blank lines are skipped, names are normalized, and the
-caption of a panel without `#` has no brackets.
+full stop. Beyond it, one file holds a title, descriptions and panels, blank lines are skipped, names are normalized,
+and the caption of a panel without `#` has no brackets.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from storydiffusion.story.names import NO_CHARACTER, find_names, find_twin, sugg
 
 @dataclass(frozen=True)
 class ParsedText:
-    """The keys `characters` and `panels` of a story, and the line of each name and of each panel's number."""
+    """The keys `characters`, `panels` and perhaps `title` of a story; the line of each name and panel's number."""
 
     data: dict[str, Any]
     lines: dict[str | int, int]
@@ -29,9 +30,13 @@ def parse_official(text: str, where: str) -> ParsedText:
     characters: dict[str, str] = {}
     panels: list[dict[str, str]] = []
     lines: dict[str | int, int] = {}
+    title: dict[str, str] = {}
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.strip()
         if not line:
+            continue
+        if line.startswith("#") and not (title or characters or panels):
+            title["title"] = _title(line, f"{where}: line {number}")
             continue
         name = None if panels else _described(line, characters)
         if name is None:
@@ -46,7 +51,7 @@ def parse_official(text: str, where: str) -> ParsedText:
         lines[name] = number
     if not panels:
         _refuse_misspelt_panels(characters, lines, where)
-    return ParsedText({"characters": characters, "panels": panels}, lines)
+    return ParsedText({**title, "characters": characters, "panels": panels}, lines)
 
 
 def _refuse_misspelt_panels(characters: dict[str, str], lines: dict[str | int, int], where: str) -> None:
@@ -74,6 +79,13 @@ def _described(line: str, known: dict[str, str]) -> str | None:
     if len(names) != 1 or text.count("[") != 1 or names[0] in known or names[0] == NO_CHARACTER:
         return None
     return names[0]
+
+
+def _title(line: str, where: str) -> str:
+    text = line.lstrip("#").strip()
+    if not text:
+        raise UserError(f"{where} has no title after the #: write one or remove the line")
+    return text
 
 
 def _panel(line: str, where: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from storydiffusion.story.styles import NO_STYLE, Style, find_style
 
 PACKAGE_SCHEME = "package://"
 LARGEST_SEED = 2**32 - 1
+LONGEST_SPEECH = 160  # characters in a balloon
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Panel:
     """One image: `prompt` with `[Name]` for characters, and the `caption` below it ('' for none).
 
     `characters` are the distinct names in the prompt, in order; empty for a panel marked `[NC]`. With `cut` the video
-    cuts to this panel instead of generating a transition. `negative` lists what to avoid in this panel, beside the
+    cuts to this panel instead of generating a transition; None leaves it to `cut_between_characters`. `says` is the
+    text of a speech balloon. `negative` lists what to avoid in this panel, beside the
     story's. `seed` is that of the panel's starting noise; None derives it from the story's. `pose` is the file of a
     ControlNet's pose map. `place` names where the panel is, '' where it does not say so; see `panel_places`.
     """
@@ -47,11 +49,12 @@ class Panel:
     prompt: str
     caption: str
     characters: tuple[str, ...]
-    cut: bool = False
+    cut: bool | None = None
     negative: str = ""
     seed: int | None = None
     pose: str | None = None
     place: str = ""
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,17 @@ def panel_places(story: Story) -> list[str]:
 
 def _join_negatives(style: Style, story: Story, of_panel: str = "") -> str:
     return ", ".join(part for part in (style.negative_prompt, story.negative, of_panel) if part)
+
+
+def cut_between_characters(story: Story) -> Story:
+    """Return the story with cuts to panels that share no character with the panel before, unless they say otherwise."""
+    pairs = zip((story.panels[:1] + story.panels), story.panels, strict=False)
+    return replace(story, panels=tuple(replace(panel, cut=_is_cut(before, panel)) for before, panel in pairs))
+
+
+def _is_cut(before: Panel, panel: Panel) -> bool:
+    old, new = set(before.characters), set(panel.characters)
+    return (old != new and not old & new) if panel.cut is None else panel.cut
 
 
 def load_story(path: str | Path) -> Story:
@@ -213,7 +227,7 @@ def _characters(data: Any, where: str) -> dict[str, str]:
 
 def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     panel = _mapping(
-        data, where, required=("prompt",), optional=("caption", "cut", "negative", "seed", "pose", "place")
+        data, where, required=("prompt",), optional=("caption", "says", "cut", "negative", "seed", "pose", "place")
     )
     prompt = _text(panel["prompt"], f"{where}: prompt")
     named = find_names(prompt)
@@ -234,13 +248,25 @@ def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     caption = panel.get("caption", _default_caption(prompt, named))
     if not isinstance(caption, str):
         raise UserError(f"{where}: caption must be text, not {_brief(caption)}: put it in quotes, '' for none")
-    cut = panel.get("cut", False)
-    if not isinstance(cut, bool):
+    cut = panel.get("cut")
+    if "cut" in panel and not isinstance(cut, bool):
         raise UserError(f"{where}: cut must be true or false, not {_brief(cut)}")
     shown = tuple(name for name in named if name != NO_CHARACTER)
     pose = _text(panel["pose"], f"{where}: pose") if "pose" in panel else None
     place = _text(panel["place"], f"{where}: place") if panel.get("place", "") != "" else ""
-    return Panel(prompt, caption.strip(), shown, cut, _negative(panel, where), _seed(panel, where), pose, place)
+    says = _says(panel, where)
+    return Panel(prompt, caption.strip(), shown, cut, _negative(panel, where), _seed(panel, where), pose, place, says)
+
+
+def _says(panel: Mapping[str, Any], where: str) -> str:
+    """Return the text of a panel's speech balloon; '' for none."""
+    text = _text(panel["says"], f"{where}: says") if panel.get("says", "") != "" else ""
+    if len(text) > LONGEST_SPEECH:
+        raise UserError(
+            f"{where}: says has {len(text)} characters, and a balloon holds {LONGEST_SPEECH}: shorten {_brief(text)}, "
+            "or write it in the caption"
+        )
+    return text
 
 
 def _negative(data: Mapping[str, Any], where: str) -> str:

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from storydiffusion.output.skia_import import skia
 from storydiffusion.storyworld.palette import INK, Color
 from storydiffusion.storyworld.poses import Point
-from storydiffusion.storyworld.skia_import import skia
 
 FRAME = 128
 OUTLINE = 3.0

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from storydiffusion.output.skia_import import skia
 from storydiffusion.storyworld.canvas import Canvas, curve, ellipse, outline, polygon
 from storydiffusion.storyworld.palette import BLUSH, GLOW, INK, SCREEN, WHITE, Color, blend
 from storydiffusion.storyworld.poses import Point
-from storydiffusion.storyworld.skia_import import skia
 
 RED: Color = (150, 40, 56)
 TONGUE: Color = (244, 118, 128)

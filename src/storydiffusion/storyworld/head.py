@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+from storydiffusion.output.skia_import import skia
 from storydiffusion.storyworld.canvas import OUTLINE, Canvas, curve, ellipse, outline, polygon, polyline, rounded
 from storydiffusion.storyworld.expressions import draw_expression, draw_screen_expression
 from storydiffusion.storyworld.palette import BLUSH, COAT, GLOW, HAIR, INK, PAPER, SCREEN, WHITE, Color, blend, shade
 from storydiffusion.storyworld.poses import Pose, Stance
 from storydiffusion.storyworld.scene import Character
-from storydiffusion.storyworld.skia_import import skia
 
 PINK: Color = (252, 172, 180)
 MOUTH: Color = (150, 40, 56)

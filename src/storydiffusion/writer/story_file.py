@@ -39,7 +39,8 @@ def format_story(story: Story) -> str:
     data["characters"] = {each.name: each.description for each in story.characters}
     data["panels"] = [
         {"prompt": panel.prompt, "caption": panel.caption}
-        | ({"cut": True} if panel.cut else {})
+        | ({"says": panel.says} if panel.says else {})
+        | ({} if panel.cut is None else {"cut": panel.cut})
         | ({"negative": panel.negative} if panel.negative else {})
         | ({} if panel.seed is None else {"seed": panel.seed})
         | ({"place": panel.place} if panel.place else {})

@@ -63,6 +63,7 @@ function ask({ comparison, left }, answered) {
   at("right").replaceChildren(...study.media[comparison[right]].map((source, n) => medium("B", source, n)));
   for (const side of ["left", "right"]) lay(at(side));
   at("back").disabled = answered === 0;
+  fit();
   shownAt = performance.now();
 }
 
@@ -71,6 +72,11 @@ function medium(name, source, n) {
   const video = element("video", { src: source, loop: true, muted: true, autoplay: true, playsInline: true });
   video.setAttribute("aria-label", `${name}, video`);
   return video;
+}
+
+// Leaves room for the text, all of which is shown, when the style sheet fits the images into the window.
+function fit() {
+  at("ask").style.setProperty("--text", `${at("text").offsetHeight}px`);
 }
 
 // Sets rows and columns, from which the style sheet fits a story into the window.
@@ -143,6 +149,7 @@ document.addEventListener("keydown", (event) => {
     action();
   }
 });
+window.addEventListener("resize", fit);
 at("start").addEventListener("submit", start);
 at("choose-left").addEventListener("click", () => choose("left"));
 at("choose-right").addEventListener("click", () => choose("right"));

@@ -1,9 +1,9 @@
-"""Import skia, also on machines without OpenGL: `from storydiffusion.storyworld.skia_import import skia`.
+"""Import skia, also on machines without OpenGL: `from storydiffusion.output.skia_import import skia`.
 
 The wheel links to libGL and libEGL, which servers and containers often lack and only an administrator can install.
-StoryWorld draws on the CPU and calls nothing in them. If they are missing, two libraries of these names are built in
-memory and loaded: the first defines every OpenGL function that skia mentions as one that returns 0. The format is that
-of the System V ABI (gABI chapters 4 and 5); a loaded library satisfies every later request for its name.
+StoryWorld and PDF pages are drawn on the CPU, without a call of them. If they are missing, two libraries of these names
+are built in memory and loaded: the first defines every OpenGL function that skia mentions as one that returns 0. The
+format is that of the System V ABI (gABI chapters 4 and 5); a loaded library satisfies every later request for its name.
 """
 
 import ctypes

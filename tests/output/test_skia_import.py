@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from storydiffusion.storyworld.skia_import import RETURN_ZERO, build_shared_library, load_from_memory
+from storydiffusion.output.skia_import import RETURN_ZERO, build_shared_library, load_from_memory
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in RETURN_ZERO, reason="made for Linux on x86-64 and arm64"
