@@ -30,7 +30,7 @@ from storydiffusion.output.manifest import Manifest, PanelRecord, VideoRecord
 
 TITLE = "Snow & <ice>"
 CAPTIONS = ("Pip had a letter.", "“Come and find me,” it said.", "雪の日に、北京", "", "Ünïcödé for all")
-FRAMES = np.random.default_rng(0).integers(0, 255, (6, 32, 48, 3), np.uint8)
+FRAMES = np.broadcast_to(np.arange(20, 240, 40, dtype=np.uint8)[:, None, None, None], (6, 32, 48, 3)).copy()
 
 
 def finished(folder: Path, has_video: bool = True, paper: str | None = None) -> FinishedRun:
@@ -54,11 +54,15 @@ def finished(folder: Path, has_video: bool = True, paper: str | None = None) -> 
 
 def pdf_text(data: bytes) -> str:
     """Return the characters that a PDF's glyphs stand for, in any order, each once for each font."""
-    streams = [zlib.decompress(raw) for raw in re.findall(rb"stream\r?\n(x.*?)\r?\nendstream", data, re.DOTALL)]
-    maps = b"".join(stream for stream in streams if b"begincmap" in stream)
-    found = re.findall(rb"<[0-9A-F]+> <((?:[0-9A-F]{4})+)>\n", maps)
-    first_of_ranges = re.findall(rb"<[0-9A-F]+> <[0-9A-F]+> <([0-9A-F]{4})>\n", maps)
-    return b"".join(bytes.fromhex(code.decode()) for code in [*found, *first_of_ranges]).decode("utf-16-be")
+    starts = [found.end() for found in re.finditer(rb"/FlateDecode[^>]*>>\s*stream\r?\n", data)]
+    streams = [zlib.decompressobj().decompress(data[start:]) for start in starts]
+    maps = b"".join(stream for stream in streams if b"begincmap" in stream).decode()
+    text = "".join(
+        bytes.fromhex(code).decode("utf-16-be") for code in re.findall(r"^<\w+> <((?:\w{4})+)>$", maps, re.MULTILINE)
+    )
+    for low, high, first in re.findall(r"^<(\w+)> <(\w+)> <(\w{4})>$", maps, re.MULTILINE):
+        text += "".join(chr(int(first, 16) + n) for n in range(int(high, 16) - int(low, 16) + 1))
+    return text
 
 
 def test_every_export_is_written_inside_its_folder(tmp_path: Path):
@@ -118,13 +122,13 @@ def test_paper_divides_the_story_into_pages_of_its_shape(tmp_path: Path, paper: 
         width, height = {"a4": (210, 297), "comic": (168, 260)}[paper]
         assert len(names) > 1
         assert {round(high / wide, 2) for wide, high in sizes} == {round(height / width, 2)}
-        assert float(boxes[0][0]) == pytest.approx(width / 25.4 * 72, abs=0.1)
+        assert float(boxes[0][0]) == pytest.approx(width / 25.4 * 72, abs=0.5)
 
 
 def test_transitions_play_in_order_at_the_speed_of_the_video(tmp_path: Path):
     run = finished(tmp_path)
     gif, _, webp, _, mp4, _ = write_exports(run, ["gif", "webp", "mp4"])
-    for file, tolerance in ((gif, 40), (webp, 40)):
+    for file, tolerance in ((gif, 2), (webp, 4)):
         with Image.open(file) as animation:
             assert animation.n_frames == 6  # pyright: ignore
             assert animation.info["loop"] == 0
@@ -150,7 +154,7 @@ def test_the_archive_contains_results_and_exports(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("names", "paper", "part"),
-    [(["odt"], None, "exports=odt"), (["pdf"], "a0", "paper=a0"), (["pdf", ""], None, "pdf,")],
+    [(["odt"], None, "exports=odt"), (["pdf"], "a0", "paper=a0"), ([""], None, "pdf,")],
 )
 def test_unknown_exports_are_refused(names: list[str], paper: str | None, part: str):
     with pytest.raises(UserError, match=part):
