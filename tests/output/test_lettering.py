@@ -164,7 +164,7 @@ def test_right_to_left_text_is_joined_and_ordered(text: str):
 
 @needs_raqm
 def test_runs_of_several_fonts_follow_the_direction_of_the_line():
-    runs = [(run, direction) for _, run, direction in Lettering(32, [DEJAVU])._runs("שלום 雪 abc בית")]
+    runs = [(run, direction) for _, run, direction in Lettering(32, [DEJAVU]).runs("שלום 雪 abc בית")]
     assert runs == [(" בית", "rtl"), ("雪 ", "ltr"), ("abc", "ltr"), ("שלום ", "rtl")]
 
 
