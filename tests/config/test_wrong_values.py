@@ -21,6 +21,7 @@ from storydiffusion.errors import UserError
 
 NEEDED = {
     "compare": ["sweep=x"],
+    "export": ["run_dir=x"],
     "export-vistorybench": ["runs=[x]", "out=x"],
     "index-shards": ["shards=x"],
     "make-shards": ["out=x"],

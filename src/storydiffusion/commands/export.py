@@ -38,7 +38,8 @@ def export_run(folder: Path, exports: list[str], paper: str | None, fonts: list[
     from storydiffusion.output.typefaces import check_fonts
 
     manifest = read_manifest(folder / "manifest.json")
-    fonts = manifest.config.get("font") or [] if fonts is None else fonts
+    fonts = (manifest.config.get("font") or []) if fonts is None else fonts
+    assert fonts is not None
     check_fonts(fonts)
     with own_folder(str(folder)):
         for file in write_exports(FinishedRun(folder, manifest, fonts, paper), exports):

@@ -55,7 +55,8 @@ class FinishedRun:
     def transitions(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the name and the frames, uint8 (F, H, W, 3), of each transition."""
         video = self.manifest.video
-        for path in sorted((self.path / "transitions").glob("*.png")) if video else ():
+        assert video is not None
+        for path in sorted((self.path / "transitions").glob("*.png")):
             yield path.stem, open_strip(path, video.settings["frames"])
 
     @property
