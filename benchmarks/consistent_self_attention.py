@@ -54,8 +54,8 @@ GRIDS = [
 def dense_mask(attended: list[AttendedTokens], tokens: int, device: torch.device) -> Tensor:
     """Return (B·N, B·N) booleans: the tokens that each token attends to."""
     mask = torch.zeros(len(attended), tokens, len(attended) * tokens, dtype=torch.bool)
-    for panel, rows, _ in attended:
-        mask[panel, :, rows] = True
+    for each in attended:
+        mask[each.panel, :, each.rows] = True
     return mask.flatten(0, 1).to(device)
 
 

@@ -37,13 +37,13 @@ class AttentionRecorder:
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
+        layer: Any = attn  # to_k, to_v and to_out may be None, which they are not in cross-attention
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
+        key = attn.head_to_batch_dim(layer.to_k(encoder_hidden_states))
+        value = attn.head_to_batch_dim(layer.to_v(encoder_hidden_states))
         probabilities = attn.get_attention_scores(query, key, attention_mask)
         self._latest = probabilities.unflatten(0, (-1, attn.heads)).mean(1)
-        project: Any = attn.to_out
-        return project[1](project[0](attn.batch_to_head_dim(torch.bmm(probabilities, value))))
+        return layer.to_out[1](layer.to_out[0](attn.batch_to_head_dim(torch.bmm(probabilities, value))))
 
 
 def record_cross_attention(unet: Any) -> list[AttentionRecorder]:

@@ -222,11 +222,9 @@ class Text2ImageModule(RecipeModule):
 
     def prompts(self, truths: Sequence[Any], seed: int) -> tuple[Prompt, ...]:
         """Return new prompts of one image or of a pair side by side."""
-        return (
-            (self.edition.draw_prompt(*truths, seed),)
-            if len(truths) == 1
-            else self.edition.draw_pair_prompts(*truths, seed)
-        )
+        if len(truths) == 1:
+            return (self.edition.draw_prompt(truths[0], seed),)
+        return self.edition.draw_pair_prompts(truths[0], truths[1], seed)
 
     def truth(self, index: int) -> Any:
         return self.edition.sample_pair_member(self.recipe.seed, index)
