@@ -25,6 +25,7 @@ from tests.attention.conftest import NO_SAFETY, common_parts, tiny_unet
 from tests.attention.story_plans import HEADS, TOKENS, random_projections
 from tests.attention.test_plugin import arguments, processors
 from tests.attention.transformers import flux
+from tests.helpers.processes import in_child
 
 CAST = [{"fox": [2], "cat": [4, 5]}, {"cat": [1]}, {}, {"cat": [1], "fox": [3]}, {"fox": [1]}]
 PLACES = ["park", "", "park", "", "park"]
@@ -283,6 +284,7 @@ def test_regions_are_those_of_the_text_parts_cross_attention(sd_pipe):
     assert len(found.unique()) == 3
 
 
+@in_child
 def test_a_compiled_denoiser_records_as_an_uncompiled_one(sd_pipe):
     config = ConsistentSelfAttentionConfig(**BY_REGION)
     plain = generate(sd_pipe, config)

@@ -120,8 +120,8 @@ def digest_of_draws(settings: dict) -> str:
         stories, ((16, 0.5, 0, 0), (24, 0.3, 3, 1), (9, 1.0, 7, 0))
     ):
         config = ConsistentSelfAttentionConfig(**settings, seed=seed)
-        for panel, rows, tile in select_tokens(config, story, tokens, rate, step):
-            sha256.update(repr((panel, tile, rows.tolist())).encode())
+        for selected in select_tokens(config, story, tokens, rate, step):
+            sha256.update(repr((selected.panel, selected.tile, selected.rows.tolist())).encode())
     return sha256.hexdigest()
 
 

@@ -1,5 +1,7 @@
 """The comic page."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from scipy.ndimage import find_objects, label
 from storydiffusion.errors import UserError
 from storydiffusion.output.enlarge import resize
 from storydiffusion.output.page import comic_page
-from storydiffusion.output.page_settings import LAYOUTS, PageSettings, page_columns, page_rows
+from storydiffusion.output.page_settings import DEFAULT_PAGE, LAYOUTS, PageSettings, page_columns, page_rows
 
 RED = (200, 30, 30)
 
@@ -146,7 +148,7 @@ def test_every_layout_is_tried_below():
 
 @pytest.mark.parametrize("layout", LAYOUTS_OF_FIVE)
 def test_a_layout_sets_its_rows(layout: str):
-    page = comic_page(make_images(5), ["Caption"] * 5, "T", settings=PageSettings(layout))
+    page = comic_page(make_images(5), ["Caption"] * 5, "T", settings=replace(DEFAULT_PAGE, layout=layout))
     tops = [top for _, top, _, _ in red_boxes(page)]
     assert [tops.count(top) for top in dict.fromkeys(tops)] == LAYOUTS_OF_FIVE[layout]
 
@@ -179,7 +181,7 @@ def test_width_gutter_and_margin_are_those_of_the_settings():
 )
 def test_a_page_without_room_is_refused(settings: dict, named: list[str]):
     with pytest.raises(UserError) as refused:
-        comic_page(make_images(5), [""] * 5, settings=PageSettings(**settings))
+        comic_page(make_images(5), [""] * 5, settings=replace(DEFAULT_PAGE, **settings))
     assert all(part in str(refused.value) for part in named)
 
 

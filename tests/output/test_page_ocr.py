@@ -3,13 +3,14 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from storydiffusion.output.page import comic_page
-from storydiffusion.output.page_settings import LAYOUTS, PageSettings
+from storydiffusion.output.page_settings import DEFAULT_PAGE, LAYOUTS
 
 CAPTIONS = (
     "Pip had a letter. It said to come and find the bear.",
@@ -37,7 +38,7 @@ def test_captions_title_and_speech_are_read_back(layout: str, tmp_path: Path):
         pytest.skip("tesseract is not installed")
     images = [Image.new("RGB", (128, 128), (60 + 20 * number, 150, 190)) for number in range(len(CAPTIONS))]
     says = [SPEECH, "", "", "", "", ""]
-    page = comic_page(images, CAPTIONS, "A cat and a bear", says=says, settings=PageSettings(layout))
+    page = comic_page(images, CAPTIONS, "A cat and a bear", says=says, settings=replace(DEFAULT_PAGE, layout=layout))
     expected = re.findall(r"\w+", " ".join([*CAPTIONS, SPEECH, "A cat and a bear"]).lower())
     found = read_words(page, tmp_path)
     missing = [word for word in expected if word not in found or found.remove(word)]

@@ -103,6 +103,12 @@ def build(schema: type[T], data: Any, where: str = "") -> T:
     return schema(**{name: _convert(hints[name], value, f"{at}{name}") for name, value in data.items()})
 
 
+def _show(key: str) -> str:
+    """Return a key from a file as part of a one-line message."""
+    shown = key[:SHOWN]
+    return shown if shown.isprintable() else repr(shown)
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Return `value` as the type `hint`. Raises ValueError where it is of another type."""
     kind, args = get_origin(hint) or hint, get_args(hint)
@@ -124,7 +130,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if kind in (list, tuple) and isinstance(value, list):
         return kind(_convert(args[0], one, f"{where}[{n}]") for n, one in enumerate(value))
     if kind is dict and isinstance(value, dict):
-        return {key: _convert(args[1], one, f"{where}.{key[:SHOWN]}") for key, one in value.items()}
+        return {key: _convert(args[1], one, f"{where}.{_show(key)}") for key, one in value.items()}
     if kind in (str, bool, int) and type(value) is kind:
         return value
     if kind is float and type(value) in (int, float):

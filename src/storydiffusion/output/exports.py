@@ -5,7 +5,7 @@ They lie in exports/ of the run folder. An export is one entry of EXPORTS.
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -19,7 +19,7 @@ from storydiffusion.output.drawing import Drawing, rasterize
 from storydiffusion.output.film_strip import open_strip
 from storydiffusion.output.manifest import Manifest, find_damage
 from storydiffusion.output.page import PagePanel, compose_page, compose_pages
-from storydiffusion.output.page_settings import PageSettings
+from storydiffusion.output.page_settings import DEFAULT_PAGE
 from storydiffusion.output.pdf import POINTS_PER_INCH, write_pdf
 from storydiffusion.output.video_file import write_video
 
@@ -43,7 +43,7 @@ class FinishedRun:
     def compose_pages(self) -> list[Drawing]:
         """Return the story on pages of the paper's shape, or on one as high as page.png."""
         panels = [PagePanel(_read(self.path / each.file), each.caption, each.says) for each in self.manifest.panels]
-        settings = PageSettings(**self.manifest.config.get("page", {}))
+        settings = replace(DEFAULT_PAGE, **self.manifest.config.get("page", {}))
         if self.paper is None:
             return [compose_page(panels, self.manifest.title, self.fonts, settings)]
         width, height = PAPERS[self.paper]

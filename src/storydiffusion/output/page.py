@@ -11,7 +11,7 @@ from storydiffusion.output.balloons import draw_balloon
 from storydiffusion.output.drawing import Box, Drawing, Element, Inset, Line, rasterize
 from storydiffusion.output.enlarge import resize
 from storydiffusion.output.lettering import Lettering, balance_lines, break_lines, printable
-from storydiffusion.output.page_settings import LAYOUTS, SMALLEST_PANEL, PageSettings
+from storydiffusion.output.page_settings import DEFAULT_PAGE, LAYOUTS, SMALLEST_PANEL, PageSettings
 
 PAPER, STRIP, INK, SHADOW = "#fbf4e4", "#fffdf6", "#2b2230", "#e6d6b4"
 
@@ -111,7 +111,7 @@ def comic_page(
         raise ValueError(f"a page needs one caption per image, not {len(images)} images and {len(captions)} captions")
     said = says or [""] * len(images)
     panels = [PagePanel(*each) for each in zip(images, captions, said, strict=True)]
-    return rasterize(compose_page(panels, title, fonts, settings or PageSettings()))
+    return rasterize(compose_page(panels, title, fonts, settings or DEFAULT_PAGE))
 
 
 def compose_page(panels: Sequence[PagePanel], title: str, fonts: Sequence[str], settings: PageSettings) -> Drawing:

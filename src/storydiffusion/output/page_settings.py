@@ -63,10 +63,10 @@ class PageSettings:
         UserError: an unknown layout, or a dimension out of range; the message names the key.
     """
 
-    layout: str = "auto"
-    width: int | None = None
-    gutter: int | None = None
-    margin: int | None = None
+    layout: str
+    width: int | None
+    gutter: int | None
+    margin: int | None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -79,5 +79,7 @@ class PageSettings:
     @property
     def changed(self) -> dict[str, str | int]:
         """The settings that differ from the defaults."""
-        default = PageSettings()
-        return {name: value for name, value in vars(self).items() if value != getattr(default, name)}
+        return {name: value for name, value in vars(self).items() if value != getattr(DEFAULT_PAGE, name)}
+
+
+DEFAULT_PAGE = PageSettings("auto", None, None, None)

@@ -33,7 +33,7 @@ from storydiffusion.output.manifest import (
     write_manifest,
 )
 from storydiffusion.output.page import comic_page
-from storydiffusion.output.page_settings import PageSettings
+from storydiffusion.output.page_settings import DEFAULT_PAGE, PageSettings
 from storydiffusion.output.report import write_report
 from storydiffusion.output.run_identity import get_identity
 
@@ -123,7 +123,7 @@ class RunFolder:
     @property
     def page_settings(self) -> PageSettings:
         """Layout and dimensions of the page; the defaults in a configuration that has none."""
-        return PageSettings(**self.manifest.config.get("page", {}))
+        return replace(DEFAULT_PAGE, **self.manifest.config.get("page", {}))
 
     def kept_images(self, planned: Sequence[PanelRecord]) -> dict[int, Image.Image]:
         """Return the images of earlier panels that the planned ones keep, by index; their keys are the same."""
