@@ -101,7 +101,7 @@ def test_damage_is_named_and_unfinished_files_are_computed_again(compose, tmp_pa
         fit(compose("damaged", f"data.cache={tmp_path}/features"))
     with pytest.raises(UserError, match="SHA-256"):
         fit(compose("verified", f"data.cache={tmp_path}/features", "data.verify=true"))
-    file.write_bytes(whole[:-100])  # as a killed process cannot leave it: the manifest tells
+    file.write_bytes(whole[:-100])  # no killed process leaves this, and the manifest shows it
     fit(compose("cut", f"data.cache={tmp_path}/features"))
     assert file.read_bytes() == whole
 

@@ -74,7 +74,8 @@ def find_own_words(
     for image, truth in enumerate(truths):
         for slot, looks in enumerate(edition.get_looks(truth)):
             for clause, described in zip(clauses, cast, strict=True):
-                own[image, slot] |= clause if described == looks else False
+                if described == looks:
+                    own[image, slot] |= clause
     return own.flatten(0, 1)
 
 
