@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "loaders": "errors files config models",
     "pipelines": f"{LEAVES} models loaders",
     "baselines": f"{LEAVES} models loaders pipelines",
+    "generation": "errors files story config output storyworld models loaders writer pipelines baselines",
+    "studio": "errors files story config output loaders writer generation",
     "training": f"{LEAVES} models loaders pipelines",
     "evaluation": f"{LEAVES} models loaders writer pipelines baselines training",
     "experiments": f"{LEAVES} evaluation",
@@ -32,7 +34,8 @@ MAY_IMPORT = {
     "user_study": f"{LEAVES} evaluation",
     "__main__": "commands",
     "commands": (
-        f"{LEAVES} models loaders writer pipelines baselines training evaluation experiments publish user_study"
+        f"{LEAVES} models loaders writer pipelines baselines generation studio training evaluation experiments publish"
+        " user_study"
     ),
 }
 """Folder → what its modules may import beside itself."""
@@ -47,11 +50,11 @@ TORCH_ONLY = (
 
 HEAVY = {
     "torch", "torchvision", "diffusers", "transformers", "open_clip", "lightning", "accelerate", "skia", "matplotlib",
-    "scipy",
+    "scipy", "gradio", "fastapi", "starlette", "uvicorn",
 }  # fmt: skip
 LIGHT = (
     "", "errors", "files", "story", "config", "output", "loaders", "experiments", "publish", "user_study",
-    "writer", "commands",
+    "writer", "generation", "studio", "commands",
 )  # fmt: skip
 """Folders whose modules import nothing heavy before there is work for it."""
 HEAVY_MODULE = "output/skia_import.py"

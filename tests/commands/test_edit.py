@@ -224,3 +224,24 @@ def test_diff_names_what_changes_and_writes_nothing(edit, story_file, tiny_model
     ]
     assert contents(run) == before
     assert "cannot read" in run_verb("diff", (*settings[:3], "run_dir=nowhere"), capsys).err
+
+
+def test_a_locked_panel_is_not_generated_again(generate_story, story_file, tmp_path):
+    assert generate_story("run_dir=run", "csa=off").code == 0
+    before = (tmp_path / "run" / "panels" / "001.png").read_bytes()
+    text = story_file.read_text().replace("caption: One.", "caption: One., lock: true")
+    story_file.write_text(text)
+    assert "already" in generate_story("run_dir=run", "csa=off").out
+    refused = generate_story("run_dir=run", "csa=off", "seed=3", "overwrite=true")
+    assert refused.code == 1
+    assert "panel 1 is locked" in refused.err
+    assert "panel 1 is locked" in generate_story("run_dir=run", "csa=off", "overwrite=true").err
+    assert "panel 1 is locked" in generate_story("run_dir=run", "csa=off", "retake=1").err
+    story_file.write_text(text.replace("[Bo] in the park", "[Bo] on the beach"))
+    assert generate_story("run_dir=run", "csa=off", "overwrite=true").code == 0  # of panel 2 alone
+    assert (tmp_path / "run" / "panels" / "001.png").read_bytes() == before
+
+
+def test_a_lock_is_true_or_false(generate_story, story_file):
+    story_file.write_text(story_file.read_text().replace("caption: One.", "lock: 3"))
+    assert "panel 1: lock must be true or false, not '3'" in generate_story().err

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from storydiffusion.commands.story_warnings import warn_of_words
 from storydiffusion.commands.words import format_groups
+from storydiffusion.generation.story_warnings import warn_of_words
 from storydiffusion.loaders.resolve import resolve_pretrained
 from storydiffusion.story import load_story
 from storydiffusion.storyworld.edition import EDITIONS

@@ -34,6 +34,9 @@ NEEDED = {
 }
 """Settings without which a verb does not load."""
 
+OWN = {"studio": ("folder", "port")}
+"""Settings of a verb whose others are those of `infer`."""
+
 CASES = {
     "infer": [[], ["baseline=ip_adapter"], ["baseline=photomaker", "benchmark=stories"], ["benchmark=transitions"]],
     "train": [[], ["recipe=autoencoder"], ["recipe=text2image"], ["recipe=clip"], ["recipe=attribute_classifier"]],
@@ -72,7 +75,7 @@ def composed(verb: str, given: tuple[str, ...]) -> DictConfig:
 def settings(verb: str) -> list[tuple[tuple[str, ...], str]]:
     """Return every key of a verb, dotted, groups included, with the choices that it appears in.
 
-    The keys of a model, which three verbs have, are those of `infer` alone.
+    The keys of a model, which several verbs have, are those of `infer` alone, and so are all but OWN of the studio.
     """
     found = {}
     for given in map(tuple, CASES.get(verb, [[]])):
@@ -81,6 +84,7 @@ def settings(verb: str) -> list[tuple[tuple[str, ...], str]]:
         leaves = flat({str(key): value for key, value in plain.items()})
         groups = {key.rpartition(".")[0] for key in leaves if "." in key}
         own = [key for key in (*leaves, *groups) if verb == "infer" or key.partition(".")[0] != "model"]
+        own = [key for key in own if key in OWN.get(verb, own)]
         found |= {key: given for key in own if key not in found}
     return [(given, key) for key, given in found.items()]
 

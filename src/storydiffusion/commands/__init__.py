@@ -19,6 +19,7 @@ VERBS = {
     "diff": "name what infer would change in a run folder, and which panels it would generate",
     "write": "write a story from an idea, a text or an emotion, as a file for infer",
     "export": "write a finished story as PDF, CBZ, animations or one archive",
+    "studio": "make and change stories in a browser",
     "train": "train the semantic motion predictor, the motion modules or a part of the miniature",
     "evaluate": "measure images and clips: result.json, a table and plots",
     "compare": "compare the jobs of a sweep in one table, paired with a baseline",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from storydiffusion.config.command_line import command
 from storydiffusion.errors import UserError
+from storydiffusion.generation.export import export_run
 
 
 @dataclass
@@ -27,20 +28,5 @@ class ExportConfig:
 @command(ExportConfig)
 def main(config: ExportConfig) -> None:
     """Run the verb."""
-    export_run(Path(config.run_dir), config.exports, config.paper, config.font)
-
-
-def export_run(folder: Path, exports: list[str], paper: str | None, fonts: list[str] | None = None) -> None:
-    """Write exports of a finished run and print their places. Raises UserError as `write_exports`."""
-    from storydiffusion.output.exports import FinishedRun, write_exports
-    from storydiffusion.output.folder_lock import own_folder
-    from storydiffusion.output.manifest import read_manifest
-    from storydiffusion.output.typefaces import check_fonts
-
-    manifest = read_manifest(folder / "manifest.json")
-    fonts = (manifest.config.get("font") or []) if fonts is None else fonts
-    assert fonts is not None
-    check_fonts(fonts)
-    with own_folder(str(folder)):
-        for file in write_exports(FinishedRun(folder, manifest, fonts, paper), exports):
-            print(f"exported: {file}")
+    for file in export_run(Path(config.run_dir), config.exports, config.paper, config.font):
+        print(f"exported: {file}")

@@ -160,6 +160,10 @@ BENCHMARKS: dict[str, type] = {
 }
 
 
+GROUPS = ("writer", "baseline", "benchmark")
+"""keys of `InferConfig` that one of their keys turns into a dataclass"""
+
+
 @dataclasses.dataclass
 class InferConfig:
     """conf/infer.yaml: a story or a benchmark. Values that are null take the model's defaults (`model.steps`, …)."""
@@ -268,6 +272,11 @@ class InferConfig:
                 raise UserError(f"{what} generates from a story's prompts alone: leave out {what} or {name}")
         if self.overwrite:
             raise UserError(f"{what} keeps the panels there are: leave out overwrite")
+
+    def change(self, **values: Any) -> "InferConfig":
+        """Return the configuration with other values, checked again. Raises UserError."""
+        groups = {name: dataclasses.asdict(group) for name in GROUPS if (group := getattr(self, name))}
+        return dataclasses.replace(self, **{**groups, **values})
 
     @property
     def is_to_write(self) -> bool:

@@ -46,6 +46,11 @@ def load(schema: type[Schema], composed: DictConfig, prefix: str = "") -> Schema
     return loaded
 
 
+def load_plain(schema: type[Schema], plain: Mapping[str, Any]) -> Schema:
+    """Return plain data, such as a manifest's configuration, as `load` does, with `${` as text. Raises UserError."""
+    return load(schema, OmegaConf.create(_escape(dict(plain))))
+
+
 def load_choice(schemas: Mapping[str, type], composed: Any, key: str, by: str) -> Any:
     """Return the settings below `key` as the dataclass that their key `by` names. Raises UserError."""
     if not isinstance(composed, Mapping):

@@ -7,7 +7,7 @@ from: an interrupted video resumes where it stopped, and other settings regenera
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def render_video(
     showing: Showing,
     seed: int,
     made_by: Mapping[str, Any],
+    watch: Callable[[int, int], None] = lambda step, steps: None,
 ) -> None:
     """Render `path`, an MP4, and the film strips transitions/NNN-NNN.png beside it.
 
@@ -72,6 +73,8 @@ def render_video(
         seed: of the story; each transition's own seed derives from it and from its number.
         made_by: what else the transitions depend on, plain data such as the checksums of the model's weights: strips
             made with anything else are regenerated.
+        watch: called with the steps done and those of all transitions after each; a KeyboardInterrupt that it raises
+            ends the call as Ctrl-C does.
 
     Raises:
         UserError: an image that cannot be read, images of different sizes, what `sample_clips` refuses, or a place that
@@ -92,10 +95,12 @@ def render_video(
             frames = read_strip(file, sampling.frames, key)
             if frames is not None:
                 bar.update(sampling.steps)
+                watch(int(bar.n), int(bar.total))
                 return frames
 
             def on_step(step: int, timestep: Any, latents: Tensor) -> Tensor:
                 bar.update()
+                watch(int(bar.n), int(bar.total))
                 return latents
 
             ends = _tensor(start), _tensor(end)

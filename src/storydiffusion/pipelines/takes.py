@@ -20,7 +20,7 @@ from storydiffusion.attention.variants import get_read_panels
 from storydiffusion.output.manifest import Manifest, TakeRecord
 from storydiffusion.pipelines.conditioning import text_conditions
 from storydiffusion.pipelines.panel_keys import find_reach
-from storydiffusion.pipelines.panels import generate_panels, group_panels, shared_characters
+from storydiffusion.pipelines.panels import StepCallback, generate_panels, group_panels, shared_characters
 from storydiffusion.pipelines.story import StoryPipeline
 from storydiffusion.story import Story, character_words, panel_places
 
@@ -59,6 +59,7 @@ def generate_takes(
     takes: Sequence[TakeRecord],
     csa: ConsistentSelfAttentionConfig,
     settings: Mapping[str, Any],
+    callback_on_step_end: StepCallback | None = None,
 ) -> list[Any]:
     """Return the images of new takes.
 
@@ -66,6 +67,7 @@ def generate_takes(
         script: what the images show.
         story: the images that there are; `takes` read some of them, these others, and so on.
         settings: of the pipeline's call, such as `num_inference_steps`.
+        callback_on_step_end: diffusers' callback.
     """
     images = [*story.values(), *takes]
     views = place_views(images)
@@ -89,6 +91,7 @@ def generate_takes(
             [places[each.panel] for each in images],
             select_views(views, computed),
         ),
+        callback_on_step_end=callback_on_step_end,
     )
     return made[-len(takes) :]
 

@@ -41,9 +41,10 @@ class Panel:
 
     `characters` are the distinct names in the prompt, in order; empty for a panel marked `[NC]`. With `cut` the video
     cuts to this panel instead of generating a transition; None leaves it to `cut_between_characters`. `says` is the
-    text of a speech balloon. `negative` lists what to avoid in this panel, beside the
-    story's. `seed` is that of the panel's starting noise; None derives it from the story's. `pose` is the file of a
-    ControlNet's pose map. `place` names where the panel is, '' where it does not say so; see `panel_places`.
+    text of a speech balloon. `negative` lists what to avoid in this panel, beside the story's. A panel with `lock`
+    keeps its image: what would replace it is refused. `seed` is that of the panel's starting noise; None derives it
+    from the story's. `pose` is the file of a ControlNet's pose map. `place` names where the panel is, '' where it does
+    not say so; see `panel_places`.
     """
 
     prompt: str
@@ -55,6 +56,7 @@ class Panel:
     pose: str | None = None
     place: str = ""
     says: str = ""
+    lock: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,10 @@ def _characters(data: Any, where: str) -> dict[str, str]:
 
 def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     panel = _mapping(
-        data, where, required=("prompt",), optional=("caption", "says", "cut", "negative", "seed", "pose", "place")
+        data,
+        where,
+        required=("prompt",),
+        optional=("caption", "says", "cut", "negative", "seed", "pose", "place", "lock"),
     )
     prompt = _text(panel["prompt"], f"{where}: prompt")
     named = find_names(prompt)
@@ -248,14 +253,21 @@ def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     caption = panel.get("caption", _default_caption(prompt, named))
     if not isinstance(caption, str):
         raise UserError(f"{where}: caption must be text, not {_brief(caption)}: put it in quotes, '' for none")
-    cut = panel.get("cut")
-    if "cut" in panel and not isinstance(cut, bool):
-        raise UserError(f"{where}: cut must be true or false, not {_brief(cut)}")
+    cut, lock = _switch(panel, "cut", where), _switch(panel, "lock", where)
     shown = tuple(name for name in named if name != NO_CHARACTER)
     pose = _text(panel["pose"], f"{where}: pose") if "pose" in panel else None
     place = _text(panel["place"], f"{where}: place") if panel.get("place", "") != "" else ""
     says = _says(panel, where)
-    return Panel(prompt, caption.strip(), shown, cut, _negative(panel, where), _seed(panel, where), pose, place, says)
+    negative, seed = _negative(panel, where), _seed(panel, where)
+    return Panel(prompt, caption.strip(), shown, cut, negative, seed, pose, place, says, bool(lock))
+
+
+def _switch(panel: Mapping[str, Any], name: str, where: str) -> bool | None:
+    """Return true or false, None where the panel does not say."""
+    value = panel.get(name)
+    if name in panel and not isinstance(value, bool):
+        raise UserError(f"{where}: {name} must be true or false, not {_brief(value)}")
+    return value
 
 
 def _says(panel: Mapping[str, Any], where: str) -> str:

@@ -43,7 +43,9 @@ def format_story(story: Story) -> str:
         | ({} if panel.cut is None else {"cut": panel.cut})
         | ({"negative": panel.negative} if panel.negative else {})
         | ({} if panel.seed is None else {"seed": panel.seed})
+        | ({"pose": panel.pose} if panel.pose else {})
         | ({"place": panel.place} if panel.place else {})
+        | ({"lock": True} if panel.lock else {})
         for panel in story.panels
     ]
     text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False, width=LINE)

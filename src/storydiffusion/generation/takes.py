@@ -9,11 +9,13 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import InferConfig
 from storydiffusion.errors import UserError
 from storydiffusion.files.checksums import compute_sha256
+from storydiffusion.generation.engine import Engine
+from storydiffusion.generation.locks import check_unlocked
 from storydiffusion.loaders.resolve import ResolvedModel
 from storydiffusion.output.differences import find_differences
 from storydiffusion.output.folder_lock import own_folder
@@ -37,19 +39,19 @@ SHOWN_SETTINGS = ("video", "fps", "hold", "captions")
 """settings that panels do not depend on, beside those of model.video and page"""
 
 
-def add_images(config: InferConfig, model: ResolvedModel, story: Story, planned: Manifest) -> bool:
-    """Make takes, choose one, or extend the story; return whether page, video and report are left to be made."""
+def add_images(
+    config: InferConfig, model: ResolvedModel, story: Story, planned: Manifest, engine: Engine
+) -> list[TakeRecord]:
+    """Make takes, choose one, or extend the story; return new takes, [] where page and video are left to make."""
+    check_unlocked(story, config.retake or 0)
     with own_folder(str(config.run_dir)):
         if config.extend:
-            extend_story(config, model, story, planned)
-            return True
+            extend_story(config, model, story, planned, engine)
+            return []
         if config.take is not None:
             choose_take(config, model, story, planned)
-            return True
-        for take in make_takes(config, model, story, planned):
-            print(f"take {take.number}: {Path(str(config.run_dir)) / take.file}, seed {take.seed}")
-    print(f"choose one with retake={config.retake} take=N; take=0 is the panel's first image")
-    return False
+            return []
+        return make_takes(config, model, story, planned, engine)
 
 
 def open_story(config: InferConfig, planned: Manifest, allowed: Collection[str], keeps: str) -> Manifest:
@@ -92,7 +94,9 @@ def open_panel(config: InferConfig, planned: Manifest) -> tuple[Manifest, int]:
     return found, number - 1
 
 
-def make_takes(config: InferConfig, model: ResolvedModel, story: Story, planned: Manifest) -> list[TakeRecord]:
+def make_takes(
+    config: InferConfig, model: ResolvedModel, story: Story, planned: Manifest, engine: Engine
+) -> list[TakeRecord]:
     """Generate `config.candidates` takes of panel `config.retake`, record them, and return them."""
     from storydiffusion.pipelines.panel_keys import plan_panels
     from storydiffusion.pipelines.takes import collect_takes, get_chosen_takes
@@ -103,7 +107,7 @@ def make_takes(config: InferConfig, model: ResolvedModel, story: Story, planned:
     new = plan_takes(config, [take for take in takes.values() if take.panel == panel], goal)
     new = [take.seen_with(story.panels[panel].characters, chosen) for take in new]
     print(f"generating {len(new)} takes of panel {panel + 1}; keeping all panels", file=sys.stderr)
-    images = generate_images(config, model, story, takes, new)
+    images = generate_images(config, model, story, takes, new, engine)
     return keep_takes(folder, found, takes[panel, 0], new, images)
 
 
@@ -113,9 +117,9 @@ def generate_images(
     story: Story,
     takes: Mapping[tuple[int, int], TakeRecord],
     new: Sequence[TakeRecord],
+    engine: Engine,
 ) -> "list[Image.Image]":
-    """Load the model and generate new images beside those that there are."""
-    from storydiffusion.loaders.text_to_image import load_story_model
+    """Generate new images beside those that there are."""
     from storydiffusion.pipelines.story import StoryPipeline
     from storydiffusion.pipelines.takes import generate_takes
 
@@ -125,8 +129,12 @@ def generate_images(
         "height": config.height,
         "width": config.width,
     }
-    pipe = StoryPipeline(load_story_model(model).pipe)
-    return generate_takes(pipe, story, takes, new, config.csa.build(config.seed), settings)
+    pipe = StoryPipeline(engine.networks.load_images(model).pipe)
+
+    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
+        engine.watch("takes", step + 1, pipe.num_timesteps)
+
+    return generate_takes(pipe, story, takes, new, config.csa.build(config.seed), settings, on_step_end)
 
 
 def plan_takes(config: InferConfig, takes: list[TakeRecord], goal: PanelRecord) -> list[TakeRecord]:
@@ -195,7 +203,7 @@ def choose_take(config: InferConfig, model: ResolvedModel, story: Story, planned
     show_takes(folder, found, planned, panels)
 
 
-def extend_story(config: InferConfig, model: ResolvedModel, story: Story, planned: Manifest) -> None:
+def extend_story(config: InferConfig, model: ResolvedModel, story: Story, planned: Manifest, engine: Engine) -> None:
     """Generate panels at the end of a finished story; they read its panels, which do not read them.
 
     All images become takes, which say what they read. Page, video and report are left to be made.
@@ -207,9 +215,7 @@ def extend_story(config: InferConfig, model: ResolvedModel, story: Story, planne
     first = len(read_manifest(folder / "manifest.json").panels)
     if first == count:
         return
-    allowed = {f"panel {number} is new" for number in range(first + 1, count + 1)}
-    allowed |= {f"{character.name} is a new character" for character in story.characters}
-    found = open_story(config, planned, allowed, f"extend keeps the {first} panels there are")
+    found = open_story(config, planned, find_new_panels(story, first), f"extend keeps the {first} panels there are")
     takes, plan = collect_takes(found), plan_panels(config, story, planned, model.folder)
     reads = [*get_chosen_takes(found), *[0] * (count - first)]
     new = [
@@ -218,7 +224,7 @@ def extend_story(config: InferConfig, model: ResolvedModel, story: Story, planne
         if number >= first
     ]
     print(f"generating {len(new)} panels; keeping {first}", file=sys.stderr)
-    images = generate_images(config, model, story, takes, new)
+    images = generate_images(config, model, story, takes, new, engine)
     written = write_takes(folder, new, images)
     found = replace(found, takes=(*(copy_take(folder, take) for take in takes.values()), *written))
     panels = [replace(old, key=each.key) for old, each in zip(found.panels, plan, strict=False)]
@@ -226,6 +232,12 @@ def extend_story(config: InferConfig, model: ResolvedModel, story: Story, planne
         replace(plan[take.panel], file=f"panels/{take.panel + 1:03d}.png", sha256=take.sha256) for take in written
     ]
     show_takes(folder, found, planned, panels)
+
+
+def find_new_panels(story: Story, first: int) -> set[str]:
+    """Return the differences from a story of its first `first` panels, which `extend` allows."""
+    allowed = {f"panel {number} is new" for number in range(first + 1, len(story.panels) + 1)}
+    return allowed | {f"{character.name} is a new character" for character in story.characters}
 
 
 def show_takes(folder: Path, found: Manifest, planned: Manifest, panels: Sequence[PanelRecord]) -> None:

@@ -1,0 +1,136 @@
+"""The page of the studio: components, what their events do, and the functions of the API."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storydiffusion.studio.api import add_api
+from storydiffusion.studio.cards import draw_characters, draw_panels
+from storydiffusion.studio.handlers import Handlers, shown
+from storydiffusion.studio.layout import build_layout
+from storydiffusion.studio.studio import Studio
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+    from gradio.themes import Base
+
+TITLE = "StoryDiffusion studio"
+HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+START = """(window_, wanted) => {
+  const [entry] = performance.getEntriesByType("navigation");
+  let id = entry && entry.type === "reload" ? sessionStorage.getItem("window") : null;
+  if (!id) {
+    id = crypto.randomUUID();
+    sessionStorage.setItem("window", id);
+  }
+  addEventListener("pagehide", () => navigator.sendBeacon(`/windows/${id}/release`));
+  return [id, new URLSearchParams(location.search).get("project") || ""];
+}"""
+"""names the window, for which a reload changes nothing, and reads the project from the address"""
+ADDRESS = """(name) => {
+  history.replaceState(null, "", name ? `?project=${encodeURIComponent(name)}` : location.pathname);
+  return [];
+}"""
+"""writes the open project into the address, so that a reload opens it again"""
+
+
+def build_page(studio: Studio) -> "Blocks":
+    """Return the page of a studio."""
+    import gradio
+
+    with gradio.Blocks(title=TITLE, analytics_enabled=False) as page:
+        layout = build_layout(studio.defaults.writer.panels)
+        handlers = Handlers(studio, layout)
+        with layout.characters:
+            _draw(page, handlers, draw_characters)
+        with layout.cards:
+            _draw(page, handlers, draw_panels)
+        page.load(shown(handlers.start), [layout.window, layout.wanted], layout.shown, js=START, **_private())
+        _connect_projects(handlers)
+        _connect_story(handlers)
+        _connect_jobs(handlers)
+        add_api(studio)
+    page.queue(default_concurrency_limit=8)
+    return page
+
+
+def build_theme() -> "Base":
+    """Return a theme with the fonts of the system: the page fetches nothing from elsewhere."""
+    import gradio
+
+    return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def read_css() -> str:
+    """Return the style sheet of what the package's templates show."""
+    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+
+
+def _draw(page: "Blocks", handlers: Handlers, draw: Callable[[Handlers, str], None]) -> None:
+    """Draw a part of the page at first and whenever the revision changes."""
+    import gradio
+
+    @gradio.render(
+        inputs=[handlers.layout.revision],
+        triggers=[page.load, handlers.layout.revision.change],
+        show_progress="hidden",
+    )
+    def draw_again(revision: str) -> None:
+        draw(handlers, revision)
+
+
+def _private(progress: str = "hidden") -> dict[str, Any]:
+    """Return arguments of an event that is no part of the API."""
+    return {"api_visibility": "private", "show_progress": progress}
+
+
+def _connect_projects(handlers: Handlers) -> None:
+    """Connect what opens a project or makes a new one."""
+    layout = handlers.layout
+    layout.project.input(shown(handlers.open), [layout.project, layout.window], layout.shown, **_private())
+    words = [layout.idea, layout.source, layout.emotion, layout.panels, layout.seed]
+    layout.write.click(shown(handlers.write), [*words, layout.window], layout.shown, **_private("minimal"))
+    layout.example.click(shown(handlers.start_example), [layout.window], layout.shown, **_private("minimal"))
+    layout.create.click(shown(handlers.create), [layout.script, layout.window], layout.shown, **_private("minimal"))
+    layout.upload.upload(shown(handlers.read_upload), [layout.upload], [layout.script], **_private())
+    layout.opened.change(None, [layout.opened], None, js=ADDRESS)
+    layout.opened.change(shown(handlers.show_changes), layout.look_inputs, layout.changes, **_private())
+
+
+def _connect_story(handlers: Handlers) -> None:
+    """Connect what changes the story of the open project."""
+    layout = handlers.layout
+    own = [layout.opened, layout.window]
+    events = [
+        layout.save_script.click(
+            shown(handlers.save_script), [layout.script, *own], layout.shown, **_private("minimal")
+        ),
+        layout.title.blur(shown(handlers.change_title), [layout.title, *own], [layout.script], **_private()),
+        layout.title.submit(shown(handlers.change_title), [layout.title, *own], [layout.script], **_private()),
+        layout.style.input(shown(handlers.change_style), [layout.style, *own], [layout.script], **_private()),
+        layout.add_panel.click(
+            shown(handlers.add_panel), own, [layout.script, layout.results, layout.revision], **_private()
+        ),
+    ]
+    for event in events:
+        event.success(shown(handlers.show_changes), layout.look_inputs, layout.changes, **_private())
+    for event in (layout.seed.blur, layout.page_layout.input, layout.with_video.input):
+        event(shown(handlers.show_changes), layout.look_inputs, layout.changes, **_private())
+
+
+def _connect_jobs(handlers: Handlers) -> None:
+    """Connect what takes long, and what shows how it stands."""
+    layout = handlers.layout
+    look = [layout.seed, layout.page_layout, layout.with_video]
+    own = [layout.opened, layout.window]
+    layout.generate.click(shown(handlers.generate), [*own, *look], layout.progress, **_private())
+    layout.cancel.click(shown(handlers.cancel), [layout.opened], layout.progress, **_private())
+    layout.export.click(shown(handlers.export), [*own, layout.exports, layout.paper], layout.progress, **_private())
+    layout.timer.tick(
+        handlers.poll,
+        [*own, layout.project, layout.seen, layout.revision],
+        [*layout.shown, layout.progress, layout.seen],
+        queue=False,
+        **_private(),
+    )
+    layout.revision.change(shown(handlers.show_changes), layout.look_inputs, layout.changes, **_private())
