@@ -15,6 +15,7 @@ from storydiffusion.attention.consistent_self_attention import (
     uniform_counts,
 )
 from storydiffusion.attention.token_samplers import SamplingContext, get_token_sampler, register_token_sampler
+from storydiffusion.attention.variants import select_tokens
 from storydiffusion.errors import UserError
 from tests.attention.story_plans import TOKENS, attended_tokens
 
@@ -85,7 +86,7 @@ def test_variants_that_draw_by_themselves_refuse_other_samplers(first_tokens, va
 
 
 def test_an_unknown_sampler_is_an_error_that_lists_the_known_ones(first_tokens):
-    with pytest.raises(UserError, match="'last': choose one of uniform, progressive, first"):
+    with pytest.raises(UserError, match=r"'last': choose one of uniform, progressive, .*, first"):
         get_token_sampler("last")
 
 
@@ -113,3 +114,48 @@ def test_a_result_that_no_variant_could_use_is_refused(registries, result, messa
     register_token_sampler("mine")(result)
     with pytest.raises(UserError, match=message):
         attended_tokens(PanelGroup(3), sampler="mine", variant="shared_row")
+
+
+ALIKE = ("subject", "background", "subject+background")
+
+
+@given(st.integers(2, 5), st.sampled_from([4, 24, 49]), st.floats(0, 1), st.booleans(), st.integers(0, 99))
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_samplers_by_mask_sample_equal_numbers_from_the_tokens_that_they_name(panels, tokens, rate, shared, seed):
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(panels, tokens, generator=generator) < torch.rand(panels, 1, generator=generator)
+    story = PanelGroup(panels)
+    found = {}
+    for name in ALIKE:
+        context = SamplingContext(
+            ConsistentSelfAttentionConfig(),
+            story.sources(),
+            tokens,
+            rate,
+            0,
+            torch.Generator().manual_seed(seed),
+            shared,
+            masks=masks,
+        )
+        found[name] = get_token_sampler(name)(context)
+    inside = masks.sum(1)
+    expected = torch.minimum(torch.minimum(inside, tokens - inside), torch.tensor(round(rate * tokens)))
+    for sampled in found.values():
+        assert torch.equal(sampled.sum(-1), story.sources() * expected)
+    assert not (found["subject"] & ~masks).any()
+    assert not (found["background"] & masks).any()
+
+
+def test_a_sampler_by_mask_draws_alike_in_every_layer_and_guidance_part():
+    masks = (torch.arange(TOKENS).view(1, 4, 6) < 9).float().repeat(3, 1, 1)
+    story = PanelGroup(3, masks=masks)
+    chosen, inside = ConsistentSelfAttentionConfig(rate=0.25, sampler="subject"), story.resized_masks(4, 6)
+    drawn = [
+        select_tokens(chosen, story, TOKENS, 0.25, 3, layer=layer, masks=inside)
+        for layer in ("up_blocks.0", "up_blocks.1")
+    ]
+    assert all(torch.equal(one.rows, other.rows) for one, other in zip(*drawn, strict=True))
+    for each in drawn[0]:
+        others = each.rows[each.rows // TOKENS != each.panel]
+        assert len(others) == 2 * round(0.25 * TOKENS)
+        assert bool((others % TOKENS < 9).all())

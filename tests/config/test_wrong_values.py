@@ -39,7 +39,14 @@ OWN = {"studio": ("folder", "port")}
 
 CASES = {
     "infer": [[], ["baseline=ip_adapter"], ["baseline=photomaker", "benchmark=stories"], ["benchmark=transitions"]],
-    "train": [[], ["recipe=autoencoder"], ["recipe=text2image"], ["recipe=clip"], ["recipe=attribute_classifier"]],
+    "train": [
+        [],
+        ["recipe=autoencoder"],
+        ["recipe=text2image"],
+        ["recipe=trained_csa"],
+        ["recipe=clip"],
+        ["recipe=attribute_classifier"],
+    ],
     "write": [["writer=rules"], ["writer=chat"]],
     "make-shards": [["source=storyworld"], ["source=csv"]],
 }

@@ -168,3 +168,34 @@ def test_a_vae_in_one_file_of_the_original_layout_replaces_that_of_the_model(tin
     torch.save({"state_dict": own}, tmp_path / "vae-ft-mse.ckpt")
     found, plain = states(tiny_model, vae=str(tmp_path / "vae-ft-mse.ckpt")), states(tiny_model)
     assert_equal(found, {**plain, "vae": {name: tensor * 3 for name, tensor in plain["vae"].items()}})
+
+
+def write_other_unet(tiny_model: Path, folder: Path) -> Path:
+    """Write a U-Net of other values in diffusers' format."""
+    shutil.copytree(tiny_model / "unet", folder)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("place", ["inside", "elsewhere"])
+def test_another_unet_replaces_that_of_the_folder(tiny_model, tmp_path, place):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    other = write_other_unet(tiny_model, folder / "other" if place == "inside" else tmp_path / "other")
+    source = "other" if place == "inside" else str(other)
+    model = resolve_model(config(folder, unet=source))
+    assert model.weights["unet/diffusion_pytorch_model.safetensors"] == other / "diffusion_pytorch_model.safetensors"
+    assert model.config.additions == {"unet": source}
+    expected = states(tiny_model)
+    expected["unet"] = {name: tensor * 2 for name, tensor in expected["unet"].items()}
+    assert_equal(states(folder, unet=source), expected)
+
+
+def test_a_unet_that_there_is_not_is_named(tiny_model):
+    with pytest.raises(UserError, match=r"model\.unet=nowhere is no local folder"):
+        resolve_model(config(tiny_model, unet="nowhere"))
+
+
+def test_a_unet_of_another_architecture_is_named(tiny_model):
+    with pytest.raises(UserError, match=r"vae"):
+        states(tiny_model, unet="vae")

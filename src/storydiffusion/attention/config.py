@@ -37,8 +37,9 @@ class ConsistentSelfAttentionConfig:
         sampler: `uniform`, the same number of tokens from each other panel; `progressive` (with `eq2` only), tokens of
             earlier panels only, panel j giving panel i a part in proportion to decay^(i - j), at most all of its N, the
             excess going to the others; the total is that of `uniform` where the earlier panels have as many. The first
-            panel then attends to itself alone and sets the look that the others follow; or any name given to
-            `register_token_sampler`.
+            panel then attends to itself alone and sets the look that the others follow; `subject`, `background` and
+            `subject+background`, equal numbers of tokens inside the masks of the story, outside them, or anywhere; or
+            any name given to `register_token_sampler`.
         decay: of the progressive sampler, in (0, 1]; 1 weighs all earlier panels alike.
         tile_size: window of `algorithm1` in panels, at least 2; None, or more than there are, is the whole story.
         neighbor_window: a panel attends to panels at most this many places before or after it; None, all.

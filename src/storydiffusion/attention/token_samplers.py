@@ -159,3 +159,44 @@ def progressive(context: SamplingContext) -> "Tensor":
 
     counts = progressive_counts(context.sources, context.tokens, context.rate, context.config.decay)
     return draw_tokens(counts, context.tokens, context.shared, context.generator)
+
+
+@register_token_sampler("subject", needs=["masks"])
+def subject(context: SamplingContext) -> "Tensor":
+    """Sample tokens inside the masks of the sources, such as those that show a character."""
+    assert context.masks is not None
+    return _sample_alike(context, context.masks)
+
+
+@register_token_sampler("background", needs=["masks"])
+def background(context: SamplingContext) -> "Tensor":
+    """Sample as many tokens as `subject`, outside the masks."""
+    assert context.masks is not None
+    return _sample_alike(context, ~context.masks)
+
+
+@register_token_sampler("subject+background", needs=["masks"])
+def subject_and_background(context: SamplingContext) -> "Tensor":
+    """Sample as many tokens as `subject`, anywhere."""
+    assert context.masks is not None
+    return _sample_alike(context, context.masks | ~context.masks)
+
+
+def _sample_alike(context: SamplingContext, allowed: "Tensor") -> "Tensor":
+    """Sample tokens that are allowed, (P, N) booleans: round(rate · N) of each source, but no more than its mask has
+    on either side. So samplers that differ in what they allow sample equal numbers of the same source.
+    """
+    import torch
+
+    assert context.masks is not None
+    inside = context.masks.sum(1)
+    budget = torch.minimum(inside, context.tokens - inside).clamp(max=round(context.rate * context.tokens))
+    sampled = torch.zeros(context.panels, context.panels, context.tokens, dtype=torch.bool)
+    first = torch.arange(context.tokens) < budget[:, None]
+    noise = torch.empty(0)
+    for panel in range(context.panels):
+        if panel == 0 or not context.shared:
+            noise = torch.rand(context.panels, context.tokens, generator=context.generator)
+        order = noise.masked_fill(~allowed, torch.inf).argsort(-1)
+        sampled[panel] = torch.zeros_like(first).scatter_(-1, order, first)
+    return sampled & context.sources[..., None]

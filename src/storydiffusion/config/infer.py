@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.attention.token_samplers import get_token_sampler
 from storydiffusion.config.baseline import IPAdapterConfig, PhotoMakerConfig, load_baseline_config
 from storydiffusion.config.loading import (
     LARGEST_SEED,
@@ -27,6 +28,7 @@ CUTS = ("script", "characters")
 LONGEST_HOLD = 60.0  # seconds
 METHODS = ("predictor", "true_tokens", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
 MOST_STORIES, MOST_PANELS = 128, 1000
+STORY_SETS = ("varied", "places")
 EMOTION_PROMPTS = ("emotion", "neutral")
 MOST_WRITTEN_PANELS = 16  # of the rules writer
 MOST_CANDIDATES, MOST_TAKES = 100, 999  # of a panel, at once and in all
@@ -78,12 +80,14 @@ class StoriesBenchmark:
     stories: int
     panels: int  # of each; 4: the frozen ones, else others of the same generator
     characters: int  # of each; 2 needs a model of the second edition
+    set: str  # varied: every panel in another place; places: two places take turns, second edition
     batch: int  # stories generated at once
 
     def __post_init__(self) -> None:
         check_range("benchmark.stories", self.stories, 2, MOST_STORIES)
         check_range("benchmark.panels", self.panels, 2, MOST_PANELS)
         check_range("benchmark.characters", self.characters, 1, 2)
+        check_choice("benchmark.set", self.set, STORY_SETS)
         check_range("benchmark.batch", self.batch, 1, MOST_STORIES)
 
 
@@ -242,6 +246,11 @@ class InferConfig:
             raise UserError("a baseline takes no ControlNet: leave out model.controlnet or baseline")
         if self.benchmark is not None:
             self._load_benchmark()
+        if "masks" in get_token_sampler(self.csa.sampler).needs and not isinstance(self.benchmark, StoriesBenchmark):
+            raise UserError(
+                f"csa.sampler={self.csa.sampler} needs masks of characters, which benchmark=stories records: choose "
+                "csa.sampler=uniform or progressive, or benchmark=stories"
+            )
         self._check_source()
         if self.run_dir is None:
             self.run_dir = str(Path("runs") / self._run_name())

@@ -134,11 +134,39 @@ class Text2ImageRecipe(Recipe):
         check_range("recipe.binding_weight", self.binding_weight, 0, 1000)
 
 
+@dataclass
+class TrainedCSARecipe(Recipe):
+    """Self-attention that shares tokens, trained on stories; see training/miniature/trained_csa.py."""
+
+    panels: int  # of a story; batch_size counts the panels of all
+    pictures: int  # panels whose latents are cached before the first step
+    rates: tuple[float, ...]  # of sharing, one drawn for each step
+    caption_dropout: float  # of all captions of a story
+    character_weight: float  # of squared errors where a character is, beside 1 for the background
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("recipe.panels", self.panels, 2, 64)
+        for name in ("batch_size", "pictures"):
+            if (value := getattr(self, name)) < self.panels or value % self.panels:
+                raise UserError(
+                    f"recipe.{name}={value} is no number of whole stories: give a multiple of recipe.panels="
+                    f"{self.panels}"
+                )
+        if not self.rates:
+            raise UserError("recipe.rates=[] shares nothing: give one rate or more, such as [0.5]")
+        for rate in self.rates:
+            check_range("recipe.rates", rate, 0, 1)
+        check_range("recipe.caption_dropout", self.caption_dropout, 0, 1)
+        check_range("recipe.character_weight", self.character_weight, 0, 1000)
+
+
 RECIPES: Mapping[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
     "clip": ClipRecipe,
     "attribute_classifier": AttributeClassifierRecipe,
     "emotion_probe": EmotionProbeRecipe,
     "text2image": Text2ImageRecipe,
+    "trained_csa": TrainedCSARecipe,
 }
 """The parts of the miniature, in the order in which they depend on each other."""

@@ -17,7 +17,7 @@ OFFLOADS = ("none", "model", "sequential")
 VIDEO_SCHEDULERS = ("model", "animatediff")
 BOUNDARY_FRAMES = ("auto", "clamped", "noised", "free")
 ADDITIONS = (
-    "variant", "single_file", "vae", "lora", "textual_inversion", "controlnet", "guidance_rescale", "clip_skip",
+    "variant", "single_file", "unet", "vae", "lora", "textual_inversion", "controlnet", "guidance_rescale", "clip_skip",
     "freeu",
 )  # fmt: skip
 UNCHANGED = (None, 0.0, "auto", {})
@@ -94,6 +94,7 @@ class ModelConfig:
     width: int
     variant: str | None  # of the weights files, such as fp16 in *.fp16.safetensors; auto: fp16 for float16
     single_file: str | None  # .safetensors or .ckpt whose weights replace those of `path`
+    unet: str | None  # another U-Net: a folder inside that of `path`, any other, or a hub id
     vae: str | None  # folder, file or hub id of another VAE
     lora: dict[str, float] | None  # file → scale
     textual_inversion: dict[str, str] | None  # word → file

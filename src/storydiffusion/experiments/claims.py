@@ -20,6 +20,7 @@ from storydiffusion.experiments.judging import (
     get_mean,
     get_status,
 )
+from storydiffusion.experiments.region_claims import REGION_CLAIMS
 from storydiffusion.experiments.scene_claims import SCENE_CLAIMS
 
 if TYPE_CHECKING:
@@ -280,6 +281,7 @@ CLAIMS = (
         (*DECIDING_ERRORS, "central_action", "middle_action", *CONTENT),
     ),
     *SCENE_CLAIMS,
+    *REGION_CLAIMS,
 )  # fmt: skip
 """In the order of RESULTS.md"""
 

@@ -1,4 +1,4 @@
-"""Find what a user adds to a model folder: a single file of weights, a VAE, a ControlNet, LoRAs, textual inversions.
+"""Find what a user adds to a model folder: weights in a single file, a U-Net, a VAE, a ControlNet, LoRAs, new words.
 
 A file is opened once here, so a damaged one is named before a run starts.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError, first_line
-from storydiffusion.loaders.sources import fetch_folder
+from storydiffusion.loaders.sources import fetch_folder, package_path
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 NETWORK_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -17,26 +17,32 @@ NETWORK_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 @dataclass(frozen=True)
 class AddedFiles:
-    """The files and folders behind `model.single_file`, `vae`, `controlnet`, `lora` and `textual_inversion`.
+    """The files and folders behind `model.single_file`, `unet`, `vae`, `controlnet`, `lora` and `textual_inversion`.
 
     Attributes:
         vae: a file, or a folder in diffusers' format.
-        controlnet: such a folder.
+        unet, controlnet: such a folder.
         lora: file → scale.
         textual_inversion: word → file.
     """
 
     single_file: Path | None
+    unet: Path | None
     vae: Path | None
     controlnet: Path | None
     lora: Mapping[Path, float]
     textual_inversion: Mapping[str, Path]
 
     @property
+    def replaced_parts(self) -> tuple[str, ...]:
+        """The networks of the model folder that others replace."""
+        return tuple(part for part in ("unet", "vae") if getattr(self, part) is not None)
+
+    @property
     def weights(self) -> dict[str, Path]:
         """The weights files by the names under which a run records them."""
         found = {"single_file": self.single_file} if self.single_file else {}
-        for part, network in (("vae", self.vae), ("controlnet", self.controlnet)):
+        for part, network in (("unet", self.unet), ("vae", self.vae), ("controlnet", self.controlnet)):
             if network is not None:
                 file = find_weights_file(network, f"model.{part}")
                 found[f"{part}/{file.name}"] = file
@@ -52,6 +58,7 @@ def find_added_files(config: ModelConfig) -> AddedFiles:
     """
     files = AddedFiles(
         find_file(config.single_file, "model.single_file") if config.single_file else None,
+        find_unet(config.unet, package_path(config.path)) if config.unet else None,
         find_network(config.vae, "model.vae") if config.vae else None,
         fetch_folder(config.controlnet, "model.controlnet", NETWORK_FILES) if config.controlnet else None,
         {find_file(file, "model.lora"): scale for file, scale in (config.lora or {}).items()},
@@ -73,6 +80,16 @@ def find_file(source: str, key: str) -> Path:
     if file.suffix not in (".safetensors", *PICKLES):
         raise UserError(f"{key}={source} has another format: give one of .safetensors, {', '.join(PICKLES)}")
     return file
+
+
+def find_unet(source: str, model: Path) -> Path:
+    """Return the folder of a U-Net inside that of the model, any other, or of a hub id, whose files are fetched.
+
+    Raises:
+        UserError: neither of these, or a hub out of reach.
+    """
+    own = model / source
+    return own if own.is_dir() else fetch_folder(source, "model.unet", NETWORK_FILES)
 
 
 def find_network(source: str, key: str) -> Path:

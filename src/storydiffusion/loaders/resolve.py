@@ -106,7 +106,7 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
         folder = find_model_folder(config.path, config.revision, files=CONFIG_FILES)
         return ResolvedModel(config, folder, "pretrained", added.weights, added, {})
     folder = find_model_folder(config.path, config.revision, lambda: want_variant(config))
-    parts = [part for part in find_parts(folder) if part != "vae" or added.vae is None]
+    parts = [part for part in find_parts(folder) if part not in added.replaced_parts]
     variants = {part: choose_variant(folder / part, config) for part in parts}
     weights = {f"{part}/{file.name}": file for part in parts for file in find_variant(folder / part, variants[part])}
     for file in weights.values():

@@ -89,6 +89,8 @@ def load_networks(model: ResolvedModel, dtype: "torch.dtype") -> dict[str, Any]:
 
     classes, added, folder = get_networks(model.folder), model.added, model.folder
     networks = {}
+    if added.unet is not None:
+        networks["unet"] = load_network(classes.pop("unet"), added.unet, ".", dtype)
     if added.vae is not None:
         vae = classes.pop("vae")
         is_file = added.vae.is_file()

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,6 +15,7 @@ ATTIRE = ("tone", "hair", "shirt", "pattern", "bottom", "hat", "accessory")
 
 NAMING_PROBABILITY = 0.55
 NAMING_PROBABILITY_IN_PAIRS = 0.25  # what words leave open, two images of one character must take from each other
+NAMED_IN_ALL, NAMED_IN_ONE = 0.25, 0.25  # shares of the parts that all panels of a story name, or a single one
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,35 @@ def draw_pair_prompts(first: Truth, second: Truth, seed: int) -> tuple[Prompt, P
     text = "{action} {place}{beside}".format(**activity)
     stated = {"place": second.place, "object": second.object, "action": second.action}
     return draw_prompt(first, seed, NAMING_PROBABILITY_IN_PAIRS), Prompt(text, stated, ((0, len(text)),))
+
+
+def draw_story_captions(truths: Sequence[Truth], seed: int) -> list[str]:
+    """Return random captions of the panels of a story, the same for the same seed; see `choose_story_attire`."""
+    rng = random.Random(f"caption/story/{seed}")
+    named = choose_story_attire([[0]] * len(truths), rng)
+    return [
+        describe(truth, [*parts, "object"], rng.randrange(len(WORDINGS)))
+        for truth, (parts,) in zip(truths, named, strict=True)
+    ]
+
+
+def choose_story_attire(casts: Sequence[Sequence[Hashable]], rng: random.Random) -> list[list[list[str]]]:
+    """Choose the parts of the attire that each panel's caption names, for each of its characters.
+
+    Each part of a character is named in all its panels, in one of them, or in none, as in a story that leaves it open.
+
+    Args:
+        casts: what identifies the characters of each panel.
+    """
+    named: list[list[list[str]]] = [[[] for _ in cast] for cast in casts]
+    for character in dict.fromkeys(each for cast in casts for each in cast):
+        shown = [(panel, cast.index(character)) for panel, cast in enumerate(casts) if character in cast]
+        for part in ATTIRE:
+            draw, single = rng.random(), rng.choice(shown)
+            naming = shown if draw < NAMED_IN_ALL else [single] if draw < NAMED_IN_ALL + NAMED_IN_ONE else []
+            for panel, slot in naming:
+                named[panel][slot].append(part)
+    return named
 
 
 def join_prompts(prompts: Sequence[Prompt]) -> Prompt:

@@ -4,7 +4,7 @@ The first has one character in every image. The second has zero to two character
 clearer hats; see `scene`. Weights are trained on one edition, which their folder names.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from storydiffusion.storyworld.scene import (
     sample_scene,
     sample_scene_pair_member,
     sample_scene_relative,
+    sample_scene_story_member,
     scene_labels,
     scene_positions,
 )
@@ -31,6 +32,7 @@ from storydiffusion.storyworld.truth import (
     Truth,
     sample_pair_member,
     sample_relative,
+    sample_story_member,
     sample_truth,
     truth_labels,
     truth_positions,
@@ -45,6 +47,7 @@ class Edition:
     most_characters: how many characters an image may show. max_tokens: of a caption, with start and end.
     sample(seed, index): truth number `index` of the world `seed`.
     sample_pair_member(seed, index): images 2k and 2k + 1 show the same characters in two activities.
+    sample_story_member(seed, index, panels): `panels` images in a row show the same characters, the first all of them.
     sample_relative(seed, index, family): images of one family of `family` differ in attire alone.
     get_positions(truth): x of each of `most_characters` characters, in pixels of 128 from the middle; NaN for none.
     render(truth, size): RGB uint8 (size, size, 3). character_masks(truth, size): what is visible of each character,
@@ -53,6 +56,7 @@ class Edition:
     draw_prompt(truth, seed): the same caption, with the labels that it states and the clause of each character.
     fit_reading(reading, stated): the attributes that a classifier read and that exist, characters as numbered there.
     draw_pair_prompts(first, second, seed): likewise for two images of a pair side by side.
+    draw_story_captions(truths, seed): captions of a story's panels, which leave parts of the attire to other panels.
     get_looks(truth): what makes each character the same in another image.
     sample_clip(seed, index), render_clip(clip, frames, size), caption_clip(clip, seed): likewise for clips, whose
     `to_dict` is their record, which read_clip(record) reads; sample_clip also takes a motion. follow_clip(clip, frames,
@@ -66,6 +70,7 @@ class Edition:
     max_tokens: int
     sample: Callable[[int, int], Any]
     sample_pair_member: Callable[[int, int], Any]
+    sample_story_member: Callable[[int, int, int], Any]
     sample_relative: Callable[[int, int, int], Any]
     get_labels: Callable[[Any], dict[str, str | None]]
     get_positions: Callable[[Any], tuple[float, ...]]
@@ -76,6 +81,7 @@ class Edition:
     fit_reading: Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]
     full_caption: Callable[[Any], str]
     draw_pair_prompts: Callable[[Any, Any, int], tuple[captions.Prompt, captions.Prompt]]
+    draw_story_captions: Callable[[Sequence[Any], int], list[str]]
     get_looks: Callable[[Any], tuple[tuple[str | None, ...], ...]]
     vocabulary: Callable[[], tuple[str, ...]]
     sample_clip: Callable[..., Any]
@@ -107,6 +113,7 @@ EDITIONS: Mapping[int, Edition] = {
         max_tokens=48,
         sample=sample_truth,
         sample_pair_member=sample_pair_member,
+        sample_story_member=sample_story_member,
         sample_relative=sample_relative,
         get_labels=truth_labels,
         get_positions=truth_positions,
@@ -117,6 +124,7 @@ EDITIONS: Mapping[int, Edition] = {
         fit_reading=fit_reading,
         full_caption=captions.full_caption,
         draw_pair_prompts=captions.draw_pair_prompts,
+        draw_story_captions=captions.draw_story_captions,
         get_looks=_get_looks_of_truth,
         vocabulary=captions.vocabulary,
         sample_clip=clips.sample_clip,
@@ -134,6 +142,7 @@ EDITIONS: Mapping[int, Edition] = {
         max_tokens=77,
         sample=sample_scene,
         sample_pair_member=sample_scene_pair_member,
+        sample_story_member=sample_scene_story_member,
         sample_relative=sample_scene_relative,
         get_labels=scene_labels,
         get_positions=scene_positions,
@@ -144,6 +153,7 @@ EDITIONS: Mapping[int, Edition] = {
         fit_reading=fit_scene_reading,
         full_caption=scene_captions.full_caption_of_scene,
         draw_pair_prompts=scene_captions.draw_scene_pair_prompts,
+        draw_story_captions=scene_captions.draw_scene_story_captions,
         get_looks=_get_looks_of_scene,
         vocabulary=scene_captions.scene_vocabulary,
         sample_clip=scene_clips.sample_scene_clip,

@@ -204,8 +204,16 @@ def sample_scene_pair_member(seed: int, index: int) -> Scene:
 
     One of them may also stand alone in the second scene.
     """
-    first = sample_scene(seed, index - index % 2)
-    if index % 2 == 0:
+    return sample_scene_story_member(seed, index, 2)
+
+
+def sample_scene_story_member(seed: int, index: int, panels: int) -> Scene:
+    """Return scene `index` of the world of stories: `panels` in a row show the same characters in other activities.
+
+    The first shows all of them; in each other, one of two may stand alone.
+    """
+    first = sample_scene(seed, index - index % panels)
+    if index % panels == 0:
         return first
     rng = random.Random(f"storyworld/2/pairs/{seed}/{index}")
     cast = [{name: getattr(figure, name) for name in LOOKS} for figure in first.characters]

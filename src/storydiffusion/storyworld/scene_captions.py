@@ -14,6 +14,7 @@ from storydiffusion.storyworld.captions import (
     WORDINGS,
     Prompt,
     Wording,
+    choose_story_attire,
     describe_clothes,
     name_character,
     state_character,
@@ -28,6 +29,7 @@ from storydiffusion.storyworld.scene import (
     Scene,
     sample_scene,
 )
+from storydiffusion.storyworld.truth import LOOKS
 
 MOOD_WORDS: Mapping[str, tuple[str, ...]] = {
     "neutral": ("neutral",),
@@ -232,6 +234,22 @@ def draw_scene_pair_prompts(first: Scene, second: Scene, seed: int) -> tuple[Pro
     """Return random prompts of two images of the same characters side by side; the second's names no attire."""
     described = draw_scene_prompt(first, seed, NAMING_PROBABILITY_IN_PAIRS, MOST_NAMED_IN_PAIRS)
     return described, draw_scene_prompt(second, seed, 0)
+
+
+def draw_scene_story_captions(scenes: Sequence[Scene], seed: int) -> list[str]:
+    """Return random captions of the panels of a story, the same for the same seed; see `choose_story_attire`."""
+    rng = random.Random(f"caption/2/story/{seed}")
+    casts = [[tuple(getattr(figure, name) for name in LOOKS) for figure in scene.characters] for scene in scenes]
+    captions = []
+    for scene, attire in zip(scenes, choose_story_attire(casts, rng), strict=True):
+        side = rng.random() < SIDE_NAMING_PROBABILITIES[len(scene.characters)]
+        naming = [
+            Naming(parts, _choose_mood_word(figure.mood, rng), side)
+            for figure, parts in zip(scene.characters, attire, strict=True)
+        ]
+        wording = rng.randrange(len(WORDINGS) * len(EMPTY_WORDINGS))
+        captions.append(describe_scene(scene, naming, wording, first=rng.randrange(2)))
+    return captions
 
 
 @cache

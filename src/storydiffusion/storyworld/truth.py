@@ -136,8 +136,15 @@ def sample_truth(seed: int, index: int, **fixed: Any) -> Truth:
 
 def sample_pair_member(seed: int, index: int) -> Truth:
     """Return truth `index` of the paired world: 2k and 2k + 1 show one character in two independent activities."""
-    first = sample_truth(seed, index - index % 2)
-    return first if index % 2 == 0 else sample_truth(seed, index, **{name: getattr(first, name) for name in LOOKS})
+    return sample_story_member(seed, index, 2)
+
+
+def sample_story_member(seed: int, index: int, panels: int) -> Truth:
+    """Return truth `index` of the world of stories: `panels` in a row show one character in independent activities."""
+    first = sample_truth(seed, index - index % panels)
+    if index % panels == 0:
+        return first
+    return sample_truth(seed, index, **{name: getattr(first, name) for name in LOOKS})
 
 
 def sample_relative(seed: int, index: int, family: int) -> Truth:

@@ -9,6 +9,7 @@ from storydiffusion.training.miniature.autoencoder import AutoencoderModule
 from storydiffusion.training.miniature.contrastive import ClipModule
 from storydiffusion.training.miniature.emotion_probe import EmotionProbeModule
 from storydiffusion.training.miniature.text_to_image import Text2ImageModule
+from storydiffusion.training.miniature.trained_csa import TrainedCSAModule
 from storydiffusion.training.training_run import TrainableModule
 
 MODULES: Mapping[str, Callable[[Any], TrainableModule]] = {
@@ -18,5 +19,6 @@ MODULES: Mapping[str, Callable[[Any], TrainableModule]] = {
     "attribute_classifier": AttributeClassifierModule.from_config,
     "emotion_probe": EmotionProbeModule.from_config,
     "text2image": Text2ImageModule.from_config,
+    "trained_csa": TrainedCSAModule.from_config,
 }
 """recipe.part → function that builds its module from the run's configuration."""

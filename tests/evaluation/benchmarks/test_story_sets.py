@@ -4,24 +4,34 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 
 from storydiffusion.attention.character_words import find_words
+from storydiffusion.config import InferConfig, load
 from storydiffusion.errors import UserError
+from storydiffusion.evaluation.benchmarks.run import get_model
 from storydiffusion.evaluation.benchmarks.stories import get_words
 from storydiffusion.evaluation.benchmarks.story_sets import get_story_set
+from storydiffusion.evaluation.benchmarks.subject_masks import record_subjects
 from storydiffusion.evaluation.metrics.registry import compute_metrics
 from storydiffusion.evaluation.result import load_result
+from storydiffusion.loaders.resolve import resolve_model
+from storydiffusion.loaders.text_to_image import load_story_model
 from storydiffusion.storyworld.captions import PLACE_WORDS
 from storydiffusion.storyworld.scene import SCENE_LABELS
 from storydiffusion.storyworld.scene_stories import SceneStory, get_scene_stories
 from storydiffusion.storyworld.truth import LOOKS
-from tests.conftest import run_verb
+from tests.conftest import ROOT, run_verb
 from tests.helpers.world_model import build_world_model
 
 SETS = {(characters, panels): get_story_set(2, characters, panels) for characters in (1, 2) for panels in (4, 10)}
-STORIES = [(story_set, story) for story_set in SETS.values() for story in story_set.stories[:12]]
+PLACES = {characters: get_story_set(2, characters, 4, "places") for characters in (1, 2)}
+STORIES = [(each, story) for each in (*SETS.values(), *PLACES.values()) for story in each.stories[:12]]
 every_story = pytest.mark.parametrize(
-    ("story_set", "story"), STORIES, ids=[f"story {story.number} of {len(story.panels)}" for _, story in STORIES]
+    ("story_set", "story"),
+    STORIES,
+    ids=[f"story {story.number} of {len(story.panels)}, {each.checksum[:4]}" for each, story in STORIES],
 )
 
 
@@ -105,6 +115,18 @@ def test_sets_have_the_stories_of_their_edition():
     assert len(get_story_set(1, 1, 4).stories) == 128
     with pytest.raises(UserError, match="characters=2 needs a model of StoryWorld's second edition"):
         get_story_set(1, 2, 4)
+    with pytest.raises(UserError, match="set=places needs a model of StoryWorld's second edition"):
+        get_story_set(1, 1, 4, "places")
+
+
+@pytest.mark.parametrize("characters", PLACES)
+def test_places_come_again_in_a_hundred_stories_of_one_and_of_two_characters(characters):
+    stories = PLACES[characters].stories
+    assert len(stories) >= 100
+    for story in stories:
+        evidence = PLACES[characters].collect(story, read_perfectly(story))
+        assert evidence["places"][:2] == evidence["places"][2:] != evidence["places"][1:3]
+        assert evidence["open_attributes"]
 
 
 def measure_leak(story, readings):
@@ -127,7 +149,7 @@ def test_leak_counts_looks_of_the_other_character(story):
 
 @pytest.mark.parametrize("edition", [1, 2])
 def test_the_words_of_each_character_are_in_the_prompt_and_name_its_kind_alone(edition):
-    for story_set in [get_story_set(1, 1, 4)] if edition == 1 else SETS.values():
+    for story_set in [get_story_set(1, 1, 4)] if edition == 1 else (*SETS.values(), *PLACES.values()):
         for story in story_set.stories:
             for panel, words in zip(story.panels, get_words(story), strict=True):
                 found = find_words(panel.prompt, words)
@@ -146,13 +168,20 @@ def world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("characters", "panels", "regions"),
-    [(1, 4, "off"), (2, 4, "off"), (2, 5, "off"), (1, 4, "characters"), (2, 8, "characters+places")],
+    ("characters", "panels", "regions", "stories"),
+    [
+        (1, 4, "off", "varied"),
+        (2, 4, "off", "varied"),
+        (2, 5, "off", "varied"),
+        (1, 4, "characters", "varied"),
+        (2, 8, "characters+places", "varied"),
+        (2, 4, "characters+places", "places"),
+    ],
 )
-def test_stories_are_generated_and_measured(world_model, tmp_path, capsys, characters, panels, regions):
+def test_stories_are_generated_and_measured(world_model, tmp_path, capsys, characters, panels, regions, stories):
     steps = 1 if regions == "off" else 2
     small = ["benchmark=stories", f"model.path={world_model}", "model.device=cpu", "model.video=null", f"steps={steps}"]
-    small.append(f"csa.regions={regions}")
+    small += [f"csa.regions={regions}", f"benchmark.set={stories}"]
     small += ["benchmark.stories=2", f"benchmark.characters={characters}", f"benchmark.panels={panels}"]
     outcome = run_verb("infer", [*small, f"run_dir={tmp_path}"], capsys)
     assert outcome.code == 0, outcome.err
@@ -160,7 +189,7 @@ def test_stories_are_generated_and_measured(world_model, tmp_path, capsys, chara
     assert result.settings["benchmark.characters"] == characters
     assert result.settings["benchmark.edition"] == 2
     assert result.settings["csa.regions"] == regions
-    assert ("place_agreement" in result.metrics) == (panels > 4)
+    assert ("place_agreement" in result.metrics) == (panels > 4 or stories == "places")
     assert ("region_iou" in result.metrics) == (characters == 2 and regions != "off")
     assert {"consistency", "alignment", "mood", "character_similarity", "clip_score"} < set(result.metrics)
     assert ("pair_looks" in result.metrics or "pair_kinds" in result.metrics) == (characters == 2)
@@ -174,3 +203,37 @@ def test_two_characters_need_the_second_edition(tmp_path, capsys):
     outcome = run_verb("infer", [*small, "benchmark.characters=2", f"run_dir={tmp_path}/run"], capsys)
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert "benchmark.characters=2 needs a model of StoryWorld's second edition" in outcome.err
+
+
+@pytest.mark.parametrize("characters", [1, 2])
+def test_masks_are_recorded_without_sharing_for_samplers_that_need_them(world_model, tmp_path, capsys, characters):
+    small = ["benchmark=stories", f"model.path={world_model}", "model.device=cpu", "model.video=null", "steps=3"]
+    small += ["benchmark.stories=2", f"benchmark.characters={characters}", "csa.rate=0.2", "csa=middle_third"]
+    for sampler in ("subject", "background"):
+        run = tmp_path / sampler
+        outcome = run_verb("infer", [*small, f"csa.sampler={sampler}", f"run_dir={run}"], capsys)
+        assert outcome.code == 0, outcome.err
+        assert load_result(run / "result.json").settings["csa.sampler"] == sampler
+
+
+def test_masks_are_those_of_panels_generated_alone_whatever_the_batch(world_model):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("infer", ["benchmark=stories", f"model.path={world_model}", "model.device=cpu", "steps=3"])
+    settings = get_model(load(InferConfig, composed))
+    model = load_story_model(resolve_model(settings))
+    stories = PLACES[2].stories[:2]
+    panels = [panel.prompt for story in stories for panel in story.panels]
+    words = [each for story in stories for each in get_words(story)]
+    whole = record_subjects(model, settings, panels, words, list(range(8)))
+    assert whole.shape == (8, 16, 16)
+    assert set(whole.unique().tolist()) <= {0, 1}
+    parts = [record_subjects(model, settings, panels[k : k + 4], words[k : k + 4], [*range(k, k + 4)]) for k in (0, 4)]
+    assert (torch.cat(parts) != whole).float().mean() < 0.01  # up to rounding
+    alone = record_subjects(model, settings, panels[2:3], words[2:3], [2])
+    assert (alone[0] != whole[2]).float().mean() < 0.01
+
+
+def test_a_story_has_no_masks_for_a_sampler(tmp_path, capsys):
+    outcome = run_verb("infer", ["csa.sampler=subject", f"run_dir={tmp_path}/run"], capsys)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "csa.sampler=subject needs masks of characters" in outcome.err

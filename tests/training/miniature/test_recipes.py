@@ -54,9 +54,8 @@ def training(part: str, folder: Path, steps: int, run: str = "run", edition: int
         "trainer.checkpoint_minutes=0", "trainer.log_every=1", "trainer=cpu",
         f"recipe.steps={steps}", "recipe.batch_size=4", "recipe.warmup_steps=2", f"recipe.edition={edition}",
     )  # fmt: skip
-    tiny = [
-        f"recipe.{override}" for override in (TINY | {"conv_clip": CONVOLUTIONAL, "conv_clip_2": CONVOLUTIONAL})[part]
-    ]
+    further = {"conv_clip": CONVOLUTIONAL, "conv_clip_2": CONVOLUTIONAL, "trained_csa": ("panels=2", "pictures=4")}
+    tiny = [f"recipe.{override}" for override in (TINY | further)[part]]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", [f"experiment=storyworld_{part}", *overrides, *tiny])
     torch.manual_seed(0)
@@ -225,7 +224,7 @@ def add(trained: TrainingRun, callback):
     return callback
 
 
-@pytest.mark.parametrize("part", ["clip", "conv_clip", "text2image"])
+@pytest.mark.parametrize("part", ["clip", "conv_clip", "text2image", "trained_csa"])
 def test_resumed_training_is_bit_equal(part, miniature):
     folder = miniature.parent
     whole = training(part, folder, steps=4, run="whole")

@@ -1,6 +1,7 @@
 """Pairs of one character in two activities, used in a share of the text-to-image training's batches."""
 
 import json
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.storyworld.scene import sample_scene
 from storydiffusion.storyworld.scene_captions import caption_scene
 from storydiffusion.storyworld.truth import LOOKS, Truth, sample_pair_member, sample_truth
-from storydiffusion.training.miniature.text_to_image import cover_world, extend_text_encoder
+from storydiffusion.training.miniature.text_to_image import extend_text_encoder
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
+from storydiffusion.training.miniature.world_cache import cover_world
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -118,7 +120,7 @@ def test_weighted_loss_is_the_mean_of_weighted_squared_errors(tmp_path, latents)
 
 def test_coverage_is_the_share_of_a_latent_position_that_characters_cover():
     edition = get_edition(2)
-    covered = cover_world(edition, 7, 12)
+    covered = cover_world(edition, partial(edition.sample_pair_member, 7), 12)
     for index in range(12):
         masks = edition.character_masks(edition.sample_pair_member(7, index), 128)
         for slot in range(2):

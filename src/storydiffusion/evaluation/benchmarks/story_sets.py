@@ -42,20 +42,28 @@ OF_CHARACTERS = (
 )
 
 
-def get_story_set(edition: int, characters: int, panels: int) -> StorySet:
+def get_story_set(edition: int, characters: int, panels: int, name: str = "varied") -> StorySet:
     """Return the stories of an edition with that many characters and panels; four panels give the frozen ones.
 
+    Args:
+        name: of the set, one of `scene_stories.SETS`.
+
     Raises:
-        UserError: two characters in the first edition.
+        UserError: two characters or another set in the first edition.
     """
     if edition == 1:
+        if name != "varied":
+            raise UserError(
+                f"benchmark.set={name} needs a model of StoryWorld's second edition, not of its first: set "
+                "benchmark.set=varied"
+            )
         if characters > 1:
             raise UserError(
                 f"benchmark.characters={characters} needs a model of StoryWorld's second edition, not of its first: "
                 "set benchmark.characters=1"
             )
         return StorySet(*get_stories(panels), get_attribute_evidence, CONSISTENCY)
-    return StorySet(*get_scene_stories(characters, panels), get_scene_evidence, CONSISTENCY + OF_CHARACTERS)
+    return StorySet(*get_scene_stories(characters, panels, name), get_scene_evidence, CONSISTENCY + OF_CHARACTERS)
 
 
 def get_attribute_evidence(story: FrozenStory, readings: Readings) -> dict[str, Any]:

@@ -21,20 +21,17 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Text2ImageRecipe
 from storydiffusion.errors import UserError
-from storydiffusion.files.atomic import draft, write_atomically
-from storydiffusion.files.checksums import compute_sha256
+from storydiffusion.files.atomic import write_atomically
 from storydiffusion.files.json_file import json_bytes
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.models.image_encoders import load_clip
 from storydiffusion.storyworld.captions import Prompt, join_prompts
-from storydiffusion.storyworld.edition import Edition, get_edition
-from storydiffusion.storyworld.images import IMAGE_SIZE, to_tensor
+from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.training.miniature.binding import (
     AttentionRecorder,
     binding_loss,
@@ -44,6 +41,7 @@ from storydiffusion.training.miniature.binding import (
 from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
+from storydiffusion.training.miniature.world_cache import cache_world, name_caches
 
 
 def build_unet(recipe: Text2ImageRecipe, latent_channels: int, text_width: int) -> UNet2DConditionModel:
@@ -127,9 +125,8 @@ class Text2ImageModule(RecipeModule):
         self.recipe: Text2ImageRecipe = recipe
         self.miniature = miniature
         self.edition = get_edition(recipe.edition)
-        vae = compute_sha256(miniature / "vae" / "diffusion_pytorch_model.safetensors")[:8]  # latents are this one's
         world = f"storyworld_pairs_{recipe.edition}_{recipe.seed}_{recipe.pictures}"
-        self.cache, self.cover_cache = cache / f"{world}_{vae}.npy", cache / f"{world}_cover.npy"
+        self.cache, self.cover_cache = name_caches(cache, world, miniature / "vae")
         self.tokenizer = build_tokenizer(recipe.edition)
         self.scheduler = build_scheduler()
         if recipe.warm_start:
@@ -168,15 +165,9 @@ class Text2ImageModule(RecipeModule):
             self.recorders = record_cross_attention(self.unet)
 
     def prepare_data(self) -> None:
-        if not self.cache.exists():
-            autoencoder = AutoencoderKL.from_pretrained(self.miniature / "vae", torch_dtype=torch.float32)
-            latents = encode_world(autoencoder, self.edition, self.recipe.seed, self.recipe.pictures)
-            with draft(self.cache) as file, file.open("wb") as stream:
-                np.save(stream, latents)
-        if not self.cover_cache.exists():
-            cover = cover_world(self.edition, self.recipe.seed, self.recipe.pictures)
-            with draft(self.cover_cache) as file, file.open("wb") as stream:
-                np.save(stream, cover)
+        cache_world(
+            self.cache, self.cover_cache, self.miniature / "vae", self.edition, self.truth, self.recipe.pictures
+        )
 
     def train_dataloader(self) -> Stream:
         latents, cover = (np.load(file, mmap_mode="r") for file in (self.cache, self.cover_cache))
@@ -295,25 +286,3 @@ def extend_text_encoder(encoder: CLIPTextModel, known: CLIPTokenizer, wanted: CL
     weights |= {prefix + words: fresh, prefix + positions: weights[prefix + positions][places]}
     extended.load_state_dict(weights)
     return extended
-
-
-@torch.no_grad()
-def encode_world(autoencoder: Any, world: Edition, seed: int, count: int, chunk: int = 25) -> np.ndarray:
-    """Return the scaled latents of images 0 … count − 1 of the paired world `seed`, float16 (count, C, 16, 16)."""
-    parts = []
-    for first in tqdm(range(0, count, chunk), desc="encoding StoryWorld", unit_scale=chunk):
-        truths = [world.sample_pair_member(seed, index) for index in range(first, min(count, first + chunk))]
-        images = to_tensor(np.stack([world.render(truth, IMAGE_SIZE) for truth in truths]))
-        latents = autoencoder.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist.mean
-        parts.append((latents * autoencoder.config.scaling_factor).half().numpy())
-    return np.concatenate(parts)
-
-
-def cover_world(world: Edition, seed: int, count: int) -> np.ndarray:
-    """Return the share of each latent position that each character covers, uint8 of 0 to 255, (count, C, 16, 16)."""
-    cells = IMAGE_SIZE // 8
-    cover = np.zeros((count, world.most_characters, cells, cells), np.uint8)
-    for index in tqdm(range(count), desc="masks of StoryWorld"):
-        masks = world.character_masks(world.sample_pair_member(seed, index), IMAGE_SIZE)
-        cover[index, : len(masks)] = np.round(255 * masks.reshape(-1, cells, 8, cells, 8).mean((2, 4)))
-    return cover
