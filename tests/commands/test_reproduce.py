@@ -97,6 +97,7 @@ def test_an_empty_sweep_does_not_prevent_other_verdicts(command, measured):
     [
         ("claims=[none]", "Choose from sharing, sampling_rate"),
         ("most=1", "most=1"),
+        ("claims=[dit_blocks]", "claims=dit_blocks is about a model with a transformer, but this one has a unet"),
         ("claims=[moods]", "claims=moods is about StoryWorld's edition 2, but the model draws edition 1"),
         ("overrides=[model.path=/no/such/folder]", "/no/such/folder"),
     ],

@@ -1,4 +1,5 @@
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from storydiffusion.commands import VERBS, load_verb
 from storydiffusion.config import InferConfig, TrainConfig, closest_key, keys, load
 from storydiffusion.config.command_line import compose_config
 from storydiffusion.config.miniature import RECIPES
+from storydiffusion.config.model import load_model_config
 from storydiffusion.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -186,3 +188,10 @@ def _plain() -> dict:
         plain = OmegaConf.to_container(compose("infer"))
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "model").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_model_loads_under_its_own_name_and_of_a_pinned_revision(file):
+    config = load_model_config(file.stem)
+    assert config.name == file.stem
+    assert config.path.startswith("package://") or re.fullmatch("[0-9a-f]{40}", str(config.revision))

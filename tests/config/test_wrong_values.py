@@ -44,6 +44,7 @@ CASES = {
         ["recipe=autoencoder"],
         ["recipe=text2image"],
         ["recipe=trained_csa"],
+        ["recipe=dit"],
         ["recipe=clip"],
         ["recipe=attribute_classifier"],
     ],

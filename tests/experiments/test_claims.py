@@ -120,6 +120,13 @@ def trained(consistency: float, aligned: float, free: float = 0.6) -> Means:
     return {job: dict(zip(("consistency", "alignment"), means, strict=True)) for job, means in cells.items()}
 
 
+def kept(key: str, **jobs: tuple[float, float]) -> Means:
+    """Return consistency and alignment of each value of a setting of `csa`."""
+    return {
+        f"csa.{key}={name}": dict(zip(("consistency", "alignment"), both, strict=True)) for name, both in jobs.items()
+    }
+
+
 RISING = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 UNIFORM, PROGRESSIVE = (
     f"csa.rate={rate},csa.sampler={sampler}" for rate, sampler in (("0.25", "uniform"), ("0.3333", "progressive"))
@@ -209,6 +216,15 @@ UNIFORM, PROGRESSIVE = (
         ("trained_csa", trained(0.82, 0.95), True),
         ("trained_csa", trained(0.78, 0.95), False),
         ("trained_csa", trained(0.82, 0.93), False),
+        ("dit_keeping", keeping(0.22, -0.005), True),
+        ("dit_keeping", keeping(0.18, 0.0), False),
+        ("dit_keeping", keeping(0.22, -0.02), False),
+        ("dit_sampling_rate", rates(*RISING), True),
+        ("dit_positions", kept("positions", same=(0.5, 0.9), beside=(0.6, 0.9), reference=(0.4, 0.9)), True),
+        ("dit_positions", kept("positions", same=(0.5, 0.9), beside=(0.6, 0.8), reference=(0.4, 0.9)), False),
+        ("dit_positions", kept("positions", same=(0.5, 0.9), beside=(0.5, 0.9), reference=(0.4, 0.9)), False),
+        ("dit_blocks", kept("blocks", joint=(0.4, 0.9), single=(0.5, 0.9), all=(0.6, 0.9)), True),
+        ("dit_blocks", kept("blocks", joint=(0.4, 0.9), single=(0.6, 0.9), all=(0.6, 0.9)), False),
     ],
 )
 def test_a_claim_is_reproduced_exactly_where_it_shows(name, means, holds):
@@ -272,7 +288,10 @@ def test_a_metric_with_too_few_values_is_named():
 def test_claims_of_one_edition_are_the_second_ones_and_the_paper_has_its_own_in_both():
     of_second = {one.name for one in CLAIMS if one.editions == (2,)}
     scenes = {"prompts", "moods", "keeping_one", "keeping_two", "keeping_ten_panels", "emotion"}
-    assert of_second == scenes | {"regions", "places", "trained_csa"}
+    scenes |= {"regions", "places", "trained_csa"}
+    transformers = {"dit_keeping", "dit_sampling_rate", "dit_positions", "dit_blocks"}
+    assert {one.name for one in CLAIMS if one.denoiser == "transformer"} == transformers
+    assert of_second == scenes | transformers
     assert all(one.editions == (1, 2) for one in CLAIMS if one.name not in of_second)
 
 

@@ -56,7 +56,8 @@ class Backbone(Protocol):
         """Return the layers in which the tokens of an image attend to each other, by name.
 
         Args:
-            blocks: `up`, those of the decoder; `all`, every one.
+            blocks: `up`, those of the decoder; `all`, every one; `joint` or `single`, those of a transformer with two
+                streams or one.
 
         Raises:
             UserError: where these blocks hold none.
@@ -174,6 +175,8 @@ class UNetBackbone:
         self.denoiser = denoiser
 
     def self_attention_layers(self, blocks: str) -> dict[str, AttentionLayer]:
+        if blocks in ("joint", "single"):
+            raise UserError(f"blocks is {blocks!r}, which a U-Net does not have: choose up or all.")
         found: dict[str, Any] = {
             name: module
             for name, module in self.denoiser.named_modules()

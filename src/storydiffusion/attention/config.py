@@ -11,7 +11,7 @@ from storydiffusion.attention.token_samplers import TOKEN_SAMPLERS, Need, get_to
 from storydiffusion.attention.variants import VARIANTS, get_variant
 from storydiffusion.errors import UserError
 
-Blocks = Literal["up", "all"]
+Blocks = Literal["up", "all", "joint", "single"]
 Positions = Literal["same", "beside", "reference"]
 Regions = Literal["off", "characters", "characters+places"]
 
@@ -47,7 +47,8 @@ class ConsistentSelfAttentionConfig:
             With neighbor_window too, a panel attends to the panels of either. Both bound the attended tokens; for
             the memory see panels_at_once.
         blocks: `up`, the self-attentions of the decoder's blocks, as the official code; `all`, every one. A diffusion
-            transformer has no decoder: all its blocks share.
+            transformer has no decoder, and shares in all blocks with either; `joint`, those with a stream each of text
+            and image, and `single`, those with one stream, are blocks of transformers alone.
         positions: where a panel sees the tokens of other panels, in a diffusion transformer with rotary positions:
             `same`, at their own place; `beside`, one image width to the right; `reference`, where the model sees a
             reference image. None, the backbone's default.

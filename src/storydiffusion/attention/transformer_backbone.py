@@ -49,7 +49,7 @@ class JointCall:
 class TransformerBackbone(ABC):
     """A diffusion transformer with joint attention over text and image tokens, all on one grid.
 
-    Every block shares tokens: a transformer has no decoder that `blocks` could choose.
+    Where `blocks` is `up` or `all`, every block shares tokens: a transformer has no decoder.
 
     Attributes:
         positions: choices of the setting `positions`, the default first.
@@ -82,11 +82,14 @@ class TransformerBackbone(ABC):
         self._positions = config.positions or self.positions[0]
 
     def self_attention_layers(self, blocks: str) -> dict[str, AttentionLayer]:
+        prefix = {"joint": "", "single": "single_"}.get(blocks, "(single_)?")
         found: dict[str, Any] = {
             name: module
             for name, module in self.denoiser.named_modules()
-            if re.fullmatch(rf"(single_)?transformer_blocks\.\d+\.({'|'.join(self.layers)})", name)
+            if re.fullmatch(rf"{prefix}transformer_blocks\.\d+\.({'|'.join(self.layers)})", name)
         }
+        if not found:
+            raise UserError(f"blocks is {blocks!r}, which {type(self.denoiser).__name__} does not have: choose all.")
         return found
 
     def begin_call(self, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -45,6 +45,10 @@ def add_baseline(model: StoryModel, model_config: ModelConfig, config: BaselineC
 
     file, *encoders = fetch_baseline(config)
     pipe: Any = model.pipe
+    if getattr(pipe, "unet", None) is None:
+        raise UserError(
+            f"baseline={config.kind} needs a U-Net, which {type(pipe).__name__} has not: leave out baseline"
+        )
     pipe.remove_all_hooks()  # offloading installs them again once the new parts are in
     try:
         if isinstance(config, PhotoMakerConfig):

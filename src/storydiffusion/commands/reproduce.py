@@ -16,6 +16,7 @@ from storydiffusion.evaluation.compare import compare_jobs
 from storydiffusion.experiments.claims import CLAIMS
 from storydiffusion.experiments.judging import Claim, Sweep
 from storydiffusion.experiments.report import DOCUMENT, update_document
+from storydiffusion.loaders.resolve import find_family
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.output.folder_lock import own_folder
 
@@ -46,34 +47,39 @@ def main(config: ReproduceConfig) -> None:
     """Run the sweeps, judge the claims and write everything; see conf/reproduce.yaml."""
     if not INFER.exists():
         raise UserError(f"{INFER} is missing. Run this command in a checkout of the repository")
-    edition = find_edition(config.overrides)
-    chosen = choose_claims(config.claims, edition)
+    from storydiffusion.evaluation.benchmarks.benchmark import read_world
+
+    folder = find_folder(config.overrides)
+    edition = read_world(folder).number
+    chosen = choose_claims(config.claims, edition, find_family(folder).denoiser)
     print(f"the model draws StoryWorld's edition {edition}; claims: {', '.join(c.name for c in chosen)}", flush=True)
     with own_folder(config.runs):
         measure_claims(config, chosen, edition)
 
 
-def find_edition(overrides: Sequence[str]) -> int:
-    """Return the edition of StoryWorld that the model of infer.py with these overrides draws.
-
-    Raises:
-        UserError: no such model, or one without an attribute classifier.
-    """
+def find_folder(overrides: Sequence[str]) -> Path:
+    """Return the folder of the model that infer.py uses with these overrides. Raises UserError if there is none."""
     from storydiffusion.commands import infer
-    from storydiffusion.evaluation.benchmarks.benchmark import read_world
 
     of_model = [each for each in overrides if each.lstrip("+").startswith(("model=", "model."))]
     model = compose_config(infer.main, "infer", of_model).model  # others may be of a benchmark, which a sweep chooses
-    return read_world(find_model_folder(model.path, model.revision)).number
+    return find_model_folder(model.path, model.revision)
 
 
-def choose_claims(names: Sequence[str] | None, edition: int) -> list[Claim]:
-    """Return the claims of these names, or all about models of that edition.
+def choose_claims(names: Sequence[str] | None, edition: int, denoiser: str = "unet") -> list[Claim]:
+    """Return the claims of these names, or all about models of that edition and denoiser.
 
     Raises:
-        UserError: a claim about another edition.
+        UserError: a claim about another edition or denoiser.
     """
-    chosen = [claim for claim in CLAIMS if names is None or claim.name in names]
+    chosen = [
+        claim for claim in CLAIMS if claim.name in (names or ()) or (names is None and claim.denoiser == denoiser)
+    ]
+    if strange := [claim for claim in chosen if claim.denoiser != denoiser]:
+        raise UserError(
+            f"claims={strange[0].name} is about a model with a {strange[0].denoiser}, but this one has a {denoiser}. "
+            "Choose another claim, or overrides=[model=NAME,model.path=FOLDER]"
+        )
     others = [claim for claim in chosen if edition not in claim.editions]
     if names is not None and others:
         raise UserError(

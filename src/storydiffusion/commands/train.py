@@ -77,6 +77,10 @@ def build_training(config: TrainConfig | TransitionTrainConfig) -> "TrainingRun"
     agreement, stopwatch = StepAgreement(), Stopwatch()
     ema = EMA(config.recipe.ema_decay, SkipNonFiniteSteps(config.trainer.max_bad_steps, gradient, agreement))
     checkpoints = RunCheckpoints(f"{config.run_dir}/checkpoints", config.trainer.checkpoint_minutes, agreement)
+    if is_transition and data:
+        own = build_transition_callbacks(config, module, data, ema)
+    else:
+        own = module.build_callbacks(Path(config.run_dir), ema)
     callbacks = [
         HealthCheck(),
         ConfigFile(config.run_dir, asdict(config)),
@@ -86,7 +90,7 @@ def build_training(config: TrainConfig | TransitionTrainConfig) -> "TrainingRun"
         ema,
         stopwatch,
         RandomStates(),
-        *(build_transition_callbacks(config, module, data, ema) if is_transition and data else []),
+        *own,
         Preemption(checkpoints.save, config.trainer.requeue, agreement),
         checkpoints,
         TQDMProgressBar(refresh_rate=config.trainer.log_every),

@@ -48,6 +48,7 @@ class CSAConfig:
     neighbor_window: int | None
     anchor_panels: int | None
     blocks: str
+    positions: str | None
     start: float
     end: float
     regions: str

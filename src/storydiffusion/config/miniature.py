@@ -107,19 +107,14 @@ class EmotionProbeRecipe(Recipe):
 
 
 @dataclass
-class Text2ImageRecipe(Recipe):
-    """Latent diffusion U-Net with its text encoder; see training/miniature/text_to_image.py."""
+class CaptionedLatentsRecipe(Recipe):
+    """Images of characters as latents, with captions; see training/miniature/captioned_latents.py."""
 
     pictures: int  # images whose latents are cached before the first step, two per character
     pair_probability: float  # of a batch whose images show one character twice, side by side or stacked
-    block_out_channels: tuple[int, ...]
-    layers_per_block: int
-    head_width: int
     caption_dropout: float
     unknown_word_probability: float
-    warm_start: bool  # start from the U-Net and the text encoder of the miniature folder
     character_weight: float  # of squared errors where a character is, beside 1 for the background
-    binding_weight: float  # of the loss that binds words to their character, see training/miniature/binding.py
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,6 +126,20 @@ class Text2ImageRecipe(Recipe):
         if not 0 <= self.pair_probability <= 1:
             raise UserError(f"recipe.pair_probability={self.pair_probability}: give a number from 0 to 1")
         check_range("recipe.character_weight", self.character_weight, 0, 1000)
+
+
+@dataclass
+class Text2ImageRecipe(CaptionedLatentsRecipe):
+    """Latent diffusion U-Net with its text encoder; see training/miniature/text_to_image.py."""
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    head_width: int
+    warm_start: bool  # start from the U-Net and the text encoder of the miniature folder
+    binding_weight: float  # of the loss that binds words to their character, see training/miniature/binding.py
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("recipe.binding_weight", self.binding_weight, 0, 1000)
 
 
@@ -161,6 +170,30 @@ class TrainedCSARecipe(Recipe):
         check_range("recipe.character_weight", self.character_weight, 0, 1000)
 
 
+@dataclass
+class DitRecipe(CaptionedLatentsRecipe):
+    """Diffusion transformer on a frozen text encoder; see training/miniature/diffusion_transformer.py."""
+
+    layers: int  # blocks with a stream of text and one of image
+    single_layers: int  # blocks with one stream of both
+    heads: int
+    head_width: int  # channels; a multiple of 16, of which 2 : 3 : 3 parts are for the three axes of positions
+    text_tokens: int  # of a caption; longer ones are cut
+    sample_every: int  # steps between sampled images; 0: none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.layers, self.single_layers) < 0 or not self.layers + self.single_layers:
+            raise UserError(f"recipe.layers={self.layers}, recipe.single_layers={self.single_layers}: give a block")
+        if self.heads < 1 or self.head_width < 16 or self.head_width % 16:
+            raise UserError(
+                f"recipe.heads={self.heads} and recipe.head_width={self.head_width}: give at least 1, and a multiple "
+                "of 16"
+            )
+        check_range("recipe.text_tokens", self.text_tokens, 2, 1000)
+        check_range("recipe.sample_every", self.sample_every, 0, 10**9)
+
+
 RECIPES: Mapping[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
     "clip": ClipRecipe,
@@ -168,5 +201,6 @@ RECIPES: Mapping[str, type[Recipe]] = {
     "emotion_probe": EmotionProbeRecipe,
     "text2image": Text2ImageRecipe,
     "trained_csa": TrainedCSARecipe,
+    "dit": DitRecipe,
 }
 """The parts of the miniature, in the order in which they depend on each other."""

@@ -22,6 +22,7 @@ from storydiffusion.experiments.judging import (
 )
 from storydiffusion.experiments.region_claims import REGION_CLAIMS
 from storydiffusion.experiments.scene_claims import SCENE_CLAIMS
+from storydiffusion.experiments.transformer_claims import build_transformer_claims
 
 if TYPE_CHECKING:
     from storydiffusion.evaluation.statistics import PairedDifference
@@ -282,6 +283,7 @@ CLAIMS = (
     ),
     *SCENE_CLAIMS,
     *REGION_CLAIMS,
+    *build_transformer_claims(judge_rate),
 )  # fmt: skip
 """In the order of RESULTS.md"""
 

@@ -63,6 +63,7 @@ class Claim:
         baseline: the job that the others are compared with; None: the first planned.
         jobs: the jobs that are shown; None: all.
         editions: those of StoryWorld whose models the claim is about.
+        denoiser: likewise, `unet` or `transformer`.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Claim:
     baseline: str | None = None
     jobs: tuple[str, ...] | None = None
     editions: tuple[int, ...] = (1, 2)
+    denoiser: str = "unet"
 
 
 def get_status(holds: bool) -> Status:

@@ -60,11 +60,11 @@ def judge_moods(comparison: Comparison) -> Verdict:
     )
 
 
-def judge_keeping(comparison: Comparison) -> Verdict:
-    """Judge sharing at rate 0.5: consistency rises by SMALLEST_GAIN, and alignment falls by at most LARGEST_LOSS."""
+def judge_keeping(comparison: Comparison, smallest_gain: float = SMALLEST_GAIN) -> Verdict:
+    """Judge sharing at rate 0.5: consistency rises by `smallest_gain`, and alignment falls by at most LARGEST_LOSS."""
     off, half = "csa.rate=0", "csa.rate=0.5"
     gain, change = (get_difference(comparison, name, half, off) for name in ("consistency", "alignment"))
-    holds = gain.mean >= SMALLEST_GAIN and gain.p_value < LEVEL and change.mean >= -LARGEST_LOSS
+    holds = gain.mean >= smallest_gain and gain.p_value < LEVEL and change.mean >= -LARGEST_LOSS
     return Verdict(
         get_status(holds),
         f"Sharing at rate 0.5 changes consistency by {describe_points(gain)} and alignment by "

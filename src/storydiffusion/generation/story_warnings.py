@@ -34,13 +34,16 @@ def warn_of_negative_prompts(config: InferConfig, video: VideoRecord | None, sto
 
 def warn_of_words(model: ResolvedModel, story: Story) -> Settings:
     """Print what the model cannot read or draw of the prompts; return it for the report."""
-    from storydiffusion.loaders.text_to_image import load_tokenizer
+    from storydiffusion.loaders.text_to_image import has_clip_tokenizer, load_tokenizer
     from storydiffusion.pipelines.story import find_unknown_words, get_prompts
 
     remarks: Settings = {}
-    tokenizer = load_tokenizer(model.folder)
-    tokenizer.add_tokens(list(model.added.textual_inversion))
-    if unknown := find_unknown_words(tokenizer, story):
+    unknown = []
+    if has_clip_tokenizer(model.folder):  # others know every word
+        tokenizer = load_tokenizer(model.folder)
+        tokenizer.add_tokens(list(model.added.textual_inversion))
+        unknown = find_unknown_words(tokenizer, story)
+    if unknown:
         hints = ", ".join(suggest_words(word, model) for word in unknown)
         print(f"warning: the model does not know these words of the prompts: {hints}", file=sys.stderr)
         remarks["words unknown to the model"] = hints

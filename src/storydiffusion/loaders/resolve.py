@@ -18,6 +18,7 @@ from storydiffusion.loaders.added_files import AddedFiles, check_file, find_adde
 from storydiffusion.loaders.boundary_frames import choose_boundary_frames, read_boundary_frame_prob
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums, get_part_key
 from storydiffusion.loaders.devices import choose_device, choose_dtype
+from storydiffusion.loaders.families import FAMILIES, PipelineFamily
 from storydiffusion.loaders.schedulers import check_scheduler
 from storydiffusion.loaders.sources import CONFIG_FILES, INDEX_FILES, find_model_folder, package_path
 from storydiffusion.loaders.variants import choose_variant, find_variant, want_variant
@@ -25,11 +26,11 @@ from storydiffusion.loaders.variants import choose_variant, find_variant, want_v
 if TYPE_CHECKING:
     import torch
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 CARD = "storydiffusion.json"
 """of a model folder: {"kind": "miniature", "edition": 1} says what its weights are, and which StoryWorld they know"""
-DEFAULTS = {"StableDiffusionPipeline": "sd15_animatediff", "StableDiffusionXLPipeline": "sdxl"}
-"""class of a pipeline → file of conf/model"""
+OF_UNETS = ("single_file", "unet", "textual_inversion", "controlnet", "guidance_rescale", "clip_skip", "freeu")
+"""settings that only pipelines with a U-Net have"""
 VIDEO_PARTS = ("motion_adapter", "image_encoder", "predictor")
 ORIGINS = ("pretrained", "miniature", "random")
 
@@ -104,8 +105,10 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     added = find_added_files(config)
     if added.single_file is not None:
         folder = find_model_folder(config.path, config.revision, files=CONFIG_FILES)
+        check_additions(config, folder)
         return ResolvedModel(config, folder, "pretrained", added.weights, added, {})
     folder = find_model_folder(config.path, config.revision, lambda: want_variant(config))
+    check_additions(config, folder)
     parts = [part for part in find_parts(folder) if part not in added.replaced_parts]
     variants = {part: choose_variant(folder / part, config) for part in parts}
     weights = {f"{part}/{file.name}": file for part in parts for file in find_variant(folder / part, variants[part])}
@@ -146,8 +149,8 @@ def resolve_pretrained(
 
 
 def _spell(value: Any) -> Any:
-    """Return paths, devices and dtypes of torch as text, as a configuration has them."""
-    return value if isinstance(value, str | float | dict | FreeUConfig) else str(value).removeprefix("torch.")
+    """Return paths, devices and dtypes of torch as text, as a configuration has them; other values as they are."""
+    return value if isinstance(value, str | int | float | dict | FreeUConfig) else str(value).removeprefix("torch.")
 
 
 def _check_names(video: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -161,12 +164,8 @@ def _check_names(video: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _choose_defaults(folder: Path) -> str:
     """Return the file of conf/model that fits a model folder."""
-    if read_origin(folder) == "miniature":
-        return "miniature"
-    name = str(read_json(folder / "model_index.json").get("_class_name"))
-    if name not in DEFAULTS:
-        raise UserError(f"{folder} contains a {name}: choose a folder of {' or '.join(DEFAULTS)}")
-    return DEFAULTS[name]
+    family = find_family(folder)
+    return (family.miniature if read_origin(folder) == "miniature" else None) or family.defaults
 
 
 def get_video_config(config: ModelConfig) -> VideoConfig:
@@ -202,6 +201,21 @@ def read_edition(folder: Path) -> int | None:
     if not isinstance(edition, int) or isinstance(edition, bool):
         raise UserError(f"{folder / CARD} has edition {edition!r}: write a whole number")
     return edition
+
+
+def find_family(folder: Path) -> PipelineFamily:
+    """Return the family of the pipeline that model_index.json names. Raises UserError for an unknown class."""
+    name = read_json(folder / "model_index.json").get("_class_name")
+    if name not in FAMILIES:
+        raise UserError(f"{folder} contains a {name}: set model.path to a folder of {' or '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def check_additions(config: ModelConfig, folder: Path) -> None:
+    """Raise UserError for settings of pipelines with a U-Net where the folder has a diffusion transformer."""
+    given = [name for name in OF_UNETS if name in config.additions]
+    if given and find_family(folder).denoiser != "unet":
+        raise UserError(f"model.{given[0]} needs a U-Net, but {folder} has a diffusion transformer: leave it out")
 
 
 def find_parts(folder: Path) -> list[str]:

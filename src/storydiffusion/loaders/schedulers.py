@@ -54,12 +54,17 @@ def _try_scheduler(scheduler: Any) -> None:
     scheduler = deepcopy(scheduler)
     sample = torch.zeros(1, 4, 2, 2)
     with torch.random.fork_rng(devices=[]):
-        scheduler.set_timesteps(4)
+        scheduler.set_timesteps(4, **({"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}))
         for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(sample, timestep)
+            scaled = scheduler.scale_model_input(sample, timestep) if not is_flow(scheduler) else sample
             sample = scheduler.step(scaled, timestep, sample).prev_sample
     if not sample.isfinite().all():
         raise ValueError("its steps are not finite")
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Return whether a scheduler is one of flow matching."""
+    return type(scheduler).__name__.startswith("FlowMatch")
 
 
 def check_scheduler(name: str) -> None:
@@ -69,8 +74,17 @@ def check_scheduler(name: str) -> None:
 
 
 def build_scheduler(name: str, scheduler: Any) -> Any:
-    """Return the scheduler `name`, given the model folder's. Raises UserError for an unknown name."""
+    """Return the scheduler `name`, given the model folder's.
+
+    Raises:
+        UserError: an unknown name, or a scheduler of diffusion for a model of flow matching.
+    """
     check_scheduler(name)
+    if name != "model" and is_flow(scheduler):
+        raise UserError(
+            f"model.scheduler={name} denoises by a diffusion's schedule, but the model was trained by flow matching: "
+            "set model.scheduler=model"
+        )
     return SCHEDULERS[name](scheduler)
 
 

@@ -4,14 +4,17 @@ Nothing is loaded in part: a weights file that is missing, truncated, or contain
 expects is refused with one sentence, never filled with random numbers.
 """
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.errors import UserError
 from storydiffusion.files.model_files import read_config, report_damage
-from storydiffusion.loaders.resolve import PARTS, ResolvedModel, get_class_name, read_json
+from storydiffusion.loaders.resolve import PARTS, ResolvedModel, find_family, get_class_name, read_json
 from storydiffusion.loaders.schedulers import build_scheduler, load_scheduler
 from storydiffusion.loaders.sources import UNUSED_PARTS
 
@@ -19,8 +22,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 LARGEST_TILE = 1024  # pixels
 
 
@@ -60,6 +62,8 @@ def decode_large_images_by_tiles(vae: Any) -> None:
 
     Smaller images are decoded whole, also by a VAE that diffusers would tile from its own sample size on.
     """
+    if "block_out_channels" not in vae.config:  # Qwen-Image's, whose tiles have a fixed size
+        return
     vae.enable_tiling()
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     vae.tile_sample_min_size, vae.tile_latent_min_size = LARGEST_TILE, LARGEST_TILE // factor
@@ -112,29 +116,26 @@ def load_tokenizer(folder: Path, part: str = "tokenizer") -> Any:
         return CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
 
 
+def has_clip_tokenizer(folder: Path, part: str = "tokenizer") -> bool:
+    """Return whether a part of the folder is a CLIPTokenizer; diffusers loads tokenizers of other classes."""
+    return str(get_class_name(read_json(folder / "model_index.json"), part)).startswith("CLIPTokenizer")
+
+
 def get_networks(folder: Path) -> dict[str, Any]:
     """Return the networks that the folder's model_index.json names, part → class.
 
     Raises:
         UserError: a pipeline or a network of another class.
     """
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    import diffusers
+    import transformers
 
-    classes = (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
-    index = read_json(folder / "model_index.json")
-    if index.get("_class_name") not in PIPELINES:
-        raise UserError(
-            f"{folder} contains a {index.get('_class_name')}: set model.path to a folder of {' or '.join(PIPELINES)}"
-        )
-    networks = {part: network for part, network in zip(PARTS, classes, strict=True) if get_class_name(index, part)}
-    for part, network in networks.items():
-        if get_class_name(index, part) != network.__name__:
-            raise UserError(
-                f"{folder}/model_index.json makes {part} a {get_class_name(index, part)}: it must be {network.__name__}"
-            )
-    return networks
+    index, known = read_json(folder / "model_index.json"), find_family(folder).networks
+    networks = {part: name for part in PARTS if part in known and (name := get_class_name(index, part))}
+    for part, name in networks.items():
+        if name not in known[part]:
+            raise UserError(f"{folder}/model_index.json makes {part} a {name}: it must be {' or '.join(known[part])}")
+    return {part: getattr(diffusers, name, None) or getattr(transformers, name) for part, name in networks.items()}
 
 
 def load_network(network: Any, folder: Path, part: str, dtype: "torch.dtype", variant: str | None = None) -> Any:
@@ -170,10 +171,25 @@ def load_pipeline(folder: Path, networks: dict[str, Any], dtype: "torch.dtype") 
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     index = read_json(folder / "model_index.json")
-    parts = {part: load_tokenizer(folder, part) for part in TOKENIZERS if get_class_name(index, part)}
+    parts = {part: load_tokenizer(folder, part) for part in TOKENIZERS if has_clip_tokenizer(folder, part)}
     parts |= {"scheduler": load_scheduler(folder, get_class_name(index, "scheduler"))}
-    with report_damage(folder, "pipeline"):
+    with report_damage(folder, "pipeline"), _own_types_only():
         return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **networks, **parts, **_get_unused_parts(folder))
+
+
+@contextmanager
+def _own_types_only() -> Iterator[None]:
+    """Hide diffusers' warnings of parts that its annotations do not expect: `get_networks` has checked the classes."""
+    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Expected types for")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _get_unused_parts(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ NOT_COMPARED = (
     "paper",
 )  # fmt: skip
 """keys of the configuration that say where a story lies or comes from, or that the script holds resolved"""
-OLD_CSA = {"regions": "off", "isolate_until": 0.0}
+OLD_CSA = {"regions": "off", "isolate_until": 0.0, "positions": None}
 """settings of `csa` that older manifests lack, and what they were then"""
 DERIVED = ("characters", "panels", "missing_characters")
 """keys of the script that are compared by rules of their own, or follow from other keys"""

@@ -1,4 +1,4 @@
-"""Condition the U-Net on each panel: on its text, and with the paper's baselines on images of its character.
+"""Condition the denoiser on each panel: on its text, and with the paper's baselines on images of its character.
 
 Shapes: B panels, N tokens of text, C channels of their embeddings.
 """
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from storydiffusion.errors import UserError
-from storydiffusion.models.prompt_encoding import encode_prompts
+from storydiffusion.pipelines.calls import build_text_arguments
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Conditions:
     """The conditions of the panels of one call.
 
     Attributes:
-        arguments: of the pipeline's call, with embeddings in place of prompts.
+        arguments: of the pipeline's call; tensors and lists have a row for each panel.
         later: (step, tensors): from that step on, 1 or more, these tensors replace those of the pipeline's loop;
             None: nothing changes.
     """
@@ -66,7 +66,7 @@ class Baseline(Protocol):
 
 def text_conditions(pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str]) -> Conditions:
     """Return conditions by text alone."""
-    return Conditions({**encode_prompts(pipe, list(prompts), list(negative_prompts)).as_arguments()})
+    return Conditions(build_text_arguments(pipe, prompts, negative_prompts))
 
 
 def select_panels(conditions: Conditions, story: int, panels: Sequence[int]) -> Conditions:
@@ -80,9 +80,12 @@ def select_panels(conditions: Conditions, story: int, panels: Sequence[int]) -> 
     """
     arguments = {}
     for name, value in conditions.arguments.items():
-        if not isinstance(value, Tensor) or len(value) != story:
+        if not isinstance(value, Tensor | list):
+            arguments[name] = value
+            continue
+        if len(value) != story:
             raise UserError(f"the condition {name} has no row for each panel: generate all panels of the story.")
-        arguments[name] = value[list(panels)]
+        arguments[name] = value[list(panels)] if isinstance(value, Tensor) else [value[panel] for panel in panels]
     if conditions.later is not None:
         raise UserError("the conditions change between steps: generate all panels of the story.")
     return Conditions(arguments)

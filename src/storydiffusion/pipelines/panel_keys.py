@@ -23,6 +23,7 @@ from storydiffusion.attention.consistent_self_attention import PanelGroup
 from storydiffusion.attention.variants import get_read_panels
 from storydiffusion.config import InferConfig
 from storydiffusion.files.checksums import compute_sha256
+from storydiffusion.loaders.resolve import find_family
 from storydiffusion.loaders.text_to_image import load_tokenizer
 from storydiffusion.models.prompt_encoding import token_windows
 from storydiffusion.output.manifest import Manifest, PanelRecord
@@ -43,9 +44,8 @@ def plan_panels(config: InferConfig, story: Story, planned: Manifest, folder: Pa
     names = [panel.characters for panel in story.panels]
     seeds = panel_seeds(config.seed, names, config.noise, [panel.seed for panel in story.panels])
     inputs = [[each.prompt, each.negative_prompt, seed] for each, seed in zip(panel_prompts(story), seeds, strict=True)]
-    tokenizer = load_tokenizer(folder)
-    windows = max(len(token_windows(tokenizer, text)) for prompt, negative, _ in inputs for text in (prompt, negative))
-    settings = [*_describe_settings(config, planned), windows]
+    texts = [text for prompt, negative, _ in inputs for text in (prompt, negative)]
+    settings = [*_describe_settings(config, planned), _count_windows(folder, texts)]
     places = panel_places(story) if config.csa.regions == "characters+places" else [""] * len(story.panels)
     poses = [[compute_sha256(panel.pose)] if panel.pose else [] for panel in story.panels]
     inputs = [[*each, *pose, *filter(None, [place])] for each, pose, place in zip(inputs, poses, places, strict=True)]
@@ -54,6 +54,14 @@ def plan_panels(config: InferConfig, story: Story, planned: Manifest, folder: Pa
         PanelRecord("", prompt, negative, panel.caption, seed, "", key, panel.says)
         for (prompt, negative, seed, *_), panel, key in zip(inputs, story.panels, keys, strict=True)
     )
+
+
+def _count_windows(folder: Path, texts: Sequence[str]) -> int:
+    """Return the windows of the longest text; 1 where the pipeline encodes texts itself, up to one length."""
+    if find_family(folder).denoiser != "unet":
+        return 1
+    tokenizer = load_tokenizer(folder)
+    return max(len(token_windows(tokenizer, text)) for text in texts)
 
 
 def find_read_panels(config: InferConfig, story: Story) -> Tensor:

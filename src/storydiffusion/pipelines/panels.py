@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from storydiffusion.attention.backbones import get_backbone
+from storydiffusion.attention.backbones import find_denoiser, get_backbone
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import PanelGroup, View
 from storydiffusion.attention.finite import check_images
@@ -26,8 +27,9 @@ from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.attention.variants import get_read_panels
 from storydiffusion.errors import UserError
 from storydiffusion.models.prompt_encoding import find_character_tokens
+from storydiffusion.pipelines.calls import draw_noise, is_unet, spell_guidance
 
-RESUMABLE = ("DDIMScheduler", "EulerDiscreteScheduler")
+RESUMABLE = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 """schedulers whose step depends on its arguments and its own step number only, so that stored latents suffice"""
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
@@ -60,10 +62,12 @@ def panel_seeds(
 
 
 def starting_noise(pipe: Any, seeds: Sequence[int], height: int, width: int) -> tuple[Tensor, list[torch.Generator]]:
-    """Return (P, C, h, w) standard normal noise, drawn on the CPU to be equal on every device; and its generators."""
+    """Return standard normal noise of each panel, drawn on the CPU to be equal on every device; and its generators.
+
+    Its shape is (P, C, h, w), or as `draw_noise` says.
+    """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = (pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), generators
+    return draw_noise(pipe, generators, height, width), generators
 
 
 def shared_characters(characters: Sequence[Sequence[str]]) -> Tensor:
@@ -132,11 +136,12 @@ def generate_panels(
             refuses.
     """
     noise, generators = starting_noise(pipe, seeds, arguments["height"], arguments["width"])
+    denoiser: Any = find_denoiser(pipe)
     resumed = start if type(pipe.scheduler).__name__ in RESUMABLE and not csa.uses_regions else None
     group = group or PanelGroup(len(seeds))
     at_once, needed = plan_memory(pipe, csa, group, arguments)
-    sizes = f"{at_once} of {len(seeds)} panels at once, in about {needed / GIB:.2f} GiB beside the weights"
-    tqdm.write(f"denoising {sizes}", file=sys.stderr)
+    memory = "" if needed is None else f", in about {needed / GIB:.2f} GiB beside the weights"
+    tqdm.write(f"denoising {at_once} of {len(seeds)} panels at once{memory}", file=sys.stderr)
     if csa.panels_at_once == "auto":
         csa = replace(csa, panels_at_once=at_once)  # the same chunks, whatever is free later
     with (
@@ -157,8 +162,8 @@ def generate_panels(
 
         try:
             return pipe(
-                **arguments,
-                latents=noise.to(pipe.unet.dtype),
+                **spell_guidance(pipe, arguments),
+                latents=noise.to(denoiser.dtype),
                 generator=generators,
                 callback_on_step_end=on_step_end,
             ).images
@@ -172,12 +177,16 @@ def generate_panels(
 
 def plan_memory(
     pipe: Any, csa: ConsistentSelfAttentionConfig, group: PanelGroup, arguments: dict[str, Any]
-) -> tuple[int, int]:
+) -> tuple[int, int | None]:
     """Return the most panels that `generate_panels` denoises at once, and the bytes that this needs beside the weights.
+
+    A diffusion transformer denoises all panels at once, in memory that is not estimated (None).
 
     Raises:
         UserError: for panels that `csa.panels_at_once` cannot divide, or that need more memory than is free.
     """
+    if not is_unet(pipe):
+        return group.panels, None
     size = (arguments["height"] // pipe.vae_scale_factor, arguments["width"] // pipe.vae_scale_factor)
     parts = 2 if (arguments.get("guidance_scale") or 0) > 1 else 1
     sources, device = get_read_panels(csa, [group]), pipe._execution_device  # where offloading moves the U-Net
@@ -200,18 +209,19 @@ def finite_images(vae: Any) -> Iterator[None]:
 def _skipping_to(
     pipe: Any, start: tuple[int, Tensor] | None
 ) -> Iterator[Callable[[int, dict[str, Any]], dict[str, Any]]]:
-    """Run the pipeline's loop without its U-Net up to `start`, and insert the stored latents there.
+    """Run the pipeline's loop without its denoiser up to `start`, and insert the stored latents there.
 
     So the step numbers of scheduler, callback and story are those of an uninterrupted run. Yields a function of the
     step number and the callback's tensors, to be called at the end of every step.
     """
-    unet, hidden = pipe.unet, vars(pipe.unet).get("forward")  # a hook of offloading, if any
+    denoiser: Any = find_denoiser(pipe)
+    hidden = vars(denoiser).get("forward")  # a hook of offloading, if any
 
     def restore() -> None:
         if hidden is not None:
-            unet.forward = hidden
+            denoiser.forward = hidden
         else:
-            vars(unet).pop("forward", None)
+            vars(denoiser).pop("forward", None)
 
     def at_step_end(step: int, tensors: dict[str, Any]) -> dict[str, Any]:
         if start is None or step != start[0] - 1:
@@ -223,8 +233,16 @@ def _skipping_to(
         return {**tensors, "latents": stored}
 
     if start is not None:
-        unet.forward = lambda sample, *args, **kwargs: (torch.zeros_like(sample[:, : unet.config.out_channels]),)
+        denoiser.forward = partial(_predict_zero, denoiser)
     try:
         yield at_step_end
     finally:
         restore()
+
+
+def _predict_zero(denoiser: Any, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    """Return zeros in place of what a denoiser predicts from its latents, which are its first argument."""
+    if "hidden_states" in kwargs:  # of a diffusion transformer
+        return (torch.zeros_like(kwargs["hidden_states"]),)
+    sample = args[0] if args else kwargs["sample"]
+    return (torch.zeros_like(sample[:, : denoiser.config.out_channels]),)

@@ -1,4 +1,5 @@
-"""Generate a story: prompts → consistent panels, with any Stable Diffusion 1.5 or XL pipeline of diffusers.
+"""Generate a story: prompts → consistent panels, with any pipeline of diffusers that consistent self-attention
+supports.
 
 pipe = StoryPipeline.from_pretrained("package://miniature")
 output = pipe("story.yaml", seed=1)
@@ -27,6 +28,7 @@ from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import ResolvedModel, resolve_pretrained
 from storydiffusion.loaders.text_to_image import load_story_model
 from storydiffusion.models.prompt_encoding import unknown_words
+from storydiffusion.pipelines.calls import is_unet
 from storydiffusion.pipelines.conditioning import Conditions, select_panels, text_conditions
 from storydiffusion.pipelines.panels import StepCallback, generate_panels, group_panels, panel_seeds, view_panels
 from storydiffusion.pipelines.poses import posed_panels_only
@@ -88,7 +90,7 @@ class StoryPipeline:
 
     def __init__(self, pipe: Any, defaults: Mapping[str, Any] | None = None) -> None:
         self.pipe = pipe
-        side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        side = (pipe.unet.config.sample_size if is_unet(pipe) else pipe.default_sample_size) * pipe.vae_scale_factor
         self.defaults: dict[str, Any] = {"height": side, "width": side, **(defaults or {})}
 
     @classmethod

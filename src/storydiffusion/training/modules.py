@@ -7,6 +7,7 @@ from storydiffusion.training.build_transition import build_transition_module
 from storydiffusion.training.miniature.attribute_classifier import AttributeClassifierModule
 from storydiffusion.training.miniature.autoencoder import AutoencoderModule
 from storydiffusion.training.miniature.contrastive import ClipModule
+from storydiffusion.training.miniature.diffusion_transformer import DiffusionTransformerModule
 from storydiffusion.training.miniature.emotion_probe import EmotionProbeModule
 from storydiffusion.training.miniature.text_to_image import Text2ImageModule
 from storydiffusion.training.miniature.trained_csa import TrainedCSAModule
@@ -20,5 +21,6 @@ MODULES: Mapping[str, Callable[[Any], TrainableModule]] = {
     "emotion_probe": EmotionProbeModule.from_config,
     "text2image": Text2ImageModule.from_config,
     "trained_csa": TrainedCSAModule.from_config,
+    "dit": DiffusionTransformerModule.from_config,
 }
 """recipe.part → function that builds its module from the run's configuration."""

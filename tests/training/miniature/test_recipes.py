@@ -5,7 +5,6 @@ import math
 import shutil
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -29,7 +28,7 @@ from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
 from storydiffusion.training.optim.learning_rate import compute_rate
 from storydiffusion.training.training_run import TrainingRun
-from tests.helpers.training_state import state
+from tests.helpers.training_state import PowerCut, Steps, add, state
 
 ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
@@ -195,33 +194,6 @@ def test_every_part_has_a_training_record(miniature):
         assert entry["recipe"]["steps"] == 2
         assert entry["wall_seconds"] >= 0
         assert entry["machine"]
-
-
-class PowerCut(L.Callback):
-    """Interrupts the training as a killed job does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise ConnectionAbortedError
-
-
-class Steps(L.Callback):
-    """Records the numbers of the steps."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-
-    def on_train_batch_start(self, trainer, *_):
-        self.seen.append(trainer.global_step)
-
-
-def add(trained: TrainingRun, callback):
-    """Add a callback to the trainer of `trained` and return it."""
-    trained.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
-    return callback
 
 
 @pytest.mark.parametrize("part", ["clip", "conv_clip", "text2image", "trained_csa"])

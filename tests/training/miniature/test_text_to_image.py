@@ -81,7 +81,7 @@ def test_pair_batch_joins_two_images_of_one_character(tmp_path, latents, cover):
     module = text2image(tmp_path, "recipe.pair_probability=1")
     shapes = set()
     for step in range(8):
-        clean = module.pairs(len(latents), torch.Generator().manual_seed(step)).join(latents)
+        clean = module.data.draw_pairs(len(latents), torch.Generator().manual_seed(step)).join(latents)
         shapes.add(tuple(clean.shape))
         first, second = clean[:, :, :16, :16], clean[:, :, -16:, -16:]
         assert torch.equal(second, first + 1)

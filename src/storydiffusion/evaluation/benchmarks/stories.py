@@ -226,6 +226,7 @@ def generate_images(
         UserError: latents or images that are not finite.
     """
     from storydiffusion.attention.plugin import consistent_self_attention
+    from storydiffusion.pipelines.calls import spell_guidance
     from storydiffusion.pipelines.conditioning import text_conditions
     from storydiffusion.pipelines.panels import finite_images, starting_noise
     from storydiffusion.pipelines.story import get_sampling_defaults
@@ -240,7 +241,7 @@ def generate_images(
 
         return pipe(
             **given.arguments,
-            **get_sampling_defaults(config),
+            **spell_guidance(pipe, get_sampling_defaults(config)),
             latents=noise.to(model.dtype),
             generator=generators,
             callback_on_step_end=on_step_end,

@@ -1,29 +1,26 @@
-"""Sample clips with the averaged weights during training and write each below its true clip into one PNG."""
+"""Sample clips with the averaged weights during training, each below its true clip."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 from torch import Tensor
 
 from storydiffusion.data.loader import ClipBatch
-from storydiffusion.files.atomic import write_image
 from storydiffusion.pipelines.transition_sampling import TransitionSampling, sample_clips
 from storydiffusion.training.callbacks.ema import EMA
+from storydiffusion.training.callbacks.sample_sheet import SampleSheet
 
 GAP = 4  # pixels between clips
 
 
-class SampleGrid(L.Callback):
-    """Writes `folder`/samples/STEP.png, and logs it to the loggers that accept images.
+class SampleGrid(SampleSheet):
+    """Writes clips, each below its true clip.
 
     Args:
-        every: steps between two grids.
+        every, folder, ema: see `SampleSheet`.
         example: returns the clips, the same at every call.
     """
 
@@ -35,36 +32,15 @@ class SampleGrid(L.Callback):
         sampling: TransitionSampling,
         ema: EMA,
     ) -> None:
-        self.every = every
-        self.folder = Path(folder) / "samples"
+        super().__init__(every, folder, ema)
         self.example = example
         self.sampling = sampling
-        self.ema = ema
-        self._last_step = -1
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._last_step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step != self._last_step and trainer.global_step % self.every == 0:
-            self._sample(trainer, pl_module)
-        self._last_step = trainer.global_step
-
-    @rank_zero_only
-    def _sample(self, trainer: L.Trainer, module: Any) -> None:
+    def draw(self, module: Any) -> np.ndarray:
         clips = self.example()
         start, end, count = clips.frames[:, 0], clips.frames[:, -1], len(clips.frames)
-        module.eval()
-        with self.ema.applied(module), trainer.precision_plugin.forward_context():
-            sampled = sample_clips(module.model, start, end, clips.captions, range(count), self.sampling)
-        module.train()
-        file = self.folder / f"{trainer.global_step:06d}.png"
-        write_image(file, Image.fromarray(build_grid(clips.frames, sampled)))
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image("samples", [str(file)], step=trainer.global_step)  # type: ignore[attr-defined]
+        sampled = sample_clips(module.model, start, end, clips.captions, range(count), self.sampling)
+        return build_grid(clips.frames, sampled)
 
 
 def build_grid(true: Tensor, sampled: Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Recipe
 from storydiffusion.files.atomic import write_atomically
 from storydiffusion.files.json_file import json_bytes, read_object
+from storydiffusion.training.callbacks.ema import EMA
 from storydiffusion.training.optim.learning_rate import build_schedule
 from storydiffusion.training.optim.muon import Muon, split_parameters
 
@@ -35,6 +36,10 @@ class RecipeModule(L.LightningModule):
     def parts(self) -> tuple[str, ...]:
         """Names of the exported parts in training.json."""
         return (self.recipe.part,)
+
+    def build_callbacks(self, run_dir: Path, ema: EMA) -> list[L.Callback]:
+        """Return callbacks of this training alone."""
+        return []
 
     def trained_networks(self) -> list[nn.Module]:
         """Return the networks that gradients pass through, for torch.compile."""
@@ -75,3 +80,8 @@ def declare_float32(folder: Path) -> None:
     """
     file = folder / "config.json"
     write_atomically(file, json_bytes(read_object(file) | {"dtype": "float32"}))
+
+
+def write_card(folder: Path, edition: int) -> None:
+    """Mark a model folder as the miniature of an edition of StoryWorld."""
+    write_atomically(folder / "storydiffusion.json", json_bytes({"kind": "miniature", "edition": edition}))

@@ -1,14 +1,12 @@
 """The miniature's U-Net and its text encoder: latent diffusion as in Stable Diffusion, trained from scratch.
 
-v-prediction (2202.00512) on a cosine schedule. Latents are computed once and cached; captions are drawn anew at every
-step and name each part of the attire half of the time, so that words bind to what they name. A share of the batches
-shows one character twice in one image. Errors on characters can weigh more than those on the background, which
-changes what is learned first, not what is learned in the end; words can be bound to their characters (`binding`).
+v-prediction (2202.00512) on a cosine schedule, on batches of `captioned_latents`. Errors on characters can weigh more
+than those on the background, which changes what is learned first, not what is learned in the end; words can be bound to
+their characters (`binding`).
 """
 
 import copy
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,22 +24,18 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import Text2ImageRecipe
 from storydiffusion.errors import UserError
-from storydiffusion.files.atomic import write_atomically
-from storydiffusion.files.json_file import json_bytes
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.models.image_encoders import load_clip
-from storydiffusion.storyworld.captions import Prompt, join_prompts
-from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.training.miniature.binding import (
     AttentionRecorder,
     binding_loss,
     find_own_words,
     record_cross_attention,
 )
-from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32
+from storydiffusion.training.miniature.captioned_latents import CaptionedLatents, spread_evenly
+from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32, write_card
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
-from storydiffusion.training.miniature.world_cache import cache_world, name_caches
 
 
 def build_unet(recipe: Text2ImageRecipe, latent_channels: int, text_width: int) -> UNet2DConditionModel:
@@ -70,27 +64,6 @@ def build_scheduler() -> Any:
         clip_sample=False,
         set_alpha_to_one=True,
     )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The images of a batch: one list of indices, or two of images side by side along the dimension `dim`."""
-
-    images: tuple[list[int], ...]
-    dim: int = -1
-
-    def join(self, maps: np.ndarray) -> Tensor:
-        """Gather from maps of all images, (images, …, 16, 16)."""
-        return torch.cat([torch.from_numpy(maps[indices]) for indices in self.images], self.dim)
-
-    def split(self, maps: np.ndarray) -> Tensor:
-        """Gather likewise with channels of its own for each image, (B, lists · C, H, W), 0 in those of the others."""
-        parts = [torch.from_numpy(maps[indices]) for indices in self.images]
-        placed = [
-            torch.cat([part if i == k else torch.zeros_like(part) for k in range(len(parts))], self.dim)
-            for i, part in enumerate(parts)
-        ]
-        return torch.cat(placed, dim=1)
 
 
 @dataclass  # not frozen: Lightning moves batches to devices by setting fields
@@ -124,10 +97,8 @@ class Text2ImageModule(RecipeModule):
         super().__init__(recipe)
         self.recipe: Text2ImageRecipe = recipe
         self.miniature = miniature
-        self.edition = get_edition(recipe.edition)
-        world = f"storyworld_pairs_{recipe.edition}_{recipe.seed}_{recipe.pictures}"
-        self.cache, self.cover_cache = name_caches(cache, world, miniature / "vae")
         self.tokenizer = build_tokenizer(recipe.edition)
+        self.data = CaptionedLatents(recipe, miniature / "vae", cache, self.tokenizer)
         self.scheduler = build_scheduler()
         if recipe.warm_start:
             self.text_encoder = extend_text_encoder(
@@ -165,72 +136,31 @@ class Text2ImageModule(RecipeModule):
             self.recorders = record_cross_attention(self.unet)
 
     def prepare_data(self) -> None:
-        cache_world(
-            self.cache, self.cover_cache, self.miniature / "vae", self.edition, self.truth, self.recipe.pictures
-        )
+        self.data.prepare()
 
     def train_dataloader(self) -> Stream:
-        latents, cover = (np.load(file, mmap_mode="r") for file in (self.cache, self.cover_cache))
+        latents, cover = self.data.load()
         return Stream(lambda step: self.noised(latents, cover, step), self.recipe.steps)
 
     def noised(self, latents: np.ndarray, cover: np.ndarray, step: int) -> NoisedLatents:
         """Return batch `step`: random images, timesteps spread evenly over the batch."""
         generator = self.generator(step)
-        paired = torch.rand((), generator=generator) < self.recipe.pair_probability
-        layout = (self.pairs if paired else self.singles)(len(latents), generator)
+        layout = self.data.draw_layout(len(latents), generator)
         clean, covered = layout.join(latents).float(), layout.split(cover).float() / 255
-        weights = 1 + (self.recipe.character_weight - 1) * covered.sum(1, keepdim=True)
-        count = len(clean)
-        spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        weights = self.data.weigh(covered)
+        spread = spread_evenly(len(clean), generator)
         timesteps = (spread * self.scheduler.config.num_train_timesteps).long()
         noise = torch.randn(clean.shape, generator=generator)
         noised = self.scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         target = self.scheduler.get_velocity(clean, noise, timesteps)
-        truths = list(zip(*([self.truth(index) for index in indices] for indices in layout.images), strict=True))
-        prompts = [self.prompts(each, step * count + number) for number, each in enumerate(truths)]
-        tokens, kept = self.tokens([join_prompts(each).text for each in prompts], generator)
+        captions = self.data.draw_captions(layout, step, generator)
+        tokens = captions.tokens
         own_words = [
-            find_own_words(self.edition, self.tokenizer, *each, tokens.shape[1])
-            for each in zip(truths, prompts, strict=True)
+            find_own_words(self.data.edition, self.tokenizer, *each, tokens.shape[1])
+            for each in zip(captions.truths, captions.prompts, strict=True)
         ]
-        return NoisedLatents(
-            noised, target, timesteps, tokens, weights, torch.stack(own_words) & kept[:, None, None], covered
-        )
-
-    def singles(self, images: int, generator: torch.Generator) -> Layout:
-        """Choose single images."""
-        return Layout((torch.randint(images, (self.recipe.batch_size,), generator=generator).tolist(),))
-
-    def pairs(self, images: int, generator: torch.Generator) -> Layout:
-        """Choose collages of two images of one character, half as many, beside or below each other.
-
-        They teach self-attention that similar characters in one image wear the same attire; consistent self-attention
-        itself is not used in training.
-        """
-        firsts = (2 * torch.randint(images // 2, (self.recipe.batch_size // 2,), generator=generator)).tolist()
-        below_or_beside = int(torch.randint(2, (), generator=generator)) - 2
-        return Layout((firsts, [index + 1 for index in firsts]), below_or_beside)
-
-    def prompts(self, truths: Sequence[Any], seed: int) -> tuple[Prompt, ...]:
-        """Return new prompts of one image or of a pair side by side."""
-        if len(truths) == 1:
-            return (self.edition.draw_prompt(truths[0], seed),)
-        return self.edition.draw_pair_prompts(truths[0], truths[1], seed)
-
-    def truth(self, index: int) -> Any:
-        return self.edition.sample_pair_member(self.recipe.seed, index)
-
-    def tokens(self, captions: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokenize captions, int64 (B, T); drop some for classifier-free guidance and make some words unknown.
-
-        Also returns which captions were kept, bool (B,).
-        """
-        recipe = self.recipe
-        dropped = torch.rand(len(captions), generator=generator) < recipe.caption_dropout
-        kept = ["" if drop else text for drop, text in zip(dropped.tolist(), captions, strict=True)]
-        tokens = self.tokenizer(kept, padding="max_length", return_tensors="pt").input_ids
-        unknown = torch.rand(tokens.shape, generator=generator) < recipe.unknown_word_probability
-        return tokens.masked_fill(unknown & (tokens > 1), self.tokenizer.unk_token_id), ~dropped
+        own = torch.stack(own_words) & captions.kept[:, None, None]
+        return NoisedLatents(noised, target, timesteps, tokens, weights, own, covered)
 
     def loss(self, batch: NoisedLatents) -> dict[str, Tensor]:
         context = self.text_encoder(batch.tokens).last_hidden_state
@@ -260,9 +190,7 @@ class Text2ImageModule(RecipeModule):
             network.register_to_config(_name_or_path="")  # do not record the folder it was loaded from
         pipe.save_pretrained(folder)
         declare_float32(folder / "text_encoder")
-        write_atomically(
-            folder / "storydiffusion.json", json_bytes({"kind": "miniature", "edition": self.recipe.edition})
-        )
+        write_card(folder, self.recipe.edition)
         return {}
 
 
