@@ -45,6 +45,26 @@ def test_a_story_of_the_studio_is_that_of_infer(studio, infer, tiny_model, tmp_p
     }  # fmt: skip
 
 
+def test_a_story_of_infer_opens_and_changes_as_infer_changes_it(generate_story, make_studio, tmp_path, capsys):
+    assert generate_story("run_dir=runs/mine", "seed=7", "csa.rate={1: 0.5, 2: 0.25}").code == 0
+    studio = make_studio()
+    project = studio.open("mine", W)
+    assert (project.config.seed, project.config.steps, project.config.csa.rate) == (7, 6, {1: 0.5, 2: 0.25})
+    assert [panel.caption for panel in project.story.panels] == ["One.", "Two.", "Three."]
+    assert [record.file for record in project.records] == ["panels/001.png", "panels/002.png", "panels/003.png"]
+    look = Look.read(project.config)
+    assert not studio.find_changes("mine", look).differences
+    before = panels(project.folder)
+    studio.edit("mine", W, lambda story: edits.change_panel(story, 2, {"caption": "<b>Other</b>"}))
+    changes = studio.find_changes("mine", look)
+    assert (changes.made, len(changes.differences)) == ((), 1)
+    assert "caption of panel 2" in changes.differences[0]
+    studio.generate("mine", W, look)
+    assert finish(studio, "mine").state == "done"
+    assert panels(project.folder) == before
+    assert studio.read("mine").manifest.panels[1].caption == "<b>Other</b>"
+
+
 def test_takes_are_made_chosen_and_gone_back_from(studio):
     name = make_story(studio)
     folder = studio.root / name

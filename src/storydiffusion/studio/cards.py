@@ -6,6 +6,7 @@ from typing import Any
 from storydiffusion.errors import UserError
 from storydiffusion.studio import edits, views
 from storydiffusion.studio.handlers import Handlers, Updates, shown
+from storydiffusion.studio.layout import in_order, private
 from storydiffusion.studio.project import Project
 
 TEXTS = (("prompt", "Prompt: [Name] is a character", 3), ("caption", "Caption", 2), ("says", "Speech balloon", 1))
@@ -60,12 +61,14 @@ def draw_panel(handlers: Handlers, project: Project, number: int) -> None:
             "" if panel.seed is None else str(panel.seed),
             label="Seed",
             placeholder=str(record.seed) if record else "",
-            min_width=110,
+            max_lines=1,
+            min_width=150,
+            interactive=True,
             elem_id=f"seed-{number}",
             key=f"{project.name}-{number}-seed-{panel.seed}",
         )
         save(handlers, seed, number, parse_seed)
-        lock = gradio.Checkbox(panel.lock, label="Lock", min_width=80, elem_id=f"lock-{number}")
+        lock = gradio.Checkbox(panel.lock, label="Lock", min_width=80, interactive=True, elem_id=f"lock-{number}")
     connect(handlers, lock.input, lambda story, value: edits.change_panel(story, number, {"lock": value}), [lock])
     draw_arrangement(handlers, number, len(project.story.panels))
     if record is not None and project.manifest is not None and record in project.manifest.panels:
@@ -104,11 +107,13 @@ def draw_retakes(handlers: Handlers, project: Project, number: int) -> None:
             record = project.records[number - 1]
             current = next((take.number for take in takes if record and take.sha256 == record.sha256), None)
             choices: Any = [(views.name_take(take), take.number) for take in takes]
-            radio = gradio.Radio(choices, value=current, label="Show", elem_id=f"take-{number}")
-            radio.input(shown(choose), [radio, layout.opened, layout.window], layout.progress, api_visibility="private")
-        count = gradio.Slider(1, MOST_CANDIDATES, value=4, step=1, label="Candidates", elem_id=f"candidates-{number}")
+            radio = gradio.Radio(choices, value=current, label="Show", interactive=True, elem_id=f"take-{number}")
+            radio.input(shown(choose), [radio, layout.opened, layout.window], layout.progress, **in_order())
+        count = gradio.Slider(
+            1, MOST_CANDIDATES, value=4, step=1, label="Candidates", interactive=True, elem_id=f"candidates-{number}"
+        )
         button = gradio.Button("Retake", size="sm", elem_id=f"retake-{number}")
-        button.click(shown(retake), [count, layout.opened, layout.window], layout.progress, api_visibility="private")
+        button.click(shown(retake), [count, layout.opened, layout.window], layout.progress, **in_order())
 
 
 def draw_characters(handlers: Handlers, revision: str) -> None:
@@ -124,6 +129,7 @@ def draw_characters(handlers: Handlers, revision: str) -> None:
             box = gradio.Textbox(
                 character.description,
                 label=character.name,
+                interactive=True,
                 elem_id=f"character-{number}",
                 key=f"{project.name}-{character.name}-{character.description}",
             )
@@ -158,13 +164,9 @@ def connect_saving(handlers: Handlers, box: Any, change: Callable[..., Updates])
     """Call `change` when a box is left or confirmed; then say what is not generated yet."""
     layout = handlers.layout
     for event in (box.blur, box.submit):
-        event(
-            shown(change), [box, layout.opened, layout.window], [layout.script], show_progress="hidden",
-            api_visibility="private",
-        ).success(
-            shown(handlers.show_changes), layout.look_inputs, layout.changes, show_progress="hidden",
-            api_visibility="private",
-        )  # fmt: skip
+        event(shown(change), [box, layout.opened, layout.window], [layout.script], **in_order()).success(
+            shown(handlers.show_changes), layout.look_inputs, layout.changes, **private()
+        )
 
 
 def connect(handlers: Handlers, event: Any, change: Callable[..., Any], inputs: list[Any] | None = None) -> None:
@@ -176,9 +178,8 @@ def connect(handlers: Handlers, event: Any, change: Callable[..., Any], inputs: 
         return handlers.rearranged(handlers.edit(name, window, lambda story: change(story, *own)))
 
     event(
-        shown(run), [*(inputs or []), layout.opened, layout.window], [layout.script, layout.results, layout.revision],
-        show_progress="hidden", api_visibility="private",
-    ).success(
-        shown(handlers.show_changes), layout.look_inputs, layout.changes, show_progress="hidden",
-        api_visibility="private",
-    )  # fmt: skip
+        shown(run),
+        [*(inputs or []), layout.opened, layout.window],
+        [layout.script, layout.results, layout.revision],
+        **in_order(),
+    ).success(shown(handlers.show_changes), layout.look_inputs, layout.changes, **private())

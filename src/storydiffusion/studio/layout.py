@@ -161,3 +161,13 @@ def _build_results() -> dict[str, Any]:
         parts["paper"] = gr.Dropdown(papers, value="", label="Paper", min_width=110)
         parts["export"] = gr.Button("Export", elem_id="export", min_width=110)
     return parts
+
+
+def private(progress: str = "hidden") -> dict[str, Any]:
+    """Return arguments of an event that is no part of the API."""
+    return {"api_visibility": "private", "show_progress": progress}
+
+
+def in_order(progress: str = "hidden") -> dict[str, Any]:
+    """Return arguments of an event that changes a project: a text is saved before the button pressed next acts."""
+    return {**private(progress), "concurrency_id": "changes", "concurrency_limit": 1}

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from storydiffusion.studio.api import add_api
 from storydiffusion.studio.cards import draw_characters, draw_panels
 from storydiffusion.studio.handlers import Handlers, shown
-from storydiffusion.studio.layout import build_layout
+from storydiffusion.studio.layout import build_layout, in_order, private
 from storydiffusion.studio.studio import Studio
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def build_page(studio: Studio) -> "Blocks":
             _draw(page, handlers, draw_characters)
         with layout.cards:
             _draw(page, handlers, draw_panels)
-        page.load(shown(handlers.start), [layout.window, layout.wanted], layout.shown, js=START, **_private())
+        page.load(shown(handlers.start), [layout.window, layout.wanted], layout.shown, js=START, **private())
         _connect_projects(handlers)
         _connect_story(handlers)
         _connect_jobs(handlers)
@@ -79,22 +79,17 @@ def _draw(page: "Blocks", handlers: Handlers, draw: Callable[[Handlers, str], No
         draw(handlers, revision)
 
 
-def _private(progress: str = "hidden") -> dict[str, Any]:
-    """Return arguments of an event that is no part of the API."""
-    return {"api_visibility": "private", "show_progress": progress}
-
-
 def _connect_projects(handlers: Handlers) -> None:
     """Connect what opens a project or makes a new one."""
     layout = handlers.layout
-    layout.project.input(shown(handlers.open), [layout.project, layout.window], layout.shown, **_private())
+    layout.project.input(shown(handlers.open), [layout.project, layout.window], layout.shown, **private())
     words = [layout.idea, layout.source, layout.emotion, layout.panels, layout.seed]
-    layout.write.click(shown(handlers.write), [*words, layout.window], layout.shown, **_private("minimal"))
-    layout.example.click(shown(handlers.start_example), [layout.window], layout.shown, **_private("minimal"))
-    layout.create.click(shown(handlers.create), [layout.script, layout.window], layout.shown, **_private("minimal"))
-    layout.upload.upload(shown(handlers.read_upload), [layout.upload], [layout.script], **_private())
+    layout.write.click(shown(handlers.write), [*words, layout.window], layout.shown, **private("minimal"))
+    layout.example.click(shown(handlers.start_example), [layout.window], layout.shown, **private("minimal"))
+    layout.create.click(shown(handlers.create), [layout.script, layout.window], layout.shown, **private("minimal"))
+    layout.upload.upload(shown(handlers.read_upload), [layout.upload], [layout.script], **private())
     layout.opened.change(None, [layout.opened], None, js=ADDRESS)
-    layout.opened.change(shown(handlers.show_changes), layout.look_inputs, layout.changes, **_private())
+    layout.opened.change(shown(handlers.show_changes), layout.look_inputs, layout.changes, **private())
 
 
 def _connect_story(handlers: Handlers) -> None:
@@ -103,19 +98,19 @@ def _connect_story(handlers: Handlers) -> None:
     own = [layout.opened, layout.window]
     events = [
         layout.save_script.click(
-            shown(handlers.save_script), [layout.script, *own], layout.shown, **_private("minimal")
+            shown(handlers.save_script), [layout.script, *own], layout.shown, **in_order("minimal")
         ),
-        layout.title.blur(shown(handlers.change_title), [layout.title, *own], [layout.script], **_private()),
-        layout.title.submit(shown(handlers.change_title), [layout.title, *own], [layout.script], **_private()),
-        layout.style.input(shown(handlers.change_style), [layout.style, *own], [layout.script], **_private()),
+        layout.title.blur(shown(handlers.change_title), [layout.title, *own], [layout.script], **in_order()),
+        layout.title.submit(shown(handlers.change_title), [layout.title, *own], [layout.script], **in_order()),
+        layout.style.input(shown(handlers.change_style), [layout.style, *own], [layout.script], **in_order()),
         layout.add_panel.click(
-            shown(handlers.add_panel), own, [layout.script, layout.results, layout.revision], **_private()
+            shown(handlers.add_panel), own, [layout.script, layout.results, layout.revision], **in_order()
         ),
     ]
     for event in events:
-        event.success(shown(handlers.show_changes), layout.look_inputs, layout.changes, **_private())
+        event.success(shown(handlers.show_changes), layout.look_inputs, layout.changes, **private())
     for event in (layout.seed.blur, layout.page_layout.input, layout.with_video.input):
-        event(shown(handlers.show_changes), layout.look_inputs, layout.changes, **_private())
+        event(shown(handlers.show_changes), layout.look_inputs, layout.changes, **private())
 
 
 def _connect_jobs(handlers: Handlers) -> None:
@@ -123,14 +118,13 @@ def _connect_jobs(handlers: Handlers) -> None:
     layout = handlers.layout
     look = [layout.seed, layout.page_layout, layout.with_video]
     own = [layout.opened, layout.window]
-    layout.generate.click(shown(handlers.generate), [*own, *look], layout.progress, **_private())
-    layout.cancel.click(shown(handlers.cancel), [layout.opened], layout.progress, **_private())
-    layout.export.click(shown(handlers.export), [*own, layout.exports, layout.paper], layout.progress, **_private())
+    layout.generate.click(shown(handlers.generate), [*own, *look], layout.progress, **in_order())
+    layout.cancel.click(shown(handlers.cancel), [layout.opened], layout.progress, **private())
+    layout.export.click(shown(handlers.export), [*own, layout.exports, layout.paper], layout.progress, **in_order())
     layout.timer.tick(
         handlers.poll,
         [*own, layout.project, layout.seen, layout.revision],
-        [*layout.shown, layout.progress, layout.seen],
-        queue=False,
-        **_private(),
+        [*layout.shown, layout.progress, layout.seen],  # queued: only so do changed states draw the cards anew
+        **private(),
     )
-    layout.revision.change(shown(handlers.show_changes), layout.look_inputs, layout.changes, **_private())
+    layout.revision.change(shown(handlers.show_changes), layout.look_inputs, layout.changes, **private())

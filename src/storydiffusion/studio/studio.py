@@ -203,8 +203,9 @@ class Studio:
 
     def _start(self, name: str, window: str, what: str, work: Callable[[Watch], str]) -> JobState:
         self.windows.claim(name, window)
-        find_project(self.root, name)
-        return self.jobs.start(name, what, work)
+        with self._edit:  # after a change that is being saved
+            find_project(self.root, name)
+            return self.jobs.start(name, what, work)
 
     def _generate(self, name: str, watch: Watch, values: Mapping[str, Any], look: Look | None = None) -> None:
         from storydiffusion.generation.story import generate_story
