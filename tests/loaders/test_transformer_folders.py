@@ -56,10 +56,10 @@ def t5_parts() -> tuple[T5EncoderModel, T5Tokenizer]:
 def shared_parts(folder: Path) -> tuple[CLIPTokenizer, dict[str, Any]]:
     torch.manual_seed(0)
     write_tokenizer(folder / "words")
-    vae = AutoencoderKL(
-        block_out_channels=(4, 4, 8, 8), norm_num_groups=2, layers_per_block=1, latent_channels=4, shift_factor=0.1,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
+    settings: dict[str, Any] = {"norm_num_groups": 2, "latent_channels": 4, "shift_factor": 0.1}
+    settings |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    settings |= {"block_out_channels": (4, 4, 8, 8)}
+    vae = AutoencoderKL(**settings)
     return CLIPTokenizer.from_pretrained(folder / "words"), {"vae": vae}
 
 

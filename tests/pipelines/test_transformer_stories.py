@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_without_sharing_a_story_is_what_the_pipeline_makes_of_its_prompts(pipe,
 
 
 def test_positions_and_blocks_change_what_is_shared(pipe, story):
-    settings = [{"positions": name} for name in ("same", "beside", "reference")]
+    settings: list[dict[str, Any]] = [{"positions": name} for name in ("same", "beside", "reference")]
     settings += [{"blocks": "joint"}, {"blocks": "single"}, {"rate": 0.0}]
     made = [pipe(story, csa=ConsistentSelfAttentionConfig(**each), **SMALL).images for each in settings]
     plain = pipe(story, csa=OFF, **SMALL).images

@@ -35,7 +35,8 @@ def draw_noise(pipe: Any, generators: Sequence[torch.Generator], height: int, wi
     Raises:
         UserError: a size in pixels that the pipeline would round.
     """
-    name, channels = type(pipe).__name__, find_denoiser(pipe).config.in_channels  # pyright: ignore[reportAttributeAccessIssue]
+    denoiser: Any = find_denoiser(pipe)
+    name, channels = type(pipe).__name__, denoiser.config.in_channels
     sides = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
     if name not in (*PACKED, *PATCHED):
         return _draw(generators, (channels, *sides))
@@ -93,4 +94,5 @@ def _takes(pipe: Any, argument: str) -> bool:
 
 def _is_distilled(pipe: Any) -> bool:
     """Return whether the denoiser takes the scale of guidance itself."""
-    return bool(find_denoiser(pipe).config.get("guidance_embeds", False))  # pyright: ignore[reportAttributeAccessIssue]
+    denoiser: Any = find_denoiser(pipe)
+    return bool(denoiser.config.get("guidance_embeds", False))

@@ -28,6 +28,7 @@ from storydiffusion.attention.transformer_backbone import join_streams, project_
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import RECIPES, DitRecipe
 from storydiffusion.errors import UserError
+from storydiffusion.files.model_files import read_config
 from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.loaders.text_to_image import load_tokenizer
 from storydiffusion.pipelines.calls import build_text_arguments, pack
@@ -121,7 +122,7 @@ class DiffusionTransformerModule(RecipeModule):
             )
         self.tokenizer.model_max_length = recipe.text_tokens
         self.data = CaptionedLatents(recipe, miniature / "vae", cache, self.tokenizer)
-        channels = AutoencoderKL.load_config(miniature / "vae")["latent_channels"]
+        channels = read_config(miniature / "vae" / "config.json")["latent_channels"]
         self.transformer = build_transformer(recipe, channels, text.hidden_size).train()
 
     @classmethod
@@ -142,7 +143,8 @@ class DiffusionTransformerModule(RecipeModule):
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":
             # in bfloat16 the backward pass of torch's fused attention takes up to 9 times as long as explicit products
-            self.transformer.set_attn_processor(ExplicitFluxAttnProcessor())
+            processor: Any = ExplicitFluxAttnProcessor()
+            self.transformer.set_attn_processor(processor)
 
     def prepare_data(self) -> None:
         self.data.prepare()
