@@ -1,4 +1,4 @@
-"""The page in a real browser: from an idea to a PDF."""
+"""The page in a real browser: from an idea to a PDF, at the width of a desktop and of a phone."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from tests.studio.conftest import SMALL
 
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
            "--disable-component-update", "--disable-sync")  # fmt: skip
-SIZES = {"desktop": (1280, 900)}
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 MOST_STEPS = 30
 PATIENCE = 100_000  # milliseconds
 SHOTS = os.environ.get("STUDIO_SCREENSHOTS")
