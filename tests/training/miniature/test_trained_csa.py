@@ -4,11 +4,12 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from hydra import compose, initialize_config_dir
 
 from storydiffusion.attention.consistent_self_attention import PanelGroup
@@ -133,7 +134,8 @@ def test_the_export_is_a_unet_folder_beside_the_models_own(models, tmp_path):
     trained = training(models[2], tmp_path)
     trained.fit()
     trained.export(tmp_path / "model")
-    unet, info = UNet2DConditionModel.from_pretrained(tmp_path / "model" / FOLDER, output_loading_info=True)
+    loaded: Any = UNet2DConditionModel.from_pretrained(tmp_path / "model" / FOLDER, output_loading_info=True)
+    unet, info = loaded
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     own = UNet2DConditionModel.from_pretrained(models[2] / "unet").state_dict()

@@ -163,6 +163,7 @@ class TrainedCSAModule(RecipeModule):
 
     def export(self, folder: Path) -> dict[str, float]:
         """Write the U-Net in diffusers' layout; measure nothing."""
-        self.unet.register_to_config(_name_or_path="")  # do not record the folder it was loaded from
-        self.unet.to(torch.float16).save_pretrained(folder / FOLDER)
+        unet: Any = self.unet
+        unet.register_to_config(_name_or_path="")  # do not record the folder it was loaded from
+        unet.to(torch.float16).save_pretrained(folder / FOLDER)
         return {}
