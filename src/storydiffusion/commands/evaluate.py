@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 from storydiffusion.config.command_line import command
 from storydiffusion.config.loading import check_choice
 from storydiffusion.errors import UserError
+from storydiffusion.evaluation.emotion_readers import EmotionReader, load_emotion_reader
 from storydiffusion.evaluation.networks import (
     FULL_SCALE,
     LPIPS_CHOICES,
     MINIATURE,
-    EmotionReader,
     ImageTextEncoder,
     Networks,
     load_dreamsim,
-    load_emotion_reader,
     load_i3d,
     load_image_text_encoder,
     load_perceptual_distance,

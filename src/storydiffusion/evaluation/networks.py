@@ -5,7 +5,7 @@ Each has a label that accompanies every value that depends on it. A network is l
 Shapes: P images or texts, F frames, H × W pixels, M tokens per frame, D channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from storydiffusion.models.emotion_probe import EmotionProbe
+    from storydiffusion.evaluation.emotion_readers import EmotionReader
     from storydiffusion.models.image_encoders import ImageEncoder
 
 MINIATURE = "package://miniature/image_encoder"
@@ -32,7 +32,6 @@ LPIPS_CHOICES = ("auto", *BACKBONES, "encoder")
 SMALLEST_FOR_LPIPS = 64  # pixels; smaller frames do not fill the last layers
 
 DREAMSIM_WEIGHTS = ("dino_vitb16_lora", "open_clip_vitb16_lora", "clip_vitb16_lora")
-UNSCALED = ", not normalized"
 
 FEWEST_FOR_I3D = 10  # frames; its strides need as many
 I3D_SIDE = 224
@@ -116,36 +115,12 @@ class Features:
 
 
 @dataclass(frozen=True)
-class EmotionReader:
-    """Classifies the emotion that an image evokes.
-
-    Attributes:
-        read: an image, uint8 (H, W, 3), and its embedding (D,), of which readers take either → logits (8,).
-        accuracy: group of held-out images → share of right answers; empty where it is not known.
-        file: of the linear probe; None without one.
-    """
-
-    label: str
-    read: "Callable[[np.ndarray, np.ndarray], np.ndarray]"
-    accuracy: Mapping[str, float]
-    file: Path | None
-
-    @property
-    def remark(self) -> str:
-        """What a reader of the scores must know of the classifier."""
-        if not self.accuracy:
-            return f"Emotions are read by {self.label}, whose accuracy is not known."
-        listed = ", ".join(f"{name} {100 * share:.1f}" for name, share in self.accuracy.items())
-        return f"Emotions are read by {self.label}, whose accuracy on held-out images is, in %: {listed}."
-
-
-@dataclass(frozen=True)
 class Networks:
     """The networks of an evaluation; `distance` is there for clips."""
 
     encoder: ImageTextEncoder
     distance: PerceptualDistance | None
-    emotion: EmotionReader | None
+    emotion: "EmotionReader | None"
     dreamsim: Features | None
     i3d: Features | None
 
@@ -351,72 +326,3 @@ def load_i3d(file: Path, device: "torch.device") -> Features:
             ) from error
 
     return Features(f"I3D {file.name}", embed)
-
-
-def load_emotion_reader(
-    probe_file: str | None, encoder: ImageTextEncoder, normalize: bool | None = None
-) -> EmotionReader:
-    """Load a linear probe: `probe_file`, or the one beside the encoder; without one, compare with words for emotions.
-
-    normalize: whether the probe's features are scaled to length 1 first; None: as its file says.
-
-    Raises:
-        UserError: the probe does not fit the encoder, or the encoder does not know the words for emotions.
-    """
-    from storydiffusion.models.emotion_probe import load_probe
-
-    file = Path(probe_file) if probe_file is not None else find_probe(encoder.source)
-    return _zero_shot(encoder) if file is None else _probe(load_probe(file, normalize), file, encoder)
-
-
-def find_probe(source: str) -> Path | None:
-    """Return the file of the emotion probe in the model folder of an encoder; None where there is none."""
-    from storydiffusion.models.emotion_probe import FILE, FOLDER
-
-    if source.startswith(OPEN_CLIP_SCHEME):
-        return None
-    file = find_part_folder(source, "encoder").parent / FOLDER / FILE
-    return file if file.exists() else None
-
-
-def _probe(probe: "EmotionProbe", file: Path, encoder: ImageTextEncoder) -> EmotionReader:
-    import numpy as np
-    import torch
-
-    from storydiffusion.models.emotion_probe import embed_images
-
-    def embed(image: "np.ndarray") -> "np.ndarray":
-        frames = torch.from_numpy(np.array(image[None])).permute(0, 3, 1, 2)
-        return embed_images(encoder.images, frames, probe.features)[0].cpu().numpy()
-
-    pooled = probe.features == "pooled"
-    width = encoder.width if pooled else embed(np.zeros((8, 8, 3), np.uint8)).size
-    if probe.weight.shape[1] != width:
-        raise UserError(
-            f"emotion_probe={file} reads {probe.weight.shape[1]} channels: encoder={encoder.source} has {width}. Pass "
-            "the encoder that it was trained on"
-        )
-    label = f"probe on {'' if pooled else 'the tokens of '}{encoder.label}" + ("" if probe.normalize else UNSCALED)
-    return EmotionReader(
-        label,
-        lambda image, embedding: probe.logits((embedding if pooled else embed(image))[None])[0],
-        probe.accuracy,
-        file,
-    )
-
-
-def _zero_shot(encoder: ImageTextEncoder) -> EmotionReader:
-    from storydiffusion.evaluation.metrics.emotion import ZERO_SHOT_PROMPTS, zero_shot_logits
-
-    for prompt in ZERO_SHOT_PROMPTS:
-        if unknown := encoder.unknown_words(prompt):
-            raise UserError(
-                f"emotions cannot be read by {encoder.label}, which does not know the word {unknown[-1]!r}. "
-                "Pass emotion_probe=FILE or another encoder"
-            )
-    prompts = encoder.embed_texts(ZERO_SHOT_PROMPTS)
-
-    def read(image: "np.ndarray", embedding: "np.ndarray") -> "np.ndarray":
-        return zero_shot_logits(embedding[None], prompts, encoder.scale)[0]
-
-    return EmotionReader(f"zero-shot {encoder.label}", read, {}, None)

@@ -16,13 +16,11 @@ from storydiffusion.config.infer import MOST_STORIES
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.benchmark import Benchmark
 from storydiffusion.evaluation.benchmarks.stories import generate_images
+from storydiffusion.evaluation.emotion_readers import EmotionReader, find_probe, load_emotion_reader
 from storydiffusion.evaluation.metrics.embeddings import find_character_pairs
 from storydiffusion.evaluation.metrics.registry import compute_metrics
 from storydiffusion.evaluation.networks import (
-    EmotionReader,
     ImageTextEncoder,
-    find_probe,
-    load_emotion_reader,
     load_image_text_encoder,
 )
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums
