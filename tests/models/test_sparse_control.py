@@ -20,7 +20,7 @@ from storydiffusion.models.sparse_control import SparseControl
 from storydiffusion.models.text_encoder import TextEncoder
 from storydiffusion.models.video_model import VideoModel
 from storydiffusion.models.video_unet import SemanticVideoUNet
-from storydiffusion.pipelines.transition_sampling import TransitionSampling, sample_latents
+from storydiffusion.pipelines.transition_sampling import TransitionSampling, keep_latents, sample_latents
 from tests.attention.conftest import tiny_text_encoder, tiny_tokenizer
 from tests.helpers.tiny_video_model import tiny_vae
 from tests.pipelines.test_transition import pictures
@@ -76,7 +76,7 @@ def ours(parts, control: SparseControl | None = None) -> VideoModel:
 
 
 def sampled(model, start=START, end=END, sampling=SAMPLING, prompts=PROMPTS, seeds=SEEDS) -> torch.Tensor:
-    return sample_latents(model, start, end, prompts, seeds, sampling)
+    return sample_latents(model, start, end, prompts, seeds, sampling, keep_latents, [""] * len(prompts), None)
 
 
 def theirs(pipe, clip: int, sampling=SAMPLING, **more) -> torch.Tensor:

@@ -14,6 +14,7 @@ from storydiffusion.pipelines.transition_sampling import (
     TransitionSampling,
     decode_frames,
     encode_images,
+    keep_latents,
     sample_clips,
     sample_latents,
 )
@@ -31,6 +32,7 @@ def pictures(count: int, seed: int, size: int = 16) -> torch.Tensor:
 
 START, END = pictures(2, 0), pictures(2, 1)
 PROMPTS, SEEDS = ["a cat", "a red fox"], [5, 6]
+NO_TEXT = [""] * len(PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def test_tokens_of_given_frames_replace_the_predicted_ones(model, guidance_scale
     sampling = dataclasses.replace(SEMANTIC, guidance_scale=guidance_scale)
 
     def latents(frames: torch.Tensor | None, end: torch.Tensor) -> torch.Tensor:
-        return sample_latents(static, START, end, PROMPTS, SEEDS, sampling, token_frames=frames)
+        return sample_latents(static, START, end, PROMPTS, SEEDS, sampling, keep_latents, NO_TEXT, frames)
 
     shown = START[:, None].expand(-1, 4, -1, -1, -1)
     torch.testing.assert_close(latents(shown, START), latents(None, START), rtol=0, atol=1e-4)
@@ -188,7 +190,8 @@ def test_a_perfect_model_gives_back_the_clip(model, monkeypatch):
         return (latents - signal * true.repeat(len(latents) // 2, 1, 1, 1, 1)) / noise
 
     monkeypatch.setattr(model.video_unet, "forward", oracle)
-    latents = sample_latents(model, START, END, PROMPTS, SEEDS, dataclasses.replace(SEMANTIC, steps=10))
+    slow = dataclasses.replace(SEMANTIC, steps=10)
+    latents = sample_latents(model, START, END, PROMPTS, SEEDS, slow, keep_latents, NO_TEXT, None)
     torch.testing.assert_close(latents, true, rtol=0, atol=1e-4)
 
 

@@ -35,7 +35,8 @@ def warn_of_negative_prompts(config: InferConfig, video: VideoRecord | None, sto
 def warn_of_words(model: ResolvedModel, story: Story) -> Settings:
     """Print what the model cannot read or draw of the prompts; return it for the report."""
     from storydiffusion.loaders.text_to_image import has_clip_tokenizer, load_tokenizer
-    from storydiffusion.pipelines.story import find_unknown_words, get_prompts
+    from storydiffusion.pipelines.batch import get_prompts
+    from storydiffusion.pipelines.story import find_unknown_words
 
     remarks: Settings = {}
     unknown = []

@@ -139,15 +139,12 @@ def generate_panels(
     denoiser: Any = find_denoiser(pipe)
     resumed = start if type(pipe.scheduler).__name__ in RESUMABLE and not csa.uses_regions else None
     group = group or PanelGroup(len(seeds))
-    at_once, needed = plan_memory(pipe, csa, group, arguments)
-    memory = "" if needed is None else f", in about {needed / GIB:.2f} GiB beside the weights"
-    tqdm.write(f"denoising {at_once} of {len(seeds)} panels at once{memory}", file=sys.stderr)
-    if csa.panels_at_once == "auto":
-        csa = replace(csa, panels_at_once=at_once)  # the same chunks, whatever is free later
+    csa = _announce_memory(pipe, csa, group, arguments)
     with (
         consistent_self_attention(pipe, csa, [group]) as story,
         _skipping_to(pipe, resumed) as skip,
         finite_images(pipe.vae),
+        _explaining_lack_of_memory(len(seeds), arguments),
         tqdm(desc=f"denoising {len(seeds)} panels", unit="step", initial=resumed[0] if resumed else 0) as bar,
     ):
 
@@ -160,19 +157,29 @@ def generate_panels(
                 bar.update()
             return tensors
 
-        try:
-            return pipe(
-                **spell_guidance(pipe, arguments),
-                latents=noise.to(denoiser.dtype),
-                generator=generators,
-                callback_on_step_end=on_step_end,
-            ).images
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"the GPU has too little memory for {len(seeds)} panels of {arguments['width']} × "
-                f"{arguments['height']}: choose csa.panels_at_once=auto, a smaller size, fewer panels or "
-                "model.offload=model"
-            ) from error
+        given = {"latents": noise.to(denoiser.dtype), "generator": generators}
+        return pipe(**spell_guidance(pipe, arguments), **given, callback_on_step_end=on_step_end).images
+
+
+def _announce_memory(
+    pipe: Any, csa: ConsistentSelfAttentionConfig, group: PanelGroup, arguments: dict[str, Any]
+) -> ConsistentSelfAttentionConfig:
+    """Print what `plan_memory` finds; return `csa` with this number in place of `auto`, whatever is free later."""
+    at_once, needed = plan_memory(pipe, csa, group, arguments)
+    memory = "" if needed is None else f", in about {needed / GIB:.2f} GiB beside the weights"
+    tqdm.write(f"denoising {at_once} of {group.panels} panels at once{memory}", file=sys.stderr)
+    return replace(csa, panels_at_once=at_once) if csa.panels_at_once == "auto" else csa
+
+
+@contextmanager
+def _explaining_lack_of_memory(panels: int, arguments: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU has too little memory for {panels} panels of {arguments['width']} × {arguments['height']}: "
+            "choose csa.panels_at_once=auto, a smaller size, fewer panels or model.offload=model"
+        ) from error
 
 
 def plan_memory(

@@ -20,19 +20,18 @@ from PIL import Image
 from torch import Tensor
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
-from storydiffusion.attention.consistent_self_attention import PanelGroup
 from storydiffusion.config import ModelConfig
 from storydiffusion.config.infer import NOISES
 from storydiffusion.config.loading import check_choice
-from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import ResolvedModel, resolve_pretrained
 from storydiffusion.loaders.text_to_image import load_story_model
 from storydiffusion.models.prompt_encoding import unknown_words
+from storydiffusion.pipelines.batch import Batch, batch_panels, get_prompts
 from storydiffusion.pipelines.calls import is_unet
-from storydiffusion.pipelines.conditioning import Conditions, select_panels, text_conditions
-from storydiffusion.pipelines.panels import StepCallback, generate_panels, group_panels, panel_seeds, view_panels
+from storydiffusion.pipelines.conditioning import Conditions
+from storydiffusion.pipelines.panels import StepCallback, generate_panels, panel_seeds
 from storydiffusion.pipelines.poses import posed_panels_only
-from storydiffusion.story import Story, character_words, load_story, panel_places, panel_prompts
+from storydiffusion.story import Story, load_story
 from storydiffusion.story.poses import check_poses, has_poses, read_poses
 
 OUTPUT_TYPES = ("pil", "np")
@@ -179,70 +178,45 @@ class StoryPipeline:
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_choice("noise", noise, NOISES)
         story = story if isinstance(story, Story) else load_story(story)
-        if negative_prompt is not None:
-            story = replace(story, negative=negative_prompt)
+        story = story if negative_prompt is None else replace(story, negative=negative_prompt)
         seed = seed if generator is None else draw_seed(generator)
-        prompts, negative_prompts = get_prompts(story)
-        characters = [panel.characters for panel in story.panels]
-        seeds = panel_seeds(seed, characters, noise, [panel.seed for panel in story.panels])
         csa = replace(csa or ConsistentSelfAttentionConfig(), seed=seed)
-        if conditions is not None and csa.uses_regions:
-            raise UserError("regions are read from the story's own prompts: leave out conditions, or set regions=off")
-        conditions = conditions or text_conditions(self.pipe, prompts, negative_prompts)
         given: dict[str, Any] = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "height": height,
             "width": width,
         }
-        shown, group = story, self._group(story, csa, prompts, panels)
-        if panels is not None:
-            conditions = select_panels(conditions, len(seeds), panels)
-            shown = replace(story, panels=tuple(story.panels[panel] for panel in panels))
         sampling = self.defaults | {name: value for name, value in given.items() if value is not None}
-        with self._poses(shown, (sampling["width"], sampling["height"])) as poses:
-            images = generate_panels(
+        characters = [panel.characters for panel in story.panels]
+        seeds = panel_seeds(seed, characters, noise, [panel.seed for panel in story.panels])
+        batch = batch_panels(self.pipe, story, seeds, csa, conditions, panels)
+        arguments["output_type"] = output_type
+        images = self._generate(batch, sampling, arguments, csa, start, callback_on_step_end)
+        return StoryPipelineOutput(images, *get_prompts(story), seeds, story)
+
+    def _generate(
+        self,
+        batch: Batch,
+        sampling: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        csa: ConsistentSelfAttentionConfig,
+        start: tuple[int, Tensor] | None,
+        callback: StepCallback | None,
+    ) -> Any:
+        """Generate the images of a batch; `arguments` win over those of its conditions, and these over `sampling`."""
+        conditions = batch.conditions
+        with self._poses(batch.story, (sampling["width"], sampling["height"])) as poses:
+            return generate_panels(
                 self.pipe,
-                {
-                    **sampling,
-                    **poses,
-                    **conditions.arguments,
-                    **arguments,
-                    "output_type": output_type,
-                },
-                seeds if panels is None else [seeds[panel] for panel in panels],
+                {**sampling, **poses, **conditions.arguments, **arguments},
+                batch.seeds,
                 csa,
-                group,
+                batch.group,
                 start,
-                callback_on_step_end,
+                callback,
                 conditions.at_step_end,
             )
-        return StoryPipelineOutput(images, prompts, negative_prompts, seeds, story)
-
-    def _group(
-        self,
-        story: Story,
-        csa: ConsistentSelfAttentionConfig,
-        prompts: Sequence[str],
-        panels: Sequence[int] | None,
-    ) -> PanelGroup:
-        """Return the story's panels, or those of `panels` as they see the story."""
-        words, places = character_words(story), panel_places(story)
-        if csa.regions == "characters+places" and not any(places):
-            raise UserError(
-                f"regions={csa.regions}, but no panel has a place: add place: WORDS, or set regions=characters"
-            )
-        described = [{name: words[name] for name in panel.characters} for panel in story.panels]
-        if panels is None:
-            return group_panels(self.pipe, csa, prompts, described, places)
-        return group_panels(
-            self.pipe,
-            csa,
-            [prompts[panel] for panel in panels],
-            [described[panel] for panel in panels],
-            [places[panel] for panel in panels],
-            views=view_panels(len(prompts), panels),
-        )
 
     @contextmanager
     def _poses(self, story: Story, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
@@ -261,12 +235,6 @@ def find_unknown_words(tokenizer: Any, story: Story) -> list[str]:
     prompts, _ = get_prompts(story)
     texts = [*prompts, story.negative, *(panel.negative for panel in story.panels)]
     return list(dict.fromkeys(word for text in texts for word in unknown_words(tokenizer, text)))
-
-
-def get_prompts(story: Story) -> tuple[list[str], list[str]]:
-    """Return the prompts and the negative prompts of a story's panels."""
-    prompts = panel_prompts(story)
-    return [each.prompt for each in prompts], [each.negative_prompt for each in prompts]
 
 
 def get_sampling_defaults(config: ModelConfig) -> dict[str, Any]:

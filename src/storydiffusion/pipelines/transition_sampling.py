@@ -75,6 +75,11 @@ def build_sampling(video: VideoConfig) -> TransitionSampling:
     return TransitionSampling(video.frames, video.steps, video.guidance_scale, boundary_frames)
 
 
+def keep_latents(step: int, timestep: Any, latents: Tensor) -> Tensor:
+    """Change nothing; a `ClipCallback`."""
+    return latents
+
+
 def sample_clips(
     model: VideoModel,
     start: Tensor,
@@ -82,7 +87,7 @@ def sample_clips(
     prompts: Sequence[str],
     seeds: Sequence[int],
     sampling: TransitionSampling,
-    on_step: ClipCallback = lambda step, timestep, latents: latents,
+    on_step: ClipCallback = keep_latents,
     negative_prompts: Sequence[str] | None = None,
     token_frames: Tensor | None = None,
 ) -> Tensor:
@@ -133,15 +138,15 @@ def sample_latents(
     prompts: Sequence[str],
     seeds: Sequence[int],
     sampling: TransitionSampling,
-    on_step: ClipCallback = lambda step, timestep, latents: latents,
-    negative_prompts: Sequence[str] | None = None,
-    token_frames: Tensor | None = None,
+    on_step: ClipCallback,
+    negative_prompts: Sequence[str],
+    token_frames: Tensor | None,
 ) -> Tensor:
-    """Sample the latents (B, C, F, h, w) that `sample_clips` decodes, on the model's device."""
+    """Sample the latents (B, C, F, h, w) that `sample_clips` decodes, on the model's device, from its arguments."""
     with model.using(model.vae):
         ends = [encode_images(model.vae, images).to(model.device, model.dtype) for images in (start, end)]
     is_guided = sampling.guidance_scale > 1
-    negatives = ([""] * len(prompts) if negative_prompts is None else negative_prompts) if is_guided else []
+    negatives = negative_prompts if is_guided else []
     with model.using(model.encode_text, model.predictor, model.image_encoder):
         text = model.encode_text([*negatives, *prompts]).to(model.device, model.dtype)
         semantic = _encode_motion(model, start, end, sampling.frames, is_guided, token_frames)
