@@ -45,12 +45,12 @@ class ReproduceConfig:
 @command(ReproduceConfig)
 def main(config: ReproduceConfig) -> None:
     """Run the sweeps, judge the claims and write everything; see conf/reproduce.yaml."""
+    from storydiffusion.evaluation.benchmarks.benchmark import find_edition
+
     if not INFER.exists():
         raise UserError(f"{INFER} is missing. Run this command in a checkout of the repository")
-    from storydiffusion.evaluation.benchmarks.benchmark import read_world
-
     folder = find_folder(config.overrides)
-    edition = read_world(folder).number
+    edition = find_edition(folder).number
     chosen = choose_claims(config.claims, edition, find_family(folder).denoiser)
     print(f"the model draws StoryWorld's edition {edition}; claims: {', '.join(c.name for c in chosen)}", flush=True)
     with own_folder(config.runs):

@@ -110,14 +110,14 @@ class ModelCardConfig:
 def create_card(config: ModelCardConfig) -> None:
     """Generate the sheets and write README.md beside them, into the model's folder."""
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
-    from storydiffusion.evaluation.benchmarks.benchmark import read_world
+    from storydiffusion.evaluation.benchmarks.benchmark import find_edition
     from storydiffusion.evaluation.benchmarks.stories import generate_stories
     from storydiffusion.publish.anatomy import read_anatomy, write_anatomy
     from storydiffusion.training.record import RECORD
 
     record = read_training_record(find_model_folder(config.model.path, config.model.revision) / RECORD)
     resolved = resolve_model(config.model)
-    folder, edition = resolved.folder, read_world(resolved.folder)
+    folder, edition = resolved.folder, find_edition(resolved.folder)
     anatomy = write_anatomy(read_anatomy(folder, resolved.checksums, SAMPLES), SAMPLES)
     video = None
     if config.model.video is not None and config.model.video.predictor is not None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from storydiffusion.errors import UserError
-from storydiffusion.evaluation.benchmarks.held_out import SCENE_CHANGE, HeldOutClip, find_edition, sample_held_out
+from storydiffusion.evaluation.benchmarks.benchmark import find_edition
+from storydiffusion.evaluation.benchmarks.held_out import SCENE_CHANGE, HeldOutClip, sample_held_out
 from storydiffusion.evaluation.benchmarks.transitions import Readers, load_readers, measure_item
 from storydiffusion.evaluation.metrics.clips import cross_fade
 from storydiffusion.evaluation.metrics.registry import FRAME_ATTRIBUTES
@@ -156,11 +157,14 @@ def test_a_motion_is_that_of_all_clips_and_an_unknown_one_is_refused(edition):
 
 def test_the_folder_names_the_edition_and_the_classifier_must_read_it(tmp_path, world_model):
     assert find_edition(world_model).number == 1
+    classifier = tmp_path / "attribute_classifier" / "config.json"
+    classifier.parent.mkdir()
     (tmp_path / "storydiffusion.json").write_text('{"kind": "miniature", "edition": 2}')
+    classifier.write_text('{"edition": 2}')
     assert find_edition(tmp_path).number == 2
-    resolved = replace(resolve_model(compose_config("model-card").model), folder=world_model)
-    with pytest.raises(UserError, match="edition 1, but the model is of edition 2"):
-        load_readers(resolved, get_edition(2))
+    classifier.write_text('{"edition": 1}')
+    with pytest.raises(UserError, match="draws StoryWorld's edition 2, but its attribute classifier reads edition 1"):
+        find_edition(tmp_path)
 
 
 def test_static_and_mixed_characters_are_in_the_wrong_place(readers):
@@ -187,7 +191,7 @@ def test_an_empty_scene_has_the_largest_place_error(edition, readers, second_rea
 def test_the_shipped_video_model_is_closer_to_the_truth_than_a_cross_fade():
     config = compose_config("model-card").model
     resolved = resolve_model(replace(config, dtype="float32", device="cpu"))
-    model, readers = load_video_model(resolved), load_readers(resolved, get_edition(1))
+    model, readers = load_video_model(resolved), load_readers(resolved)
     sampling = replace(build_sampling(resolved.video), steps=4)
     errors = []
     for clip in sample_held_out(get_edition(1), None, 4):

@@ -88,8 +88,8 @@ def read_accuracy(folder: Path) -> dict[str, float]:
     return accuracy
 
 
-def read_world(folder: Path) -> "Edition":
-    """Return the edition of StoryWorld that the model's attribute classifier reads.
+def find_edition(folder: Path) -> "Edition":
+    """Return the edition of StoryWorld that a model draws and its attribute classifier reads.
 
     Raises:
         UserError: the model draws another edition, as its storydiffusion.json says.
@@ -111,7 +111,7 @@ def find_encoder(folder: Path) -> str:
 
     The package's encoder serves all models of its edition, so that their similarities can be compared.
     """
-    is_own = read_world(folder).number != read_world(find_model_folder("package://miniature", None)).number
+    is_own = find_edition(folder).number != find_edition(find_model_folder("package://miniature", None)).number
     return str(folder / "image_encoder") if is_own else MINIATURE
 
 

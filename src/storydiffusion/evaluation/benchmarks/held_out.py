@@ -1,12 +1,10 @@
 """What the benchmark `transitions` generates: held-out clips of either edition of StoryWorld, or scene changes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.benchmark import READ_SIZE
-from storydiffusion.loaders.resolve import read_edition
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,13 +63,6 @@ class HeldOutClip:
         """Return the attributes of the frame at `t` in [0, 1], without what it lacks; 0 or 1 without truth."""
         still = self.world.truth_at(self.clip, t) if self.has_truth else (self.clip.end if t else self.clip.start)
         return {name: value for name, value in self.world.get_labels(still).items() if value is not None}
-
-
-def find_edition(folder: Path) -> "Edition":
-    """Return the edition of StoryWorld that a model's folder names, the first without a name."""
-    from storydiffusion.storyworld.edition import get_edition
-
-    return get_edition(read_edition(folder) or 1)
 
 
 def sample_held_out(world: "Edition", motion: str | None, count: int) -> list[HeldOutClip]:

@@ -17,11 +17,11 @@ from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.benchmark import (
     Benchmark,
     describe_accuracy,
+    find_edition,
     find_encoder,
     get_checksums,
     read_accuracy,
     read_images,
-    read_world,
 )
 from storydiffusion.evaluation.benchmarks.region_truth import read_regions
 from storydiffusion.evaluation.benchmarks.story_sets import StorySet, get_story_set, is_frozen
@@ -68,7 +68,7 @@ def get_settings(config: InferConfig, resolved: ResolvedModel) -> dict[str, Any]
                 f"a baseline keeps one character, not benchmark.characters={config.benchmark.characters}. Leave out "
                 "baseline, or set benchmark.characters=1"
             )
-    edition = read_world(resolved.folder).number
+    edition = find_edition(resolved.folder).number
     stories = {name: getattr(config.benchmark, name) for name in ("characters", "panels")}
     stories |= {"edition": edition, "checksum": load_story_set(config, resolved).checksum}
     return {**settings, "weights": weights, "benchmark": stories}
@@ -76,7 +76,7 @@ def get_settings(config: InferConfig, resolved: ResolvedModel) -> dict[str, Any]
 
 def load_story_set(config: InferConfig, resolved: ResolvedModel) -> StorySet:
     """Return the stories that the configuration asks for, of the model's edition."""
-    edition = read_world(resolved.folder).number
+    edition = find_edition(resolved.folder).number
     planned = config.benchmark
     return get_story_set(edition, planned.characters, planned.panels, planned.set)
 

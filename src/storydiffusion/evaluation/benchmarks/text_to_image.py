@@ -14,9 +14,9 @@ from storydiffusion.config import InferConfig
 from storydiffusion.evaluation.benchmarks.benchmark import (
     Benchmark,
     describe_accuracy,
+    find_edition,
     read_accuracy,
     read_images,
-    read_world,
 )
 from storydiffusion.evaluation.benchmarks.stories import generate_images
 from storydiffusion.evaluation.metrics.registry import compute_metrics
@@ -46,7 +46,7 @@ class Case:
 def get_settings(config: InferConfig, model: ResolvedModel) -> dict[str, Any]:
     """Return the settings that only this benchmark depends on."""
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("steps", "guidance_scale")}
-    return {**settings, "weights": {}, "benchmark": {"edition": read_world(model.folder).number}}
+    return {**settings, "weights": {}, "benchmark": {"edition": find_edition(model.folder).number}}
 
 
 def load_benchmark(config: InferConfig, resolved: ResolvedModel, out: Path) -> Benchmark:
@@ -59,7 +59,7 @@ def load_benchmark(config: InferConfig, resolved: ResolvedModel, out: Path) -> B
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 
-    edition, off = read_world(resolved.folder), ConsistentSelfAttentionConfig(variant="off")
+    edition, off = find_edition(resolved.folder), ConsistentSelfAttentionConfig(variant="off")
     cases = [draw_case(edition, number) for number in range(config.benchmark.images)]
     accuracy = read_accuracy(resolved.folder)
     model = load_story_model(resolved)

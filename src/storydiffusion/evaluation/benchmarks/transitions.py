@@ -19,10 +19,11 @@ from storydiffusion.evaluation.benchmarks.benchmark import (
     READ_SIZE,
     Benchmark,
     describe_accuracy,
+    find_edition,
     read_accuracy,
     to_rows,
 )
-from storydiffusion.evaluation.benchmarks.held_out import HeldOutClip, find_edition, sample_held_out
+from storydiffusion.evaluation.benchmarks.held_out import HeldOutClip, sample_held_out
 from storydiffusion.evaluation.benchmarks.methods import METHODS, NEED_TRUTH
 from storydiffusion.evaluation.metrics.registry import compute_metrics
 from storydiffusion.loaders.checksums import compute_part_checksums
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from storydiffusion.models.image_encoders import ImageEncoder
     from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
-    from storydiffusion.storyworld.edition import Edition
 
 MIDDLE = (0.2, 0.8)
 """Of a clip's time, in which a motion differs most from both stills"""
@@ -83,7 +83,7 @@ def load_benchmark(config: InferConfig, model: ResolvedModel, out: Path) -> Benc
             "choose another method"
         )
     generate = METHODS[planned.method](config, model)
-    readers = load_readers(model, world)
+    readers = load_readers(model)
 
     def measure(part: Sequence[HeldOutClip]) -> list[dict[str, Any]]:
         return [
@@ -109,23 +109,13 @@ def load_benchmark(config: InferConfig, model: ResolvedModel, out: Path) -> Benc
     )
 
 
-def load_readers(model: ResolvedModel, world: "Edition") -> Readers:
-    """Load the model's attribute classifier and image encoder.
-
-    Raises:
-        UserError: the classifier reads another edition than that of the model's images.
-    """
+def load_readers(model: ResolvedModel) -> Readers:
+    """Load the model's attribute classifier and image encoder."""
     import torch
 
     from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
 
-    folder = model.folder / "attribute_classifier"
-    classifier = AttributeClassifier.load(folder)
-    if classifier.edition != world.number:
-        raise UserError(
-            f"{folder} reads StoryWorld's edition {classifier.edition}, but the model is of edition {world.number}: "
-            "export a classifier of that edition there, or correct storydiffusion.json"
-        )
+    classifier = AttributeClassifier.load(model.folder / "attribute_classifier")
     return Readers(classifier, load_image_encoder(model.video.image_encoder, torch.float32))
 
 
