@@ -70,6 +70,23 @@ def test_a_controlnet_acts_on_panels_with_a_pose_alone(tiny_model, controlnet, w
     assert np.array_equal(faint, plain)
 
 
+def test_a_controlnet_computes_the_panels_of_a_chunk_alone(tiny_model, controlnet, write_story):
+    pipeline = StoryPipeline.from_model(resolve_model(config(tiny_model, controlnet=str(controlnet))))
+    story, sizes = write_story("pose.png"), []
+    pipeline.pipe.controlnet.mid_block.register_forward_hook(lambda block, args, output: sizes.append(len(output)))
+
+    def run(panels_at_once: int | None) -> tuple[np.ndarray, set[int]]:
+        sizes.clear()
+        csa = ConsistentSelfAttentionConfig(anchor_panels=1, panels_at_once=panels_at_once)
+        return pipeline(story, csa=csa, num_inference_steps=2, output_type="np").images, set(sizes)
+
+    (joint, whole), (same, one_chunk), (chunked, halves) = run(None), run(2), run(1)
+    assert np.array_equal(same, joint)
+    assert np.abs(chunked - joint).max() < 1e-4
+    assert whole == one_chunk == {2 * size for size in halves}
+    assert "forward" not in vars(pipeline.pipe.controlnet)
+
+
 def test_a_pose_lies_beside_its_story(write_story, tmp_path):
     assert load_story(write_story("pose.png")).panels[1].pose == str(tmp_path / "pose.png")
 

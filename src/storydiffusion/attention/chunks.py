@@ -22,6 +22,17 @@ from storydiffusion.errors import UserError
 
 
 @dataclass(frozen=True)
+class RowsOnDemand:
+    """An argument of the denoiser that is computed for the images of each chunk, and never for all at once.
+
+    Attributes:
+        compute: the images' numbers in the joint batch (b,) → the argument for them. It is called once for each chunk.
+    """
+
+    compute: Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Panels that are denoised together.
 
@@ -104,13 +115,14 @@ class ChunkedCall:
             UserError: for an argument that cannot be divided into panels.
         """
         if len(self.chunks) == 1:
-            return call(*args, **kwargs)
+            images = self._images(range(self._panels))
+            on_demand = {name: value for name, value in kwargs.items() if isinstance(value, RowsOnDemand)}
+            return call(*args, **{**kwargs, **{name: value.compute(images) for name, value in on_demand.items()}})
         outputs = []
         try:
             for chunk in self.chunks:
-                self._chunk, images = chunk, self._images(chunk.panels)
-                given = {name: self._select(value, images, name) for name, value in kwargs.items()}
-                outputs.append(call(*(self._select(value, images, "input") for value in args), **given))
+                self._chunk = chunk
+                outputs.append(self._run_chunk(call, self._images(chunk.panels), args, kwargs))
                 self._plans.clear()
         finally:
             self._chunk = None
@@ -118,6 +130,11 @@ class ChunkedCall:
             self._kept.clear()
         order = torch.cat([self._images(chunk.panels) for chunk in self.chunks]).argsort()
         return _join(outputs, order)
+
+    def _run_chunk(self, call: Callable[..., Any], images: Tensor, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        batch = self._parts * self._panels
+        given = {name: select_images(value, images, batch, name) for name, value in kwargs.items()}
+        return call(*(select_images(value, images, batch, "input") for value in args), **given)
 
     def restrict(self, plan: AttentionPlan, key: tuple, layer: str) -> AttentionPlan:
         """Return the plan of the current chunk in a layer: a part of the joint call's plan.
@@ -173,27 +190,33 @@ class ChunkedCall:
         first = torch.arange(self._parts)[:, None] * self._panels
         return (first + torch.tensor(panels, dtype=torch.long)).flatten()
 
-    def _select(self, value: Any, images: Tensor, name: str) -> Any:
-        """Return these images' part of an argument, in nested lists and mappings too."""
-        if isinstance(value, Mapping):
-            return {key: self._select(each, images, f"{name}.{key}") for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._select(each, images, f"{name}[{n}]") for n, each in enumerate(value))
-        if value is None or isinstance(value, bool | int | float | str):
+
+def select_images(value: Any, images: Tensor, batch: int, name: str) -> Any:
+    """Return these images' part of an argument for a batch of images, in nested lists and mappings too.
+
+    Raises:
+        UserError: for an argument that cannot be divided into images.
+    """
+    if isinstance(value, RowsOnDemand):
+        return value.compute(images)
+    if isinstance(value, Mapping):
+        return {key: select_images(each, images, batch, f"{name}.{key}") for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(select_images(each, images, batch, f"{name}[{n}]") for n, each in enumerate(value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or (value.ndim == 1 and len(value) == 1):
             return value
-        batch = self._parts * self._panels
-        if isinstance(value, Tensor):
-            if value.ndim == 0 or (value.ndim == 1 and len(value) == 1):
-                return value
-            if len(value) == batch:
-                return value[images.to(value.device)]
-            found = f"a tensor of {len(value)} rows"
-        else:
-            found = f"a {type(value).__name__}"
-        raise UserError(
-            f"the denoiser's argument {name} is {found} for a batch of {batch}, which panels_at_once cannot divide: "
-            "give it one row per image, or leave out panels_at_once."
-        )
+        if len(value) == batch:
+            return value[images.to(value.device)]
+        found = f"a tensor of {len(value)} rows"
+    else:
+        found = f"a {type(value).__name__}"
+    raise UserError(
+        f"the denoiser's argument {name} is {found} for a batch of {batch}, which panels_at_once cannot divide: "
+        "give it one row per image, or leave out panels_at_once."
+    )
 
 
 def _join(outputs: Sequence[Any], order: Tensor) -> Any:

@@ -205,8 +205,8 @@ class StoryPipeline:
         callback: StepCallback | None,
     ) -> Any:
         """Generate the images of a batch; `arguments` win over those of its conditions, and these over `sampling`."""
-        conditions = batch.conditions
-        with self._poses(batch.story, (sampling["width"], sampling["height"])) as poses:
+        conditions, in_chunks = batch.conditions, csa.panels_at_once is not None
+        with self._poses(batch.story, (sampling["width"], sampling["height"]), in_chunks) as poses:
             return generate_panels(
                 self.pipe,
                 {**sampling, **poses, **conditions.arguments, **arguments},
@@ -219,14 +219,14 @@ class StoryPipeline:
             )
 
     @contextmanager
-    def _poses(self, story: Story, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    def _poses(self, story: Story, size: tuple[int, int], in_chunks: bool) -> Iterator[dict[str, Any]]:
         """Yield the pipeline's argument of pose maps, where the story has any."""
         if not has_poses(story):
             yield {}
             return
         controlnet = getattr(self.pipe, "controlnet", None)
         check_poses(story, controlnet is not None)
-        with posed_panels_only(controlnet, story):
+        with posed_panels_only(controlnet, story, in_chunks):
             yield {"image": read_poses(story, size)}
 
 
