@@ -87,6 +87,22 @@ def test_a_controlnet_computes_the_panels_of_a_chunk_alone(tiny_model, controlne
     assert "forward" not in vars(pipeline.pipe.controlnet)
 
 
+def test_a_controlnet_in_guess_mode_computes_all_panels_at_once(tiny_model, controlnet, write_story):
+    pipeline = StoryPipeline.from_model(resolve_model(config(tiny_model, controlnet=str(controlnet))))
+    story = write_story("pose.png")
+    joint, chunked = (
+        pipeline(
+            story,
+            csa=ConsistentSelfAttentionConfig(anchor_panels=1, panels_at_once=panels_at_once),
+            num_inference_steps=2,
+            output_type="np",
+            guess_mode=True,
+        ).images
+        for panels_at_once in (None, 1)
+    )
+    assert np.abs(chunked - joint).max() < 1e-4
+
+
 def test_a_pose_lies_beside_its_story(write_story, tmp_path):
     assert load_story(write_story("pose.png")).panels[1].pose == str(tmp_path / "pose.png")
 

@@ -25,11 +25,11 @@ def posed_panels_only(controlnet: Any, story: Story, in_chunks: bool) -> Iterato
     has_pose = torch.tensor([panel.pose is not None for panel in story.panels])
     forward, own = controlnet.forward, vars(controlnet).get("forward")  # a hook of offloading, if any
 
-    def run(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        residuals = _Residuals(forward, has_pose, args, kwargs)
-        if in_chunks:
-            return RowsOnDemand(partial(residuals.take, "down")), RowsOnDemand(partial(residuals.take, "middle"))
-        return residuals.compute(torch.arange(residuals.batch))
+    def run(*args: Any, guess_mode: bool = False, **kwargs: Any) -> tuple[Any, Any]:
+        residuals = _Residuals(partial(forward, guess_mode=guess_mode), has_pose, args, kwargs)
+        if not in_chunks or guess_mode:  # in which the pipeline itself computes with the residuals
+            return residuals.compute_all()
+        return RowsOnDemand(partial(residuals.take, "down")), RowsOnDemand(partial(residuals.take, "middle"))
 
     controlnet.forward = run
     try:
@@ -46,14 +46,21 @@ class _Residuals:
 
     def __init__(self, call: Callable[..., Any], has_pose: Tensor, args: tuple, kwargs: Mapping[str, Any]) -> None:
         self.call, self.has_pose, self.args, self.kwargs = call, has_pose, args, kwargs
-        self.batch = len(args[0])
         self._computed: dict[str, Any] = {}
 
+    def compute_all(self) -> tuple[list[Tensor], Tensor]:
+        """Return the down blocks' and the middle block's residuals of all images."""
+        return self._mask(self.call(*self.args, **self.kwargs), torch.arange(len(self.args[0])))
+
     def compute(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the down blocks' and the middle block's residuals of these images (b,)."""
-        given = {name: select_images(value, images, self.batch, name) for name, value in self.kwargs.items()}
-        args = (select_images(value, images, self.batch, "input") for value in self.args)
-        down, middle = self.call(*args, **given)
+        """Return those of these images (b,)."""
+        batch = len(self.args[0])
+        given = {name: select_images(value, images, batch, name) for name, value in self.kwargs.items()}
+        args = (select_images(value, images, batch, "input") for value in self.args)
+        return self._mask(self.call(*args, **given), images)
+
+    def _mask(self, residuals: tuple[list[Tensor], Tensor], images: Tensor) -> tuple[list[Tensor], Tensor]:
+        down, middle = residuals
         shown = self.has_pose[images % len(self.has_pose)].to(middle).view(-1, 1, 1, 1)
         return [residual * shown for residual in down], middle * shown
 

@@ -19,10 +19,7 @@ from storydiffusion.evaluation.benchmarks.stories import generate_images
 from storydiffusion.evaluation.emotion_readers import EmotionReader, find_probe, load_emotion_reader
 from storydiffusion.evaluation.metrics.embeddings import find_character_pairs
 from storydiffusion.evaluation.metrics.registry import compute_metrics
-from storydiffusion.evaluation.networks import (
-    ImageTextEncoder,
-    load_image_text_encoder,
-)
+from storydiffusion.evaluation.networks import ImageTextEncoder, load_image_text_encoder
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums
 from storydiffusion.loaders.resolve import ResolvedModel, read_edition
 from storydiffusion.loaders.sources import find_model_folder
