@@ -1,23 +1,25 @@
 """The id of a run in Weights & Biases."""
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
 from storydiffusion.errors import UserError
 from storydiffusion.training.loggers import RUN_ID, load_run_id
+from tests.helpers.processes import run_processes
 
-READ = "import sys; from storydiffusion.training.loggers import load_run_id; print(load_run_id(sys.argv[1]))"
+
+def write_run_id(rank: int, run: Path, out: Path) -> None:
+    (out / str(rank)).write_text(load_run_id(run))
 
 
 def test_all_processes_of_a_run_read_one_id(tmp_path):
-    readers = [
-        subprocess.Popen([sys.executable, "-c", READ, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    found = {reader.communicate()[0].strip() for reader in readers}
-    assert found == {load_run_id(tmp_path)}
-    assert [file.name for file in tmp_path.iterdir()] == [RUN_ID]
+    run, out = tmp_path / "run", tmp_path / "out"
+    for folder in (run, out):
+        folder.mkdir()
+    assert run_processes(write_run_id, 4, run, out) == [0] * 4
+    assert {file.read_text() for file in out.iterdir()} == {load_run_id(run)}
+    assert [file.name for file in run.iterdir()] == [RUN_ID]
 
 
 @pytest.mark.parametrize("content", [b"", b"0123", b"0123456g", b"\xff" * 8, bytes(8)])

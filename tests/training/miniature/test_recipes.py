@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from storydiffusion.commands import train as train_command
 from storydiffusion.config import TrainConfig, load
@@ -18,14 +18,13 @@ from storydiffusion.config.miniature import AttributeClassifierRecipe
 from storydiffusion.errors import UserError
 from storydiffusion.models.image_encoders import load_clip, load_image_encoder
 from storydiffusion.storyworld.attribute_classifier import AttributeClassifier
-from storydiffusion.storyworld.captions import caption, words
+from storydiffusion.storyworld.captions import words
 from storydiffusion.storyworld.edition import EDITIONS
 from storydiffusion.storyworld.scene import SCENE_LABELS
 from storydiffusion.storyworld.spoilt import FAULTS
-from storydiffusion.storyworld.truth import ATTRIBUTES, sample_truth
+from storydiffusion.storyworld.truth import ATTRIBUTES
 from storydiffusion.training.miniature.attribute_classifier import attribute_loss
 from storydiffusion.training.miniature.stream import Stream
-from storydiffusion.training.miniature.tokenizer import build_tokenizer
 from storydiffusion.training.optim.learning_rate import compute_rate
 from storydiffusion.training.training_run import TrainingRun
 from tests.helpers.training_state import PowerCut, Steps, add, state
@@ -336,35 +335,6 @@ RECIPE = AttributeClassifierRecipe(
 def test_learning_rate_warms_up_stays_and_falls_to_zero():
     rates = [compute_rate(RECIPE, step) for step in (0, 1, 4, 50, 75, 100)]
     assert rates == pytest.approx([0.2, 0.4, 1.0, 1.0, 0.5, 0.0])
-
-
-@pytest.mark.parametrize("edition", EDITIONS)
-def test_every_vocabulary_word_is_one_token(edition):
-    tokenizer = build_tokenizer(edition)
-    entries = EDITIONS[edition].vocabulary()
-    tokens = [tokenizer(word, add_special_tokens=False).input_ids for word in entries]
-    assert all(len(token) == 1 for token in tokens)
-    assert len({token[0] for token in tokens}) == len(entries)
-    assert tokenizer.unk_token_id not in {token[0] for token in tokens}
-
-
-@pytest.mark.parametrize("word", ["zebra", "catch", "xylophone"])  # catch begins with cat
-def test_other_words_are_unknown(word):
-    tokenizer = build_tokenizer(1)
-    tokens = tokenizer(word, add_special_tokens=False).input_ids
-    assert tokens
-    assert set(tokens) == {tokenizer.unk_token_id}
-
-
-def test_captions_have_no_unknown_words_and_the_tokenizer_survives_saving(tmp_path):
-    tokenizer = build_tokenizer(1)
-    tokenizer.save_pretrained(tmp_path)
-    again = CLIPTokenizer.from_pretrained(tmp_path)
-    for index in range(100):
-        tokens = tokenizer(caption(sample_truth(3, index), index)).input_ids
-        assert tokenizer.unk_token_id not in tokens
-        assert len(tokens) <= tokenizer.model_max_length
-        assert again(caption(sample_truth(3, index), index)).input_ids == tokens
 
 
 def test_the_scene_classifier_is_measured_on_every_attribute_and_on_spoilt_images(second_edition):
