@@ -112,6 +112,8 @@ panels:
   - {prompt: "[Pip] and [Bo] in the park", caption: Three.}
 """
 
+SMALL = ("height=64", "width=64", "steps=6", "guidance_scale=3")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -171,5 +173,16 @@ def infer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_pa
 @pytest.fixture
 def generate_story(infer: Callable[..., Outcome], tiny_model: Path, story_file: Path) -> Callable[..., Outcome]:
     """Generate the story of `story_file` with the tiny model; further overrides come last."""
-    small = ("height=64", "width=64", "steps=6", "guidance_scale=3")
-    return lambda *overrides: infer(f"story={story_file}", f"model.path={tiny_model}", *small, *overrides)
+    return lambda *overrides: infer(f"story={story_file}", f"model.path={tiny_model}", *SMALL, *overrides)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of STORY as `generate_story` writes it in three steps, generated once; tests use a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "friends.yaml").write_text(STORY)
+    given = ["story=friends.yaml", f"model.path={tiny_model}", *SMALL, "steps=3", "run_dir=run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        commands.run_verb("infer", given, "infer.py")
+    return folder / "run"

@@ -1,5 +1,6 @@
 """Takes of a panel: what they read, that all else stays, and that one can go back."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,8 @@ STEPS = "steps=3"
 
 
 @pytest.fixture
-def run(generate_story, tmp_path) -> Path:
-    assert generate_story("run_dir=run", STEPS).code == 0
-    return tmp_path / "run"
+def run(finished_run, tmp_path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def panels(run: Path) -> list[bytes]:
