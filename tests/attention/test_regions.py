@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
+from storydiffusion.attention.backbones import UNetBackbone
 from storydiffusion.attention.character_words import find_tokens, find_words
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import (
@@ -17,6 +18,7 @@ from storydiffusion.attention.consistent_self_attention import (
     uniform_counts,
 )
 from storydiffusion.attention.plugin import consistent_self_attention
+from storydiffusion.attention.region_recorder import RegionRecorder
 from storydiffusion.attention.regions import draw_in_regions, find_regions
 from storydiffusion.attention.variants import get_read_panels, select_tokens
 from storydiffusion.errors import UserError
@@ -380,3 +382,16 @@ def test_a_transformer_is_refused_by_name():
         consistent_self_attention(pipe, ConsistentSelfAttentionConfig(regions="characters"), characters=["fox"]),
     ):
         pass
+
+
+class PlainDecoder(torch.nn.Module):
+    """A decoder of one layer, without a configuration that says how many levels it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"attn2": torch.nn.Linear(1, 1)})])
+
+
+def test_a_layer_of_unknown_grid_is_refused_by_name():
+    with pytest.raises(UserError, match=r"PlainDecoder does not say that of up_blocks\.0\.attn2: leave out regions"):
+        RegionRecorder(UNetBackbone(PlainDecoder()))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from storydiffusion.attention.backbones import AttentionLayer, Backbone, Grid, InputShape, UNetBackbone, find_factor
 from storydiffusion.attention.consistent_self_attention import PanelGroup
@@ -30,7 +30,7 @@ class RegionRecorder:
     """Record the cross-attention of a U-Net.
 
     Raises:
-        UserError: for a denoiser whose decoder has no cross-attention.
+        UserError: for a denoiser whose decoder has no cross-attention, or some on a grid of unknown size.
 
     Attributes:
         layers: those of the decoder, by name.
@@ -45,7 +45,7 @@ class RegionRecorder:
                 "leave out regions."
             )
         self.layers: dict[str, AttentionLayer] = found
-        self._factors = {name: find_factor(denoiser, name) or 1 for name in found}
+        self._factors = {name: _get_factor(denoiser, name) for name in found}
         self._stories: Sequence[PanelGroup] = ()
         self._tokens, self._shares = torch.empty(0), torch.empty(0)
         self._grid = Grid(1, 0, 0)
@@ -153,6 +153,17 @@ class RecordingProcessor:
         self._record(self._layer, attn, hidden_states, encoder_hidden_states[0] if is_pair else encoder_hidden_states)
         masks = {} if ip_adapter_masks is None else {"ip_adapter_masks": ip_adapter_masks}
         return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, **masks)
+
+
+def _get_factor(denoiser: nn.Module, layer: str) -> int:
+    """Return by how much the grid of a layer is coarser than the denoiser's input. Raises UserError."""
+    factor = find_factor(denoiser, layer)
+    if factor is None:
+        raise UserError(
+            f"regions need the grid of each cross-attention layer, and {type(denoiser).__name__} does not say that of "
+            f"{layer}: leave out regions."
+        )
+    return factor
 
 
 def _reads_text(name: str) -> bool:

@@ -9,13 +9,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import ModelConfig
+from storydiffusion.errors import UserError
+from storydiffusion.storyworld.captions import Prompt
 from storydiffusion.storyworld.scene import Scene, sample_scene
 from storydiffusion.storyworld.scene_captions import draw_scene_prompt
 from storydiffusion.storyworld.scene_renderer import figure_masks, render_scene
 from storydiffusion.storyworld.scene_stories import HELD_OUT_SEED
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from storydiffusion.attention.backbones import Grid
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+    from storydiffusion.attention.consistent_self_attention import PanelGroup
     from storydiffusion.loaders.text_to_image import StoryModel
 
 READ_AT = 0.5  # of the schedule
@@ -40,35 +46,45 @@ def read_regions(
     """Return the evidence of `region_iou` for one scene of each number: regions, int (h, w), and masks, bool (2, h, w).
 
     Each is as if computed alone.
-    """
-    import numpy as np
-    import torch
 
+    Raises:
+        UserError: images that are not square, as the drawn ones are.
+    """
+    if config.height != config.width:
+        raise UserError(
+            f"scenes are drawn in squares, not in {config.width} × {config.height}: set model.height={config.width}"
+        )
+    scenes = [draw_pair_scene(number) for number in numbers]
+    prompts = [draw_scene_prompt(scene, number) for scene, number in zip(scenes, numbers, strict=True)]
+    seeds = [seed + number for number in numbers]
+    grid, found = _record_regions(model.pipe, config, scenes, prompts, seeds, attention)
+    return [
+        {"regions": regions.view(grid.height, grid.width).numpy(), "masks": pool_masks(scene, config.height, grid)}
+        for regions, scene in zip(found, scenes, strict=True)
+    ]
+
+
+def _record_regions(
+    pipe: Any,
+    config: ModelConfig,
+    scenes: Sequence[Scene],
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    attention: "ConsistentSelfAttentionConfig",
+) -> "tuple[Grid, list[Tensor]]":
+    """Return the grid of the latents, and the region of each of its cells at `READ_AT`, int (h · w,) for each scene."""
     from storydiffusion.attention.backbones import Grid
-    from storydiffusion.attention.consistent_self_attention import PanelGroup
     from storydiffusion.attention.plugin import consistent_self_attention
-    from storydiffusion.models.prompt_encoding import find_character_tokens
     from storydiffusion.pipelines.conditioning import text_conditions
     from storydiffusion.pipelines.panels import starting_noise
     from storydiffusion.pipelines.story import get_sampling_defaults
-    from storydiffusion.pipelines.transition_sampling import encode_images
 
-    pipe: Any = model.pipe
-    scenes = [draw_pair_scene(number) for number in numbers]
-    prompts = [draw_scene_prompt(scene, number) for scene, number in zip(scenes, numbers, strict=True)]
-    words = [{str(n): prompt.text[slice(*span)] for n, span in enumerate(prompt.clauses)} for prompt in prompts]
-    texts = [prompt.text for prompt in prompts]
-    groups = [
-        PanelGroup(1, characters=[find_character_tokens(pipe, text, each)])
-        for text, each in zip(texts, words, strict=True)
-    ]
-    pixels = np.stack([render_scene(scene, config.height or 0) for scene in scenes])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    noise, generators = starting_noise(pipe, [seed + number for number in numbers], config.height, config.width)
-    truth = encode_images(pipe.vae, images)
+    noise, generators = starting_noise(pipe, seeds, config.height, config.width)
+    truth = _encode_scenes(pipe, scenes, config.height)
     noise = noise.to(truth)
     grid, found = Grid(1, *truth.shape[-2:]), []
-    given = text_conditions(pipe, texts, [""] * len(texts))
+    given = text_conditions(pipe, [prompt.text for prompt in prompts], [""] * len(prompts))
+    groups = [_group_characters(pipe, prompt) for prompt in prompts]
     with consistent_self_attention(pipe, replace(attention, regions="characters"), groups) as state:
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -89,14 +105,31 @@ def read_regions(
             callback_on_step_end=on_step_end,
             output_type="latent",
         )
-    return [
-        {"regions": regions.view(grid.height, grid.width).numpy(), "masks": pool_masks(scene, config, grid)}
-        for regions, scene in zip(found, scenes, strict=True)
-    ]
+    return grid, found
 
 
-def pool_masks(scene: Scene, config: ModelConfig, grid: Any) -> Any:
+def _encode_scenes(pipe: Any, scenes: Sequence[Scene], size: int) -> "Tensor":
+    """Return the scaled latents (B, C, h, w) of drawn images."""
+    import numpy as np
+    import torch
+
+    from storydiffusion.pipelines.transition_sampling import encode_images
+
+    pixels = np.stack([render_scene(scene, size) for scene in scenes])
+    return encode_images(pipe.vae, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+
+
+def _group_characters(pipe: Any, prompt: Prompt) -> "PanelGroup":
+    """Return a story of this panel alone, with the tokens of its characters, named 0 and 1."""
+    from storydiffusion.attention.consistent_self_attention import PanelGroup
+    from storydiffusion.models.prompt_encoding import find_character_tokens
+
+    words = {str(n): prompt.text[slice(*span)] for n, span in enumerate(prompt.clauses)}
+    return PanelGroup(1, characters=[find_character_tokens(pipe, prompt.text, words)])
+
+
+def pool_masks(scene: Scene, size: int, grid: "Grid") -> Any:
     """Return where more than half of a cell shows each character, bool (2, h, w)."""
-    masks = figure_masks(scene, config.height or 0)
-    cells = masks.reshape(len(masks), grid.height, config.height // grid.height, grid.width, -1)
+    masks = figure_masks(scene, size)
+    cells = masks.reshape(len(masks), grid.height, size // grid.height, grid.width, -1)
     return cells.mean((2, 4)) > 0.5
