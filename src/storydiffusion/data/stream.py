@@ -83,8 +83,10 @@ class StreamLoader:
             pin_memory=torch.cuda.is_available(),
         )
         for batch, rejects in batches:
-            self._count(rejects, batch is not None, share)
-            assert isinstance(batch, ClipBatch)  # `_count` has raised without one
+            self._note(rejects, share)
+            allowed = self.options.rejected_share * max(self.clips, FEWEST)
+            if not isinstance(batch, ClipBatch) or self.rejected > allowed:  # None: a worker has no usable clip
+                raise self._explain(rejects[-1])
             self.step += 1
             yield batch
 
@@ -95,17 +97,19 @@ class StreamLoader:
         """Restore the number of steps, from which the order of a resumed run is drawn."""
         self.step = int(state_dict["step"])
 
-    def _count(self, rejects: Sequence[Reject], is_whole: bool, clips: int) -> None:
+    def _note(self, rejects: Sequence[Reject], clips: int) -> None:
+        """Count the clips and rejects of a batch; log these, and write them to the quarantine."""
         self.clips += clips
         self.rejected += len(rejects)
         for reject in rejects:
             log.warning("cannot use %s", reject)
         if self._quarantine:
             self._quarantine.add(rejects)
+
+    def _explain(self, reject: Reject) -> UserError:
         share = self.options.rejected_share
-        if not is_whole or self.rejected > share * max(self.clips, FEWEST):
-            more = f"; more than rejected_share={share:g} of the clips cannot be used" if share else ""
-            raise UserError(f"{rejects[-1]}{more}")
+        more = f"; more than rejected_share={share:g} of the clips cannot be used" if share else ""
+        return UserError(f"{reject}{more}")
 
 
 class StreamedClips(IterableDataset[Fetched]):
