@@ -288,7 +288,7 @@ def test_characters_without_a_font_are_named(generate_story, tmp_path):
     font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # has Arabic, not Thai
     (tmp_path / "script.yaml").write_text(
         "title: قصة\ncharacters: {Ada: a red cat}\npanels:\n"
-        "  - {prompt: '[Ada] runs', caption: ตอน}\n  - {prompt: '[Ada] sits', caption: Morning}\n"
+        "  - {prompt: '[Ada] runs', caption: ตอน}\n  - {prompt: '[Ada] sits', caption: Morning, says: ไป}\n"
     )
     outcome = generate_story("story=script.yaml", "run_dir=boxes")
     assert outcome.code == 0
@@ -297,6 +297,7 @@ def test_characters_without_a_font_are_named(generate_story, tmp_path):
     assert read_manifest(tmp_path / "boxes" / "manifest.json").config["script"]["missing_characters"] == {
         "title": "قصة",
         "caption 1": "ตอน",
+        "says 2": "ไป",
     }
     outcome = generate_story("story=script.yaml", f"font={font}", "run_dir=set")
     assert "title" not in outcome.err

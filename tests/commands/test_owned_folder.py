@@ -1,6 +1,6 @@
 """Verbs that write a folder for long refuse one that another process owns, and change nothing in it."""
 
-import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,20 +17,30 @@ VERBS = {
     "evaluate": ("images={images}", "out={owned}"),
     "reproduce": ("runs={owned}", "most=2"),
     "make-shards": ("source=storyworld", "clips=2", "out={owned}"),
+    "export": ("run_dir={owned}",),
 }
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 @pytest.mark.parametrize("case", VERBS)
-def test_a_folder_in_use_is_refused(case, tmp_path, capsys, monkeypatch, tiny_video_model, cache, story_file):
+def test_a_folder_in_use_is_refused(
+    case, tmp_path, capsys, monkeypatch, tiny_video_model, cache, story_file, finished_run
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     (tmp_path / "images").mkdir()
     for name in ("a", "b"):
         Image.new("RGB", (32, 32)).save(tmp_path / "images" / f"{name}.png")
     owned, verb = tmp_path / "owned", case.partition(" ")[0]
+    if verb == "export":
+        shutil.copytree(finished_run, owned)
     places = {"story": story_file, "model": tiny_video_model, "owned": owned, "images": tmp_path / "images"}
     given = [override.format(**places) for override in VERBS[case]]
     owner = Owner(owned)
+    before = contents(owned)
     try:
         more = overrides(tiny_video_model, cache) if verb == "train" else []
         outcome: Outcome = run_verb(verb, [*more, *given], capsys)
@@ -39,4 +49,4 @@ def test_a_folder_in_use_is_refused(case, tmp_path, capsys, monkeypatch, tiny_vi
     assert outcome.code == 1
     assert f"{owned} is in use by process {owner.process.pid} on" in outcome.err
     assert len(outcome.sentences) == 1
-    assert os.listdir(Path(owned)) == [".lock"]
+    assert contents(owned) == before

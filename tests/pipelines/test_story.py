@@ -150,7 +150,10 @@ def test_a_page_warns_of_characters_without_a_font():
     from storydiffusion.pipelines.story import StoryPipelineOutput
     from storydiffusion.story import story_from_dict
 
-    panels = [{"prompt": "[NC] a beach", "caption": "Beach"}, {"prompt": "[NC] a park", "caption": "\u0e15 park"}]
+    panels = [
+        {"prompt": "[NC] a beach", "caption": "Beach"},
+        {"prompt": "[NC] a park", "caption": "\u0e15 park", "says": "\u0e44"},
+    ]
     images = [Image.new("RGB", (64, 64))] * 2
     for shown, warned in ((panels[:1], False), (panels, True)):
         story = story_from_dict({"title": "Two", "characters": {}, "panels": shown}, "here")
@@ -159,5 +162,7 @@ def test_a_page_warns_of_characters_without_a_font():
             page = StoryPipelineOutput(images[: len(shown)], ["a"], [""], [1], story).page
         assert page.width > 64
         messages = [str(each.message) for each in found]
-        assert messages == [message for message in messages if "caption 2: \u0e15; add a font" in message]
+        assert messages == [
+            message for message in messages if "caption 2: \u0e15; says 2: \u0e44; add a font" in message
+        ]
         assert bool(messages) == warned

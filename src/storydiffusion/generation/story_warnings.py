@@ -83,8 +83,8 @@ def find_missing_characters(config: InferConfig, story: Story) -> dict[str, str]
     """Return the characters of title, captions and balloons that no font can set, place → characters."""
     from storydiffusion.output.lettering import find_missing_by_place
 
-    captions = [" ".join(filter(None, [panel.caption, panel.says])) for panel in story.panels]
-    return find_missing_by_place(story.title, captions, config.font or ())
+    captions, says = [panel.caption for panel in story.panels], [panel.says for panel in story.panels]
+    return find_missing_by_place(story.title, captions, config.font or (), says)
 
 
 def warn_of_missing_characters(config: InferConfig, story: Story) -> Settings:

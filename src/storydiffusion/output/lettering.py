@@ -123,9 +123,13 @@ def find_missing(text: str, fonts: Sequence[str] = ()) -> str:
     return "".join(char for char in characters if ord(char) not in covered or (is_right_to_left(char) and not shaped))
 
 
-def find_missing_by_place(title: str, captions: Sequence[str], fonts: Sequence[str] = ()) -> dict[str, str]:
-    """Return the characters of a page that no font can set, place (`title`, `caption 1`, …) → characters."""
-    texts = {"title": title} | {f"caption {number}": caption for number, caption in enumerate(captions, start=1)}
+def find_missing_by_place(
+    title: str, captions: Sequence[str], fonts: Sequence[str] = (), says: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the characters of a page that no font can set, place (`title`, `caption 1`, `says 1`, …) → characters."""
+    texts = {"title": title}
+    for name, each in (("caption", captions), ("says", says)):
+        texts |= {f"{name} {number}": text for number, text in enumerate(each, start=1)}
     missing = {place: find_missing(text, fonts) for place, text in texts.items()}
     return {place: characters for place, characters in missing.items() if characters}
 

@@ -66,14 +66,14 @@ class StoryPipelineOutput:
         images = self.images
         if isinstance(images, np.ndarray):
             images = VaeImageProcessor.numpy_to_pil(images)
-        captions = [panel.caption for panel in self.story.panels]
-        if missing := find_missing_by_place(self.story.title, captions):
+        panels = self.story.panels
+        captions, says = [panel.caption for panel in panels], [panel.says for panel in panels]
+        if missing := find_missing_by_place(self.story.title, captions, says=says):
             warnings.warn(
                 f"no font has these characters, which become empty boxes: {describe_missing(missing)}; add a font with "
                 "storydiffusion.output.page.comic_page(images, captions, title, fonts=[FILE])",
                 stacklevel=2,
             )
-        says = [panel.says for panel in self.story.panels]
         return comic_page(images, captions, self.story.title, says=says)
 
 
