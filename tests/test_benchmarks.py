@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.helpers.processes import in_child
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,16 +36,13 @@ def test_the_gpu_script_measures_every_section_at_tiny_size(tmp_path):
     assert all(section["title"] in (tmp_path / "gpu.md").read_text() for section in sections.values())
 
 
-def test_a_spent_budget_is_said_in_the_table(tmp_path):
+@in_child
+def test_a_spent_budget_is_said_in_the_table():
     """A section that starts no row at all for want of time."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
-        "import torch, json, pathlib\n"
-        "from gpu_context import SIZES, Context\n"
-        "from gpu_images import measure_vae\n"
-        "context = Context(SIZES['tiny'], torch.device('cpu'), torch.float32, pathlib.Path(), -1.0)\n"
-        "measure_vae(context)\n"
-        "print(json.dumps(context.rows))\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(ended.stdout) == [{"images": 1, "skipped": "the section's -1 s are spent"}]
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from gpu_context import SIZES, Context
+    from gpu_images import measure_vae
+
+    context = Context(SIZES["tiny"], torch.device("cpu"), torch.float32, Path(), -1.0)
+    measure_vae(context)
+    assert context.rows == [{"images": 1, "skipped": "the section's -1 s are spent"}]

@@ -39,10 +39,13 @@ def compile_forward(pipe):
     pipe.unet.forward = torch.compile(pipe.unet.forward, backend="eager")
 
 
-OTHER_WAYS = [pytest.param(way, marks=pytest.mark.slow) for way in (compile_wrapped, compile_blocks, compile_in_place)]
+OTHER_WAYS = [
+    pytest.param(way, marks=pytest.mark.slow)
+    for way in (compile_forward, compile_wrapped, compile_blocks, compile_in_place)
+]
 
 
-@pytest.mark.parametrize("compiled", [compile_after_a_call, compile_forward, *OTHER_WAYS])
+@pytest.mark.parametrize("compiled", [compile_after_a_call, *OTHER_WAYS])
 @in_child
 def test_a_compiled_unet_shares_and_is_restored(sd_pipe, compiled):
     plain, shared = sd_pipe(**arguments()).images, generate(sd_pipe)
@@ -51,9 +54,7 @@ def test_a_compiled_unet_shares_and_is_restored(sd_pipe, compiled):
     torch.testing.assert_close(sd_pipe(**arguments()).images, plain, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "compiled", [compile_after_a_call, pytest.param(compile_forward, marks=pytest.mark.slow), *OTHER_WAYS]
-)
+@pytest.mark.parametrize("compiled", [compile_after_a_call, *OTHER_WAYS])
 @in_child
 def test_a_compiled_unet_is_computed_in_chunks(sd_pipe, compiled):
     config = ConsistentSelfAttentionConfig(anchor_panels=1)

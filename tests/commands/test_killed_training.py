@@ -23,7 +23,7 @@ from tests.helpers.processes import run_processes
 from tests.helpers.training_state import state
 from tests.helpers.video_model import composed, overrides
 
-STEPS, KILLS = 40, 10
+STEPS = 40
 MOMENTS = ("batch begins", "gradients", "batch ends", "checkpoint")
 
 
@@ -161,18 +161,20 @@ def straight(configure) -> Callable[[int], Path]:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "workers"),
-    [(1, 0), *(pytest.param(*numbers, marks=pytest.mark.slow) for numbers in ((1, 2), (2, 0), (2, 2)))],
+    ("world_size", "workers", "times"),
+    [(1, 0, 4), *(pytest.param(*each, 10, marks=pytest.mark.slow) for each in ((1, 0), (1, 2), (2, 0), (2, 2)))],
 )
-def test_run_killed_ten_times_equals_the_undisturbed_one(configure, straight, world_size, workers):
+def test_a_run_killed_repeatedly_equals_the_undisturbed_one(configure, straight, world_size, workers, times):
     whole = straight(world_size)
     # every third of a second, so that several steps are lost; the straight run saves after each
-    config = configure(f"killed-{world_size}-{workers}", world_size, workers)
+    config = configure(f"killed-{world_size}-{workers}-{times}", world_size, workers)
     config = replace(config, trainer=replace(config.trainer, checkpoint_minutes=0.3 / 60))
     folder = Path(config.run_dir)
     chance = random.Random(f"{world_size}, {workers}")
-    for step in sorted(chance.sample(range(1, STEPS - 1), KILLS)):
-        kills = [Kill(step, chance.choice(MOMENTS), chance.uniform(0, 0.03)) for _ in range(world_size)]
+    for number, step in enumerate(sorted(chance.sample(range(1, STEPS - 1), times))):
+        kills = [
+            Kill(step, MOMENTS[(number + rank) % len(MOMENTS)], chance.uniform(0, 0.03)) for rank in range(world_size)
+        ]
         codes = run_processes(attempt, world_size, config, kills)
         assert -signal.SIGKILL in codes, (folder / "log-0.txt").read_text()
         assert 0 not in codes

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from storydiffusion.commands import reproduce
+from storydiffusion.evaluation.metrics.registry import PROMPTED_ATTRIBUTES
 from storydiffusion.evaluation.result import MetricValues, Result, save_result
-from storydiffusion.experiments.judging import STORY_METRICS
 from storydiffusion.loaders.sources import find_model_folder
 from tests.conftest import Outcome, run_verb
 from tests.evaluation.test_compare import plan
@@ -34,9 +34,9 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     plan(folder, "experiment=x", params={"csa.rate": ",".join(RATES)}, shared=("experiment",))
     for rate, mean in RATES.items():
         job = folder / f"csa.rate={rate}"
-        values = {name: MetricValues([mean, 1.02 * mean, 0.99 * mean]) for name in STORY_METRICS}
-        aligned = {name: MetricValues([1.0, 1.0, 1.0]) for name in ("kind", "action", "place")}
-        save_result(Result(list("abc"), {**values, **aligned}, {"csa.rate": rate}, ["Of a small model."]), job)
+        aligned = {name: MetricValues([1.0, 1.0, 1.0]) for name in PROMPTED_ATTRIBUTES}
+        values = {"consistency": MetricValues([mean, 1.02 * mean, 0.99 * mean]), **aligned}
+        save_result(Result(list("abc"), values, {"csa.rate": rate}, ["Of a small model."]), job)
         (job / "records.json").write_text(json.dumps({"settings": {}, "records": [{"seconds": 20.0}] * 3}))
     monkeypatch.setattr(
         reproduce.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0)
@@ -66,13 +66,13 @@ def test_sections_are_updated_and_the_others_stay(command, measured):
 def test_a_second_run_is_compared_with_the_first(command, measured):
     assert "two standard errors" not in command("claims=[sharing]").out
     again = command("claims=[sharing]").out
-    assert "sharing: 16 of 16 means lie within two standard errors of the earlier ones" in again
+    assert "sharing: 8 of 8 means lie within two standard errors of the earlier ones" in again
     job = measured / "csa.rate=0.5"
     content = json.loads((job / "result.json").read_text())
     content["metrics"]["consistency"]["values"] = [0.55, 0.55, 0.57]
     (job / "result.json").write_text(json.dumps(content))
     outcome = command("claims=[sharing]")
-    assert "15 of 16 means" in outcome.out
+    assert "7 of 8 means" in outcome.out
     assert "not consistency of csa.rate=0.5 0.502 → 0.557" in outcome.out
 
 
