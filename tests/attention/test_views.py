@@ -62,3 +62,21 @@ def test_sources_are_those_of_the_views_and_of_characters_in_common():
 def test_one_view_an_image():
     with pytest.raises(UserError, match="views has 1 entries for 2 images"):
         PanelGroup(2, views=[View(0, (0, 1))])
+
+
+@pytest.mark.parametrize("settings", EVERY_SHARING)
+def test_a_view_draws_by_its_own_seed(settings):
+    config = ConsistentSelfAttentionConfig(**settings)
+    views = [view._replace(seed=7) for view in view_panels(PANELS, range(PANELS))]
+    whole = select(PanelGroup(PANELS), ConsistentSelfAttentionConfig(**settings, seed=7))
+    assert select(PanelGroup(PANELS, views=views), config) == whole
+
+
+def test_references_are_read_whatever_is_in_reach():
+    config = ConsistentSelfAttentionConfig(neighbor_window=0, anchor_panels=1)
+    places = (0, 1, 2, 3, 4)
+    views = [*view_panels(2, [0, 1]), *(View(panel, places, references=2) for panel in (2, 3, 4))]
+    read = get_read_panels(config, [PanelGroup(PANELS, views=views)])
+    assert read.int().tolist() == [
+        [0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0],
+    ]  # fmt: skip

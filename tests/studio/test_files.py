@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 
 from storydiffusion.errors import UserError
+from storydiffusion.output.manifest import Manifest
 from storydiffusion.studio import edits, views
 from storydiffusion.studio.files import MEDIA_TYPES, find_file
 from storydiffusion.studio.jobs import JobState
+from storydiffusion.studio.project import parse_script, read_script
 from tests.conftest import STORY
 from tests.output.test_report import EVIL, Page
 
@@ -72,3 +74,15 @@ def test_hostile_texts_are_shown_as_they_are(studio):
         tags = [tag for tag, _ in Page(html).tags]
         assert not {"script", "b", "iframe", "svg"} & set(tags), html
         assert not any(key.startswith("on") for _, values in Page(html).tags for key in dict(values))
+
+
+def test_a_script_that_names_a_character_file_is_refused_before_the_file_is_read(tmp_path):
+    script = "title: x\ncharacters: {Mia: {file: %s}}\npanels: [{prompt: '[Mia] runs'}]" % (tmp_path / "secret")
+    with pytest.raises(UserError, match="names character files, which the studio does not read"):
+        parse_script(script)
+
+
+def test_a_run_with_saved_characters_is_refused(tmp_path):
+    manifest = Manifest("x", "tiny", "random", {"script": {"character_files": {"Mia": "1f2e"}}}, ())
+    with pytest.raises(UserError, match="uses saved characters, which the studio does not keep"):
+        read_script(manifest, tmp_path)

@@ -40,10 +40,15 @@ class View(NamedTuple):
         panel: the image's own place in this story.
         images: the image in the place of each panel, by its number in the group; -1 for a panel that is not in the
             batch, since no image of it is read.
+        seed: of this story's draws; None: that of the settings.
+        references: the first panels that are no part of the story, such as images of a saved character. They are within
+            reach of every panel, whatever `neighbor_window` and `anchor_panels` say.
     """
 
     panel: int
     images: tuple[int, ...]
+    seed: int | None = None
+    references: int = 0
 
     def place_rows(self, rows: Tensor, tokens: int) -> Tensor:
         """Convert row numbers of the story's tokens to those of the group's tokens.
@@ -75,6 +80,7 @@ class PanelGroup:
         places: the place of each panel, "" where it has none; needed for regions of places. None: unknown.
         views: the story as each of the P images sees it, such as some panels of a story, or further takes of one;
             tokens are drawn as for the whole story. None: the images are the story's panels.
+        references: as in `View`.
 
     Raises:
         UserError: for panels < 1, or another field of another length.
@@ -87,6 +93,7 @@ class PanelGroup:
     views: Sequence[View] | None = None
     characters: Sequence[Mapping[str, Sequence[int]]] | None = None
     places: Sequence[str] | None = None
+    references: int = 0
 
     def __post_init__(self):
         if isinstance(self.panels, bool) or not isinstance(self.panels, int) or self.panels < 1:
@@ -109,7 +116,7 @@ class PanelGroup:
         may_share = None
         if self.may_share is not None:
             may_share = self.may_share[places][:, places] & (places >= 0)[:, None] & (places >= 0)
-        group = PanelGroup(len(places), self.key, may_share)
+        group = PanelGroup(len(places), self.key, may_share, references=view.references)
         if self.characters is not None:
             group.characters = [self.characters[image] if image >= 0 else {} for image in view.images]
         if self.places is not None:

@@ -12,6 +12,7 @@ This module imports torch only when it draws: commands check names before they i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from storydiffusion.attention.token_samplers import Need, SamplingContext, TokenSampler, get_token_sampler
@@ -145,17 +146,19 @@ def _select_by_views(
 
     from storydiffusion.attention.consistent_self_attention import AttendedTokens
 
-    drawn: dict[tuple[int, ...], list[AttendedTokens]] = {}
+    drawn: dict[tuple, list[AttendedTokens]] = {}
     attended = []
     for image, view in enumerate(story.views or ()):
-        if view.images not in drawn:
+        seen_story = (view.images, view.seed, view.references)
+        if seen_story not in drawn:
             seen: dict[str, Any] = {
                 name: value[list(view.images)] if isinstance(value, Tensor) else value for name, value in inputs.items()
             }
-            drawn[view.images] = select_tokens(config, story.see(view), tokens, rate, step, **seen)
+            own = config if view.seed is None else replace(config, seed=view.seed)
+            drawn[seen_story] = select_tokens(own, story.see(view), tokens, rate, step, **seen)
         attended += [
             AttendedTokens(image, view.place_rows(each.rows, tokens), each.tile, each.readers)
-            for each in drawn[view.images]
+            for each in drawn[seen_story]
             if each.panel == view.panel
         ]
     return attended
@@ -163,9 +166,12 @@ def _select_by_views(
 
 def get_sources(config: "ConsistentSelfAttentionConfig", story: "PanelGroup") -> "Tensor":
     """Return (P, P) booleans, row i true at the other panels that the settings allow panel i to attend to."""
+    from torch.nn.functional import pad
+
     from storydiffusion.attention.consistent_self_attention import within_reach
 
-    return story.sources() & within_reach(story.panels, config.neighbor_window, config.anchor_panels)
+    reach = within_reach(story.panels - story.references, config.neighbor_window, config.anchor_panels)
+    return story.sources() & pad(reach, (story.references, 0, story.references, 0), value=True)
 
 
 def get_same_place(config: "ConsistentSelfAttentionConfig", story: "PanelGroup") -> "Tensor":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 VERBS = {
     "infer": "generate a story: panels, a comic page, a video and a report",
     "diff": "name what infer would change in a run folder, and which panels it would generate",
+    "save-character": "save a character of a finished story, for other stories",
     "write": "write a story from an idea, a text or an emotion, as a file for infer",
     "export": "write a finished story as PDF, CBZ, animations or one archive",
     "studio": "make and change stories in a browser",

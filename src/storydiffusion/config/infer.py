@@ -30,6 +30,7 @@ METHODS = ("predictor", "true_tokens", "interpolation", "no_semantic_tokens", "s
 MOST_STORIES, MOST_PANELS = 128, 1000
 STORY_SETS = ("varied", "places")
 EMOTION_PROMPTS = ("emotion", "neutral")
+CHARACTER_METHODS = ("file", "none")
 MOST_WRITTEN_PANELS = 16  # of the rules writer
 MOST_CANDIDATES, MOST_TAKES = 100, 999  # of a panel, at once and in all
 EXAMPLE = "package://examples/mia.yaml"
@@ -89,6 +90,25 @@ class StoriesBenchmark:
         check_range("benchmark.panels", self.panels, 2, MOST_PANELS)
         check_range("benchmark.characters", self.characters, 1, 2)
         check_choice("benchmark.set", self.set, STORY_SETS)
+        check_range("benchmark.batch", self.batch, 1, MOST_STORIES)
+
+
+@dataclasses.dataclass
+class CharactersBenchmark:
+    """conf/benchmark/characters.yaml: pairs of StoryWorld stories of the same saved characters."""
+
+    kind: str
+    stories: int  # pairs
+    panels: int  # of each story
+    characters: int  # of each; 2 needs a model of the second edition
+    method: str  # of CHARACTER_METHODS
+    batch: int  # pairs generated between two records
+
+    def __post_init__(self) -> None:
+        check_range("benchmark.stories", self.stories, 2, MOST_STORIES)
+        check_range("benchmark.panels", self.panels, 2, MOST_PANELS // 2)
+        check_range("benchmark.characters", self.characters, 1, 2)
+        check_choice("benchmark.method", self.method, CHARACTER_METHODS)
         check_range("benchmark.batch", self.batch, 1, MOST_STORIES)
 
 
@@ -158,6 +178,7 @@ class TextToImageBenchmark:
 
 BENCHMARKS: dict[str, type] = {
     "stories": StoriesBenchmark,
+    "characters": CharactersBenchmark,
     "transitions": TransitionsBenchmark,
     "image_encoder": ImageEncoderBenchmark,
     "emotion": EmotionBenchmark,
@@ -208,6 +229,7 @@ class InferConfig:
     benchmark: Annotated[  # likewise
         Any,
         StoriesBenchmark,
+        CharactersBenchmark,
         TransitionsBenchmark,
         ImageEncoderBenchmark,
         EmotionBenchmark,

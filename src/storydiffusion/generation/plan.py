@@ -12,6 +12,7 @@ from storydiffusion.loaders.boundary_frames import find_untrained, read_boundary
 from storydiffusion.loaders.resolve import ResolvedModel
 from storydiffusion.output.manifest import Manifest, VideoRecord
 from storydiffusion.story import Story, cut_between_characters, load_story
+from storydiffusion.story.saved_characters import check_characters, describe_settings, read_characters
 
 
 def read_story(config: InferConfig) -> Story:
@@ -47,6 +48,23 @@ def write_story(config: InferConfig) -> Story:
             print(f"note: {note}", file=sys.stderr)
         print(f"written: {file}")
     return story
+
+
+def check_saved_characters(config: InferConfig, model: ResolvedModel, story: Story) -> None:
+    """Check that the story's character files fit its model and settings, before anything is loaded.
+
+    Raises:
+        UserError: a file of another model, other settings, or beside a baseline or poses.
+    """
+    files = [character.name for character in story.characters if character.file is not None]
+    if not files:
+        return
+    if config.baseline is not None:
+        raise UserError(f"a baseline keeps characters by portraits: leave out baseline, or the file of {files[0]}")
+    if config.model.controlnet is not None:
+        raise UserError(f"saved characters take no poses: leave out model.controlnet, or the file of {files[0]}")
+    settings = describe_settings(asdict(config), asdict(config.model), asdict(config.csa.build(config.seed)))
+    check_characters(read_characters(story), config.model.name, model.checksums, settings)
 
 
 def plan_video(config: InferConfig, model: ResolvedModel) -> tuple[VideoRecord | None, str]:
@@ -98,8 +116,14 @@ def plan_manifest(config: InferConfig, model: ResolvedModel, story: Story, video
 
 
 def describe_script(story: Story) -> dict[str, Any]:
-    """Return the story as plain data, without the panels' locks, which change no result."""
+    """Return the story as plain data, with the checksums of its character files in place of their paths.
+
+    The panels' locks are left out, as they change no result.
+    """
+    from storydiffusion.files.checksums import compute_sha256
+
     script = asdict(story)
     for panel in script["panels"]:
         del panel["lock"]
-    return script
+    files = {each["name"]: file for each in script["characters"] if (file := each.pop("file")) is not None}
+    return script | ({"character_files": {name: compute_sha256(file) for name, file in files.items()}} if files else {})

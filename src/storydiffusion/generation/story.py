@@ -13,7 +13,7 @@ from storydiffusion.config import InferConfig
 from storydiffusion.generation.engine import Engine
 from storydiffusion.generation.locks import check_locks
 from storydiffusion.generation.networks import RunNetworks
-from storydiffusion.generation.plan import plan_manifest, plan_video, read_story
+from storydiffusion.generation.plan import check_saved_characters, plan_manifest, plan_video, read_story
 from storydiffusion.generation.story_warnings import (
     Settings,
     warn_of_missing_characters,
@@ -67,6 +67,7 @@ def generate_story(config: InferConfig, engine: Engine | None = None) -> Outcome
     if config.frames is None:
         check_poses(story, config.model.controlnet is not None)
     model = resolve_model(config.model)
+    check_saved_characters(config, model, story)
     video, no_video = plan_video(config, model)
     if config.exports:
         from storydiffusion.output.exports import check_transitions
@@ -175,7 +176,7 @@ def generate_panels(
     clock = time.perf_counter()
     model = engine.networks.load_images(resolved)
     seconds = {"loading": round(time.perf_counter() - clock, 2)}
-    pipe = StoryPipeline(model.pipe, get_sampling_defaults(config.model))
+    pipe = StoryPipeline(model.pipe, get_sampling_defaults(config.model), resolved)
     clock = time.perf_counter()
     remarks = warn_of_words(resolved, story)
     conditions = build_story_conditions(config, story, model, run.path, run.manifest.weights)
@@ -212,6 +213,7 @@ def describe_story(config: InferConfig, story: Story) -> Settings:
         return {"model": config.model.name, "seed": config.seed, **negative}
     sources = {"idea": config.idea, "text": config.text, "emotion": config.emotion}
     written = {name: value for name, value in sources.items() if value is not None}
+    saved = [character.name for character in story.characters if character.file is not None]
     return {
         **({**written, "writer": config.writer.kind} if written else {}),
         "model": config.model.name,
@@ -222,6 +224,7 @@ def describe_story(config: InferConfig, story: Story) -> Settings:
         **({"baseline": config.baseline.kind} if config.baseline else {}),
         "seed": config.seed,
         "noise": config.noise,
+        **({"saved characters": ", ".join(saved)} if saved else {}),
         "steps": config.steps or 0,
         "guidance scale": config.guidance_scale or 0.0,
         "size": f"{config.width} × {config.height}",

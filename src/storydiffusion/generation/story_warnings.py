@@ -13,7 +13,8 @@ Settings = dict[str, str | int | float | bool]
 
 def warn_of_single_panel(config: InferConfig, story: Story) -> None:
     """Print that a story of one panel has no other panel to attend to."""
-    if len(story.panels) == 1 and config.frames is None and config.csa.build(config.seed).shares:
+    is_saved = any(character.file for character in story.characters)
+    if len(story.panels) == 1 and not is_saved and config.frames is None and config.csa.build(config.seed).shares:
         print(
             "warning: the story has one panel, so consistent self-attention shares nothing: add panels, or set csa=off",
             file=sys.stderr,

@@ -29,6 +29,7 @@ from storydiffusion.output.manifest import (
     write_manifest,
 )
 from storydiffusion.story import Story
+from storydiffusion.story.saved_characters import read_characters
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -134,7 +135,8 @@ def generate_images(
     def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
         engine.watch("takes", step + 1, pipe.num_timesteps)
 
-    return generate_takes(pipe, story, takes, new, config.csa.build(config.seed), settings, on_step_end)
+    csa, files = config.csa.build(config.seed), read_characters(story)
+    return generate_takes(pipe, story, takes, new, csa, settings, on_step_end, files)
 
 
 def plan_takes(config: InferConfig, takes: list[TakeRecord], goal: PanelRecord) -> list[TakeRecord]:

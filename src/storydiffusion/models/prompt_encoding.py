@@ -7,7 +7,7 @@ Shapes: B prompts, N tokens of all windows, C channels (of both encoders togethe
 """
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +33,16 @@ class PromptEmbeddings:
 
 
 @torch.no_grad()
-def encode_prompts(pipe: Any, prompts: list[str], negative_prompts: list[str]) -> PromptEmbeddings:
+def encode_prompts(
+    pipe: Any, prompts: list[str], negative_prompts: list[str], least_windows: int = 1
+) -> PromptEmbeddings:
     """Encode `prompts` and their negative ones (one each, "" for none) with every text encoder of the pipeline.
 
-    Empty windows pad all prompts to the number of windows of the longest. A prompt that fits in one window is encoded
-    exactly as by the pipeline itself; the pooled embedding is that of the first window.
+    Empty windows pad all prompts to the number of windows of the longest, `least_windows` at least. A prompt that fits
+    in one window is encoded exactly as by the pipeline itself; the pooled embedding is that of the first window.
     """
     negatives_are_zero = getattr(pipe.config, "force_zeros_for_empty_prompt", False)  # SDXL's own convention
-    tokenizers = _parts(pipe, "tokenizer")
-    windows = max(len(token_windows(tok, text)) for tok in tokenizers for text in [*prompts, *negative_prompts])
+    windows = max(least_windows, count_windows(_parts(pipe, "tokenizer"), [*prompts, *negative_prompts]))
     positive, pooled = _encode(pipe, prompts, windows)
     negative, negative_pooled = _encode(pipe, negative_prompts, windows)
     if negatives_are_zero:
@@ -114,6 +115,11 @@ def find_character_tokens(pipe: Any, prompt: str, characters: Mapping[str, str])
         return len(_tokens(tokenizer, text))
 
     return {name: [numbers[token] for token in find_tokens(prompt, spans[name], count)] for name in characters}
+
+
+def count_windows(tokenizers: Sequence[Any], texts: Sequence[str]) -> int:
+    """Return the number of windows of the longest text."""
+    return max(len(token_windows(tokenizer, text)) for tokenizer in tokenizers for text in texts)
 
 
 def _encode(pipe: Any, texts: list[str], windows: int) -> tuple[Tensor, Tensor | None]:

@@ -39,18 +39,18 @@ def draw_noise(pipe: Any, generators: Sequence[torch.Generator], height: int, wi
     name, channels = type(pipe).__name__, denoiser.config.in_channels
     sides = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
     if name not in (*PACKED, *PATCHED):
-        return _draw(generators, (channels, *sides))
+        return draw_latents(generators, (channels, *sides))
     for key, pixels in (("height", height), ("width", width)):
         if pixels % (2 * pipe.vae_scale_factor):
             raise UserError(f"{key}={pixels}: give a multiple of {2 * pipe.vae_scale_factor}, as {name} needs")
-    noise = _draw(generators, (channels // 4, *sides))
+    noise = draw_latents(generators, (channels // 4, *sides))
     tokens = pack(noise)
     if name in PACKED:
         return tokens
     return tokens.transpose(1, 2).unflatten(2, (sides[0] // 2, sides[1] // 2))
 
 
-def _draw(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+def draw_latents(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
@@ -60,14 +60,17 @@ def pack(latents: Tensor) -> Tensor:
     return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def build_text_arguments(pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str]) -> dict[str, Any]:
+def build_text_arguments(
+    pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str], least_windows: int = 1
+) -> dict[str, Any]:
     """Return the arguments that give the pipeline one prompt and one negative prompt for each panel.
 
-    A pipeline with a U-Net gets embeddings of prompts of any length. Others encode prompts themselves, up to the length
-    that their text encoder takes. Warns of negative prompts that the pipeline does not take.
+    A pipeline with a U-Net gets embeddings of prompts of any length, padded to at least `least_windows` windows. Others
+    encode prompts themselves, up to the length that their text encoder takes. Warns of negative prompts that the
+    pipeline does not take.
     """
     if is_unet(pipe):
-        return {**encode_prompts(pipe, list(prompts), list(negative_prompts)).as_arguments()}
+        return {**encode_prompts(pipe, list(prompts), list(negative_prompts), least_windows).as_arguments()}
     arguments: dict[str, Any] = {"prompt": list(prompts)}
     if _takes(pipe, "negative_prompt") and not _is_distilled(pipe):
         arguments["negative_prompt"] = list(negative_prompts)

@@ -46,6 +46,8 @@ def plan_panels(config: InferConfig, story: Story, planned: Manifest, folder: Pa
     inputs = [[each.prompt, each.negative_prompt, seed] for each, seed in zip(panel_prompts(story), seeds, strict=True)]
     texts = [text for prompt, negative, _ in inputs for text in (prompt, negative)]
     settings = [*_describe_settings(config, planned), _count_windows(folder, texts)]
+    if files := planned.config["script"].get("character_files"):  # which change every panel's draw of tokens
+        settings += [files, _describe_sharing(config)]
     places = panel_places(story) if config.csa.regions == "characters+places" else [""] * len(story.panels)
     poses = [[compute_sha256(panel.pose)] if panel.pose else [] for panel in story.panels]
     inputs = [[*each, *pose, *filter(None, [place])] for each, pose, place in zip(inputs, poses, places, strict=True)]
@@ -74,10 +76,11 @@ def find_read_panels(config: InferConfig, story: Story) -> Tensor:
 def find_computed(config: InferConfig, story: Story, generated: Sequence[int]) -> list[int]:
     """Return the panels to compute, so that `generated` are as in the whole story: with them those that reach them.
 
-    A baseline, and a sampler that reads features, compute all panels.
+    A baseline, saved characters, and a sampler that reads features, compute all panels.
     """
     panels = range(len(story.panels))
-    if config.baseline is not None or config.csa.build(config.seed).needs:
+    is_saved = any(character.file for character in story.characters)
+    if config.baseline is not None or is_saved or config.csa.build(config.seed).needs:
         return list(panels) if generated else []
     reach = find_reach(find_read_panels(config, story))
     return [panel for panel in panels if any(reach[each, panel] for each in generated)]

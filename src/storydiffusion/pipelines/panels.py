@@ -105,6 +105,12 @@ def view_panels(story: int, panels: Sequence[int]) -> list[View]:
     return [View(panel, images) for panel in panels]
 
 
+def select_views(views: Sequence[View], computed: Sequence[int]) -> list[View]:
+    """Return the views of some images of a batch, numbered among these."""
+    numbers = {image: n for n, image in enumerate(computed)}
+    return [views[n]._replace(images=tuple(numbers.get(image, -1) for image in views[n].images)) for n in computed]
+
+
 def generate_panels(
     pipe: Any,
     arguments: dict[str, Any],
@@ -114,6 +120,7 @@ def generate_panels(
     start: tuple[int, Tensor] | None = None,
     callback_on_step_end: StepCallback | None = None,
     at_step_end: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda step, tensors: tensors,
+    given_noise: Tensor | None = None,
 ) -> Any:
     """Generate the images of one story.
 
@@ -127,6 +134,7 @@ def generate_panels(
             number (see RESUMABLE) repeat all steps instead.
         callback_on_step_end: diffusers' callback, called after every step except those that `start` skips.
         at_step_end: `Conditions.at_step_end` of the panels' conditions, called after every step.
+        given_noise: (R, C, h, w) starting noise of the first R images, in place of that of their seeds.
 
     Returns:
         The pipeline's images: a list of PIL images, unless `arguments` sets another `output_type`.
@@ -136,6 +144,8 @@ def generate_panels(
             refuses.
     """
     noise, generators = starting_noise(pipe, seeds, arguments["height"], arguments["width"])
+    if given_noise is not None:
+        noise[: len(given_noise)] = given_noise
     denoiser: Any = find_denoiser(pipe)
     resumed = start if type(pipe.scheduler).__name__ in RESUMABLE and not csa.uses_regions else None
     group = group or PanelGroup(len(seeds))

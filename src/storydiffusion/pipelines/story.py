@@ -9,7 +9,7 @@ output.page.save("page.png")
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,20 @@ from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.config import ModelConfig
 from storydiffusion.config.infer import NOISES
 from storydiffusion.config.loading import check_choice
+from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import ResolvedModel, resolve_pretrained
 from storydiffusion.loaders.text_to_image import load_story_model
-from storydiffusion.models.prompt_encoding import unknown_words
-from storydiffusion.pipelines.batch import Batch, batch_panels, get_prompts
+from storydiffusion.models.prompt_encoding import count_windows, unknown_words
+from storydiffusion.pipelines.batch import Batch, batch_panels, batch_with_characters, get_prompts
 from storydiffusion.pipelines.calls import is_unet
+from storydiffusion.pipelines.character_saving import Recipe
 from storydiffusion.pipelines.conditioning import Conditions
 from storydiffusion.pipelines.panels import StepCallback, generate_panels, panel_seeds
 from storydiffusion.pipelines.poses import posed_panels_only
 from storydiffusion.story import Story, load_story
+from storydiffusion.story.character_file import CharacterFile, SavedImage
 from storydiffusion.story.poses import check_poses, has_poses, read_poses
+from storydiffusion.story.saved_characters import check_characters, describe_settings, read_characters
 
 OUTPUT_TYPES = ("pil", "np")
 
@@ -47,6 +51,7 @@ class StoryPipelineOutput:
         prompts, negative_prompts: what each panel was generated from.
         seeds: of each panel's starting noise.
         story: the script.
+        recipe: how the images were generated; None where a character file could not hold it.
     """
 
     images: Any
@@ -54,18 +59,14 @@ class StoryPipelineOutput:
     negative_prompts: list[str]
     seeds: list[int]
     story: Story
+    recipe: Recipe | None = None
 
     @cached_property
     def page(self) -> Image.Image:
         """The story as one comic page, with its captions. Warns of characters that no bundled font has."""
-        from diffusers.image_processor import VaeImageProcessor
-
         from storydiffusion.output.lettering import describe_missing, find_missing_by_place
         from storydiffusion.output.page import comic_page
 
-        images = self.images
-        if isinstance(images, np.ndarray):
-            images = VaeImageProcessor.numpy_to_pil(images)
         panels = self.story.panels
         captions, says = [panel.caption for panel in panels], [panel.says for panel in panels]
         if missing := find_missing_by_place(self.story.title, captions, says=says):
@@ -74,7 +75,30 @@ class StoryPipelineOutput:
                 "storydiffusion.output.page.comic_page(images, captions, title, fonts=[FILE])",
                 stacklevel=2,
             )
-        return comic_page(images, captions, self.story.title, says=says)
+        return comic_page(self._pil_images, captions, self.story.title, says=says)
+
+    @property
+    def _pil_images(self) -> Any:
+        from diffusers.image_processor import VaeImageProcessor
+
+        is_array = isinstance(self.images, np.ndarray)
+        return VaeImageProcessor.numpy_to_pil(self.images) if is_array else self.images
+
+    def save_character(self, name: str, path: str | Path, overwrite: bool = False) -> Path:
+        """Save a character for other stories, `characters: {Mia: {file: mia.safetensors}}`; return the file.
+
+        Args:
+            path: of the file, with .safetensors or without; card and portrait lie beside it.
+
+        Raises:
+            UserError: no such character, a story without a recipe or without sharing, or an existing file.
+        """
+        if self.recipe is None:
+            raise UserError(
+                "a character file holds no poses, other saved characters, or given conditions, arguments and start: "
+                "generate the whole story without them, with a U-Net of StoryPipeline.from_pretrained"
+            )
+        return self.recipe.save(name, self._pil_images, Path(path), overwrite)
 
 
 class StoryPipeline:
@@ -85,10 +109,14 @@ class StoryPipeline:
             `consistent_self_attention` supports. It is used as it is and left unchanged.
         defaults: default arguments of a call (`num_inference_steps`, `guidance_scale`, `height`, `width`); what is
             missing takes the pipeline's own default.
+        model: that the pipeline was loaded from, which character files are checked against.
     """
 
-    def __init__(self, pipe: Any, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, pipe: Any, defaults: Mapping[str, Any] | None = None, model: ResolvedModel | None = None
+    ) -> None:
         self.pipe = pipe
+        self.model = model
         side = (pipe.unet.config.sample_size if is_unet(pipe) else pipe.default_sample_size) * pipe.vae_scale_factor
         self.defaults: dict[str, Any] = {"height": side, "width": side, **(defaults or {})}
 
@@ -126,7 +154,7 @@ class StoryPipeline:
     @classmethod
     def from_model(cls, model: ResolvedModel) -> "StoryPipeline":
         """Load the pipeline of a resolved model."""
-        return cls(load_story_model(model).pipe, get_sampling_defaults(model.config))
+        return cls(load_story_model(model).pipe, get_sampling_defaults(model.config), model)
 
     def to(self, *args: Any, **kwargs: Any) -> "StoryPipeline":
         """Move the networks to a device, a dtype, or both, as `DiffusionPipeline.to`."""
@@ -167,7 +195,8 @@ class StoryPipeline:
             output_type: `pil` or `np`.
             negative_prompt: what to avoid in all panels, in place of the story's `negative`; None: the story's.
             conditions: of the panels, such as those of a baseline method; None: the story's prompts.
-            start: (steps done, latents) where an interrupted call stopped; see `generate_panels`.
+            start: (steps done, latents) where an interrupted call stopped; see `generate_panels`. Latents of saved
+                characters' images come first, also in the callback's tensors.
             panels: numbers from 0 of the panels to generate, with all that they read; they come out as in the whole
                 story, up to rounding, which may differ between sizes of a batch. None: all panels.
             arguments: further ones of the pipeline's call, such as `cross_attention_kwargs`.
@@ -190,10 +219,21 @@ class StoryPipeline:
         sampling = self.defaults | {name: value for name, value in given.items() if value is not None}
         characters = [panel.characters for panel in story.panels]
         seeds = panel_seeds(seed, characters, noise, [panel.seed for panel in story.panels])
-        batch = batch_panels(self.pipe, story, seeds, csa, conditions, panels)
-        arguments["output_type"] = output_type
-        images = self._generate(batch, sampling, arguments, csa, start, callback_on_step_end)
-        return StoryPipelineOutput(images, *get_prompts(story), seeds, story)
+        files = read_characters(story)
+        if files and conditions is not None:
+            raise UserError("a story with saved characters takes prompts alone: leave out conditions or the files")
+        if files:
+            self._check_characters(files, sampling, csa)
+            batch = batch_with_characters(self.pipe, story, seeds, files, panels)
+        else:
+            batch = batch_panels(self.pipe, story, seeds, csa, conditions, panels)
+        call = {**arguments, "output_type": output_type}
+        images = self._generate(batch, sampling, call, csa, start, callback_on_step_end)
+        output = StoryPipelineOutput(images, *get_prompts(story), seeds, story)
+        has_more = files or conditions is not None or panels is not None or start or arguments or has_poses(story)
+        if has_more or not is_unet(self.pipe):
+            return output
+        return replace(output, recipe=self._describe(output, sampling, csa))
 
     def _generate(
         self,
@@ -204,10 +244,10 @@ class StoryPipeline:
         start: tuple[int, Tensor] | None,
         callback: StepCallback | None,
     ) -> Any:
-        """Generate the images of a batch; `arguments` win over those of its conditions, and these over `sampling`."""
+        """Generate the panels of a batch; `arguments` win over those of its conditions, and these over `sampling`."""
         conditions, in_chunks = batch.conditions, csa.panels_at_once is not None
         with self._poses(batch.story, (sampling["width"], sampling["height"]), in_chunks) as poses:
-            return generate_panels(
+            images = generate_panels(
                 self.pipe,
                 {**sampling, **poses, **conditions.arguments, **arguments},
                 batch.seeds,
@@ -216,7 +256,46 @@ class StoryPipeline:
                 start,
                 callback,
                 conditions.at_step_end,
+                batch.given_noise,
             )
+        return images[len(batch.seeds) - len(batch.story.panels) :]
+
+    def _check_characters(
+        self, files: Mapping[str, CharacterFile], sampling: Mapping[str, Any], csa: ConsistentSelfAttentionConfig
+    ) -> None:
+        """Check that character files fit the model and a call's settings. Raises UserError."""
+        if self.model is None:
+            raise UserError(
+                "this pipeline's weights are unknown, so no character file can be checked against them: load it with "
+                "StoryPipeline.from_pretrained"
+            )
+        settings = describe_settings(_rename(sampling), asdict(self.model.config), asdict(csa))
+        check_characters(files, self.model.config.name, self.model.checksums, settings)
+
+    def _describe(
+        self, output: StoryPipelineOutput, sampling: Mapping[str, Any], csa: ConsistentSelfAttentionConfig
+    ) -> Recipe | None:
+        """Return how a whole story was generated by its prompts; None for a pipeline of unknown weights."""
+        model = self.model
+        if model is None:
+            return None
+        panels = tuple(range(len(output.seeds)))
+        rows = zip(output.prompts, output.negative_prompts, output.seeds, output.story.panels, strict=True)
+        factor = self.pipe.vae_scale_factor
+        return Recipe(
+            descriptions={each.name: each.description for each in output.story.characters},
+            model=model.config.name,
+            weights=lambda: model.checksums,
+            settings=describe_settings(_rename(sampling), asdict(model.config), asdict(csa)),
+            csa=csa,
+            images=tuple(
+                SavedImage(number, prompt, negative, seed, panel.characters, panels)
+                for number, (prompt, negative, seed, panel) in enumerate(rows)
+            ),
+            chosen=panels,
+            shape=(self.pipe.unet.config.in_channels, sampling["height"] // factor, sampling["width"] // factor),
+            windows=count_windows([self.pipe.tokenizer], [*output.prompts, *output.negative_prompts]),
+        )
 
     @contextmanager
     def _poses(self, story: Story, size: tuple[int, int], in_chunks: bool) -> Iterator[dict[str, Any]]:
@@ -249,6 +328,11 @@ def get_sampling_defaults(config: ModelConfig) -> dict[str, Any]:
         "height": config.height,
         "width": config.width,
     }
+
+
+def _rename(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call under the names of the configuration."""
+    return {"steps": sampling["num_inference_steps"], **sampling}
 
 
 def draw_seed(generator: torch.Generator) -> int:

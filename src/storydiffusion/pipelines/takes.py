@@ -18,11 +18,13 @@ from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import PanelGroup, View
 from storydiffusion.attention.variants import get_read_panels
 from storydiffusion.output.manifest import Manifest, TakeRecord
+from storydiffusion.pipelines.characters import choose_windows, place_characters
 from storydiffusion.pipelines.conditioning import text_conditions
 from storydiffusion.pipelines.panel_keys import find_reach
-from storydiffusion.pipelines.panels import StepCallback, generate_panels, group_panels, shared_characters
+from storydiffusion.pipelines.panels import StepCallback, generate_panels, group_panels, select_views, shared_characters
 from storydiffusion.pipelines.story import StoryPipeline
 from storydiffusion.story import Story, character_words, panel_places
+from storydiffusion.story.character_file import CharacterFile, SavedImage
 
 Place = tuple[int, int]
 """(panel from 0, number of its take)"""
@@ -60,6 +62,7 @@ def generate_takes(
     csa: ConsistentSelfAttentionConfig,
     settings: Mapping[str, Any],
     callback_on_step_end: StepCallback | None = None,
+    files: Mapping[str, CharacterFile] | None = None,
 ) -> list[Any]:
     """Return the images of new takes.
 
@@ -68,7 +71,10 @@ def generate_takes(
         story: the images that there are; `takes` read some of them, these others, and so on.
         settings: of the pipeline's call, such as `num_inference_steps`.
         callback_on_step_end: diffusers' callback.
+        files: the saved characters of the story, by name.
     """
+    if files:
+        return _generate_with_characters(pipe, story, takes, csa, settings, callback_on_step_end, files)
     images = [*story.values(), *takes]
     views = place_views(images)
     may_share = shared_characters([each.characters for each in images])
@@ -96,6 +102,44 @@ def generate_takes(
     return made[-len(takes) :]
 
 
+def _generate_with_characters(
+    pipe: StoryPipeline,
+    story: Mapping[Place, TakeRecord],
+    takes: Sequence[TakeRecord],
+    csa: ConsistentSelfAttentionConfig,
+    settings: Mapping[str, Any],
+    callback_on_step_end: StepCallback | None,
+    files: Mapping[str, CharacterFile],
+) -> list[Any]:
+    """Return the images of new takes, which read saved characters, too."""
+    own = [*story.values(), *takes]
+    windows = choose_windows(
+        pipe.pipe.tokenizer, files, [text for each in own for text in (each.prompt, each.negative_prompt)]
+    )
+    cast = place_characters(files, [each.characters for each in own], place_views(own))
+    images: list[TakeRecord | SavedImage] = [*cast.images, *own]
+    group = PanelGroup(len(images), may_share=cast.may_share, views=cast.views)
+    computed = list(range(len(images))) if csa.needs else _find_computed(csa, group, len(takes))
+    images = [images[n] for n in computed]
+    conditions = text_conditions(
+        pipe.pipe, [each.prompt for each in images], [each.negative_prompt for each in images], windows
+    )
+    made = generate_panels(
+        pipe.pipe,
+        {**pipe.defaults, **settings, **conditions.arguments},
+        [each.seed for each in images],
+        csa,
+        PanelGroup(
+            len(images),
+            may_share=cast.may_share[computed][:, computed],
+            views=select_views(cast.views, computed),
+        ),
+        callback_on_step_end=callback_on_step_end,
+        given_noise=cast.noise[[n for n in computed if n < len(cast.noise)]],
+    )
+    return made[-len(takes) :]
+
+
 def place_views(images: Sequence[TakeRecord]) -> list[View]:
     """Return the story as each image saw it: the takes that it read, and itself in its own place."""
     places = {(each.panel, each.number): n for n, each in enumerate(images)}
@@ -106,12 +150,6 @@ def place_views(images: Sequence[TakeRecord]) -> list[View]:
         )
         for n, each in enumerate(images)
     ]
-
-
-def select_views(views: Sequence[View], computed: Sequence[int]) -> list[View]:
-    """Return the views of some images of a batch, numbered among these."""
-    numbers = {image: n for n, image in enumerate(computed)}
-    return [View(views[n].panel, tuple(numbers.get(image, -1) for image in views[n].images)) for n in computed]
 
 
 def _find_computed(csa: ConsistentSelfAttentionConfig, group: PanelGroup, takes: int) -> list[int]:

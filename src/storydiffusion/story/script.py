@@ -10,6 +10,7 @@ from typing import Any
 
 from storydiffusion.errors import UserError
 from storydiffusion.files.bounded_yaml import parse_yaml, read_text
+from storydiffusion.story.character_file import read_character
 from storydiffusion.story.names import (
     NAME,
     NO_CHARACTER,
@@ -29,10 +30,14 @@ LONGEST_SPEECH = 160  # characters in a balloon
 
 @dataclass(frozen=True)
 class Character:
-    """A recurring character; `description` replaces the name in every prompt."""
+    """A recurring character; `description` replaces the name in every prompt.
+
+    `file` is a character file, whose images the character's panels read; None for a new character.
+    """
 
     name: str
     description: str
+    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def load_story(path: str | Path) -> Story:
         data = parse_yaml(text, str(path))
     if isinstance(data, dict):
         data = {"title": path.stem.replace("_", " ").replace("-", " ").capitalize(), **data}
-    story = story_from_dict(data, str(path), lines)
+    story = story_from_dict(data, str(path), lines, path.parent)
     return replace(story, panels=tuple(_find_pose(panel, path.parent) for panel in story.panels))
 
 
@@ -168,28 +173,31 @@ def _find_script(path: str) -> Path:
     return Path(path)
 
 
-def story_from_dict(data: Any, where: str, lines: Mapping[str | int, int] | None = None) -> Story:
+def story_from_dict(
+    data: Any, where: str, lines: Mapping[str | int, int] | None = None, folder: Path | None = None
+) -> Story:
     """Validate a plain dictionary with the keys of a YAML story.
 
     `where` names its source in errors, and `lines` the line of a character's name or a panel's number, if known.
+    Character files lie relative to `folder`; None: the working directory.
 
     Raises UserError.
     """
     lines = lines or {}
     story = _mapping(data, where, required=("title", "characters", "panels"), optional=("style", "negative"))
-    descriptions = _characters(story["characters"], where)
+    characters = _characters(story["characters"], where, folder or Path())
     if not isinstance(story["panels"], list):
         raise UserError(f"{where}: panels must be a list, not {_brief(story['panels'])}")
     if not story["panels"]:
         raise UserError(f"{where} has 0 panels: add at least one")
     panels = tuple(
-        _panel(panel, descriptions, f"{_place(where, lines, number)}: panel {number}")
+        _panel(panel, characters, f"{_place(where, lines, number)}: panel {number}")
         for number, panel in enumerate(story["panels"], start=1)
     )
     shown = {name for panel in panels for name in panel.characters}
-    for name in descriptions:
+    for name in characters:
         if name not in shown:
-            mend = suggest_name(name, descriptions) or f"write [{name}] in a prompt or remove it"
+            mend = suggest_name(name, characters) or f"write [{name}] in a prompt or remove it"
             raise UserError(f"{_place(where, lines, name)}: character '{name}' appears in no panel: {mend}")
     title = _text(story["title"], f"{where}: title")
     style_name = _text(story.get("style", NO_STYLE.name), f"{where}: style")
@@ -198,36 +206,41 @@ def story_from_dict(data: Any, where: str, lines: Mapping[str | int, int] | None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     negative = _negative(story, where)
-    return Story(title, tuple(Character(*item) for item in descriptions.items()), panels, style.name, negative)
+    return Story(title, tuple(characters.values()), panels, style.name, negative)
 
 
 def _place(where: str, lines: Mapping[str | int, int], item: str | int) -> str:
     return f"{where}: line {lines[item]}" if item in lines else where
 
 
-def _characters(data: Any, where: str) -> dict[str, str]:
-    """Return validated descriptions by normalized name."""
+def _characters(data: Any, where: str, folder: Path) -> dict[str, Character]:
+    """Return validated characters by normalized name."""
     if not isinstance(data, dict):
         raise UserError(f"{where}: characters must map names to descriptions (or be {{}}), not {_brief(data)}")
-    descriptions: dict[str, str] = {}
-    for written, description in data.items():
+    characters: dict[str, Character] = {}
+    for written, described in data.items():
         name = normalize_name(written) if isinstance(written, str) else ""
         if not name or "[" in name or "]" in name or name == NO_CHARACTER:
             raise UserError(
                 f"{where}: '{written}' is not a valid character name: use quoted words, no brackets, not NC"
             )
-        if name in descriptions:
+        if name in characters:
             raise UserError(f"{where}: the character '{name}' is described twice: remove one, or rename it")
-        if twin := find_twin(name, descriptions):
+        if twin := find_twin(name, characters):
             raise UserError(f"{where}: the characters '{twin}' and '{name}' differ only in case: rename one")
-        text = _text(description, f"{where}: the description of '{name}'")
+        file = None
+        if isinstance(described, dict):
+            entry = _mapping(described, f"{where}: the character '{name}'", required=("file",), optional=())
+            file = str(folder / Path(_text(entry["file"], f"{where}: the file of '{name}'")).expanduser())
+            described = read_character(file).character.description
+        text = _text(described, f"{where}: the description of '{name}'")
         if "[" in text or "]" in text:
             raise UserError(f"{where}: the description of '{name}' must not contain brackets: '{text}'")
-        descriptions[name] = text.rstrip(" .。")
-    return descriptions
+        characters[name] = Character(name, text.rstrip(" .。"), file)
+    return characters
 
 
-def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
+def _panel(data: Any, characters: Mapping[str, Character], where: str) -> Panel:
     panel = _mapping(
         data,
         where,
@@ -246,9 +259,9 @@ def _panel(data: Any, descriptions: dict[str, str], where: str) -> Panel:
     if "[" in rest or "]" in rest:
         raise UserError(f"{where} has an unmatched bracket: '{prompt}'")
     for name in named:
-        if name != NO_CHARACTER and name not in descriptions:
-            known = ", ".join(descriptions) or "none"
-            mend = suggest_name(name, [*descriptions, NO_CHARACTER]) or "describe it or use a known name;"
+        if name != NO_CHARACTER and name not in characters:
+            known = ", ".join(characters) or "none"
+            mend = suggest_name(name, [*characters, NO_CHARACTER]) or "describe it or use a known name;"
             raise UserError(f"{where} names the undefined character [{name}]: {mend} known names: {known}")
     caption = panel.get("caption", _default_caption(prompt, named))
     if not isinstance(caption, str):

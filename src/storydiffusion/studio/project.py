@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 NAME = re.compile(r"\w[\w.-]*")
 LONGEST_NAME = 60  # characters
 LONGEST_SCRIPT = 200_000  # characters
+SAVED_CHARACTERS = "uses saved characters, which the studio does not keep: use storydiffusion infer"
 NOT_OF_STORY = ("run_dir", "overwrite", "story", "idea", "text", "emotion", "panels", "language", "retake", "take",
                 "extend", "candidates", "exports", "paper", "writer", "script")  # fmt: skip
 """settings of a manifest that say what one command did, and not how the story looks"""
@@ -102,6 +103,8 @@ def read_project(folder: Path, defaults: InferConfig) -> Project:
     config = load_config(own, defaults, folder)
     if (folder / STORY).exists():
         story = load_story(folder / STORY)
+        if any(each.file is not None for each in story.characters):
+            raise UserError(f"{folder / STORY} {SAVED_CHARACTERS}")
     else:
         assert manifest is not None
         story = read_script(manifest, folder)
@@ -118,7 +121,13 @@ def load_config(own: Mapping[str, Any], defaults: InferConfig, folder: Path) -> 
 
 
 def read_script(manifest: Manifest, folder: Path) -> Story:
-    """Return the story that a manifest records. Raises UserError for one of another version."""
+    """Return the story that a manifest records.
+
+    Raises:
+        UserError: a story of another version, or with saved characters, whose files it does not record.
+    """
+    if manifest.config.get("script", {}).get("character_files"):
+        raise UserError(f"{folder / MANIFEST} {SAVED_CHARACTERS}")
     known = [each.name for each in fields(Story)]
     script = {name: value for name, value in manifest.config.get("script", {}).items() if name in known}
     try:
@@ -135,7 +144,11 @@ def parse_script(text: str) -> Story:
     """
     if len(text) > LONGEST_SCRIPT:
         raise UserError(f"the script has {len(text)} characters: write at most {LONGEST_SCRIPT}")
-    story = story_from_dict(parse_yaml(text, "the script"), "the script")
+    data = parse_yaml(text, "the script")
+    characters = data.get("characters") if isinstance(data, dict) else None
+    if isinstance(characters, dict) and any(isinstance(each, dict) for each in characters.values()):
+        raise UserError("the script names character files, which the studio does not read: use storydiffusion infer")
+    story = story_from_dict(data, "the script")
     if any(panel.pose for panel in story.panels):
         raise UserError("the script names pose files, which the studio does not read: use storydiffusion infer")
     return story

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import InferConfig, ModelConfig, flat
-from storydiffusion.evaluation.benchmarks import emotion, image_encoder, stories, text_to_image, transitions
+from storydiffusion.evaluation.benchmarks import (
+    characters,
+    emotion,
+    image_encoder,
+    stories,
+    text_to_image,
+    transitions,
+)
 from storydiffusion.evaluation.benchmarks.benchmark import Benchmark, check_readable, get_checksums, read_accuracy
 from storydiffusion.evaluation.metrics.registry import METRICS
 from storydiffusion.evaluation.records import RECORDS, can_resume, measure_all
@@ -36,6 +43,7 @@ class Kind:
 
 BENCHMARKS = {
     "stories": Kind(stories.get_settings, stories.load_benchmark, "stories"),
+    "characters": Kind(characters.get_settings, characters.load_benchmark, "stories"),
     "transitions": Kind(transitions.get_settings, transitions.load_benchmark, "clips"),
     "image_encoder": Kind(image_encoder.get_settings, image_encoder.load_benchmark, "blocks"),
     "emotion": Kind(emotion.get_settings, emotion.load_benchmark, "stories"),

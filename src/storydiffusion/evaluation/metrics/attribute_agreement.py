@@ -6,7 +6,7 @@ a label for each character: kind_1, kind_2.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 from storydiffusion.storyworld.scene import split_label
 
@@ -33,6 +33,24 @@ def consistency(readings: Sequence[Reading], attributes: Collection[str], reach:
     shares = [share for name in attributes if (share := pair_agreement(readings, name, reach)) is not None]
     if not shares:
         raise ValueError(f"{len(readings)} readings have no pair that counts in any of {sorted(attributes)}")
+    return sum(shares) / len(shares)
+
+
+def consistency_between(first: Sequence[Reading], second: Sequence[Reading], attributes: Collection[str]) -> float:
+    """Return the share of agreeing pairs of an image of one story and one of another, averaged over `attributes`.
+
+    Pairs count, and attributes are averaged, as in `consistency`.
+
+    Raises:
+        ValueError: no attribute has such a pair.
+    """
+    shares = []
+    for name in attributes:
+        values = [[reading[name] for reading in readings if name in reading] for readings in (first, second)]
+        if pairs := [a == b for a, b in product(*values)]:
+            shares.append(sum(pairs) / len(pairs))
+    if not shares:
+        raise ValueError(f"{len(first)} and {len(second)} readings have no pair that counts in {sorted(attributes)}")
     return sum(shares) / len(shares)
 
 

@@ -6,6 +6,7 @@ function takes; whoever has that evidence about an item (an image, a story, a cl
     readings, prompted          attributes read from each image, and those expected: label → value
     named                       as prompted, where parts of the attire, moods and sides are measured one by one, too
     open_attributes             attributes of the character that no prompt names
+    first_readings              as readings, of an earlier story of the same characters
     regions, masks              cells of each character in an image, as recorded and as drawn
     casts                       characters of each image, from left to right; images, uint8 (H, W, 3), and their places
     image_embeddings            (P, D), with text_embeddings (P, D) of the prompts, and the index pairs to compare
@@ -32,7 +33,13 @@ from functools import partial
 from typing import Any, Literal
 
 from storydiffusion.evaluation.metrics import clips
-from storydiffusion.evaluation.metrics.attribute_agreement import alignment, consistency, early_end, named_alignment
+from storydiffusion.evaluation.metrics.attribute_agreement import (
+    alignment,
+    consistency,
+    consistency_between,
+    early_end,
+    named_alignment,
+)
 from storydiffusion.evaluation.metrics.embeddings import (
     cosines,
     image_text_clip_scores,
@@ -126,6 +133,14 @@ METRICS: dict[str, Metric] = {
     "neighbor_consistency": Metric(
         "neighbor consistency", "story", "higher", "share of pairs", ("readings", "open_attributes"),
         partial(consistency, reach=1),
+    ),
+    "first_consistency": Metric(
+        "consistency of the first story", "story", "higher", "share of pairs", ("first_readings", "open_attributes"),
+        consistency,
+    ),
+    "consistency_between": Metric(
+        "consistency between the stories", "story", "higher", "share of pairs",
+        ("first_readings", "readings", "open_attributes"), consistency_between,
     ),
     "alignment": _attribute_metric("story", "alignment", *PROMPTED_ATTRIBUTES),
     **{name: _attribute_metric("story", name, name) for name in (*PROMPTED_ATTRIBUTES, "object")},
