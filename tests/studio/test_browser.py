@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,82 @@ def test_a_story_from_an_idea_to_a_pdf(new_user, server, size):
     assert not user.is_wider_than_the_window()
     assert {url.split("/")[2] for url in user.requests if url.startswith("http")} == {address.split("/")[2]}
     user.shoot("exported")
+
+
+def test_a_second_window_is_told_and_takes_over_when_the_first_is_closed(new_user):
+    first = new_user()
+    first.click("#example")
+    first.page.wait_for_selector("#panel-4")
+    query = first.page.url.partition("?")[2]
+    second = new_user(query=f"?{query}")
+    second.page.wait_for_selector("[role=alert] >> text=is open in another window")
+    second.shoot("second-window")
+    assert second.page.locator("#panel-1").count() == 0
+    first.page.close()
+    second.page.wait_for_selector("#panel-4")
+
+
+def test_a_job_continues_without_its_page_and_is_cancelled_from_another(new_user, server):
+    user = new_user()
+    user.click("#example")
+    user.page.wait_for_selector("#panel-4")
+    user.click("#generate")
+    user.page.reload()
+    user.wait("generated all 4 panels")
+    user.page.wait_for_selector("#panel-4 img")
+
+
+def test_panels_are_locked_moved_added_and_deleted(new_user):
+    user = new_user()
+    user.click("#example")
+    user.page.wait_for_selector("#panel-4")
+    prompts = [user.page.input_value(f"#prompt-{number} textarea") for number in (1, 2, 3, 4)]
+    user.click("#panel-2 button:has-text('Earlier')")
+    user.page.wait_for_function("text => document.querySelector('#prompt-1 textarea')?.value === text", arg=prompts[1])
+    user.click("#add-panel")
+    user.page.wait_for_selector("#panel-5")
+    user.click("#panel-3 button:has-text('Delete')")
+    user.page.wait_for_selector("#panel-5", state="detached")
+    user.click("#lock-1 input")
+    user.page.wait_for_selector("#prompt-1 textarea:disabled")
+    user.page.reload()
+    user.page.wait_for_selector("#prompt-1 textarea:disabled")
+    assert user.page.input_value("#prompt-2 textarea") == prompts[0]
+    user.fill("#prompt-2 textarea", "[Nobody] runs")
+    user.page.wait_for_selector("text=names the undefined character")
+    user.shoot("refused")
+
+
+def test_files_outside_projects_are_not_served(browser, server):
+    address, runs = server
+    context = browser.new_context()
+    (runs.parent / "secret.png").write_bytes(b"secret")
+    for path in ("projects/../secret.png", "projects/%2e%2e/secret.png", "projects/x/..%2f..%2fsecret.png",
+                 f"gradio_api/file={runs.parent}/secret.png", "gradio_api/file=/etc/hostname"):  # fmt: skip
+        answer = context.request.get(address + path)
+        assert answer.status >= 400, path
+        assert b"secret" not in answer.body()
+    assert context.request.get(address, headers={"Host": "evil.example"}).status == 400
+    policy = context.request.get(address).headers["content-security-policy"]
+    assert "connect-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+    context.close()
+
+
+def test_programs_use_the_same_projects(server):
+    from gradio_client import Client
+
+    client = Client(server[0], verbose=False)
+    name = client.predict("a bear in the snow", "", 3, 0, api_name="/write")
+    assert name in client.predict(api_name="/list_projects")
+    client.predict(name, 1, {"caption": "A bear."}, api_name="/change_panel")
+    assert "A bear." in client.predict(name, api_name="/read_script")
+    client.predict(name, -1, "", False, api_name="/generate")
+    deadline = time.monotonic() + PATIENCE / 1000
+    while (state := client.predict(name, api_name="/status"))["state"] in ("waiting", "running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert state["state"] == "done"
+    assert (server[1] / name / "page.png").exists()
+    with pytest.raises(Exception, match="no name of a project"):
+        client.predict("../x", api_name="/read_script")

@@ -74,6 +74,8 @@ def _draw(page: "Blocks", handlers: Handlers, draw: Callable[[Handlers, str], No
         inputs=[handlers.layout.revision],
         triggers=[page.load, handlers.layout.revision.change],
         show_progress="hidden",
+        concurrency_id="draw",  # one after the other: Gradio's session is not safe for threads
+        concurrency_limit=1,
     )
     def draw_again(revision: str) -> None:
         draw(handlers, revision)
