@@ -148,7 +148,8 @@ def test_a_story_from_an_idea_to_a_pdf(new_user, server, size):
     user.shoot("exported")
 
 
-def test_a_second_window_is_told_and_takes_over_when_the_first_is_closed(new_user):
+@pytest.mark.slow
+def test_a_second_window_is_refused_until_the_first_is_closed(new_user):
     first = new_user()
     first.click("#example")
     first.page.wait_for_selector("#panel-4")
@@ -161,6 +162,7 @@ def test_a_second_window_is_told_and_takes_over_when_the_first_is_closed(new_use
     second.page.wait_for_selector("#panel-4")
 
 
+@pytest.mark.slow
 def test_a_job_continues_without_its_page_and_is_cancelled_from_another(new_user, server):
     user = new_user()
     user.click("#example")
@@ -171,6 +173,7 @@ def test_a_job_continues_without_its_page_and_is_cancelled_from_another(new_user
     user.page.wait_for_selector("#panel-4 img")
 
 
+@pytest.mark.slow
 def test_panels_are_locked_moved_added_and_deleted(new_user):
     user = new_user()
     user.click("#example")

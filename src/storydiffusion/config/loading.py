@@ -48,7 +48,8 @@ def load(schema: type[Schema], composed: DictConfig, prefix: str = "") -> Schema
 
 def load_plain(schema: type[Schema], plain: Mapping[str, Any]) -> Schema:
     """Return plain data, such as a manifest's configuration, as `load` does, with `${` as text. Raises UserError."""
-    return load(schema, OmegaConf.create(_escape(dict(plain))))
+    escaped: dict[str, Any] = _escape(dict(plain))
+    return load(schema, OmegaConf.create(escaped))
 
 
 def load_choice(schemas: Mapping[str, type], composed: Any, key: str, by: str) -> Any:

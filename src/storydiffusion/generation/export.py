@@ -21,8 +21,7 @@ def export_run(
         UserError: as `write_exports`, or another process owns the folder.
     """
     manifest = read_manifest(folder / "manifest.json")
-    if fonts is None:
-        fonts = manifest.config.get("font") or ()
-    check_fonts(fonts)
+    chosen = manifest.config.get("font") or () if fonts is None else fonts
+    check_fonts(chosen)
     with own_folder(folder):
-        return write_exports(FinishedRun(folder, manifest, fonts, paper), exports)
+        return write_exports(FinishedRun(folder, manifest, chosen, paper), exports)

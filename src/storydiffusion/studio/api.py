@@ -99,4 +99,4 @@ def add_api(studio: Studio) -> None:
             except UserError as error:
                 raise gradio.Error(html.escape(str(error)), print_exception=False) from error
 
-        gradio.api(run, api_name=name)
+        gradio.api(run, api_name=name)  # pyright: ignore[reportPrivateImportUsage]

@@ -58,7 +58,9 @@ def build_theme() -> "Base":
     """Return a theme with the fonts of the system: the page fetches nothing from elsewhere."""
     import gradio
 
-    return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return gradio.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
 
 
 def read_css() -> str:

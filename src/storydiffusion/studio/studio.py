@@ -88,14 +88,14 @@ class Studio:
             UserError: nothing to write from, or what the writer refuses.
         """
         words, writer = words.strip(), self.defaults.writer
-        panels = panels or writer.panels
+        count = writer.panels if panels is None else panels
         if is_text:
-            panels = min(panels, max(1, len(split_sentences(words))))
+            count = min(count, max(1, len(split_sentences(words))))
         brief = Brief(
             "" if is_text else " ".join(words.split()),
             words if is_text else "",
             emotion,
-            panels,
+            count,
             None,
             seed,
             find_target(self.defaults.model),
