@@ -173,8 +173,8 @@ def test_wrong_arguments_are_named(tiny_model, transition, ends):
         transition(*ends, num_frames=9)
     with pytest.raises(UserError, match="no local folder"):
         StoryPipeline.from_pretrained("nowhere")
-    with pytest.raises(UserError, match="conf/model has no 'sd3'"):
-        StoryPipeline.from_pretrained(tiny_model, config="sd3")
+    with pytest.raises(UserError, match="conf/model has no 'sd9'"):
+        StoryPipeline.from_pretrained(tiny_model, config="sd9")
 
 
 def test_a_predictor_is_saved_and_loaded(tmp_path):

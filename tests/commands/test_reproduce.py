@@ -34,7 +34,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     plan(folder, "experiment=x", params={"csa.rate": ",".join(RATES)}, shared=("experiment",))
     for rate, mean in RATES.items():
         job = folder / f"csa.rate={rate}"
-        aligned = {name: MetricValues([1.0, 1.0, 1.0]) for name in PROMPTED_ATTRIBUTES}
+        aligned = {name: MetricValues([1.0, 1.0, 1.0]) for name in ("alignment", *PROMPTED_ATTRIBUTES)}
         values = {"consistency": MetricValues([mean, 1.02 * mean, 0.99 * mean]), **aligned}
         save_result(Result(list("abc"), values, {"csa.rate": rate}, ["Of a small model."]), job)
         (job / "records.json").write_text(json.dumps({"settings": {}, "records": [{"seconds": 20.0}] * 3}))
@@ -66,13 +66,13 @@ def test_sections_are_updated_and_the_others_stay(command, measured):
 def test_a_second_run_is_compared_with_the_first(command, measured):
     assert "two standard errors" not in command("claims=[sharing]").out
     again = command("claims=[sharing]").out
-    assert "sharing: 8 of 8 means lie within two standard errors of the earlier ones" in again
+    assert "sharing: 10 of 10 means lie within two standard errors of the earlier ones" in again
     job = measured / "csa.rate=0.5"
     content = json.loads((job / "result.json").read_text())
     content["metrics"]["consistency"]["values"] = [0.55, 0.55, 0.57]
     (job / "result.json").write_text(json.dumps(content))
     outcome = command("claims=[sharing]")
-    assert "7 of 8 means" in outcome.out
+    assert "9 of 10 means" in outcome.out
     assert "not consistency of csa.rate=0.5 0.502 → 0.557" in outcome.out
 
 

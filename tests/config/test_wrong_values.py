@@ -26,6 +26,7 @@ NEEDED = {
     "index-shards": ["shards=x"],
     "make-shards": ["out=x"],
     "release": ["run=x", "out=x"],
+    "save-character": ["run_dir=x", "name=x"],
     "user-study": ["methods.a=x", "methods.b=y"],
     "user-study-results": ["key=x", "answers=y"],
     "convert-emotion-probe": ["state=x", "out=x.safetensors"],

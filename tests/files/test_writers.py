@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "storydiffusion"
 OWN_DRAFTS = {
     "files/atomic.py": "writes the drafts",
     "training/checkpoint_io.py": "drafts that are verified before they are renamed",
-    "training/miniature/text_to_image.py": "opens a draft of files/atomic.py",
+    "training/miniature/world_cache.py": "opens a draft of files/atomic.py",
     "data/shard_writer.py": "drafts of whole shards",
     "data/quarantine.py": "appends single lines",
     "output/folder_lock.py": "the lock is no result",

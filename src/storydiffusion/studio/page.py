@@ -39,6 +39,7 @@ def build_page(studio: Studio) -> "Blocks":
     import gradio
 
     with gradio.Blocks(title=TITLE, analytics_enabled=False) as page:
+        add_api(studio)  # first, because later functions of the same name get another
         layout = build_layout(studio.defaults.writer.panels)
         handlers = Handlers(studio, layout)
         with layout.characters:
@@ -49,7 +50,6 @@ def build_page(studio: Studio) -> "Blocks":
         _connect_projects(handlers)
         _connect_story(handlers)
         _connect_jobs(handlers)
-        add_api(studio)
     page.queue(default_concurrency_limit=8)
     return page
 

@@ -208,7 +208,7 @@ def test_a_method_without_its_predictor_is_refused(transitions, method):
         (["benchmark=transitions", "+benchmark.clip=3"], "did you mean 'benchmark.clips'"),
         (["benchmark=stories", "csa.neighbor_window=-1"], "csa.neighbor_window"),
         (["benchmark=stories", "frames=[a.png]"], "benchmark"),
-        (["benchmark=stories", "+benchmark.method=truth"], "did you mean 'benchmark.batch'"),
+        (["benchmark=stories", "+benchmark.batches=2"], "did you mean 'benchmark.batch'"),
         (["benchmark=transitions", "benchmark.method=morph"], "cross-fade"),
         (["benchmark=transitions", "benchmark.interpolation=/no/such"], "/no/such"),
         (["benchmark=clips"], "stories, text2image, transitions"),
