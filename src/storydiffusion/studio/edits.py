@@ -1,11 +1,12 @@
 """Changes of a story, each a function from one story to the next, checked as a story file is."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from storydiffusion.errors import UserError
 from storydiffusion.story import Panel, Story, story_from_dict
+from storydiffusion.writer.story_file import describe_story
 
 WHERE = "the story"
 CHANGED = ("prompt", "caption", "says", "negative", "place", "cut", "seed", "lock")
@@ -14,15 +15,7 @@ CHANGED = ("prompt", "caption", "says", "negative", "place", "cut", "seed", "loc
 
 def check_story(story: Story) -> Story:
     """Return the story as its file would be read, with the characters that its prompts name. Raises UserError."""
-    panels = [_describe_panel(panel) for panel in story.panels]
-    data = {
-        "title": story.title,
-        "style": story.style,
-        "negative": story.negative,
-        "characters": {each.name: each.description for each in story.characters},
-        "panels": panels,
-    }
-    return story_from_dict(data, WHERE)
+    return story_from_dict(describe_story(story), WHERE)
 
 
 def change_panel(story: Story, number: int, changes: Mapping[str, Any]) -> Story:
@@ -96,9 +89,3 @@ def get_panel(story: Story, number: int) -> Panel:
     if not 1 <= number <= len(story.panels):
         raise UserError(f"the story has no panel {number}: it has {len(story.panels)}")
     return story.panels[number - 1]
-
-
-def _describe_panel(panel: Panel) -> dict[str, Any]:
-    """Return a panel as a story file writes it."""
-    data = {name: value for name, value in asdict(panel).items() if value not in (None, "") and name != "characters"}
-    return data | {"caption": panel.caption}

@@ -31,6 +31,14 @@ def format_story(story: Story) -> str:
     Raises:
         UserError: a text that no YAML file can hold.
     """
+    text = yaml.safe_dump(describe_story(story), allow_unicode=True, sort_keys=False, width=LINE)
+    if story_from_dict(parse_yaml(text, "the story"), "the story") != story:
+        raise UserError("the story contains characters that a YAML file does not keep: change the idea or the seed")
+    return text
+
+
+def describe_story(story: Story) -> dict[str, Any]:
+    """Return a story as plain data, without what has its default, as `story_from_dict` takes it."""
     data: dict[str, Any] = {"title": story.title}
     if story.style != NO_STYLE.name:
         data["style"] = story.style
@@ -45,13 +53,10 @@ def format_story(story: Story) -> str:
         | ({} if panel.seed is None else {"seed": panel.seed})
         | ({"pose": panel.pose} if panel.pose else {})
         | ({"place": panel.place} if panel.place else {})
-        | ({"lock": True} if panel.lock else {})
+        | ({"lock": panel.lock} if panel.lock else {})
         for panel in story.panels
     ]
-    text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False, width=LINE)
-    if story_from_dict(parse_yaml(text, "the story"), "the story") != story:
-        raise UserError("the story contains characters that a YAML file does not keep: change the idea or the seed")
-    return text
+    return data
 
 
 def write_or_read_story(file: Path, brief: Brief, writer: WriterConfig, overwrite: bool) -> tuple[Story, Draft | None]:
