@@ -38,17 +38,10 @@ class ConsistentFluxAttnProcessor(JointAttnProcessor):
         return inputs.hidden_states[:, call.image if inputs.text is None else slice(call.tokens)]
 
     def project(self, attn: Any, inputs: JointInputs) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = project_heads(attn, inputs.hidden_states)
-        if inputs.text is not None:
-            query, key, value = join_streams(project_heads(attn, inputs.text, added=True), (query, key, value))
-        return embed(query, inputs.positions), embed(key, inputs.positions), value
+        return project_joint(attn, inputs.hidden_states, inputs.text, inputs.positions)
 
     def attend(self, attn: Any, inputs: JointInputs, plan: AttentionPlan) -> Any:
-        output = self.share(*self.project(attn, inputs), plan)
-        if inputs.text is None:
-            return output
-        text = inputs.text.shape[1]
-        return project_out(attn, output[:, text:]), attn.to_add_out(output[:, :text])
+        return project_outputs(attn, self.share(*self.project(attn, inputs), plan), inputs.text)
 
 
 @register_backbone("FluxTransformer2DModel")
@@ -61,6 +54,27 @@ class FluxBackbone(TransformerBackbone):
         text = arguments["encoder_hidden_states"].shape[1]
         height, width, references = read_grid(arguments["img_ids"])
         return JointCall(len(arguments["hidden_states"]), height, width, text, references)
+
+
+def project_joint(
+    attn: Any, hidden_states: Tensor, text: Tensor | None, positions: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values (B, S, H, D), those of `text` first and all at their rotary `positions`.
+
+    In a block of one stream, `hidden_states` has both text and image and `text` is None.
+    """
+    query, key, value = project_heads(attn, hidden_states)
+    if text is not None:
+        query, key, value = join_streams(project_heads(attn, text, added=True), (query, key, value))
+    return embed(query, positions), embed(key, positions), value
+
+
+def project_outputs(attn: Any, output: Tensor, text: Tensor | None) -> Any:
+    """Return what the block expects of the attention's `output` (B, S, C): image and text apart if `text` is given."""
+    if text is None:
+        return output
+    tokens = text.shape[1]
+    return project_out(attn, output[:, tokens:]), attn.to_add_out(output[:, :tokens])
 
 
 def embed(x: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -20,7 +20,7 @@ from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.storyworld.scene import sample_scene
 from storydiffusion.storyworld.scene_captions import caption_scene
 from storydiffusion.storyworld.truth import LOOKS, Truth, sample_pair_member, sample_truth
-from storydiffusion.training.miniature.text_to_image import extend_text_encoder
+from storydiffusion.training.miniature.text_to_image import draw_embeddings, extend_text_encoder
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
 from storydiffusion.training.miniature.world_cache import cover_world
 
@@ -173,6 +173,16 @@ def test_text_encoder_extended_by_nothing_is_unchanged():
     encoder = text_encoder(tokenizer)
     extended = extend_text_encoder(encoder, tokenizer, build_tokenizer(2))
     assert all(torch.equal(value, extended.state_dict()[name]) for name, value in encoder.state_dict().items())
+
+
+def test_new_words_use_the_directions_of_known_words():
+    generator = torch.Generator().manual_seed(0)
+    known = torch.randn(40, 4, generator=generator) @ torch.randn(4, 16, generator=generator) + 0.3
+    drawn = draw_embeddings(known, 5000)
+    torch.testing.assert_close(drawn.mean(0), known.mean(0), atol=0.15, rtol=0)
+    assert torch.linalg.matrix_rank(drawn - known.mean(0), rtol=1e-4) == 4
+    assert (drawn.norm(dim=1).median() / known.norm(dim=1).median() - 1).abs() < 0.1
+    assert torch.equal(drawn, draw_embeddings(known, 5000))
 
 
 def test_second_edition_trains_from_the_first_and_exports_its_words(tmp_path):

@@ -23,8 +23,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from storydiffusion.attention.flux import embed
-from storydiffusion.attention.transformer_backbone import join_streams, project_heads, project_out
+from storydiffusion.attention.flux import project_joint, project_outputs
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import RECIPES, DitRecipe
 from storydiffusion.errors import UserError
@@ -246,15 +245,8 @@ class ExplicitFluxAttnProcessor:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
-        query, key, value = project_heads(attn, hidden_states)
-        if encoder_hidden_states is not None:
-            text_heads = project_heads(attn, encoder_hidden_states, added=True)
-            query, key, value = join_streams(text_heads, (query, key, value))
-        query, key = embed(query, image_rotary_emb), embed(key, image_rotary_emb)
+        query, key, value = project_joint(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
         output = (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
-        if encoder_hidden_states is None:
-            return output
-        text = encoder_hidden_states.shape[1]
-        return project_out(attn, output[:, text:]), attn.to_add_out(output[:, :text])
+        return project_outputs(attn, output, encoder_hidden_states)

@@ -197,7 +197,8 @@ class Text2ImageModule(RecipeModule):
 def extend_text_encoder(encoder: CLIPTextModel, known: CLIPTokenizer, wanted: CLIPTokenizer) -> CLIPTextModel:
     """Return the text encoder of tokenizer `known` as one of `wanted`, which may have more words and longer texts.
 
-    Embeddings move with their words; those of new words are new. New positions start as the last one.
+    Embeddings move with their words; those of new words are drawn as `draw_embeddings` says. New positions start as the
+    last one.
     """
     config = copy.deepcopy(encoder.config)
     config.vocab_size, config.max_position_embeddings = len(wanted), wanted.model_max_length
@@ -205,12 +206,22 @@ def extend_text_encoder(encoder: CLIPTextModel, known: CLIPTokenizer, wanted: CL
     weights = encoder.state_dict()
     words, positions = (f"embeddings.{name}_embedding.weight" for name in ("token", "position"))
     prefix = next(name for name in weights if name.endswith(words)).removesuffix(words)
-    fresh = extended.state_dict()[prefix + words].clone()
-    old = known.get_vocab()
-    for word, index in wanted.get_vocab().items():
-        if word in old:
-            fresh[index] = weights[prefix + words][old[word]]
+    old, new = known.get_vocab(), wanted.get_vocab()
+    fresh = draw_embeddings(weights[prefix + words], len(wanted))
+    for word in old.keys() & new.keys():
+        fresh[new[word]] = weights[prefix + words][old[word]]
     places = torch.arange(wanted.model_max_length).clamp(max=known.model_max_length - 1)
     weights |= {prefix + words: fresh, prefix + positions: weights[prefix + positions][places]}
     extended.load_state_dict(weights)
     return extended
+
+
+def draw_embeddings(known: Tensor, count: int) -> Tensor:
+    """Return `count` embeddings drawn from the normal distribution that has the mean and covariance of `known`, (N, D).
+
+    Words drawn in directions that no known word uses are hardly told apart by a trained encoder: its states for two of
+    them differ by a third as much (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
+    """
+    mean = known.mean(0)
+    mixes = torch.randn(count, len(known), generator=torch.Generator().manual_seed(0)) / len(known) ** 0.5
+    return mean + mixes @ (known - mean)
