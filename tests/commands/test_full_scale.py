@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from storydiffusion.commands import train as train_command
 from storydiffusion.output.manifest import read_manifest
+from storydiffusion.training.build_training import build_training
 from tests.conftest import STORY, write_tokenizer
 from tests.helpers.video_model import composed
 
@@ -122,7 +122,7 @@ def test_one_training_step_of_the_exact_video_model(sd15_folder, tmp_path, train
         "recipe.sample_every=0", "trainer=cpu", "trainer.precision=bf16-mixed", "trainer.max_steps=1",
         "trainer.log_every=1",
     )  # fmt: skip
-    training = train_command.build_training(config)
+    training = build_training(config)
     training.trainer.callbacks.remove(training.checkpoints)  # type: ignore[attr-defined]  # 9 GB that no test reads
     learning = Learning()
     training.trainer.callbacks.append(learning)  # type: ignore[attr-defined]

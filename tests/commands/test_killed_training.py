@@ -16,8 +16,8 @@ import lightning as L
 import pytest
 import torch
 
-from storydiffusion.commands import train as train_command
 from storydiffusion.config import TransitionTrainConfig
+from storydiffusion.training.build_training import build_training
 from tests.commands.test_train import metrics
 from tests.helpers.processes import run_processes
 from tests.helpers.training_state import state
@@ -82,7 +82,7 @@ def attempt(rank: int, config: TransitionTrainConfig, kills: list[Kill | None]) 
     os.dup2(log, 2)
     if config.trainer.devices == 1:
         del os.environ["LOCAL_RANK"]
-    trained = train_command.build_training(config)
+    trained = build_training(config)
     watchers: list[L.Callback] = [Keys(folder / f"keys-{rank}.txt")]
     if kill := kills[rank]:
         watchers.append(Killer(kill))
@@ -128,7 +128,7 @@ def configure(tiny_video_model, cache, tmp_path_factory) -> Configure:
         *overrides(tiny_video_model, cache), f"trainer.max_steps={STEPS}", "recipe.sample_every=0",
         "data.backend=pyav",
     )  # fmt: skip
-    train_command.build_training(replace(base, run_dir=str(folder / "drawn"))).data.prepare_data()  # type: ignore[union-attr]
+    build_training(replace(base, run_dir=str(folder / "drawn"))).data.prepare_data()  # type: ignore[union-attr]
 
     def make(
         name: str, world_size: int = 1, workers: int = 0, steps: int = STEPS, **recipe: Any

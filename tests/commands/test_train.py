@@ -13,7 +13,6 @@ import torch
 import yaml
 from PIL import Image
 
-from storydiffusion.commands import train as train_command
 from storydiffusion.config import TransitionTrainConfig
 from storydiffusion.data.shard_index import index_missing
 from storydiffusion.data.shards import find_shards
@@ -21,6 +20,7 @@ from storydiffusion.errors import UserError
 from storydiffusion.loaders.boundary_frames import read_boundary_frame_prob
 from storydiffusion.models.motion_adapters import load_motion_adapter
 from storydiffusion.models.predictor_files import load_predictor
+from storydiffusion.training.build_training import build_training
 from storydiffusion.training.training_run import TrainingRun
 from tests.conftest import Outcome, run_verb
 from tests.helpers.damage import DAMAGES
@@ -35,7 +35,7 @@ def training(tiny_video_model, cache, tmp_path) -> Callable[..., TrainingRun]:
 
     def make(name: str, *changes: str) -> TrainingRun:
         config = composed(*overrides(tiny_video_model, cache), f"run_dir={tmp_path}/{name}", *changes)
-        return train_command.build_training(config)
+        return build_training(config)
 
     return make
 
@@ -160,7 +160,7 @@ def rank(number: int, port: int, config: TransitionTrainConfig, file: Path) -> N
     """Run one of two processes as a launcher starts them; save its weights in `file`."""
     torch.set_num_threads(1)  # the threads of the parent were not copied
     os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    trained = train_command.build_training(config)
+    trained = build_training(config)
     assert trained.trainer.world_size == 2
     trained.fit()
     torch.save(trained.module.state_dict(), file)

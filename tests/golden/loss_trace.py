@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from storydiffusion.commands import train as train_command
+from storydiffusion.training.build_training import build_training
 from tests.commands.test_train import metrics
 from tests.conftest import ROOT
 from tests.helpers.video_model import composed
@@ -48,7 +48,7 @@ def trace(folder: Path, cache: Path) -> list[float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train_command.build_training(composed(*SETTINGS, f"cache={cache}", f"run_dir={folder}/run")).fit()
+        build_training(composed(*SETTINGS, f"cache={cache}", f"run_dir={folder}/run")).fit()
     finally:
         torch.set_num_threads(threads)
     return [float(row["train/loss"]) for row in metrics(folder / "run")]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from storydiffusion.commands import train as train_command
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.boundary_frames import read_boundary_frame_prob
 from storydiffusion.publish.release import DEEPSPEED_STATES, from_pretrained, release
+from storydiffusion.training.build_training import build_training
 from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO, certify_folder, checkpoint_path
 from storydiffusion.training.training_run import TrainingRun
 from tests.conftest import Outcome, compose_config, run_verb
@@ -27,7 +27,7 @@ def run(tiny_video_model, tmp_path_factory) -> tuple[Path, TrainingRun]:
         "recipe.trainable=[predictor,motion_module]", "recipe.boundary_frame_prob=0.25", "trainer.max_steps=2",
         f"run_dir={folder}/run",
     )  # fmt: skip
-    trained = train_command.build_training(composed(*overrides(tiny_video_model, folder / "cache"), *both))
+    trained = build_training(composed(*overrides(tiny_video_model, folder / "cache"), *both))
     trained.fit()
     return folder / "run", trained
 

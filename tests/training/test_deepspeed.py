@@ -8,8 +8,8 @@ import lightning as L
 import pytest
 import torch
 
-from storydiffusion.commands.train import build_trainer
 from storydiffusion.config import TransitionTrainConfig
+from storydiffusion.training.build_training import build_trainer
 from storydiffusion.training.build_transition import build_transition_module
 from storydiffusion.training.callbacks.ema import EMA
 from storydiffusion.training.callbacks.gradient_norm import GradientNorm

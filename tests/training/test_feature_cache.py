@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from storydiffusion.commands import train as train_command
 from storydiffusion.data.clips import Clips
 from storydiffusion.data.feature_cache import ShardCrops
 from storydiffusion.data.loader import ClipBatch, ClipLoader, FeatureBatch
 from storydiffusion.data.shard_index import ShardIndex
 from storydiffusion.data.shards import find_shards
 from storydiffusion.errors import UserError
+from storydiffusion.training.build_training import build_training
 from storydiffusion.training.callbacks.fill_feature_cache import encode_clips
 from storydiffusion.training.data_module import build_clip_data, build_feature_cache
 from tests.helpers.processes import run_processes
@@ -37,7 +37,7 @@ def compose(tiny_video_model, cache, tmp_path):
 
 
 def fit(config) -> list[float]:
-    run = train_command.build_training(config)
+    run = build_training(config)
     run.fit()
     with (Path(config.run_dir) / "metrics.csv").open(newline="") as stream:
         return [float(row["train/loss"]) for row in csv.DictReader(stream)]
@@ -56,7 +56,7 @@ def test_cached_training_equals_that_on_videos(compose, tmp_path):
 
 def test_batches_have_the_order_and_the_crops_of_the_videos(compose, tmp_path):
     config = compose("run", f"data.cache={tmp_path}/features", "trainer.max_steps=1", "recipe.semantic_weight=0")
-    run = train_command.build_training(config)
+    run = build_training(config)
     run.fit()
     data = build_clip_data(config)
     videos, features = ClipLoader(data.options), ClipLoader(data.options, cache=data.cache)
@@ -108,7 +108,7 @@ def test_damage_is_named_and_unfinished_files_are_computed_again(compose, tmp_pa
 
 def test_unusable_clips_are_replaced_as_among_videos(compose, tmp_path, cache):
     config = compose("run", f"data.cache={tmp_path}/features", "data.rejected_share=0.5", "trainer.max_steps=1")
-    run = train_command.build_training(config)
+    run = build_training(config)
     run.fit()
     data = build_clip_data(config)
     record = ShardIndex(find_shards(data.options.shards)).records[0]
@@ -128,7 +128,7 @@ def test_unusable_clips_are_replaced_as_among_videos(compose, tmp_path, cache):
 
 
 def rank(number: int, config) -> None:
-    train_command.build_training(config).fit()
+    build_training(config).fit()
 
 
 def test_two_processes_share_the_work(compose, tmp_path):

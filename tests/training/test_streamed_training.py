@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from storydiffusion.commands import train as train_command
 from storydiffusion.config import TransitionTrainConfig
 from storydiffusion.errors import UserError
+from storydiffusion.training.build_training import build_training
 from tests.helpers.shard_server import BUSY, serve_shards
 from tests.helpers.video_model import composed, overrides
 from tests.helpers.videos import video, write_shard
@@ -37,7 +37,7 @@ def test_streamed_training_resumes_and_records_its_order(tiny_video_model, serve
             config = configure(
                 tiny_video_model, tmp_path, shards, f"trainer.max_steps={steps}", "recipe.sample_every=2"
             )
-            run = train_command.build_training(config)
+            run = build_training(config)
             run.fit()
             assert run.trainer.global_step == steps
     assert "not exact" in caplog.text

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from storydiffusion.commands.train import build_trainer
 from storydiffusion.models.boundary_frames import with_boundary_frames
+from storydiffusion.training.build_training import build_trainer
 from storydiffusion.training.build_transition import build_transition_module
 from storydiffusion.training.clip_noise import draw_clip_noise
 from storydiffusion.training.diffusion_loss import semantic_loss

@@ -1,20 +1,12 @@
 """Train the video model or a part of the miniature: config → data → module → callbacks → Trainer → fit → export."""
 
-import os
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import TrainConfig, TransitionTrainConfig, training_schema
 from storydiffusion.config.command_line import command
 from storydiffusion.files.atomic import remove_drafts
 from storydiffusion.output.folder_lock import is_first_process, own_folder
-
-if TYPE_CHECKING:
-    import lightning as L
-
-    from storydiffusion.training.training_run import TrainingRun
 
 
 @command(TransitionTrainConfig, training_schema)
@@ -26,6 +18,8 @@ def main(config: TrainConfig | TransitionTrainConfig) -> None:
 
 def train(config: TrainConfig | TransitionTrainConfig) -> None:
     """Train in a folder that the first process of the training owns."""
+    from storydiffusion.training.build_training import build_training
+
     if is_first_process():
         remove_drafts(Path(config.run_dir) / "samples")
     run = build_training(config)
@@ -33,102 +27,3 @@ def train(config: TrainConfig | TransitionTrainConfig) -> None:
     if run.is_first_process:
         metrics = run.export(Path(config.export))
         print(f"trained: {config.export}", *(f"{name} {value:.4g}" for name, value in metrics.items()), sep="\n  ")
-
-
-def build_training(config: TrainConfig | TransitionTrainConfig) -> "TrainingRun":
-    """Return the module of `config.recipe` with its data, trainer, callbacks and loggers, ready to fit.
-
-    Raises:
-        UserError: something that the configuration names is missing, or its values do not fit together.
-    """
-    from lightning.pytorch.callbacks import TQDMProgressBar
-
-    from storydiffusion.training.build_transition import build_transition_callbacks
-    from storydiffusion.training.callbacks.ema import EMA
-    from storydiffusion.training.callbacks.gradient_norm import GradientNorm
-    from storydiffusion.training.callbacks.health_check import HealthCheck
-    from storydiffusion.training.callbacks.preemption import Preemption
-    from storydiffusion.training.callbacks.random_states import RandomStates
-    from storydiffusion.training.callbacks.run_checkpoints import RunCheckpoints
-    from storydiffusion.training.callbacks.skip_non_finite_steps import SkipNonFiniteSteps
-    from storydiffusion.training.callbacks.step_agreement import StepAgreement
-    from storydiffusion.training.callbacks.stopwatch import Stopwatch
-    from storydiffusion.training.data_module import build_clip_data
-    from storydiffusion.training.distributed import build_strategy
-    from storydiffusion.training.messages import hide_expected_messages
-    from storydiffusion.training.modules import MODULES
-    from storydiffusion.training.process_group import end_with_launcher
-    from storydiffusion.training.run_config import ConfigFile
-    from storydiffusion.training.training_run import TrainingRun
-
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # the node's first process may outlive the shell that started it
-        end_with_launcher()
-    hide_expected_messages()
-    is_transition = isinstance(config, TransitionTrainConfig)
-    strategy = build_strategy(config.trainer, has_unused=is_transition and not config.recipe.diffusion_weight)
-
-    data = build_clip_data(config) if is_transition else None  # the miniature's recipes draw their own batches
-    module: Any = MODULES[config.recipe.part](config)
-    if config.trainer.compile:
-        for network in module.trained_networks():
-            network.compile(dynamic=False)  # shapes are few; each gets code of its own
-
-    gradient = GradientNorm(config.recipe.gradient_clip if is_transition else None)
-    agreement, stopwatch = StepAgreement(), Stopwatch()
-    ema = EMA(config.recipe.ema_decay, SkipNonFiniteSteps(config.trainer.max_bad_steps, gradient, agreement))
-    checkpoints = RunCheckpoints(f"{config.run_dir}/checkpoints", config.trainer.checkpoint_minutes, agreement)
-    if is_transition and data:
-        own = build_transition_callbacks(config, module, data, ema)
-    else:
-        own = module.build_callbacks(Path(config.run_dir), ema)
-    callbacks = [
-        HealthCheck(),
-        ConfigFile(config.run_dir, asdict(config)),
-        gradient,
-        agreement,
-        ema.guard,
-        ema,
-        stopwatch,
-        RandomStates(),
-        *own,
-        Preemption(checkpoints.save, config.trainer.requeue, agreement),
-        checkpoints,
-        TQDMProgressBar(refresh_rate=config.trainer.log_every),
-    ]
-    trainer = build_trainer(config, strategy, callbacks)
-    return TrainingRun(module, trainer, ema, stopwatch, checkpoints, data)
-
-
-def build_trainer(
-    config: TrainConfig | TransitionTrainConfig, strategy: Any, callbacks: "list[L.Callback]"
-) -> "L.Trainer":
-    """Return Lightning's Trainer with verified checkpoints and the loggers of the run."""
-    import lightning as L
-    import torch
-
-    from storydiffusion.training.checkpoint_io import VerifiedCheckpointIO
-    from storydiffusion.training.distributed import build_environment
-    from storydiffusion.training.loggers import build_loggers
-
-    recipe, is_transition = config.recipe, isinstance(config, TransitionTrainConfig)
-    is_fast = config.trainer.kernels == "fast"
-    torch.set_float32_matmul_precision("high" if is_fast else "highest")  # high: TF32 on NVIDIA GPUs
-    return L.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        num_nodes=config.trainer.nodes,
-        strategy=strategy,
-        precision=config.trainer.precision,  # type: ignore[arg-type]  # one of config.PRECISIONS
-        benchmark=is_fast,
-        max_steps=recipe.steps,
-        accumulate_grad_batches=recipe.accumulate if is_transition else 1,
-        # every other strategy clips in `GradientNorm`
-        gradient_clip_val=recipe.gradient_clip if is_transition and config.trainer.strategy == "deepspeed" else None,
-        default_root_dir=os.devnull,  # no folder: a Slurm job would resume from any hpc_ckpt_*.ckpt in it
-        logger=build_loggers(config),
-        callbacks=callbacks,
-        plugins=[VerifiedCheckpointIO(), *build_environment(config.trainer)],
-        log_every_n_steps=config.trainer.log_every,
-        enable_model_summary=False,
-        use_distributed_sampler=False,  # each data set distributes its clips among the processes itself
-    )

@@ -95,9 +95,14 @@ def get_mean(comparison: Comparison, metric: str, job: str) -> float:
 
 
 def get_difference(comparison: Comparison, metric: str, job: str, other: str) -> "PairedDifference":
-    """Return a metric of one job minus that of another, paired by items."""
+    """Return a metric of one job minus that of another, paired by items.
+
+    Raises:
+        UserError: fewer than two pairs, as where few clips have both characters.
+    """
     found = comparison.get_difference(metric, job, other)
-    assert found is not None, "a complete sweep has every metric"
+    if found is None:
+        raise UserError(f"{comparison.name} has too few values of {METRICS[metric].label}. Measure more items")
     return found
 
 

@@ -14,9 +14,9 @@ import lightning as L
 import pytest
 import torch
 
-from storydiffusion.commands import train as train_command
 from storydiffusion.config import TransitionTrainConfig
 from storydiffusion.errors import UserError
+from storydiffusion.training.build_training import build_training
 from storydiffusion.training.callbacks.preemption import EXIT_CODE, SIGNALS, Preempted
 from storydiffusion.training.checkpoint_io import newest_checkpoint
 from storydiffusion.training.training_run import TrainingRun
@@ -86,7 +86,7 @@ def train(number: int, port: int, config: TransitionTrainConfig) -> None:
     os.setpgrp()
     torch.set_num_threads(1)  # the threads of the parent were not copied
     os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    train_command.build_training(config).fit()
+    build_training(config).fit()
 
 
 def start(config: TransitionTrainConfig) -> list[BaseProcess]:
@@ -145,13 +145,13 @@ def is_alive(group: int) -> bool:
 
 def test_signal_during_a_step_completes_it_and_the_resumed_run_is_bit_equal(config, tmp_path):
     changes = ("recipe.accumulate=2", "trainer.max_steps=4")
-    whole = train_command.build_training(config(*changes, f"run_dir={tmp_path}/whole"))
+    whole = build_training(config(*changes, f"run_dir={tmp_path}/whole"))
     whole.fit()
     with pytest.raises(Preempted):
         # batch 2 is the first of two batches of a step
-        add(train_command.build_training(config(*changes)), SendSignal(signal.SIGUSR1, batch=2)).fit()
+        add(build_training(config(*changes)), SendSignal(signal.SIGUSR1, batch=2)).fit()
     assert saved_step(tmp_path / "run") == 2
-    resumed = train_command.build_training(config(*changes))
+    resumed = build_training(config(*changes))
     resumed.fit()
     assert state(resumed).keys() == state(whole).keys()
     for name, tensor in state(whole).items():
@@ -168,10 +168,10 @@ def test_earlier_handlers_receive_the_signal_after_saving_and_are_restored(confi
     signal.signal(signal.SIGUSR2, submitit_handler)
     try:
         with pytest.raises(Preempted) as end:
-            add(train_command.build_training(config(ENDLESS)), SendSignal(signal.SIGUSR2, batch=1)).fit()
+            add(build_training(config(ENDLESS)), SendSignal(signal.SIGUSR2, batch=1)).fit()
         assert end.value.code == EXIT_CODE == 75
         assert found == [(signal.SIGUSR2, 2)]
-        train_command.build_training(config("trainer.max_steps=3")).fit()
+        build_training(config("trainer.max_steps=3")).fit()
         assert signal.getsignal(signal.SIGUSR2) is submitit_handler
         assert {number: signal.getsignal(number) for number in SIGNALS} == before | {signal.SIGUSR2: submitit_handler}
     finally:
@@ -220,7 +220,7 @@ ARRAY = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID"
 def test_job_is_requeued_at_its_time_limit_only(config, slurm, capsys, number, variables, calls):
     noted = slurm(**variables)
     with pytest.raises(Preempted):
-        add(train_command.build_training(config(ENDLESS, "trainer.requeue=true")), SendSignal(number, batch=0)).fit()
+        add(build_training(config(ENDLESS, "trainer.requeue=true")), SendSignal(number, batch=0)).fit()
     assert (noted.read_text().splitlines() if noted.exists() else []) == calls
     assert ("is requeued" in capsys.readouterr().err) == bool(calls)
 
@@ -228,17 +228,15 @@ def test_job_is_requeued_at_its_time_limit_only(config, slurm, capsys, number, v
 def test_error_names_a_job_that_slurm_refuses_to_requeue(config, slurm, tmp_path):
     slurm(code=1, SLURM_JOB_ID="17")
     with pytest.raises(UserError, match=r"Slurm did not requeue job 17 \(no such job\): submit it again"):
-        add(
-            train_command.build_training(config(ENDLESS, "trainer.requeue=true")), SendSignal(signal.SIGUSR1, batch=0)
-        ).fit()
+        add(build_training(config(ENDLESS, "trainer.requeue=true")), SendSignal(signal.SIGUSR1, batch=0)).fit()
     assert saved_step(tmp_path / "run") == 1
 
 
 def test_requeue_is_refused_without_slurm_and_under_submitit(config, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(UserError, match=r"trainer\.requeue=true, but this is no Slurm job"):
-        train_command.build_training(config("trainer.requeue=true"))
+        build_training(config("trainer.requeue=true"))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     with pytest.raises(UserError, match="submitit requeues its jobs itself"):
-        train_command.build_training(config("trainer.requeue=true"))
+        build_training(config("trainer.requeue=true"))

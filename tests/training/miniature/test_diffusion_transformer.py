@@ -11,10 +11,10 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from storydiffusion.commands import train as train_command
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.errors import UserError
 from storydiffusion.pipelines.calls import pack
+from storydiffusion.training.build_training import build_training
 from storydiffusion.training.miniature.diffusion_transformer import (
     DiffusionTransformerModule,
     ExplicitFluxAttnProcessor,
@@ -48,7 +48,7 @@ def training(miniature: Path, run: Path, *overrides: str) -> TrainingRun:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = load(TrainConfig, compose("train", settings))
     torch.manual_seed(0)
-    return train_command.build_training(config)
+    return build_training(config)
 
 
 def test_tokens_are_packed_and_placed_as_flux_does():

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from storydiffusion.commands import load_verb
-from storydiffusion.commands.train import build_training
 from storydiffusion.config.command_line import compose_config
 from storydiffusion.errors import UserError
 from storydiffusion.models.emotion_probe import load_probe
 from storydiffusion.story.emotions import EMOTIONS
+from storydiffusion.training.build_training import build_training
 from storydiffusion.training.miniature import emotion_probe
 from storydiffusion.training.miniature.emotion_probe import average_hits, embed_scenes, sample_emotional_scene
 from storydiffusion.training.training_run import TrainingRun

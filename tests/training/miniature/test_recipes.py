@@ -12,7 +12,6 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from storydiffusion.commands import train as train_command
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.config.miniature import AttributeClassifierRecipe
 from storydiffusion.errors import UserError
@@ -23,6 +22,7 @@ from storydiffusion.storyworld.edition import EDITIONS
 from storydiffusion.storyworld.scene import SCENE_LABELS
 from storydiffusion.storyworld.spoilt import FAULTS
 from storydiffusion.storyworld.truth import ATTRIBUTES
+from storydiffusion.training.build_training import build_training
 from storydiffusion.training.miniature.attribute_classifier import attribute_loss
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.optim.learning_rate import compute_rate
@@ -57,7 +57,7 @@ def training(part: str, folder: Path, steps: int, run: str = "run", edition: int
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", [f"experiment=storyworld_{part}", *overrides, *tiny])
     torch.manual_seed(0)
-    return train_command.build_training(load(TrainConfig, composed))
+    return build_training(load(TrainConfig, composed))
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,7 @@ def test_warm_autoencoder_starts_from_the_folder_and_draws_its_edition(miniature
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = ["experiment=storyworld_autoencoder", f"miniature={miniature}", "recipe.warm_start=true"]
         first, second = (
-            train_command.build_training(
-                load(TrainConfig, compose("train", [*overrides, f"recipe.edition={n}"]))
-            ).module
+            build_training(load(TrainConfig, compose("train", [*overrides, f"recipe.edition={n}"]))).module
             for n in (1, 2)
         )
     saved = AutoencoderKL.from_pretrained(miniature / "vae", torch_dtype=torch.float32).state_dict()
@@ -102,7 +100,7 @@ def test_decoder_alone_is_trained_where_the_encoder_is_frozen(miniature, tmp_pat
                 *settings,
             ],
         )
-    trained = train_command.build_training(load(TrainConfig, composed))
+    trained = build_training(load(TrainConfig, composed))
     trained.fit()
     trained.export(tmp_path / "model")
     before, after = (AutoencoderKL.from_pretrained(folder / "vae") for folder in (miniature, tmp_path / "model"))

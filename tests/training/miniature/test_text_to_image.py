@@ -11,7 +11,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from storydiffusion.commands import train as train_command
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import read_origin
@@ -20,6 +19,7 @@ from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.storyworld.scene import sample_scene
 from storydiffusion.storyworld.scene_captions import caption_scene
 from storydiffusion.storyworld.truth import LOOKS, Truth, sample_pair_member, sample_truth
+from storydiffusion.training.build_training import build_training
 from storydiffusion.training.miniature.text_to_image import draw_embeddings, extend_text_encoder
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
 from storydiffusion.training.miniature.world_cache import cover_world
@@ -62,7 +62,7 @@ def text2image(tmp_path: Path, *overrides: str):
             "train",
             ["experiment=storyworld_text2image", "trainer=cpu", f"cache={tmp_path}", "recipe.batch_size=4", *overrides],
         )
-    return train_command.build_training(load(TrainConfig, composed)).module
+    return build_training(load(TrainConfig, composed)).module
 
 
 @pytest.fixture

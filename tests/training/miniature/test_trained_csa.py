@@ -13,10 +13,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from hydra import compose, initialize_config_dir
 
 from storydiffusion.attention.consistent_self_attention import PanelGroup
-from storydiffusion.commands import train as train_command
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.edition import EDITIONS, get_edition
+from storydiffusion.training.build_training import build_training
 from storydiffusion.training.miniature.trained_csa import FOLDER, TrainedCSAModule
 from storydiffusion.training.training_run import TrainingRun
 from tests.conftest import ROOT
@@ -30,7 +30,7 @@ def training(model: Path, folder: Path, *overrides: str, edition: int = 2) -> Tr
         "recipe.panels=2", "recipe.pictures=8", "recipe.steps=3",
     ]  # fmt: skip
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return train_command.build_training(load(TrainConfig, compose("train", [*settings, *overrides])))
+        return build_training(load(TrainConfig, compose("train", [*settings, *overrides])))
 
 
 @pytest.fixture(scope="module")
