@@ -136,10 +136,13 @@ class Text2ImageRecipe(CaptionedLatentsRecipe):
     layers_per_block: int
     head_width: int
     warm_start: bool  # start from the U-Net and the text encoder of the miniature folder
+    freeze_text_encoder: bool  # train the U-Net only; needs warm_start
     binding_weight: float  # of the loss that binds words to their character, see training/miniature/binding.py
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.freeze_text_encoder and not self.warm_start:
+            raise UserError("recipe.freeze_text_encoder=true with a new U-Net: set recipe.warm_start=true as well")
         check_range("recipe.binding_weight", self.binding_weight, 0, 1000)
 
 

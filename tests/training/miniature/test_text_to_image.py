@@ -185,6 +185,17 @@ def test_new_words_use_the_directions_of_known_words():
     assert torch.equal(drawn, draw_embeddings(known, 5000))
 
 
+def test_unet_alone_is_trained_where_the_text_encoder_is_frozen(tmp_path):
+    frozen = ("recipe.warm_start=true", "recipe.freeze_text_encoder=true", "recipe.pictures=4")
+    module = text2image(tmp_path, *frozen)
+    module.prepare_data()
+    module.loss(next(iter(module.train_dataloader())))["loss"].backward()
+    assert all(weight.grad is None for weight in module.text_encoder.parameters())
+    assert all(weight.grad is not None for weight in module.unet.parameters())
+    with pytest.raises(UserError, match=r"recipe\.freeze_text_encoder=true .*recipe\.warm_start=true"):
+        text2image(tmp_path, "recipe.freeze_text_encoder=true")
+
+
 def test_second_edition_trains_from_the_first_and_exports_its_words(tmp_path):
     module = text2image(tmp_path, "recipe.edition=2", "recipe.warm_start=true", "recipe.pictures=8")
     module.prepare_data()

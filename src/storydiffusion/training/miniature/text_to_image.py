@@ -2,7 +2,8 @@
 
 v-prediction (2202.00512) on a cosine schedule, on batches of `captioned_latents`. Errors on characters can weigh more
 than those on the background, which changes what is learned first, not what is learned in the end; words can be bound to
-their characters (`binding`).
+their characters (`binding`). With `recipe.freeze_text_encoder` the U-Net alone is trained, so that semantic tokens and
+other denoisers trained on the text encoder's states stay valid.
 """
 
 import copy
@@ -118,7 +119,7 @@ class Text2ImageModule(RecipeModule):
             self.text_encoder.load_state_dict(clip.text_model.state_dict())
             channels = json.loads((miniature / "vae" / "config.json").read_text())["latent_channels"]
             self.unet = build_unet(recipe, channels, clip.config.text_config.hidden_size)
-        self.text_encoder.train()
+        self.text_encoder.train().requires_grad_(not recipe.freeze_text_encoder)
         unet: Any = self.unet.train()
         unet.to(memory_format=torch.channels_last)
         self.recorders: list[AttentionRecorder] = []
