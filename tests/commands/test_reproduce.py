@@ -11,11 +11,13 @@ import pytest
 from storydiffusion.commands import reproduce
 from storydiffusion.evaluation.metrics.registry import PROMPTED_ATTRIBUTES
 from storydiffusion.evaluation.result import MetricValues, Result, save_result
+from storydiffusion.loaders.resolve import read_edition
 from storydiffusion.loaders.sources import find_model_folder
 from tests.conftest import Outcome, run_verb
 from tests.evaluation.test_compare import plan
 from tests.helpers.world_model import build_mood_model, build_world_model
 
+EDITION = read_edition(find_model_folder("package://miniature", None))
 RATES = {"0": 0.1, "0.1": 0.2, "0.3": 0.3, "0.5": 0.5, "0.7": 0.6, "1": 0.7}
 
 
@@ -56,8 +58,8 @@ def test_sections_are_updated_and_the_others_stay(command, measured):
     assert "![sharing](results/sharing.png)" in sharing
     assert sharing.rstrip().endswith("Of a small model.")
     summary = document.split("<!-- measured: summary -->")[1].split("<!-- end -->")[0]
-    assert "| sampling_rate | reproduced | 1 |" in summary
-    assert "the model draws StoryWorld's edition 1; claims: sharing, sampling_rate\n" in outcome.out
+    assert f"| sampling_rate | reproduced | {EDITION} |" in summary
+    assert f"the model draws StoryWorld's edition {EDITION}; claims: sharing, sampling_rate\n" in outcome.out
     assert "The jobs took 6 minutes in total" in summary
     assert "| anchor_panels |" not in summary
     assert Path("results/sampling_rate.png").read_bytes().startswith(b"\x89PNG")
@@ -89,7 +91,7 @@ def test_an_empty_sweep_does_not_prevent_other_verdicts(command, measured):
     outcome = command("claims=[sampling_rate,anchor_panels]")
     assert outcome.code == 1
     assert "runs/results/anchor_panels contains no multirun.yaml" in outcome.err
-    assert "sampling_rate, edition 1: reproduced" in outcome.out
+    assert f"sampling_rate, edition {EDITION}: reproduced" in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,6 @@ def test_an_empty_sweep_does_not_prevent_other_verdicts(command, measured):
         ("claims=[none]", "Choose from sharing, sampling_rate"),
         ("most=1", "most=1"),
         ("claims=[dit_blocks]", "claims=dit_blocks is about a model with a transformer, but this one has a unet"),
-        ("claims=[moods]", "claims=moods is about StoryWorld's edition 2, but the model draws edition 1"),
         ("overrides=[model.path=/no/such/folder]", "/no/such/folder"),
     ],
 )
@@ -108,11 +109,20 @@ def test_bad_input_ends_in_one_sentence(command, override, said):
     assert said in outcome.err
 
 
+def test_a_claim_about_another_edition_is_refused(command, tmp_path, capsys):
+    model = build_world_model(tmp_path / "model", 1)
+    (model / "storydiffusion.json").write_text('{"kind": "miniature", "edition": 1}')
+    capsys.readouterr()  # progress of writing the model
+    outcome = command("claims=[moods]", f"overrides=[model.path={model}]")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "claims=moods is about StoryWorld's edition 2, but the model draws edition 1" in outcome.err
+
+
 def test_a_file_of_numbers_without_an_edition_is_of_the_first(command, measured):
     assert command("claims=[sharing]").code == 0
     file = Path("results/sharing.json")
     content = json.loads(file.read_text())
-    assert content.pop("edition") == 1
+    assert content.pop("edition") == EDITION
     file.write_text(json.dumps(content))
     assert command("claims=[sampling_rate]").code == 0
     assert "| sharing | reproduced | 1 |" in Path("RESULTS.md").read_text()

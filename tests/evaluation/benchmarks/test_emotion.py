@@ -90,13 +90,14 @@ def test_a_sweep_over_prompts_is_compared(measure, capsys):
 
 
 def test_a_model_without_moods_is_refused_before_anything_is_written(infer, tmp_path):
-    outcome = infer("benchmark=emotion", "run_dir=run")
-    assert outcome.code == 1
-    assert "knows edition 1 of StoryWorld" in outcome.err
-    assert "model.path=FOLDER" in outcome.err
     model = build_world_model(tmp_path / "model")
     outcome = infer("benchmark=emotion", "run_dir=run", f"model.path={model}")
     assert "was not trained on StoryWorld" in outcome.err
+    (model / "storydiffusion.json").write_text('{"kind": "miniature", "edition": 1}')
+    outcome = infer("benchmark=emotion", "run_dir=run", f"model.path={model}")
+    assert outcome.code == 1
+    assert "knows edition 1 of StoryWorld" in outcome.err
+    assert "model.path=FOLDER" in outcome.err
     assert not (tmp_path / "run").exists()
 
 
