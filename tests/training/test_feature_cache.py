@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from storydiffusion.data.clips import Clips
 from storydiffusion.data.feature_cache import ShardCrops
@@ -13,6 +14,7 @@ from storydiffusion.data.shard_index import ShardIndex
 from storydiffusion.data.shards import find_shards
 from storydiffusion.errors import UserError
 from storydiffusion.training.build_training import build_training
+from storydiffusion.training.callbacks import fill_feature_cache
 from storydiffusion.training.callbacks.fill_feature_cache import encode_clips
 from storydiffusion.training.data_module import build_clip_data, build_feature_cache
 from tests.helpers.processes import run_processes
@@ -125,6 +127,21 @@ def test_unusable_clips_are_replaced_as_among_videos(compose, tmp_path, cache):
     assert clips[0].key not in keys  # type: ignore[union-attr]
     assert len(keys) == 8
     assert loader.rejected == 1
+
+
+def test_progress_moves_with_every_batch(compose, tmp_path, monkeypatch):
+    shown = []
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            shown.append((n, len(list((tmp_path / "features").rglob("*.safetensors")))))
+            return super().update(n)
+
+    monkeypatch.setattr(fill_feature_cache, "tqdm", Bar)
+    build_training(compose("run", f"data.cache={tmp_path}/features", "trainer.max_steps=1")).fit()
+    assert sum(crops for crops, _ in shown) == 2 * 8
+    assert len(shown) > 2
+    assert {files for _, files in shown} == {0}  # not only once the shard is written
 
 
 def rank(number: int, config) -> None:

@@ -43,24 +43,26 @@ class FillFeatureCache(L.Callback):
             for record in compress(clips.index.records, complete):
                 self.cache.verify(record)
         missing = {shard for shard, is_complete in enumerate(complete) if not is_complete}
-        with tqdm(total=len(missing), desc="encoding shards", unit="shard", disable=not trainer.is_global_zero) as bar:
+        total = sum(len(ShardCrops(clips, shard)) for shard in missing)
+        with tqdm(total=total, desc="encoding crops", unit="crop", disable=not trainer.is_global_zero) as bar:
             while missing:
-                crops = [ShardCrops(clips, shard) for shard in sorted(missing)]
-                filled = {each.shard for each in crops if self._fill(trainer, pl_module, each)}
-                bar.update(len(filled))
-                missing -= filled
+                for shard in sorted(missing):
+                    if self._fill(trainer, pl_module, ShardCrops(clips, shard), bar):
+                        missing.remove(shard)
                 if missing:
                     time.sleep(SECONDS)
 
-    def _fill(self, trainer: L.Trainer, module: Any, crops: ShardCrops) -> bool:
+    def _fill(self, trainer: L.Trainer, module: Any, crops: ShardCrops, bar: tqdm) -> bool:
         """Compute a shard's features; return False if another process is computing them."""
         lock = FileLock(self.cache.get_file(crops.record).with_suffix(".lock"))
         try:
             self.cache.folder.mkdir(parents=True, exist_ok=True)
             with lock.acquire(timeout=0):
-                if not self.cache.is_complete(crops.record):
+                if self.cache.is_complete(crops.record):
+                    bar.update(len(crops))
+                else:
                     with trainer.precision_plugin.forward_context():
-                        self._encode(module, crops)
+                        self._encode(module, crops, bar)
             return True
         except Timeout:
             return False
@@ -69,7 +71,7 @@ class FillFeatureCache(L.Callback):
                 f"cannot write into data.cache={self.cache.folder.parent} ({first_line(error)}): choose another folder"
             ) from error
 
-    def _encode(self, module: Any, crops: ShardCrops) -> None:
+    def _encode(self, module: Any, crops: ShardCrops, bar: tqdm) -> None:
         rows: list[dict[str, Tensor] | None] = []
         captions, rejects = [""] * crops.record.samples, {}
         workers = self.options.workers
@@ -82,6 +84,7 @@ class FillFeatureCache(L.Callback):
                 else:
                     rejects[len(rows)] = clip
                     rows.append(None)
+            bar.update(len(batch))
         usable = next((row for row in rows if row is not None), {})
         tensors = {
             name: torch.stack([torch.zeros_like(like) if row is None else row[name] for row in rows])
