@@ -285,6 +285,13 @@ def test_a_metric_with_too_few_values_is_named():
         judged("moods", {"seed=0": {"mood": 0.9, **dict.fromkeys(set(MOOD_METRICS) - {"mood_fear"}, 0.9)}})
 
 
+def test_a_metric_with_too_few_pairs_is_named():
+    comparison = keeping(0.32, -0.005)
+    comparison["csa.rate=0"].pop("alignment")
+    with pytest.raises(UserError, match="too few values of alignment"):
+        judged("keeping_one", comparison)
+
+
 def test_claims_of_one_edition_are_the_second_ones_and_the_paper_has_its_own_in_both():
     of_second = {one.name for one in CLAIMS if one.editions == (2,)}
     scenes = {"prompts", "moods", "keeping_one", "keeping_two", "keeping_ten_panels", "emotion"}

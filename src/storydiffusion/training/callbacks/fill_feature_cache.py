@@ -42,13 +42,11 @@ class FillFeatureCache(L.Callback):
         if self.verify:
             for record in compress(clips.index.records, complete):
                 self.cache.verify(record)
-        missing = {shard for shard, is_complete in enumerate(complete) if not is_complete}
-        total = sum(len(ShardCrops(clips, shard)) for shard in missing)
+        missing = [ShardCrops(clips, shard) for shard, is_complete in enumerate(complete) if not is_complete]
+        total = sum(map(len, missing))
         with tqdm(total=total, desc="encoding crops", unit="crop", disable=not trainer.is_global_zero) as bar:
             while missing:
-                for shard in sorted(missing):
-                    if self._fill(trainer, pl_module, ShardCrops(clips, shard), bar):
-                        missing.remove(shard)
+                missing = [each for each in missing if not self._fill(trainer, pl_module, each, bar)]
                 if missing:
                     time.sleep(SECONDS)
 

@@ -220,8 +220,8 @@ def extend_text_encoder(encoder: CLIPTextModel, known: CLIPTokenizer, wanted: CL
 def draw_embeddings(known: Tensor, count: int) -> Tensor:
     """Return `count` embeddings drawn from the normal distribution that has the mean and covariance of `known`, (N, D).
 
-    Words drawn in directions that no known word uses are hardly told apart by a trained encoder: its states for two of
-    them differ by a third as much (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
+    In random directions, which a trained encoder has not learned to read, its states for two new words differ less than
+    half as much (Hewitt 2021, "Initializing new word embeddings for pretrained language models"; docs/training.md).
     """
     mean = known.mean(0)
     mixes = torch.randn(count, len(known), generator=torch.Generator().manual_seed(0)) / len(known) ** 0.5
