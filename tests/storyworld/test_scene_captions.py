@@ -109,6 +109,7 @@ def test_captions_repeat_vary_and_stay_short_and_in_the_vocabulary():
         pair = join_prompts(draw_scene_pair_prompts(drawn, sample_scene_pair_member(4, index), index)).text
         assert set(words(pair)) <= known
         assert len(words(pair)) <= 75
+        assert not set(words(pair)) & {"left", "right"}
     assert caption_scene(drawn, 3) == caption_scene(drawn, 3)
     assert len({caption_scene(sample_scene(4, 1, count=1), seed) for seed in range(200)}) > 50
 

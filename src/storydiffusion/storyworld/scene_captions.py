@@ -149,18 +149,22 @@ def caption_scene(
 
 
 def draw_scene_prompt(
-    scene: Scene, seed: int, naming_probability: float | None = None, most_named: int = len(ATTIRE)
+    scene: Scene,
+    seed: int,
+    naming_probability: float | None = None,
+    most_named: int = len(ATTIRE),
+    name_sides: bool = True,
 ) -> Prompt:
     """Return a random caption, the same for the same seed.
 
     Each part of the attire is named with `naming_probability`, by default that of the number of characters, but at
     most `most_named` parts of each character. Object, actions and place are always named, moods nearly always, and
-    sides of all characters or of none.
+    sides of all characters or of none, of none unless `name_sides`.
     """
     rng = random.Random(f"caption/2/{seed}")
     count = len(scene.characters)
     share = NAMING_PROBABILITIES[count] if naming_probability is None else naming_probability
-    side = rng.random() < SIDE_NAMING_PROBABILITIES[count]
+    side = rng.random() < SIDE_NAMING_PROBABILITIES[count] and name_sides
     naming = [
         Naming(_choose_attire(share, most_named, rng), _choose_mood_word(figure.mood, rng), side)
         for figure in scene.characters
@@ -231,9 +235,12 @@ def _choose_mood_word(mood: str, rng: random.Random) -> str:
 
 
 def draw_scene_pair_prompts(first: Scene, second: Scene, seed: int) -> tuple[Prompt, Prompt]:
-    """Return random prompts of two images of the same characters side by side; the second's names no attire."""
-    described = draw_scene_prompt(first, seed, NAMING_PROBABILITY_IN_PAIRS, MOST_NAMED_IN_PAIRS)
-    return described, draw_scene_prompt(second, seed, 0)
+    """Return random prompts of two images of the same characters side by side; the second's names no attire.
+
+    Neither names sides: what is right in the left image is left of the middle of both.
+    """
+    described = draw_scene_prompt(first, seed, NAMING_PROBABILITY_IN_PAIRS, MOST_NAMED_IN_PAIRS, name_sides=False)
+    return described, draw_scene_prompt(second, seed, 0, name_sides=False)
 
 
 def draw_scene_story_captions(scenes: Sequence[Scene], seed: int) -> list[str]:
