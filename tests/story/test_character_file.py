@@ -180,7 +180,7 @@ def test_the_same_model_under_another_name_is_taken():
 
 
 def test_settings_are_the_same_for_files_at_other_places():
-    model = {"scheduler": "ddim", "guidance_rescale": 0.0, "clip_skip": None, "freeu": None}
+    model = {"scheduler": "ddim", "guidance_rescale": 0.0, "guidance_start": 0.0, "clip_skip": None, "freeu": None}
     model |= {"lora": {"a/x": 0.5}, "textual_inversion": {"toy": "a/y"}}
     moved = model | {"lora": {"b/x": 0.5}, "textual_inversion": {"toy": "b/y"}}
     sampling = {"steps": 3, "guidance_scale": 3.0, "height": 64, "width": 64}

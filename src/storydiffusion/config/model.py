@@ -17,8 +17,8 @@ OFFLOADS = ("none", "model", "sequential")
 VIDEO_SCHEDULERS = ("model", "animatediff")
 BOUNDARY_FRAMES = ("auto", "clamped", "noised", "free")
 ADDITIONS = (
-    "variant", "single_file", "unet", "vae", "lora", "textual_inversion", "controlnet", "guidance_rescale", "clip_skip",
-    "freeu",
+    "variant", "single_file", "unet", "vae", "lora", "textual_inversion", "controlnet", "guidance_rescale",
+    "guidance_start", "clip_skip", "freeu",
 )  # fmt: skip
 UNCHANGED = (None, 0.0, "auto", {})
 """values of `ModelConfig.additions` that leave the model as it is"""
@@ -101,6 +101,7 @@ class ModelConfig:
     controlnet: str | None  # folder or hub id, for the pose maps of a story's panels
     controlnet_scale: float  # of its residuals
     guidance_rescale: float  # 0: none
+    guidance_start: float  # share of the steps before the first with guidance
     clip_skip: int | None  # last layers of the text encoder to leave out
     freeu: FreeUConfig | None
     video: VideoConfig | None = None  # null: images only
@@ -111,6 +112,7 @@ class ModelConfig:
         check_choice("model.offload", self.offload, OFFLOADS)
         check_sampling("model.", self)
         check_range("model.guidance_rescale", self.guidance_rescale, 0, 1)
+        check_range("model.guidance_start", self.guidance_start, 0, 1)
         check_range("model.controlnet_scale", self.controlnet_scale, 0, 10)
         if self.controlnet is not None and self.guidance_rescale:
             raise UserError("model.guidance_rescale does not work with a ControlNet: set it to 0, or controlnet=null")

@@ -320,7 +320,8 @@ def find_unknown_words(tokenizer: Any, story: Story) -> list[str]:
 
 def get_sampling_defaults(config: ModelConfig) -> dict[str, Any]:
     """Return the default arguments of a pipeline's call from a model's configuration."""
-    extra = {"guidance_rescale": config.guidance_rescale} if config.guidance_rescale else {}
+    optional = {"guidance_rescale": config.guidance_rescale, "guidance_start": config.guidance_start}
+    extra: dict[str, Any] = {name: value for name, value in optional.items() if value}
     if config.controlnet is not None:
         extra["controlnet_conditioning_scale"] = config.controlnet_scale
     return {

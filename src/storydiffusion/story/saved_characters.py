@@ -38,7 +38,8 @@ def describe_settings(sampling: Mapping[str, Any], model: Mapping[str, Any], csa
         csa: those of consistent self-attention.
     """
     described = {name: sampling[name] for name in ("steps", "guidance_scale", "height", "width")}
-    described |= {f"model.{name}": model[name] for name in ("scheduler", "guidance_rescale", "clip_skip", "freeu")}
+    changes = ("scheduler", "guidance_rescale", "guidance_start", "clip_skip", "freeu")
+    described |= {f"model.{name}": model[name] for name in changes}
     described["model.lora"] = list((model["lora"] or {}).values())
     described["model.textual_inversion"] = sorted(model["textual_inversion"] or {})
     sharing = {f"csa.{name}": value for name, value in csa.items() if name not in ("seed", "panels_at_once")}

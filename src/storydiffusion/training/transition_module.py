@@ -39,8 +39,8 @@ VAE_BATCH = 16  # frames encoded at once, so that the VAE's memory does not grow
 MUTABLE_KEYS = (
     "run_dir", "export", "cache", "trainer", "logger", "recipe.steps", "recipe.sample_every", "recipe.sample_clips",
     "data.shards", "data.cache", "data.workers", "model.device", "model.offload", "model.steps", "model.guidance_scale",
-    "model.variant", "model.guidance_rescale", "model.controlnet", "model.controlnet_scale", "model.freeu",
-    "model.video.fps", "model.video.steps", "model.video.guidance_scale", "model.video.boundary_frames",
+    "model.variant", "model.guidance_rescale", "model.guidance_start", "model.controlnet", "model.controlnet_scale",
+    "model.freeu", "model.video.fps", "model.video.steps", "model.video.guidance_scale", "model.video.boundary_frames",
 )  # fmt: skip
 """Configuration keys that may change when a run resumes; shards are identified by their content."""
 

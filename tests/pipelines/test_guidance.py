@@ -1,0 +1,77 @@
+"""Guidance in the later steps alone."""
+
+import numpy as np
+import pytest
+
+from storydiffusion.errors import UserError
+from storydiffusion.pipelines.story import StoryPipeline
+from storydiffusion.story import load_story
+from tests.helpers.dit_model import build_dit_model
+
+SETTINGS = {"seed": 4, "num_inference_steps": 4, "height": 64, "width": 64, "output_type": "np"}
+
+
+@pytest.fixture
+def pipe(tiny_model):
+    return StoryPipeline.from_pretrained(tiny_model, device="cpu")
+
+
+@pytest.fixture
+def story(tmp_path):
+    file = tmp_path / "story.yaml"
+    file.write_text('characters: {Pip: a red cat}\npanels: [{prompt: "[Pip] runs"}, {prompt: "[Pip] in the park"}]')
+    return load_story(file)
+
+
+def test_steps_before_the_start_are_those_of_no_guidance_and_the_others_guided(pipe, story):
+    kept = {}
+
+    def keep(pipe, step, timestep, tensors):
+        kept[step + 1] = tensors["latents"].clone()
+
+    pipe(story, guidance_scale=1.0, callback_on_step_end=keep, **SETTINGS)
+    apart = pipe(story, guidance_scale=6.0, start=(2, kept[2]), **SETTINGS).images
+    for start in (0.5, 0.3):  # of four steps, the third is the first at 50 % or after 30 %
+        together = pipe(story, guidance_scale=6.0, guidance_start=start, **SETTINGS).images
+        assert np.allclose(together, apart, atol=1e-4)
+    assert not np.allclose(together, pipe(story, guidance_scale=6.0, **SETTINGS).images, atol=1e-3)
+
+
+def test_a_start_of_one_is_no_guidance_and_of_zero_is_the_pipelines_own(pipe, story):
+    never = pipe(story, guidance_scale=6.0, guidance_start=1.0, **SETTINGS).images
+    assert np.allclose(never, pipe(story, guidance_scale=1.0, **SETTINGS).images, atol=1e-4)
+    always = pipe(story, guidance_scale=6.0, guidance_start=0.0, **SETTINGS).images
+    assert np.array_equal(always, pipe(story, guidance_scale=6.0, **SETTINGS).images)
+    unguided = pipe(story, guidance_scale=1.0, guidance_start=0.5, **SETTINGS).images
+    assert np.array_equal(unguided, pipe(story, guidance_scale=1.0, **SETTINGS).images)
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3])
+def test_a_resumed_story_is_bit_equal(pipe, story, stopped):
+    kept = {}
+
+    def keep(pipe, step, timestep, tensors):
+        kept[step + 1] = tensors["latents"].clone()
+
+    whole = pipe(story, guidance_scale=6.0, guidance_start=0.5, callback_on_step_end=keep, **SETTINGS).images
+    resumed = pipe(story, guidance_scale=6.0, guidance_start=0.5, start=(stopped, kept[stopped]), **SETTINGS).images
+    assert np.array_equal(resumed, whole)
+
+
+def test_the_models_default_is_used(tiny_model, story):
+    delayed = StoryPipeline.from_pretrained(tiny_model, device="cpu", guidance_start=0.5)
+    plain = StoryPipeline.from_pretrained(tiny_model, device="cpu")
+    expected = plain(story, guidance_scale=6.0, guidance_start=0.5, **SETTINGS).images
+    assert np.array_equal(delayed(story, guidance_scale=6.0, **SETTINGS).images, expected)
+
+
+@pytest.mark.parametrize("start", [-0.1, 1.5, float("nan")])
+def test_a_share_outside_is_refused(pipe, story, start):
+    with pytest.raises(UserError, match=r"guidance_start=.* is outside 0…1"):
+        pipe(story, guidance_start=start, **SETTINGS)
+
+
+def test_a_pipeline_without_a_unet_is_refused(tmp_path, story):
+    transformer = StoryPipeline.from_pretrained(build_dit_model(tmp_path / "dit"), device="cpu")
+    with pytest.raises(UserError, match=r"FluxPipeline has no U-Net: leave out guidance_start=0\.5"):
+        transformer(story, guidance_start=0.5, **SETTINGS)
