@@ -38,7 +38,7 @@ format: $(READY)  ## format, and fix what ruff can fix
 
 # Pins stay where pyproject.toml allows; to upgrade one, add for example --upgrade-package torch.
 lock: $(READY)  ## update requirements.lock after a change of pyproject.toml
-	$(BIN)/uv pip compile --system-certs pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile --system-certs pyproject.toml --extra dev --extra deepspeed --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 clean:          ## remove the environment and all caches, not runs/

@@ -77,10 +77,9 @@ def test_the_lock_names_no_place(lock):
 
 
 def test_what_must_not_be_locked_is_not(pins):
-    assert "deepspeed" not in pins  # needs torch when it is built
     assert str(pins["lightning"].specifier) not in ("==2.6.2", "==2.6.3")  # malware
-    assert "decord" in pins
-    assert "x86_64" in str(pins["decord"].marker)
+    for name in ("decord", "deepspeed"):
+        assert "x86_64" in str(pins[name].marker)
 
 
 def test_conda_gets_the_same_environment(project):
