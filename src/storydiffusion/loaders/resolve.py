@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 CARD = "storydiffusion.json"
 """of a model folder: {"kind": "miniature", "edition": 1} says what its weights are, and which StoryWorld they know"""
-OF_UNETS = (
-    "single_file", "unet", "textual_inversion", "controlnet", "guidance_rescale", "guidance_start",
-    "clip_skip", "freeu",
-)  # fmt: skip
+OF_UNETS = ("single_file", "unet", "textual_inversion", "controlnet", "guidance_rescale", "clip_skip", "freeu")
 """settings that only pipelines with a U-Net have"""
 VIDEO_PARTS = ("motion_adapter", "image_encoder", "predictor")
 ORIGINS = ("pretrained", "miniature", "random")

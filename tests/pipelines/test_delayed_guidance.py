@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from diffusers import FluxTransformer2DModel
 
 from storydiffusion.errors import UserError
 from storydiffusion.pipelines.story import StoryPipeline
@@ -11,9 +12,11 @@ from tests.helpers.dit_model import build_dit_model
 SETTINGS = {"seed": 4, "num_inference_steps": 4, "height": 64, "width": 64, "output_type": "np"}
 
 
-@pytest.fixture
-def pipe(tiny_model):
-    return StoryPipeline.from_pretrained(tiny_model, device="cpu")
+@pytest.fixture(params=["one call", "two calls"])
+def pipe(request, tiny_model, tmp_path):
+    """A U-Net that predicts with and without text in one call, and a transformer that is called twice."""
+    folder = tiny_model if request.param == "one call" else build_dit_model(tmp_path / "dit")
+    return StoryPipeline.from_pretrained(folder, device="cpu")
 
 
 @pytest.fixture
@@ -71,7 +74,10 @@ def test_a_share_outside_is_refused(pipe, story, start):
         pipe(story, guidance_start=start, **SETTINGS)
 
 
-def test_a_pipeline_without_a_unet_is_refused(tmp_path, story):
-    transformer = StoryPipeline.from_pretrained(build_dit_model(tmp_path / "dit"), device="cpu")
-    with pytest.raises(UserError, match=r"FluxPipeline has no U-Net: leave out guidance_start=0\.5"):
-        transformer(story, guidance_start=0.5, **SETTINGS)
+def test_a_distilled_pipeline_is_refused(tmp_path, story):
+    folder = build_dit_model(tmp_path / "dit")
+    distilled = StoryPipeline.from_pretrained(folder, device="cpu")
+    transformer = FluxTransformer2DModel.from_config({**distilled.pipe.transformer.config, "guidance_embeds": True})
+    distilled.pipe.register_modules(transformer=transformer)
+    with pytest.raises(UserError, match=r"FluxPipeline predicts nothing without text .* leave out guidance_start=0\.5"):
+        distilled(story, guidance_scale=6.0, guidance_start=0.5, **SETTINGS)
