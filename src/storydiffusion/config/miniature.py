@@ -115,6 +115,7 @@ class CaptionedLatentsRecipe(Recipe):
     caption_dropout: float
     unknown_word_probability: float
     character_weight: float  # of squared errors where a character is, beside 1 for the background
+    timestep_shift: float  # towards noise, where the layout is settled; 1: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,6 +127,7 @@ class CaptionedLatentsRecipe(Recipe):
         if not 0 <= self.pair_probability <= 1:
             raise UserError(f"recipe.pair_probability={self.pair_probability}: give a number from 0 to 1")
         check_range("recipe.character_weight", self.character_weight, 0, 1000)
+        check_range("recipe.timestep_shift", self.timestep_shift, 0.01, 100)
 
 
 @dataclass

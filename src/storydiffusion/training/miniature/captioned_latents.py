@@ -137,6 +137,11 @@ class CaptionedLatents:
         return tokens.masked_fill(unknown & (tokens > 1), self.tokenizer.unk_token_id), ~dropped
 
 
+def shift_times(times: Tensor, shift: float) -> Tensor:
+    """Move times in [0, 1], 1 being noise, towards noise by a factor of t / (1 − t) [Esser et al. 2024, 2403.03206]."""
+    return shift * times / (1 + (shift - 1) * times)
+
+
 def spread_evenly(count: int, generator: torch.Generator) -> Tensor:
     """Return `count` uniform numbers in [0, 1), one in each of as many equal parts, in order."""
     return (torch.arange(count) + torch.rand(count, generator=generator)) / count

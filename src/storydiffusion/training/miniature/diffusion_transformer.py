@@ -34,7 +34,7 @@ from storydiffusion.pipelines.calls import build_text_arguments, pack
 from storydiffusion.storyworld.images import IMAGE_SIZE
 from storydiffusion.training.callbacks.ema import EMA
 from storydiffusion.training.callbacks.sample_sheet import SampleSheet
-from storydiffusion.training.miniature.captioned_latents import CaptionedLatents, spread_evenly
+from storydiffusion.training.miniature.captioned_latents import CaptionedLatents, shift_times, spread_evenly
 from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32, write_card
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
@@ -66,8 +66,8 @@ def build_transformer(recipe: DitRecipe, latent_channels: int, text_width: int) 
     return transformer
 
 
-def build_scheduler() -> Any:
-    return FlowMatchEulerDiscreteScheduler()
+def build_scheduler(recipe: DitRecipe) -> Any:
+    return FlowMatchEulerDiscreteScheduler(shift=recipe.timestep_shift)
 
 
 def get_positions(height: int, width: int) -> Tensor:
@@ -153,12 +153,13 @@ class DiffusionTransformerModule(RecipeModule):
         return Stream(lambda step: self.noised(latents, cover, step), self.recipe.steps)
 
     def noised(self, latents: np.ndarray, cover: np.ndarray, step: int) -> NoisedTokens:
-        """Return batch `step`: random images, quantiles of the logit-normal times spread evenly over the batch."""
+        """Return batch `step`: random images, quantiles of shifted logit-normal times spread evenly over the batch."""
         generator = self.generator(step)
         layout = self.data.draw_layout(len(latents), generator)
         clean = layout.join(latents).float()
         weights = self.data.weigh(layout.split(cover).float() / 255).expand_as(clean)
         times = torch.special.ndtri(spread_evenly(len(clean), generator).clamp(1e-4, 1 - 1e-4)).sigmoid()
+        times = shift_times(times, self.recipe.timestep_shift)
         noise = torch.randn(clean.shape, generator=generator)
         mix = times.view(-1, 1, 1, 1)
         height, width = (side // PATCH for side in clean.shape[-2:])
@@ -205,7 +206,7 @@ class DiffusionTransformerModule(RecipeModule):
         tokenizer_2 = load_tokenizer(self.miniature)
         tokenizer_2.model_max_length = self.recipe.text_tokens
         return FluxPipeline(
-            scheduler=build_scheduler(),
+            scheduler=build_scheduler(self.recipe),
             vae=vae,
             text_encoder=self.text_encoder,
             tokenizer=load_tokenizer(self.miniature),

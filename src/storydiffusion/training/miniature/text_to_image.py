@@ -33,7 +33,7 @@ from storydiffusion.training.miniature.binding import (
     find_own_words,
     record_cross_attention,
 )
-from storydiffusion.training.miniature.captioned_latents import CaptionedLatents, spread_evenly
+from storydiffusion.training.miniature.captioned_latents import CaptionedLatents, shift_times, spread_evenly
 from storydiffusion.training.miniature.recipe_module import RecipeModule, declare_float32, write_card
 from storydiffusion.training.miniature.stream import Stream
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
@@ -144,13 +144,13 @@ class Text2ImageModule(RecipeModule):
         return Stream(lambda step: self.noised(latents, cover, step), self.recipe.steps)
 
     def noised(self, latents: np.ndarray, cover: np.ndarray, step: int) -> NoisedLatents:
-        """Return batch `step`: random images, timesteps spread evenly over the batch."""
+        """Return batch `step`: random images, timesteps spread evenly over the batch and then shifted."""
         generator = self.generator(step)
         layout = self.data.draw_layout(len(latents), generator)
         clean, covered = layout.join(latents).float(), layout.split(cover).float() / 255
         weights = self.data.weigh(covered)
-        spread = spread_evenly(len(clean), generator)
-        timesteps = (spread * self.scheduler.config.num_train_timesteps).long()
+        times = shift_times(spread_evenly(len(clean), generator), self.recipe.timestep_shift)
+        timesteps = (times * self.scheduler.config.num_train_timesteps).long()
         noise = torch.randn(clean.shape, generator=generator)
         noised = self.scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         target = self.scheduler.get_velocity(clean, noise, timesteps)
