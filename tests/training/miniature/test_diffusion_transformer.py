@@ -1,6 +1,7 @@
 """The miniature's diffusion transformer at tiny size: its batches, its attention, its training and its export."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from storydiffusion.config import TrainConfig, load
 from storydiffusion.errors import UserError
 from storydiffusion.pipelines.calls import pack
 from storydiffusion.training.build_training import build_training
+from storydiffusion.training.miniature.captioned_latents import shift_times
 from storydiffusion.training.miniature.diffusion_transformer import (
     DiffusionTransformerModule,
     ExplicitFluxAttnProcessor,
+    build_scheduler,
     get_positions,
 )
 from storydiffusion.training.training_run import TrainingRun
@@ -73,15 +76,23 @@ def test_noised_tokens_lie_between_the_image_and_the_noise(module):
     assert shapes == {(4, 64, 16), (2, 128, 16)}
 
 
-def test_times_are_logit_normal(miniature, tmp_path):
+def test_times_are_shifted_logit_normal(miniature, tmp_path):
     module = DiffusionTransformerModule(RECIPE, miniature, tmp_path)
     module.recipe.pair_probability = 0.0
     latents, cover = np.zeros((6, 4, 16, 16), np.float16), np.zeros((6, 2, 16, 16), np.uint8)
     times = torch.cat([module.noised(latents, cover, step).times for step in range(100)])
     module.recipe.pair_probability = RECIPE.pair_probability
     logits = times.logit()
-    assert logits.mean().item() == pytest.approx(0, abs=0.05)
+    assert logits.mean().item() == pytest.approx(math.log(RECIPE.timestep_shift), abs=0.05)
     assert logits.std().item() == pytest.approx(1, abs=0.07)
+
+
+def test_sampling_steps_are_shifted_as_in_training():
+    scheduler = build_scheduler(RECIPE)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])  # as FLUX's pipeline spaces four steps
+    expected = shift_times(torch.tensor([1.0, 0.75, 0.5, 0.25]), RECIPE.timestep_shift)
+    assert torch.allclose(scheduler.sigmas[:-1], expected)
+    assert expected[2] == 0.75
 
 
 def test_new_transformer_predicts_zero_and_learns_from_every_layer(module):

@@ -97,6 +97,16 @@ def test_without_pairs_every_batch_has_single_images(tmp_path, latents, cover):
     assert {module.noised(latents, cover, step).noised.shape for step in range(8)} == {(4, 16, 16, 16)}
 
 
+@pytest.mark.parametrize(("shift", "noisiest"), [(1, 0.1), (3, 0.25), (0.5, 1 / 19)])
+def test_shifted_timesteps_multiply_the_odds_of_noise(tmp_path, latents, cover, shift, noisiest):
+    """Of t = s·u / (1 + (s − 1)·u), a share 1 − 0.9 / (s − 0.9·(s − 1)) is above 0.9."""
+    module = text2image(tmp_path, "recipe.pair_probability=0", f"recipe.timestep_shift={shift}")
+    timesteps = torch.cat([module.noised(latents, cover, step).timesteps for step in range(300)])
+    assert (timesteps >= 900).float().mean().item() == pytest.approx(noisiest, abs=0.02)
+    assert 0 <= timesteps.min() < 20
+    assert 980 < timesteps.max() < 1000
+
+
 @pytest.mark.parametrize("share", [0, 1])
 def test_errors_on_characters_weigh_more_where_they_are_covered(tmp_path, latents, cover, share):
     module = text2image(tmp_path, f"recipe.pair_probability={share}", "recipe.character_weight=3")
@@ -135,6 +145,7 @@ def test_coverage_is_the_share_of_a_latent_position_that_characters_cover():
         ("pictures=0", "0"),
         ("batch_size=5", "5"),
         ("pair_probability=1.5", "1.5"),
+        ("timestep_shift=0", "timestep_shift=0.0"),
         ("character_weight=-1", "-1"),
         ("binding_weight=-1", "-1"),
     ],
