@@ -71,7 +71,8 @@ def step_deepspeed(context: Context) -> dict[str, Any]:
         "zero_optimization": {"stage": 2},
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
     }
-    engine, *_ = deepspeed.initialize(model=network, model_parameters=network.parameters(), config=settings)
+    parameters: Any = network.parameters()  # DeepSpeed declares a module here, and takes parameters
+    engine, *_ = deepspeed.initialize(model=network, model_parameters=parameters, config=settings)
     inputs = torch.randn(16, width, device=engine.device, dtype=torch.bfloat16)
 
     def step() -> None:
