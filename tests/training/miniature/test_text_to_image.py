@@ -145,7 +145,7 @@ def test_coverage_is_the_share_of_a_latent_position_that_characters_cover():
         ("pictures=0", "0"),
         ("batch_size=5", "5"),
         ("pair_probability=1.5", "1.5"),
-        ("timestep_shift=0", "timestep_shift=0.0"),
+        ("timestep_shift=0", "0"),
         ("character_weight=-1", "-1"),
         ("binding_weight=-1", "-1"),
     ],
