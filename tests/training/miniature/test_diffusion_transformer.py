@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,23 @@ def test_noised_tokens_lie_between_the_image_and_the_noise(module):
         assert bool((batch.weights == 1).all())
         shapes.add(batch.noised.shape)
     assert shapes == {(4, 64, 16), (2, 128, 16)}
+
+
+def test_collages_show_one_character_in_both_images(module):
+    get_looks = module.data.edition.get_looks
+    for step in range(10):
+        layout = module.data.draw_pairs(RECIPE.pictures, torch.Generator().manual_seed(step))
+        for first, second in module.data.draw_captions(layout, step, torch.Generator()).truths:
+            assert len(get_looks(first)) == 1
+            assert get_looks(second) == get_looks(first)
+
+
+def test_collages_need_an_image_of_one_character(module):
+    empty = next(k for k in range(0, 1000, 2) if len(module.data.edition.get_looks(module.data._truth(k))) != 1)
+    module.data.recipe = replace(RECIPE, pictures=2)
+    module.data._truth = lambda index: module.data.edition.sample_pair_member(RECIPE.seed, empty + index)
+    with pytest.raises(UserError, match=r"recipe\.pictures=2 has one character"):
+        module.data.draw_pairs(2, torch.Generator())
 
 
 def test_times_are_shifted_logit_normal(miniature, tmp_path):

@@ -4,8 +4,10 @@ Latents are computed once and cached; captions name each part of the attire half
 they name. A share of the batches shows one character twice in one image.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from storydiffusion.config.miniature import CaptionedLatentsRecipe
+from storydiffusion.errors import UserError
 from storydiffusion.storyworld.captions import Prompt, join_prompts
 from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.training.miniature.world_cache import cache_world, name_caches
@@ -98,9 +101,16 @@ class CaptionedLatents:
         """Choose collages of two images of one character, half as many, beside or below each other.
 
         They teach self-attention that similar characters in one image wear the same attire; consistent self-attention
-        itself is not used in training.
+        itself is not used in training. Pairs of two characters, which teach it less clearly, are left out.
+
+        Raises:
+            UserError: no pair shows one character alone.
         """
-        firsts = (2 * torch.randint(images // 2, (self.recipe.batch_size // 2,), generator=generator)).tolist()
+        usable = self._pairs_of_one[: bisect_left(self._pairs_of_one, images - 1)]
+        if not usable:
+            raise UserError(f"none of recipe.pictures={images} has one character, for collages: give more")
+        chosen = torch.randint(len(usable), (self.recipe.batch_size // 2,), generator=generator)
+        firsts = [usable[number] for number in chosen.tolist()]
         below_or_beside = int(torch.randint(2, (), generator=generator)) - 2
         return Layout((firsts, [index + 1 for index in firsts]), below_or_beside)
 
@@ -114,6 +124,12 @@ class CaptionedLatents:
         prompts = [self._prompts(each, step * len(truths) + number) for number, each in enumerate(truths)]
         tokens, kept = self._tokenize([join_prompts(each).text for each in prompts], generator)
         return Captions(tokens, kept, truths, prompts)
+
+    @cached_property
+    def _pairs_of_one(self) -> list[int]:
+        """The first images, in order, of the pairs that show one character alone."""
+        firsts = range(0, self.recipe.pictures, 2)
+        return [index for index in firsts if len(self.edition.get_looks(self._truth(index))) == 1]
 
     def _truth(self, index: int) -> Any:
         return self.edition.sample_pair_member(self.recipe.seed, index)
