@@ -1,12 +1,18 @@
 """Guidance in the later steps alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from diffusers import FluxTransformer2DModel
 
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.errors import UserError
+from storydiffusion.evaluation.benchmarks.stories import generate_images
+from storydiffusion.loaders.text_to_image import load_story_model
 from storydiffusion.pipelines.story import StoryPipeline
 from storydiffusion.story import load_story
+from tests.conftest import ROOT
 from tests.helpers.dit_model import build_dit_model
 
 SETTINGS = {"seed": 4, "num_inference_steps": 4, "height": 64, "width": 64, "output_type": "np"}
@@ -66,6 +72,25 @@ def test_the_models_default_is_used(tiny_model, story):
     plain = StoryPipeline.from_pretrained(tiny_model, device="cpu")
     expected = plain(story, guidance_scale=6.0, guidance_start=0.5, **SETTINGS).images
     assert np.array_equal(delayed(story, guidance_scale=6.0, **SETTINGS).images, expected)
+
+
+def test_benchmarks_delay_guidance_too(tiny_model):
+    """Diffusers' pipelines take unknown arguments in silence, so a call of one itself would guide throughout."""
+    model, prompts, images = StoryPipeline.from_pretrained(tiny_model, device="cpu").model, ["a red cat", "a fox"], {}
+    loaded, alone = load_story_model(model), ConsistentSelfAttentionConfig(variant="off")
+    for scale, start in ((6.0, 0.0), (6.0, 1.0), (1.0, 0.0)):
+        config = replace(model.config, steps=3, guidance_scale=scale, guidance_start=start, height=64, width=64)
+        made = generate_images(loaded, config, prompts, [1, 2], alone, None)
+        images[scale, start] = np.stack([np.asarray(image, np.int16) for image in made])
+    assert abs(images[6.0, 1.0] - images[1.0, 0.0]).max() <= 1
+    assert abs(images[6.0, 0.0] - images[1.0, 0.0]).max() > 1
+
+
+def test_every_call_of_a_pipeline_with_the_models_settings_delays_guidance():
+    for file in (ROOT / "src" / "storydiffusion").rglob("*.py"):
+        text = file.read_text()
+        if "get_sampling_defaults(" in text and "def get_sampling_defaults" not in text:
+            assert "call_pipeline(" in text or "generate_panels(" in text or "StoryPipeline(" in text, file
 
 
 @pytest.mark.parametrize("start", [-0.1, 1.5, float("nan")])

@@ -5,7 +5,7 @@ character twice. The pipeline is left as it is; in the steps before the start, i
 replaced by the one with text, so that any scale gives the latter.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,29 @@ from torch import Tensor
 from storydiffusion.attention.backbones import find_denoiser
 from storydiffusion.config.loading import check_range
 from storydiffusion.errors import UserError
+from storydiffusion.pipelines.calls import spell_guidance
+
+
+def call_pipeline(pipe: Any, arguments: Mapping[str, Any], on_step_end: Callable[..., Any], images: int) -> Any:
+    """Call a diffusers pipeline for `images` images; return its images.
+
+    Args:
+        arguments: of its call, with the scale of guidance as `guidance_scale` for every pipeline, and `guidance_start`
+            (see `delayed_guidance`), which pipelines themselves ignore in silence.
+        on_step_end: diffusers' callback.
+
+    Raises:
+        UserError: as `delayed_guidance`.
+    """
+    call = dict(arguments)
+    start = call.pop("guidance_start", 0.0)
+    with delayed_guidance(pipe, start, call.get("guidance_scale"), images) as end_step:
+
+        def end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+            end_step(step)
+            return on_step_end(pipe, step, timestep, tensors)
+
+        return pipe(**spell_guidance(pipe, call), callback_on_step_end=end).images
 
 
 @contextmanager

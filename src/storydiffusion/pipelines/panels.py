@@ -27,8 +27,8 @@ from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.attention.variants import get_read_panels
 from storydiffusion.errors import UserError
 from storydiffusion.models.prompt_encoding import find_character_tokens
-from storydiffusion.pipelines.calls import draw_noise, is_unet, spell_guidance
-from storydiffusion.pipelines.delayed_guidance import delayed_guidance
+from storydiffusion.pipelines.calls import draw_noise, is_unet
+from storydiffusion.pipelines.delayed_guidance import call_pipeline
 
 RESUMABLE = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 """schedulers whose step depends on its arguments and its own step number only, so that stored latents suffice"""
@@ -127,8 +127,7 @@ def generate_panels(
 
     Args:
         arguments: of the pipeline's call: prompts or their embeddings, one for each panel, `height` and `width` in
-            pixels, `num_inference_steps`, `guidance_scale`, and whatever else the pipeline takes; and `guidance_start`
-            (see `delayed_guidance`).
+            pixels, `num_inference_steps`, and whatever else `call_pipeline` takes.
         seeds: one for each panel.
         group: the panels as a story; None: all may attend to all.
         start: (steps done, latents (P, C, h, w)) of an interrupted call; the remaining steps give the same pixels, bit
@@ -152,19 +151,15 @@ def generate_panels(
     resumed = start if type(pipe.scheduler).__name__ in RESUMABLE and not csa.uses_regions else None
     group = group or PanelGroup(len(seeds))
     csa = _announce_memory(pipe, csa, group, arguments)
-    delay = arguments.get("guidance_start", 0.0), arguments.get("guidance_scale"), len(seeds)
-    call = {name: value for name, value in arguments.items() if name != "guidance_start"}
     with (
         consistent_self_attention(pipe, csa, [group]) as story,
         _skipping_to(pipe, resumed) as skip,
-        delayed_guidance(pipe, *delay) as end_guidance_step,
         finite_images(pipe.vae),
         _explaining_lack_of_memory(len(seeds), arguments),
         tqdm(desc=f"denoising {len(seeds)} panels", unit="step", initial=resumed[0] if resumed else 0) as bar,
     ):
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            end_guidance_step(step)
             tensors = at_step_end(step, skip(step, story.on_step_end(pipe, step, timestep, tensors)))
             if resumed is None or step >= resumed[0]:
                 if callback_on_step_end is not None:
@@ -174,7 +169,7 @@ def generate_panels(
             return tensors
 
         given = {"latents": noise.to(denoiser.dtype), "generator": generators}
-        return pipe(**spell_guidance(pipe, call), **given, callback_on_step_end=on_step_end).images
+        return call_pipeline(pipe, {**arguments, **given}, on_step_end, len(seeds))
 
 
 def _announce_memory(

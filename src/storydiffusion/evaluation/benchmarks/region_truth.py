@@ -76,6 +76,7 @@ def _record_regions(
     from storydiffusion.attention.backbones import Grid
     from storydiffusion.attention.plugin import consistent_self_attention
     from storydiffusion.pipelines.conditioning import text_conditions
+    from storydiffusion.pipelines.delayed_guidance import call_pipeline
     from storydiffusion.pipelines.panels import starting_noise
     from storydiffusion.pipelines.story import get_sampling_defaults
 
@@ -97,14 +98,9 @@ def _record_regions(
             later = pipe.scheduler.timesteps[step + 1].expand(len(truth))
             return {**tensors, "latents": pipe.scheduler.add_noise(truth, noise, later)}
 
-        pipe(
-            **given.arguments,
-            **get_sampling_defaults(config),
-            latents=noise,
-            generator=generators,
-            callback_on_step_end=on_step_end,
-            output_type="latent",
-        )
+        start = {"latents": noise, "generator": generators, "output_type": "latent"}
+        arguments = {**given.arguments, **get_sampling_defaults(config), **start}
+        call_pipeline(pipe, arguments, on_step_end, len(prompts))
     return grid, found
 
 

@@ -226,8 +226,8 @@ def generate_images(
         UserError: latents or images that are not finite.
     """
     from storydiffusion.attention.plugin import consistent_self_attention
-    from storydiffusion.pipelines.calls import spell_guidance
     from storydiffusion.pipelines.conditioning import text_conditions
+    from storydiffusion.pipelines.delayed_guidance import call_pipeline
     from storydiffusion.pipelines.panels import finite_images, starting_noise
     from storydiffusion.pipelines.story import get_sampling_defaults
 
@@ -239,13 +239,9 @@ def generate_images(
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             return given.at_step_end(step, state.on_step_end(pipe, step, timestep, tensors))
 
-        return pipe(
-            **given.arguments,
-            **spell_guidance(pipe, get_sampling_defaults(config)),
-            latents=noise.to(model.dtype),
-            generator=generators,
-            callback_on_step_end=on_step_end,
-        ).images
+        start = {"latents": noise.to(model.dtype), "generator": generators}
+        arguments = {**given.arguments, **get_sampling_defaults(config), **start}
+        return call_pipeline(pipe, arguments, on_step_end, len(prompts))
 
 
 def split_by_story(stories: Sequence[BenchmarkStory], panels: Sequence[Shown]) -> list[list[Shown]]:

@@ -37,6 +37,7 @@ def record_subjects(
     from storydiffusion.attention.regions import BACKGROUND
     from storydiffusion.models.prompt_encoding import find_character_tokens
     from storydiffusion.pipelines.conditioning import text_conditions
+    from storydiffusion.pipelines.delayed_guidance import call_pipeline
     from storydiffusion.pipelines.panels import starting_noise
     from storydiffusion.pipelines.story import get_sampling_defaults
 
@@ -48,14 +49,9 @@ def record_subjects(
     noise, generators = starting_noise(pipe, seeds, config.height, config.width)
     given = text_conditions(pipe, list(prompts), [""] * len(prompts))
     with consistent_self_attention(pipe, ConsistentSelfAttentionConfig(regions="characters"), groups) as state:
-        pipe(
-            **given.arguments,
-            **get_sampling_defaults(config),
-            latents=noise.to(model.dtype),
-            generator=generators,
-            callback_on_step_end=state.on_step_end,
-            output_type="latent",
-        )
+        start = {"latents": noise.to(model.dtype), "generator": generators, "output_type": "latent"}
+        arguments = {**given.arguments, **get_sampling_defaults(config), **start}
+        call_pipeline(pipe, arguments, state.on_step_end, len(prompts))
         assert state.recorder is not None
         grid = Grid(1, *noise.shape[-2:])
         regions = torch.cat(state.recorder.get_regions(grid))

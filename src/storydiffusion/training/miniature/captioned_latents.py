@@ -100,8 +100,8 @@ class CaptionedLatents:
     def draw_pairs(self, images: int, generator: torch.Generator) -> Layout:
         """Choose collages of two images of one character, half as many, beside or below each other.
 
-        They teach self-attention that similar characters in one image wear the same attire; consistent self-attention
-        itself is not used in training. Pairs of two characters, which teach it less clearly, are left out.
+        They are meant to teach self-attention that similar characters in one image wear the same attire; consistent
+        self-attention itself is not used in training. Pairs of two characters are left out.
 
         Raises:
             UserError: no pair shows one character alone.
