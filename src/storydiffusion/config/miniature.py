@@ -112,6 +112,7 @@ class CaptionedLatentsRecipe(Recipe):
 
     pictures: int  # images whose latents are cached before the first step, two per character
     pair_probability: float  # of a batch whose images show one character twice, side by side or stacked
+    reference_probability: float  # of a batch of these with one of both less noisy, for the other to learn from
     caption_dropout: float
     unknown_word_probability: float
     character_weight: float  # of squared errors where a character is, beside 1 for the background
@@ -126,6 +127,7 @@ class CaptionedLatentsRecipe(Recipe):
             )
         if not 0 <= self.pair_probability <= 1:
             raise UserError(f"recipe.pair_probability={self.pair_probability}: give a number from 0 to 1")
+        check_range("recipe.reference_probability", self.reference_probability, 0, 1)
         check_range("recipe.character_weight", self.character_weight, 0, 1000)
         check_range("recipe.timestep_shift", self.timestep_shift, 0.01, 100)
 

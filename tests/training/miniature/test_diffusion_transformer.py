@@ -77,6 +77,20 @@ def test_noised_tokens_lie_between_the_image_and_the_noise(module):
     assert shapes == {(4, 64, 16), (2, 128, 16)}
 
 
+def test_reference_of_a_collage_has_less_noise_and_no_weight(module):
+    latents, cover = np.full((6, 4, 16, 16), 5, np.float16), np.zeros((6, 2, 16, 16), np.uint8)
+    for step in range(6):
+        module.data.recipe = replace(RECIPE, pair_probability=1)
+        plain = module.noised(latents, cover, step)
+        module.data.recipe = replace(RECIPE, pair_probability=1, reference_probability=1)
+        batch = module.noised(latents, cover, step)
+        assert sorted(batch.weights.unique().tolist()) == [0, 1]
+        assert batch.weights.mean().item() == 0.5
+        assert torch.equal(batch.noised[batch.weights == 1], plain.noised[batch.weights == 1])
+        assert batch.noised[batch.weights == 0].mean() > plain.noised[batch.weights == 0].mean()
+    module.data.recipe = RECIPE
+
+
 def test_collages_show_one_character_in_both_images(module):
     get_looks = module.data.edition.get_looks
     for step in range(10):

@@ -107,6 +107,34 @@ def test_shifted_timesteps_multiply_the_odds_of_noise(tmp_path, latents, cover, 
     assert 980 < timesteps.max() < 1000
 
 
+def test_one_image_of_a_collage_is_clearer_and_not_predicted(tmp_path, latents, cover):
+    def noised(step: int, share: float):
+        keys = f"recipe.pair_probability=1 recipe.timestep_shift=100 recipe.reference_probability={share}".split()
+        return text2image(tmp_path, *keys).noised(latents, cover, step)
+
+    chosen = set()
+    for step in range(12):
+        batch, plain = noised(step, 1), noised(step, 0)
+        assert bool((plain.weights == 1).all())
+        for name in ("target", "timesteps", "tokens"):
+            assert torch.equal(getattr(batch, name), getattr(plain, name))
+        weights = batch.weights.expand_as(batch.noised)
+        assert torch.equal(batch.noised[weights == 1], plain.noised[weights == 1])
+        halves = batch.weights.chunk(2, dim=2 if batch.weights.shape[2] == 32 else 3)
+        assert sorted(half.unique().tolist() for half in halves) == [[0], [1]]
+        reference = batch.noised[weights == 0].view(2, -1), plain.noised[weights == 0].view(2, -1)
+        assert reference[0].mean() > reference[1].mean() + 0.3  # latents are positive and vanish in noise at this shift
+        chosen.add((batch.weights.shape[2], halves[0].unique().item()))
+    assert len(chosen) == 4
+
+
+def test_single_images_have_no_clearer_one(tmp_path, latents, cover):
+    keys = "recipe.pair_probability=0 recipe.reference_probability="
+    batches = [text2image(tmp_path, *f"{keys}{share}".split()).noised(latents, cover, 3) for share in (0, 1)]
+    assert torch.equal(batches[0].noised, batches[1].noised)
+    assert bool((batches[1].weights == 1).all())
+
+
 @pytest.mark.parametrize("share", [0, 1])
 def test_errors_on_characters_weigh_more_where_they_are_covered(tmp_path, latents, cover, share):
     module = text2image(tmp_path, f"recipe.pair_probability={share}", "recipe.character_weight=3")
@@ -145,6 +173,7 @@ def test_coverage_is_the_share_of_a_latent_position_that_characters_cover():
         ("pictures=0", "0"),
         ("batch_size=5", "5"),
         ("pair_probability=1.5", "1.5"),
+        ("reference_probability=-0.1", "-0.1"),
         ("timestep_shift=0", "0"),
         ("character_weight=-1", "-1"),
         ("binding_weight=-1", "-1"),

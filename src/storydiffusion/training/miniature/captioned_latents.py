@@ -45,6 +45,19 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The image of each collage of a batch that shows the other what to take from it.
+
+    Attributes:
+        times: of its noise, (B,).
+        mask: bool (1, 1, H, W), where it is.
+    """
+
+    times: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Captions:
     """The captions of a batch.
 
@@ -113,6 +126,22 @@ class CaptionedLatents:
         firsts = [usable[number] for number in chosen.tolist()]
         below_or_beside = int(torch.randint(2, (), generator=generator)) - 2
         return Layout((firsts, [index + 1 for index in firsts]), below_or_beside)
+
+    def draw_reference(self, layout: Layout, clean: Tensor, times: Tensor, generator: torch.Generator) -> Reference | None:
+        """Choose in collages an image with less noise than `times` (B,) say; None: both have as much, or single images.
+
+        Between images of equal noise, what one can take from the other shows in a small part of the loss alone; next to
+        a clearer one, which is not predicted itself, the other learns it soon.
+
+        Args:
+            clean: latents of the batch, (B, C, H, W).
+        """
+        if len(layout.images) == 1 or torch.rand((), generator=generator) >= self.recipe.reference_probability:
+            return None
+        chosen = int(torch.randint(2, (), generator=generator))
+        halves = torch.zeros(1, 1, *clean.shape[-2:], dtype=torch.bool).chunk(2, layout.dim)
+        mask = torch.cat([half | (i == chosen) for i, half in enumerate(halves)], layout.dim)
+        return Reference(times * torch.rand(len(times), generator=generator), mask)
 
     def weigh(self, covered: Tensor) -> Tensor:
         """Return the weights of squared errors, (B, 1, H, W), by how much characters cover, (B, C, H, W)."""

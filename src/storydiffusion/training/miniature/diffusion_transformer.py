@@ -161,14 +161,18 @@ class DiffusionTransformerModule(RecipeModule):
         times = torch.special.ndtri(spread_evenly(len(clean), generator).clamp(1e-4, 1 - 1e-4)).sigmoid()
         times = shift_times(times, self.recipe.timestep_shift)
         noise = torch.randn(clean.shape, generator=generator)
-        mix = times.view(-1, 1, 1, 1)
+        captions = self.data.draw_captions(layout, step, generator)
+        noised = _mix(clean, noise, times)
+        if reference := self.data.draw_reference(layout, clean, times, generator):
+            noised = torch.where(reference.mask, _mix(clean, noise, reference.times), noised)
+            weights = weights * ~reference.mask
         height, width = (side // PATCH for side in clean.shape[-2:])
         return NoisedTokens(
-            pack((1 - mix) * clean + mix * noise),
+            pack(noised),
             pack(noise - clean),
             times,
             get_positions(height, width),
-            self.data.draw_captions(layout, step, generator).tokens,
+            captions.tokens,
             pack(weights),
         )
 
@@ -251,3 +255,8 @@ class ExplicitFluxAttnProcessor:
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
         output = (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
         return project_outputs(attn, output, encoder_hidden_states)
+
+
+def _mix(clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    share = times.view(-1, 1, 1, 1)
+    return (1 - share) * clean + share * noise

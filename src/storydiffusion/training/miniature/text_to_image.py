@@ -150,9 +150,9 @@ class Text2ImageModule(RecipeModule):
         clean, covered = layout.join(latents).float(), layout.split(cover).float() / 255
         weights = self.data.weigh(covered)
         times = shift_times(spread_evenly(len(clean), generator), self.recipe.timestep_shift)
-        timesteps = (times * self.scheduler.config.num_train_timesteps).long()
+        timesteps = self._timesteps(times)
         noise = torch.randn(clean.shape, generator=generator)
-        noised = self.scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        noised = self.scheduler.add_noise(clean, noise, timesteps)
         target = self.scheduler.get_velocity(clean, noise, timesteps)
         captions = self.data.draw_captions(layout, step, generator)
         tokens = captions.tokens
@@ -161,7 +161,14 @@ class Text2ImageModule(RecipeModule):
             for each in zip(captions.truths, captions.prompts, strict=True)
         ]
         own = torch.stack(own_words) & captions.kept[:, None, None]
+        if reference := self.data.draw_reference(layout, clean, times, generator):
+            clearer = self.scheduler.add_noise(clean, noise, self._timesteps(reference.times))
+            noised, weights = torch.where(reference.mask, clearer, noised), weights * ~reference.mask
+        noised = noised.contiguous(memory_format=torch.channels_last)
         return NoisedLatents(noised, target, timesteps, tokens, weights, own, covered)
+
+    def _timesteps(self, times: Tensor) -> Tensor:
+        return (times * self.scheduler.config.num_train_timesteps).long()
 
     def loss(self, batch: NoisedLatents) -> dict[str, Tensor]:
         context = self.text_encoder(batch.tokens).last_hidden_state
