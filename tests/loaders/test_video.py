@@ -12,9 +12,9 @@ from tests.pipelines.test_transition import pictures
 SAMPLING = TransitionSampling(frames=4, steps=2, guidance_scale=3.0)
 
 
-@pytest.fixture
-def model(tiny_video_model) -> ResolvedModel:
-    return resolve_pretrained(tiny_video_model, "miniature", video={"predictor": None})
+@pytest.fixture(params=[{}, {"guidance_start": 0.5, "guidance_rescale": 0.5}], ids=["plain", "sampled otherwise"])
+def model(tiny_video_model, request) -> ResolvedModel:
+    return resolve_pretrained(tiny_video_model, "miniature", video={"predictor": None}, **request.param)
 
 
 def sample(model):

@@ -16,9 +16,10 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 OFFLOADS = ("none", "model", "sequential")
 VIDEO_SCHEDULERS = ("model", "animatediff")
 BOUNDARY_FRAMES = ("auto", "clamped", "noised", "free")
+OF_SAMPLING = ("guidance_rescale", "guidance_start")
 ADDITIONS = (
-    "variant", "single_file", "unet", "vae", "lora", "textual_inversion", "controlnet", "guidance_rescale",
-    "guidance_start", "clip_skip", "freeu",
+    "variant", "single_file", "unet", "vae", "lora", "textual_inversion", "controlnet", "clip_skip", "freeu",
+    *OF_SAMPLING,
 )  # fmt: skip
 UNCHANGED = (None, 0.0, "auto", {})
 """values of `ModelConfig.additions` that leave the model as it is"""
@@ -122,6 +123,11 @@ class ModelConfig:
             check_range(f"model.lora: the scale of {file},", scale, -10, 10)
         if self.device in ("cpu", "mps") and self.offload != "none":
             raise UserError(f"model.offload={self.offload} needs model.device=cuda: set model.offload=none")
+
+    @property
+    def has_other_networks(self) -> bool:
+        """Whether additions change networks, not sampling alone."""
+        return bool(self.additions.keys() - set(OF_SAMPLING))
 
     @property
     def additions(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def load_video_backbone(
 
     hide_loading_bars()
     video = model.video
-    if networks is None or model.config.additions:  # networks with additions fit tokenizers with theirs alone
+    if networks is None or model.config.has_other_networks:  # networks with additions fit tokenizers with theirs alone
         pipe = load_cpu_pipeline(model, dtype)
     else:
         pipe = load_pipeline(model.folder, networks, dtype)
