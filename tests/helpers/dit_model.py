@@ -8,8 +8,8 @@ from tests.helpers.world_model import build_mood_model
 RECIPE = DitRecipe(
     part="dit", steps=4, batch_size=4, learning_rate=0.02, adam_learning_rate=0.001, warmup_steps=2, decay=0.5,
     ema_decay=0.9, seed=1, edition=2, pictures=6, pair_probability=0.5, reference_probability=0.0,
-    caption_dropout=0.1, unknown_word_probability=0.01, character_weight=3.0, timestep_shift=3.0, layers=1, single_layers=1, heads=2,
-    head_width=16, text_tokens=64, sample_every=0,
+    caption_dropout=0.1, unknown_word_probability=0.01, character_weight=3.0, timestep_shift=3.0, layers=1,
+    single_layers=1, heads=2, head_width=16, text_tokens=64, sample_every=0,
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 
 from storydiffusion.config.model import load_model_config
 from storydiffusion.errors import UserError
@@ -20,12 +20,12 @@ def test_an_unknown_scheduler_is_refused_before_anything_is_loaded():
 
 def test_a_registered_scheduler_keeps_the_noise_schedule(monkeypatch):
     monkeypatch.setattr("storydiffusion.loaders.schedulers.SCHEDULERS", dict(SCHEDULERS))
-    register_scheduler("ddpm")(lambda scheduler: DDPMScheduler.from_config(scheduler.config))
+    register_scheduler("euler_a")(lambda scheduler: EulerAncestralDiscreteScheduler.from_config(scheduler.config))
     given = DDIMScheduler(beta_start=0.001, beta_end=0.01)
     assert build_scheduler("model", given) is given
-    ddpm = build_scheduler("ddpm", given)
-    assert isinstance(ddpm, DDPMScheduler)
-    assert ddpm.alphas_cumprod.equal(given.alphas_cumprod)
+    ancestral = build_scheduler("euler_a", given)
+    assert isinstance(ancestral, EulerAncestralDiscreteScheduler)
+    assert ancestral.alphas_cumprod.equal(given.alphas_cumprod)
 
 
 def test_a_name_is_registered_once():

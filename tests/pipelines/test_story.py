@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
@@ -96,7 +97,7 @@ def test_sharing_changes_the_images(pipe):
     assert not np.array_equal(*images)
 
 
-SCHEDULERS = (DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, EulerAncestralDiscreteScheduler)
+SCHEDULERS = (DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler, EulerAncestralDiscreteScheduler)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_an_interrupted_run_ends_with_the_same_pixels(pipe, scheduler, variant):
         calls.clear()
         again = generate_panels(pipe, {"prompt": PROMPTS, **ARGUMENTS}, SEEDS, consistency, start=start)
         assert np.array_equal(pixels(again), pixels(whole))
-        resumable = scheduler in (DDIMScheduler, EulerDiscreteScheduler)
+        resumable = scheduler in (DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler)
         assert len(calls) == len(kept) - (start[0] if resumable else 0)
     counter.remove()
 

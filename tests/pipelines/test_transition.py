@@ -8,6 +8,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from storydiffusion.errors import UserError
+from storydiffusion.loaders.schedulers import SCHEDULERS, build_scheduler
 from storydiffusion.models.video_model import VideoModel
 from storydiffusion.pipelines import transition_sampling as transitions
 from storydiffusion.pipelines.transition_sampling import (
@@ -144,7 +145,10 @@ def test_without_guidance_the_batch_is_not_doubled(model, monkeypatch):
     assert {len(latents) for latents, _, _ in seen} == {2}
 
 
-def test_a_clip_depends_on_its_own_inputs_alone(model):
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_clip_depends_on_its_own_inputs_alone(model, name):
+    """Also where every step adds noise."""
+    model = dataclasses.replace(model, scheduler=build_scheduler(name, model.scheduler))
     together = sample(model)
     alone = sample(model, start=START[1:], end=END[1:], prompts=PROMPTS[1:], seeds=SEEDS[1:])
     assert (together[1].int() - alone[0].int()).abs().max() <= 1  # rounding

@@ -14,7 +14,7 @@ MOST_SKIPPED = 11  # a CLIP text encoder of Stable Diffusion 1.5 has 12 layers
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OFFLOADS = ("none", "model", "sequential")
-VIDEO_SCHEDULERS = ("model", "animatediff")
+VIDEO_SCHEDULERS = ("model", "ddim", "animatediff")
 BOUNDARY_FRAMES = ("auto", "clamped", "noised", "free")
 OF_SAMPLING = ("guidance_rescale", "guidance_start")
 ADDITIONS = (
@@ -43,7 +43,9 @@ class VideoConfig:
     motion_adapter: str | None  # package://…, folder, hub id or AnimateDiff file; null: a new one, to be trained
     image_encoder: str  # package://… or a folder of a CLIPModel; open_clip://NAME/TAG, or NAME/FILE, or NAME/random
     predictor: str | None  # package://… or a folder of a released one; null: none
-    scheduler: str  # model: the text-to-image model's; animatediff: the noise schedule of AnimateDiff's motion modules
+    scheduler: (
+        str  # model: the text-to-image model's; ddim on its noise schedule, or on that of animatediff's motion modules
+    )
     frames: int
     fps: int
     steps: int

@@ -102,6 +102,14 @@ def build_ddim(scheduler: Any) -> Any:
     return DDIMScheduler.from_config(scheduler.config, clip_sample=False)
 
 
+@register_scheduler("ddpm")
+def build_ddpm(scheduler: Any) -> Any:
+    """Return ancestral sampling [Ho et al. 2020], DDIM with η = 1: noise in every step, by each panel's seed."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    return DDPMScheduler.from_config(scheduler.config, clip_sample=False, variance_type="fixed_small")
+
+
 @register_scheduler("dpm++")
 def build_dpm(scheduler: Any) -> Any:
     """Return DPM-Solver++ [Lu et al. 2022] of second order; 20 to 30 steps suffice."""

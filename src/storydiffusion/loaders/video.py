@@ -95,7 +95,6 @@ def load_video_backbone(
     Raises:
         UserError: a model without a video part, a part that is missing or damaged, or parts that do not fit.
     """
-    from storydiffusion.models.motion_adapters import animatediff_scheduler
     from storydiffusion.models.text_encoder import TextEncoder
     from storydiffusion.models.video_model import VideoModel
     from storydiffusion.models.video_unet import SemanticVideoUNet
@@ -108,13 +107,20 @@ def load_video_backbone(
         pipe = load_pipeline(model.folder, networks, dtype)
     adapter = _load_motion_adapter(video, pipe.unet.config, dtype)
     decode_large_images_by_tiles(pipe.vae)
-    model_scheduler = build_scheduler(model.config.scheduler, pipe.scheduler)
     return VideoModel(
         SemanticVideoUNet.from_parts(pipe.unet, adapter, boundary_attention=video.boundary_attention),
         pipe.vae.requires_grad_(False).eval(),
         TextEncoder(pipe.tokenizer, pipe.text_encoder),
-        animatediff_scheduler(pipe.scheduler) if video.scheduler == "animatediff" else model_scheduler,
+        _build_video_scheduler(model, pipe.scheduler),
     )
+
+
+def _build_video_scheduler(model: ResolvedModel, scheduler: Any) -> Any:
+    from storydiffusion.models.motion_adapters import animatediff_scheduler
+
+    if model.video.scheduler == "animatediff":
+        return animatediff_scheduler(scheduler)
+    return build_scheduler(model.config.scheduler if model.video.scheduler == "model" else "ddim", scheduler)
 
 
 def add_predictor(model: "VideoModel", video: VideoConfig, dtype: "torch.dtype") -> "VideoModel":

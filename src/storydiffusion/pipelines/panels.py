@@ -30,8 +30,8 @@ from storydiffusion.models.prompt_encoding import find_character_tokens
 from storydiffusion.pipelines.calls import draw_noise, is_unet
 from storydiffusion.pipelines.delayed_guidance import call_pipeline
 
-RESUMABLE = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
-"""schedulers whose step depends on its arguments and its own step number only, so that stored latents suffice"""
+RESUMABLE = ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
+"""schedulers whose step depends on its arguments, its own step number and its draws only: stored latents suffice"""
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 """diffusers' `callback_on_step_end(pipe, step, timestep, tensors)`; returns the tensors to change, or None"""

@@ -11,6 +11,7 @@ D the width of the cross-attention's context.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal, get_args
 
 import torch
@@ -151,12 +152,13 @@ def sample_latents(
         text = model.encode_text([*negatives, *prompts]).to(model.device, model.dtype)
         semantic = _encode_motion(model, start, end, sampling.frames, is_guided, token_frames)
     shape = (ends[0].shape[1], sampling.frames, *ends[0].shape[2:])
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = [torch.randn(shape, generator=generator) for generator in generators]
     scheduler = copy.deepcopy(model.scheduler)  # set_timesteps changes it
     scheduler.set_timesteps(sampling.steps, device=model.device)
     drawn = torch.stack(noise).to(model.device, model.dtype)
     with model.using(model.video_unet, model.sparse_control and model.sparse_control.network):
-        latents = _denoise(model, scheduler, ends, drawn, text, semantic, sampling, on_step)
+        latents = _denoise(model, scheduler, ends, drawn, generators, text, semantic, sampling, on_step)
     return with_boundary_frames(latents, *ends) if sampling.imposes_images else latents
 
 
@@ -165,6 +167,7 @@ def _denoise(
     scheduler: Any,
     ends: Sequence[Tensor],
     noise: Tensor,
+    generators: Sequence[torch.Generator],
     text: Tensor,
     semantic: Tensor | None,
     sampling: TransitionSampling,
@@ -174,6 +177,7 @@ def _denoise(
 
     Args:
         ends: clean latents of both boundary frames, (B, C, h, w) each.
+        generators: of each clip, for schedulers that add noise in every step.
         text: (B, T, D); with guidance (2B, T, D), the negative or empty prompts first.
         semantic: of `_encode_motion`.
     """
@@ -181,6 +185,7 @@ def _denoise(
         ends[0], ends[1], sampling.frames, text
     )
     is_guided, latents = len(text) > len(noise), noise * scheduler.init_noise_sigma
+    draws = {"generator": list(generators)} if "generator" in signature(scheduler.step).parameters else {}
     for step, timestep in enumerate(scheduler.timesteps):
         if sampling.boundary_frames == "clamped":
             latents = with_boundary_frames(latents, *ends)
@@ -193,7 +198,7 @@ def _denoise(
         if is_guided:
             without, predicted = predicted.chunk(2)
             predicted = without + sampling.guidance_scale * (predicted - without)
-        latents = scheduler.step(predicted, timestep, latents).prev_sample
+        latents = scheduler.step(predicted, timestep, latents, **draws).prev_sample
         check_latents(latents, step)
         latents = on_step(step, timestep, latents)
     return latents

@@ -127,7 +127,9 @@ class CaptionedLatents:
         below_or_beside = int(torch.randint(2, (), generator=generator)) - 2
         return Layout((firsts, [index + 1 for index in firsts]), below_or_beside)
 
-    def draw_reference(self, layout: Layout, clean: Tensor, times: Tensor, generator: torch.Generator) -> Reference | None:
+    def draw_reference(
+        self, layout: Layout, clean: Tensor, times: Tensor, generator: torch.Generator
+    ) -> Reference | None:
         """Choose in collages an image with less noise than `times` (B,) say; None: both have as much, or single images.
 
         Between images of equal noise, what one can take from the other shows in a small part of the loss alone; next to
