@@ -43,9 +43,7 @@ class VideoConfig:
     motion_adapter: str | None  # package://…, folder, hub id or AnimateDiff file; null: a new one, to be trained
     image_encoder: str  # package://… or a folder of a CLIPModel; open_clip://NAME/TAG, or NAME/FILE, or NAME/random
     predictor: str | None  # package://… or a folder of a released one; null: none
-    scheduler: (
-        str  # model: the text-to-image model's; ddim on its noise schedule, or on that of animatediff's motion modules
-    )
+    scheduler: str  # model: the text-to-image model's; ddim on its noise schedule; animatediff: ddim on AnimateDiff's
     frames: int
     fps: int
     steps: int
