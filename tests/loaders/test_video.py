@@ -33,6 +33,15 @@ def test_networks_of_the_panels_pipeline_give_the_same_clip_without_being_loaded
     assert torch.equal(sample(shared), expected)
 
 
+@pytest.mark.parametrize(("choice", "kind"), [("model", "LCMScheduler"), ("ddim", "DDIMScheduler")])
+def test_clips_are_sampled_as_panels_or_by_ddim_on_the_same_noise_schedule(tiny_video_model, choice, kind):
+    settings = {"predictor": None, "scheduler": choice}
+    resolved = resolve_pretrained(tiny_video_model, "miniature", scheduler="lcm", video=settings)
+    scheduler = video_loader.load_video_model(resolved).scheduler
+    assert type(scheduler).__name__ == kind
+    assert scheduler.alphas_cumprod.equal(load_story_model(resolved).pipe.scheduler.alphas_cumprod)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading needs a CUDA device")
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_offloading_gives_the_same_clip(tiny_video_model, offload):

@@ -167,7 +167,7 @@ def _denoise(
     scheduler: Any,
     ends: Sequence[Tensor],
     noise: Tensor,
-    generators: Sequence[torch.Generator],
+    generators: list[torch.Generator],
     text: Tensor,
     semantic: Tensor | None,
     sampling: TransitionSampling,
@@ -185,7 +185,7 @@ def _denoise(
         ends[0], ends[1], sampling.frames, text
     )
     is_guided, latents = len(text) > len(noise), noise * scheduler.init_noise_sigma
-    draws = {"generator": list(generators)} if "generator" in signature(scheduler.step).parameters else {}
+    draws = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
     for step, timestep in enumerate(scheduler.timesteps):
         if sampling.boundary_frames == "clamped":
             latents = with_boundary_frames(latents, *ends)

@@ -132,8 +132,8 @@ class CaptionedLatents:
     ) -> Reference | None:
         """Choose in collages an image with less noise than `times` (B,) say; None: both have as much, or single images.
 
-        Between images of equal noise, what one can take from the other shows in a small part of the loss alone; next to
-        a clearer one, which is not predicted itself, the other learns it soon.
+        The clearer image is not predicted. Between images of equal noise hardly anything was learned about what one can
+        take from the other (docs/training.md).
 
         Args:
             clean: latents of the batch, (B, C, H, W).
