@@ -1,5 +1,7 @@
 """What the settings of a training compose to: the groups of each recipe, and the jobs of a sweep on Slurm."""
 
+import os
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
@@ -8,6 +10,7 @@ from storydiffusion.config import TrainConfig, TransitionTrainConfig, load, trai
 from storydiffusion.errors import UserError
 from storydiffusion.training.build_transition import choose_video
 from tests.conftest import ROOT
+from tests.helpers.programs import write_program
 
 
 def composed_by_hydra(*changes: str) -> TrainConfig | TransitionTrainConfig:
@@ -130,8 +133,13 @@ def test_a_sweep_on_slurm_asks_for_the_nodes_and_devices_of_its_trainer():
         (["experiment=storyworld_text2image", "trainer=cpu"], 1, None, 4, 16),
     ],
 )
-def test_a_sweep_requests_what_submitit_writes_into_a_valid_job(tmp_path, changes, tasks, gpus, cpus, memory):
+def test_a_sweep_requests_what_submitit_writes_into_a_valid_job(
+    tmp_path, monkeypatch, changes, tasks, gpus, cpus, memory
+):
     from submitit.slurm.slurm import SlurmExecutor
+
+    write_program(tmp_path / "bin" / "srun", "")  # submitit looks for it before it writes anything
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         launcher = compose("train", ["hydra/launcher=slurm", *changes], return_hydra_config=True).hydra.launcher

@@ -1,17 +1,11 @@
 """The job script runs the Python of a venv, of conda or of a container; `srun` and `scontrol` are scripts here."""
 
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-
-
-def write_program(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"#!/bin/sh\n{text}\n")
-    file.chmod(0o755)
+from tests.helpers.programs import write_program
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> l
     return losses
 
 
-@pytest.mark.parametrize("shape", [(4, 24, 24), (2, 16, 48), (2, 48, 16)])
+@pytest.mark.parametrize("shape", [(4, 24, 24), (2, 16, 48), (2, 48, 16), (3, 8, 80)])
 def test_singular_values_approach_one(shape):
     generator = torch.Generator().manual_seed(0)
     u, _, vh = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
@@ -37,6 +37,16 @@ def test_singular_values_approach_one(shape):
     assert values.max() < 1.25
     kept = u.mT @ result @ vh.mT  # the singular vectors are kept
     torch.testing.assert_close(kept, torch.diag_embed(kept.diagonal(dim1=1, dim2=2)), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 240), (2, 240, 24)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 0.0])
+def test_wide_and_tall_matrices_give_what_the_plain_iteration_gives(shape, smallest):
+    generator = torch.Generator().manual_seed(2)
+    u, _, vh = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
+    matrices = u @ torch.diag_embed(torch.linspace(1, smallest, u.shape[-1])) @ vh
+    plain = orthogonalise(matrices, torch.float64)  # of float32 alone are the products with X saved
+    torch.testing.assert_close(orthogonalise(matrices).double(), plain, atol=1e-5, rtol=1e-4)
 
 
 def test_scale_does_not_matter():
