@@ -90,7 +90,32 @@ def test_a_caption_may_change_afterwards_and_the_take_stays(run, generate_story,
     assert "denoising" not in outcome.err
     assert panels(run) == before
     assert len(manifest(run).takes) == 2
+    assert manifest(run).panels[1].seed == take_seed(0, 1, 1)
     assert "Drei." in (run / "report.html").read_text()
+    assert generate_story("run_dir=run", STEPS, "retake=2", "take=0").code == 0
+
+
+def test_takes_of_panels_that_stay_outlive_an_edit_of_others(generate_story, story_file, tmp_path):
+    run, alone = tmp_path / "alone", ["run_dir=alone", STEPS, "csa=off"]
+    generate_story(*alone)
+    for panel in (1, 2):
+        generate_story(*alone, f"retake={panel}", "candidates=1")
+        generate_story(*alone, f"retake={panel}", "take=1")
+    first, second, third = panels(run)
+    story_file.write_text(story_file.read_text().replace('"[Bo] in the park"', '"[Bo] on the beach"'))
+    refused = generate_story(*alone)
+    assert refused.code == 1
+    assert "overwrite=true, which generates panel 2 and removes the takes of panel 2" in refused.err
+    edited = generate_story(*alone, "overwrite=true")
+    assert edited.code == 0
+    assert "removing the takes of panel 2" in edited.err
+    assert [a == b for a, b in zip(panels(run), (first, second, third), strict=True)] == [True, False, True]
+    assert sorted(file.name for file in (run / "takes").iterdir()) == ["001-000.png", "001-001.png"]
+    assert manifest(run).panels[0].seed == take_seed(0, 0, 1)
+    assert get_chosen_takes(manifest(run)) == [1, 0, 0]
+    assert generate_story(*alone, "retake=3", "candidates=1").code == 0  # beside a story that has them
+    assert generate_story(*alone, "retake=1", "take=0").code == 0
+    assert panels(run)[0] != first
 
 
 def test_a_changed_prompt_of_the_panel_is_taken_against_the_others(run, generate_story, story_file):

@@ -1,17 +1,23 @@
 """Poses of panels: the ControlNet acts on panels with a pose and on no others."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.config import InferConfig, load
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import resolve_model
+from storydiffusion.output.manifest import read_manifest
 from storydiffusion.pipelines.story import StoryPipeline
+from storydiffusion.pipelines.takes import collect_takes, generate_takes
 from storydiffusion.story import load_story
+from tests.conftest import ROOT
 from tests.loaders.test_text_to_image import config
 
 ALONE = ConsistentSelfAttentionConfig(variant="off")
@@ -128,6 +134,31 @@ def test_another_pose_is_another_story(infer, tiny_model, controlnet, write_stor
     assert "already exists" in infer(*command).out
     Image.new("RGB", (64, 64), "white").save(tmp_path / "pose.png")
     assert "another story or configuration" in infer(*command).err
+
+
+@pytest.mark.parametrize("csa", ["csa=off", "csa.panels_at_once=1", "csa.rate=0.5"])
+def test_takes_and_edited_panels_have_the_poses_of_their_panels(infer, tiny_model, controlnet, write_story, csa):
+    """A take with the prompt and seed of its panel is that panel, with its pose or without one."""
+    story = write_story("pose.png")
+    csa = [csa, *(["csa.anchor_panels=1"] if "once" in csa else [])]
+    small = ("height=64", "width=64", "steps=2", "guidance_scale=2.0", "video=off", "run_dir=run", *csa)
+    command = (f"story={story}", f"model.path={tiny_model}", f"model.controlnet={controlnet}", *small)
+    assert infer(*command).code == 0
+    found = read_manifest(Path("run/manifest.json"))
+    for panel in (1, 2):
+        assert infer(*command, f"retake={panel}").code == 0
+    pipe = StoryPipeline.from_model(resolve_model(config(tiny_model, controlnet=str(controlnet))))
+    settings = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 64, "width": 64}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        sharing = load(InferConfig, compose("infer", list(command))).csa.build(0)
+    takes = collect_takes(found)
+    again = [replace(take, number=1) for take in takes.values()]
+    images = generate_takes(pipe, load_story(story), takes, again, sharing, settings)
+    for image, panel in zip(images, found.panels, strict=True):
+        difference = np.asarray(image, int) - np.asarray(Image.open(Path("run") / panel.file), int)
+        assert np.abs(difference).max() <= 1
+    story.write_text(story.read_text().replace("runs", "jumps"))  # regenerates a panel without a pose
+    assert infer(*command, "overwrite=true").code == 0
 
 
 def test_a_controlnet_for_another_model_is_named(tiny_model, controlnet, write_story, tmp_path):

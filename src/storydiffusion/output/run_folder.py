@@ -28,6 +28,7 @@ from storydiffusion.output.manifest import (
     REPORT,
     Manifest,
     PanelRecord,
+    TakeRecord,
     find_damage,
     read_manifest,
     write_manifest,
@@ -127,10 +128,17 @@ class RunFolder:
 
     def kept_images(self, planned: Sequence[PanelRecord]) -> dict[int, Image.Image]:
         """Return the images of earlier panels that the planned ones keep, by index; their keys are the same."""
-        files = {each.key: each.file for each in self._earlier if each.key and self._is_intact(each)}
+        kept = self._kept_panels
         return {
-            index: _read_image(self.path / files[each.key]) for index, each in enumerate(planned) if each.key in files
+            index: _read_image(self.path / kept[each.key].file)
+            for index, each in enumerate(planned)
+            if each.key in kept
         }
+
+    @property
+    def _kept_panels(self) -> dict[str, PanelRecord]:
+        """The earlier panels whose images are there, by key."""
+        return {each.key: each for each in self._earlier if each.key and self._is_intact(each)}
 
     def progress(self, computed: Sequence[int] = ()) -> "tuple[int, Tensor] | None":
         """Return (steps done, latents) of an interrupted run; None if there is no progress, or that of another run.
@@ -193,9 +201,11 @@ class RunFolder:
         self, images: Sequence[Image.Image], panels: Sequence[PanelRecord], seconds: Mapping[str, float]
     ) -> None:
         """Write the panels that are not there yet, and the page. `panels` come without file and checksum."""
-        records = []
+        records, kept = [], self._kept_panels
         for number, (image, panel) in enumerate(zip(tqdm(images, "writing", unit="panel"), panels, strict=True), 1):
             file = _panel_file(number)
+            if old := kept.get(panel.key):  # a take has other inputs than planned
+                panel = replace(panel, prompt=old.prompt, negative_prompt=old.negative_prompt, seed=old.seed)
             if file not in self._intact:
                 write_image(self.path / file, image)
                 self._intact.add(file)
@@ -251,32 +261,35 @@ class RunFolder:
         """
         earlier = [each for each in found.earlier or found.panels if each.key and self._is_intact(each)]
         known, keys = {each.key: each for each in earlier}, [each.key for each in plan]
+        kept = [known.get(key) for key in keys]
+        staying = {place for place, old in enumerate(kept) if old and old.file == _panel_file(place + 1)}
         keeps_all = bool(earlier) and len(earlier) == len(found.earlier or found.panels) and known.keys() == set(keys)
         if not overwrite and self._contains_work() and not keeps_all:
-            raise UserError(self._describe_edit(plan, known.keys()))
+            raise UserError(self._describe_edit(plan, known.keys(), find_lost_takes(found, staying)))
+        if lost := find_lost_takes(found, staying):
+            print(f"removing the takes of {describe_panels(lost)}", file=sys.stderr)
         if not known.keys() & set(keys):
             self._clear()
             return
         self._earlier = tuple(earlier)
-        kept = [known.get(key) for key in keys]
-        same_place = [old for number, old in enumerate(kept, 1) if old and old.file == _panel_file(number)]
-        self._intact = {each.file for each in same_place}
-        is_same = [each.key for each in earlier] == keys
+        self._intact = {_panel_file(place + 1) for place in staying}
         self.manifest = replace(
-            self.manifest, earlier=self._earlier, seconds=found.seconds, takes=found.takes if is_same else ()
+            self.manifest, earlier=self._earlier, seconds=found.seconds, takes=keep_takes(found, staying, len(plan))
         )
-        surplus = [] if is_same else [file.relative_to(self.path) for file in self.path.glob(TAKES)]
-        for file in (*RESULTS, PROGRESS, *surplus):
-            (self.path / file).unlink(missing_ok=True)
+        takes = {self.path / take.file for take in self.manifest.takes}
+        surplus = [file for file in self.path.glob(TAKES) if file not in takes]
+        for file in (*(self.path / name for name in (*RESULTS, PROGRESS)), *surplus):
+            file.unlink(missing_ok=True)
 
-    def _describe_edit(self, plan: Sequence[PanelRecord], known: Collection[str]) -> str:
-        """Return why the folder is refused: what differs, and which panels would be generated."""
+    def _describe_edit(self, plan: Sequence[PanelRecord], known: Collection[str], lost: Sequence[int]) -> str:
+        """Return why the folder is refused: what differs, which panels would be generated, and which lose takes."""
         shown = "; ".join(each.what for each in self.differences[:SHOWN_DIFFERENCES])
         more = len(self.differences) - SHOWN_DIFFERENCES
         text = f"{self.path} contains another story or configuration"
         text += f" ({shown}{f' and {more} more' if more > 0 else ''})" if shown else ""
         made = [number for number, each in enumerate(plan, 1) if each.key not in known]
         what = f", which generates {describe_panels(made, len(plan))}" if plan else ""
+        what += f" and removes the takes of {describe_panels(lost)}" if lost else ""
         return f"{text}: choose another run_dir, or pass overwrite=true{what}"
 
     def _restore_takes(self, found: Manifest) -> None:
@@ -362,11 +375,28 @@ class RunFolder:
             raise UserError(f"cannot clear {self.path}: {error.strerror}; choose another run_dir") from error
 
 
-def describe_panels(numbers: Sequence[int], panels: int) -> str:
-    """Return numbers of panels in words: "no panel", "panel 2", "panels 1, 2 and 4", "all 4 panels"."""
+def find_lost_takes(found: Manifest, staying: Collection[int]) -> list[int]:
+    """Return the numbers of the panels that have takes and are not among those that stay in their places, from 0."""
+    return sorted({take.panel + 1 for take in found.takes if take.number > 0 and take.panel not in staying})
+
+
+def keep_takes(found: Manifest, staying: Collection[int], panels: int) -> tuple[TakeRecord, ...]:
+    """Return the takes of the panels that stay, as takes of a story with this number of panels.
+
+    What they read stays too, because a panel's key covers it; of the others they are said to read the first image.
+    """
+    return tuple(
+        replace(take, reads=tuple(take.reads[place] if place in staying else 0 for place in range(panels)))
+        for take in found.takes
+        if take.panel in staying
+    )
+
+
+def describe_panels(numbers: Sequence[int], panels: int | None = None) -> str:
+    """Return numbers of panels in words: "no panel", "panel 2", "panels 1, 2 and 4", and of `panels` "all 4 panels"."""
     if not numbers:
         return "no panel"
-    if len(numbers) == panels > 1:
+    if panels is not None and len(numbers) == panels > 1:
         return f"all {panels} panels"
     first, last = numbers[:-1], numbers[-1]
     return f"panels {', '.join(map(str, first))} and {last}" if first else f"panel {last}"

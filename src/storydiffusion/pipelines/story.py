@@ -242,7 +242,7 @@ class StoryPipeline:
     ) -> Any:
         """Generate the panels of a batch; `arguments` win over those of its conditions, and these over `sampling`."""
         conditions, in_chunks = batch.conditions, csa.panels_at_once is not None
-        with self._poses(batch.story, (sampling["width"], sampling["height"]), in_chunks) as poses:
+        with self.posing(batch.story, (sampling["width"], sampling["height"]), in_chunks) as poses:
             images = generate_panels(
                 self.pipe,
                 {**sampling, **poses, **conditions.arguments, **arguments},
@@ -300,13 +300,17 @@ class StoryPipeline:
         )
 
     @contextmanager
-    def _poses(self, story: Story, size: tuple[int, int], in_chunks: bool) -> Iterator[dict[str, Any]]:
-        """Yield the pipeline's argument of pose maps, where the story has any."""
-        if not has_poses(story):
+    def posing(self, story: Story, size: tuple[int, int], in_chunks: bool) -> Iterator[dict[str, Any]]:
+        """Yield the pipeline's argument of the panels' pose maps in `size` (width, height), {} without a ControlNet.
+
+        Raises:
+            UserError: poses without a ControlNet.
+        """
+        controlnet = getattr(self.pipe, "controlnet", None)
+        if controlnet is None:
+            check_poses(story, has_controlnet=False)
             yield {}
             return
-        controlnet = getattr(self.pipe, "controlnet", None)
-        check_poses(story, controlnet is not None)
         with posed_panels_only(controlnet, story, in_chunks):
             yield {"image": read_poses(story, size)}
 

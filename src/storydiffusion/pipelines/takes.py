@@ -10,6 +10,7 @@ Shape letters: P panels, T takes.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,21 +85,24 @@ def generate_takes(
     images = [images[n] for n in computed]
     prompts, words = [each.prompt for each in images], character_words(script)
     conditions = text_conditions(pipe.pipe, prompts, [each.negative_prompt for each in images])
-    made = generate_panels(
-        pipe.pipe,
-        {**pipe.defaults, **settings, **conditions.arguments},
-        [each.seed for each in images],
-        csa,
-        group_panels(
+    shown = replace(script, panels=tuple(script.panels[each.panel] for each in images))
+    sampling = {**pipe.defaults, **settings}
+    with pipe.posing(shown, (sampling["width"], sampling["height"]), csa.panels_at_once is not None) as poses:
+        made = generate_panels(
             pipe.pipe,
+            {**sampling, **poses, **conditions.arguments},
+            [each.seed for each in images],
             csa,
-            prompts,
-            [{name: words[name] for name in each.characters} for each in images],
-            [places[each.panel] for each in images],
-            select_views(views, computed),
-        ),
-        callback_on_step_end=callback_on_step_end,
-    )
+            group_panels(
+                pipe.pipe,
+                csa,
+                prompts,
+                [{name: words[name] for name in each.characters} for each in images],
+                [places[each.panel] for each in images],
+                select_views(views, computed),
+            ),
+            callback_on_step_end=callback_on_step_end,
+        )
     return made[-len(takes) :]
 
 
