@@ -18,6 +18,10 @@ from storydiffusion.attention.character_words import find_tokens, find_words
 from storydiffusion.errors import UserError
 
 
+WINDOWS_AT_ONCE = 32
+"""windows in a call of a text encoder, so that its memory does not grow with the story"""
+
+
 @dataclass(frozen=True)
 class PromptEmbeddings:
     """Embeddings that a Stable Diffusion (XL) pipeline takes instead of prompts; SDXL needs the pooled ones too."""
@@ -137,11 +141,14 @@ def encode_windows(pipe: Any, ids: list[list[list[list[int]]]]) -> tuple[Tensor,
     embeddings, pooled = [], None
     for own_ids, encoder in zip(ids, _parts(pipe, "text_encoder"), strict=True):
         tokens = torch.tensor(own_ids, device=pipe._execution_device)
-        output = encoder(tokens.flatten(0, 1), output_hidden_states=is_xl)
-        hidden = output.hidden_states[-2] if is_xl else output.last_hidden_state
-        embeddings.append(hidden.reshape(len(tokens), -1, hidden.shape[-1]))
-        if is_xl and output[0].ndim == 2:  # CLIPTextModelWithProjection's text_embeds
-            pooled = output[0].reshape(*tokens.shape[:2], -1)[:, 0]
+        hidden, firsts = [], []
+        for some in tokens.flatten(0, 1).split(WINDOWS_AT_ONCE):
+            output = encoder(some, output_hidden_states=is_xl)
+            hidden.append(output.hidden_states[-2] if is_xl else output.last_hidden_state)
+            firsts.append(output[0])
+        embeddings.append(torch.cat(hidden).reshape(len(tokens), -1, hidden[0].shape[-1]))
+        if is_xl and firsts[0].ndim == 2:  # CLIPTextModelWithProjection's text_embeds
+            pooled = torch.cat(firsts).reshape(*tokens.shape[:2], -1)[:, 0]
     return torch.cat(embeddings, dim=-1), pooled
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -169,7 +170,15 @@ def generate_panels(
             return tensors
 
         given = {"latents": noise.to(denoiser.dtype), "generator": generators}
-        return call_pipeline(pipe, {**arguments, **given}, on_step_end, len(seeds))
+        if arguments.get("output_type", "pil") != "pil":
+            return call_pipeline(pipe, {**arguments, **given}, on_step_end, len(seeds))
+        images = call_pipeline(pipe, {**arguments, **given, "output_type": "pt"}, on_step_end, len(seeds))
+        return [to_pil(pipe.image_processor, image) for image in images]
+
+
+def to_pil(processor: Any, image: Tensor) -> Image.Image:
+    """Return a PIL image of one decoded image (3, H, W) of 0 to 1, as the pipeline does for all at once."""
+    return processor.numpy_to_pil(processor.pt_to_numpy(image[None]))[0]
 
 
 def _announce_memory(
