@@ -22,6 +22,8 @@ CSA = {
     "anchors": ConsistentSelfAttentionConfig(rate=0.5, anchor_panels=2),
 }
 GUIDED = 2  # parts of the batch under guidance
+ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention", "cudnn_attention")
+"""parts of the names of operators whose kernels are attention"""
 GATHER = ("aten::index_select", "aten::index_add_")
 
 
@@ -118,7 +120,7 @@ def profile(context: Context, step: Callable[[], object]) -> dict[str, float]:
     for event in profiler.key_averages():
         if event.device_type != DeviceType.CPU:  # kernels, which their operators count already
             continue
-        is_attention = "scaled_dot_product" in event.key or "flash_attention" in event.key
+        is_attention = any(part in event.key for part in ATTENTION)
         kind = "attention" if is_attention else "gather" if event.key in GATHER else "rest"
         spent[kind] += event.self_device_time_total if is_gpu else event.self_cpu_time_total
     total = sum(spent.values())

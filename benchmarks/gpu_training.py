@@ -1,5 +1,6 @@
 """Section of gpu.py on training: the paper's step, split into parts, with its model FLOPs utilisation."""
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +17,12 @@ from storydiffusion.config.command_line import CONF
 from storydiffusion.data.loader import ClipBatch
 from storydiffusion.loaders.sources import package_path
 from storydiffusion.models.video_model import VideoModel
-from storydiffusion.training.build_transition import build_transition_module
+from storydiffusion.training.build_transition import build_transition_module, use_channels_last
+from storydiffusion.training.optim.optimizers import OPTIMIZERS
 from storydiffusion.training.transition_module import TransitionModule
 
 CLIPS = 4
+UTILISATION = "model FLOPs utilisation"
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "4090": 165e12, "L40S": 362e12}
 """name of a card → dense bf16 operations a second, from its data sheet"""
 PAPER = ("experiment=paper", "data.shards=none")
@@ -43,17 +46,29 @@ def measure_training(context: Context) -> None:
         shape = (CLIPS, data.frames, 3, data.height, data.width)
         frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=context.device)
         batch = ClipBatch(frames, ["a girl is running in the park"] * CLIPS, ["clip"] * CLIPS)
-        optimizer = torch.optim.AdamW(module.trained_weights(), lr=1e-4)
+        optimizer = OPTIMIZERS[config.recipe.optimizer](module, config.recipe)
         context.reset_memory()
         run_step(context, module, batch, optimizer)  # warms up
-        with FlopCounterMode(display=False) as counter:
-            run_step(context, module, batch, optimizer)
-        parts = run_step(context, module, batch, optimizer)
+        steps = [run_step(context, module, batch, optimizer) for _ in range(context.size.repeats)]
+        parts = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
+        total = statistics.median(sum(step.values()) for step in steps)
         row |= {"frames": data.frames, "side": data.height, **{f"{name} ms": ms for name, ms in parts.items()}}
-        total = sum(parts.values())
-        flops = counter.get_total_flops()
-        row |= {"step ms": total, "TFLOP": flops / 1e12, "peak GiB": context.peak_gib()}
-        row["model FLOPs utilisation"] = utilisation(context, flops, total / 1000)
+        row |= {"step ms": total, "peak GiB": context.peak_gib()}
+        flops = count_model_flops(context, module, batch, optimizer)
+        row |= {"TFLOP": flops / 1e12, UTILISATION: utilisation(context, flops, total / 1000)}
+
+
+def count_model_flops(context: Context, module: TransitionModule, batch: ClipBatch, optimizer: Any) -> int:
+    """Count the operations of a step without what gradient checkpointing computes a second time.
+
+    They are counted on one clip, because activations are kept then.
+    """
+    module.video_unet.unet.disable_gradient_checkpointing()
+    if module.predictor is not None:
+        module.predictor.gradient_checkpointing = False
+    with FlopCounterMode(display=False) as counter:
+        run_step(context, module, ClipBatch(batch.frames[:1], batch.captions[:1], batch.keys[:1]), optimizer)
+    return CLIPS * counter.get_total_flops()
 
 
 def utilisation(context: Context, flops: float, seconds: float) -> float | None:
@@ -118,6 +133,8 @@ def build_full_module(config: TransitionTrainConfig) -> TransitionModule:
         TextEncoder(tokenizer, text_model.to(half)),
         DDIMScheduler(beta_schedule="linear"),
     )
+    use_channels_last(model)  # as trainer.kernels=fast does
+    torch.set_float32_matmul_precision("high")
     features = choose_features(config.predictor.tokens)
     whole = replace(model, predictor=predictor, image_encoder=encoder, features=features)
     return TransitionModule(whole, config.recipe, settings, {})

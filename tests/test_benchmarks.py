@@ -33,7 +33,21 @@ def test_the_gpu_script_measures_every_section_at_tiny_size(tmp_path):
         assert (row["gather"] > 0) == (row["csa"] != "off")
     assert sections["collectives"]["rows"][0]["right"]
     assert sections["training"]["rows"][0]["TFLOP"] > 0
+    deepspeed = sections["deepspeed"]["rows"][0]
+    assert deepspeed.get("ms a step", 0) > 0 or "not installed" in deepspeed["skipped"]
+    met = {row["goal"]: row["met"] for row in report["goals"]["rows"]}
+    assert [type(each) for each in met.values()] == [bool, bool, type(None)]  # a CPU has no peak to compare with
     assert all(section["title"] in (tmp_path / "gpu.md").read_text() for section in sections.values())
+
+
+@in_child
+def test_a_goal_is_judged_by_its_worst_figure():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from gpu import judge_goals
+
+    layers = [{"panels": 4, "ours/ideal": 1.0, "dense/ours": 2.0}, {"panels": 8, "ours/ideal": 1.2, "dense/ours": 5.0}]
+    rows = judge_goals({"layers": {"rows": layers}})["rows"]
+    assert [(row["found"], row["met"]) for row in rows] == [(1.2, False), (5.0, True), (None, None)]
 
 
 @in_child

@@ -17,7 +17,6 @@ from torch import Tensor
 from storydiffusion.attention.character_words import find_tokens, find_words
 from storydiffusion.errors import UserError
 
-
 WINDOWS_AT_ONCE = 32
 """windows in a call of a text encoder, so that its memory does not grow with the story"""
 

@@ -45,9 +45,14 @@ def build_transition_module(config: TransitionTrainConfig) -> TransitionModule:
             f"data.frames={config.data.frames}, but this video model takes at most {model.max_frames}: use fewer"
         )
     if config.trainer.kernels == "fast":
-        for network in (model.video_unet, model.vae):
-            network.to(memory_format=torch.channels_last)  # cuDNN's layout on tensor cores
+        use_channels_last(model)
     return TransitionModule(model, config.recipe, settings, asdict(config))
+
+
+def use_channels_last(model: VideoModel) -> None:
+    """Lay convolutions' weights out as cuDNN's tensor cores read them."""
+    for network in (model.video_unet, model.vae):
+        network.to(memory_format=torch.channels_last)
 
 
 def build_video_model(config: TransitionTrainConfig, dtype: torch.dtype) -> tuple[VideoModel, dict[str, Any] | None]:
