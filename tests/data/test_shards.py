@@ -81,7 +81,7 @@ def test_shards_follow_the_contract(source, tmp_path):
     assert (manifest.complete, manifest.samples, manifest.rejected) == (True, 6, 1)
     with tarfile.open(tmp_path / "000001.tar") as tar:
         members = tar.getmembers()
-    assert [member.name for member in members[:3]] == ["000000004.mp4", "000000004.txt", "000000004.json"]
+    assert [member.name for member in members[:3]] == ["000000004.json", "000000004.mp4", "000000004.txt"]
     assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "")}
 
 

@@ -5,10 +5,8 @@ tar is moved into place first, then its part file (parts/000000.json: counts, ch
 resumes with the shards that have no part file.
 """
 
-import io
 import json
 import os
-import tarfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -172,13 +170,14 @@ def _write_shard(job: _Job) -> _Part:
     part = _read_part(job)
     if part is not None:
         return part
+    from webdataset.writer import TarWriter  # here, because it takes seconds to import
+
     rejects: list[dict[str, str]] = []
     decoder = DecoderProcess(job.options.backend, job.options.limits, job.options.decode_seconds)
     with _report_write_errors(job.folder):
-        with (
-            _atomic_file(job.tar) as file,
-            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
+        # fixed owner, mode and time: the same clips give the same bytes
+        fixed = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
+        with _atomic_file(job.tar) as file, TarWriter(file, encoder=False, **fixed) as tar:
             for row in range(len(job.clips)):
                 _add(tar, job, row, decoder, rejects)
         part = _Part(len(job.clips), write_index(job.tar), rejects)
@@ -196,7 +195,7 @@ def _read_part(job: _Job) -> _Part | None:
     return part if is_whole and part.rows == len(job.clips) else None
 
 
-def _add(tar: tarfile.TarFile, job: _Job, row: int, decoder: DecoderProcess, rejects: list[dict[str, str]]) -> None:
+def _add(tar: Any, job: _Job, row: int, decoder: DecoderProcess, rejects: list[dict[str, str]]) -> None:
     """Add one clip to the shard, or its reason to `rejects`."""
     clip, key = job.clips[row], job.key(row)
     try:
@@ -211,10 +210,7 @@ def _add(tar: tarfile.TarFile, job: _Job, row: int, decoder: DecoderProcess, rej
         return
     record = {**clip.record(), "id": clip.name, "stream": asdict(info)}
     text = json.dumps(record, ensure_ascii=False, sort_keys=True)
-    for extension, data in ((VIDEO, blob), (CAPTION, caption.encode()), (RECORD, text.encode())):
-        member = tarfile.TarInfo(f"{key}.{extension}")  # owner, group and time stay 0
-        member.size = len(data)
-        tar.addfile(member, io.BytesIO(data))
+    tar.write({"__key__": key, VIDEO: blob, CAPTION: caption.encode(), RECORD: text.encode()})
 
 
 def _write_manifest(folder: Path, description: dict[str, Any], parts: list[_Part]) -> ShardManifest:
