@@ -14,8 +14,8 @@ PACKAGE_SCHEME = "package://"
 OPEN_CLIP_SCHEME = "open_clip://"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@.+)?")  # owner/name, or owner/name@revision
 UNUSED_PARTS = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-"""parts of a pipeline that generating a story does without: passed as None, they are not loaded; of them diffusers fetches
-an image encoder alone"""
+"""parts of a pipeline that generating a story does without: passed as None, they are not loaded, and but for the image
+encoder not fetched"""
 
 INDEX_FILES = ("model_index.json", "storydiffusion.json")
 CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt")
