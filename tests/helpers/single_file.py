@@ -1,8 +1,11 @@
-"""Write a tiny Stable Diffusion 1.5 model as one file, in the original layout in which fine-tuned models are shared."""
+"""Write a tiny Stable Diffusion 1.5 or SDXL model as one file, in the original layout of shared fine-tuned models."""
 
+import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -14,29 +17,59 @@ RESNET = {
 }  # fmt: skip
 ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0", "conv_out": "out.2",
+    "conv_norm_out": "out.0", "conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }  # fmt: skip
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+OPEN_CLIP = {
+    "encoder.layers": "transformer.resblocks", "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj", "self_attn": "attn", "final_layer_norm": "ln_final",
+    "embeddings.token_embedding": "token_embedding",
+}  # fmt: skip
 VAE_BLOCKS = 4
-LAYERS = 1  # of a block of the tiny model
 
 
 def build_original_state(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of a tiny model folder under their original names."""
+    settings = json.loads((folder / "unet" / "config.json").read_text())
+    is_xl = (folder / "text_encoder_2").is_dir()
+    text = "conditioner.embedders.0.transformer." if is_xl else "cond_stage_model.transformer."
     names: dict[str, tuple[str, Callable[[str], str]]] = {
-        "unet/diffusion_pytorch_model.safetensors": ("model.diffusion_model.", name_in_unet),
+        "unet/diffusion_pytorch_model.safetensors": ("model.diffusion_model.", partial(name_in_unet, settings)),
         "vae/diffusion_pytorch_model.safetensors": ("first_stage_model.", name_in_vae),
-        "text_encoder/model.safetensors": ("cond_stage_model.transformer.", name_in_text_encoder),
+        "text_encoder/model.safetensors": (text, name_in_text_encoder),
     }
     state = {}
     for file, (prefix, rename) in names.items():
         for name, tensor in load_file(folder / file).items():
             is_projection = prefix == "first_stage_model." and "attentions" in name and tensor.ndim == 2
             state[prefix + rename(name)] = tensor[:, :, None, None] if is_projection else tensor
-    return state
+    return state | build_second_state(load_file(folder / "text_encoder_2" / "model.safetensors")) if is_xl else state
 
 
-def name_in_unet(name: str) -> str:
+def build_second_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return SDXL's second text encoder as open_clip's, with the tensors of SDXL's file that no network has."""
+    state = {
+        "text_projection": tensors["text_projection.weight"].T,
+        "positional_embedding": tensors["text_model.embeddings.position_embedding.weight"],
+        "logit_scale": torch.tensor(4.6),
+    }
+    for name, tensor in tensors.items():
+        layer = rename(name.removeprefix("text_model."), OPEN_CLIP)
+        if ".q_proj." in name:
+            joint = torch.cat([tensors[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
+            state[layer.replace("q_proj.", "in_proj_")] = joint
+        elif not any(part in name for part in ("k_proj", "v_proj", "text_projection", "position_embedding")):
+            state[layer] = tensor
+    unused = {
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(16)[None],
+        "denoiser.sigmas": torch.linspace(0, 1, 1000),
+    }
+    return {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in state.items()} | unused
+
+
+def name_in_unet(settings: dict[str, Any], name: str) -> str:
+    length = settings["layers_per_block"] + 1  # blocks that a down or up block has in the original
     for new, old in ENDS.items():
         if name.startswith(f"{new}."):
             return name.replace(new, old, 1)
@@ -48,12 +81,12 @@ def name_in_unet(name: str) -> str:
     assert match, name
     side, block, kind, layer, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
     if kind == "downsamplers":
-        return f"input_blocks.{1 + block * (LAYERS + 1) + LAYERS}.0.{rest.replace('conv', 'op')}"
+        return f"input_blocks.{(block + 1) * length}.0.{rest.replace('conv', 'op')}"
     if kind == "upsamplers":
-        has_attention = block > 0
-        return f"output_blocks.{block * (LAYERS + 1) + LAYERS}.{1 + has_attention}.{rest}"
+        has_attention = settings["up_block_types"][block].startswith("CrossAttn")
+        return f"output_blocks.{(block + 1) * length - 1}.{1 + has_attention}.{rest}"
     first, stem = (1, "input_blocks") if side == "down" else (0, "output_blocks")
-    place = f"{stem}.{first + block * (LAYERS + 1) + layer}"
+    place = f"{stem}.{first + block * length + layer}"
     return f"{place}.0.{rename(rest, RESNET)}" if kind == "resnets" else f"{place}.1.{rest}"
 
 

@@ -20,11 +20,11 @@ PARTS_WEIGHTS = {
 }  # fmt: skip
 
 
-def config(path, **changes) -> ModelConfig:
-    """Return the settings of a tiny model: those of conf/model/sd15.yaml, smaller and on the CPU."""
+def config(path, defaults: str = "sd15", **changes) -> ModelConfig:
+    """Return the settings of a tiny model: those of a file in conf/model, smaller and on the CPU."""
     small: dict[str, Any] = {"dtype": "float32", "device": "cpu", "steps": 4, "height": 64, "width": 64}
     small |= {"path": str(path), "revision": None, "scheduler": "model"}
-    return replace(load_model_config("sd15"), **{**small, **changes})
+    return replace(load_model_config(defaults), **{**small, **changes})
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -18,6 +17,7 @@ from storydiffusion.pipelines.story import StoryPipeline
 from storydiffusion.pipelines.takes import collect_takes, generate_takes
 from storydiffusion.story import load_story
 from tests.conftest import ROOT
+from tests.helpers.controlnet import build_tiny_controlnet
 from tests.loaders.test_text_to_image import config
 
 ALONE = ConsistentSelfAttentionConfig(variant="off")
@@ -33,18 +33,7 @@ panels:
 @pytest.fixture(scope="module")
 def controlnet(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ControlNet for the tiny model, whose residuals are not zero."""
-    from diffusers import ControlNetModel, UNet2DConditionModel
-
-    folder = tmp_path_factory.mktemp("controlnet")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel.from_pretrained(tiny_model, subfolder="unet")
-        network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
-        for parameter in network.parameters():
-            if parameter.abs().max() == 0:
-                torch.nn.init.normal_(parameter, std=0.1)
-        network.save_pretrained(folder)
-    return folder
+    return build_tiny_controlnet(tiny_model, tmp_path_factory.mktemp("controlnet"))
 
 
 @pytest.fixture

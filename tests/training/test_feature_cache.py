@@ -1,10 +1,12 @@
 """Training on cached features equals training on the videos' fixed crops; damage is named, and resumed work is kept."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 from tqdm import tqdm
 
 from storydiffusion.data.clips import Clips
@@ -77,7 +79,7 @@ def test_batches_have_the_order_and_the_crops_of_the_videos(compose, tmp_path):
     assert len({key for key, _ in seen}) < len(seen) <= 2 * 8  # two crops of each of the eight clips
 
 
-def test_other_crops_frames_or_weights_have_another_folder(compose, tmp_path):
+def test_other_crops_or_frames_have_another_folder(compose, tmp_path):
     cache = f"data.cache={tmp_path}/features"
     changes = ([], ["data.crops=3"], ["recipe.seed=2"], ["data.flip=0"], ["data.frames=3"], ["model.dtype=float32"])
     folders = [build_feature_cache(compose("run", cache, *each)).folder for each in changes]  # type: ignore[union-attr]
@@ -88,6 +90,38 @@ def test_other_crops_frames_or_weights_have_another_folder(compose, tmp_path):
     same = build_feature_cache(compose("run", cache, "recipe.learning_rate=1", "data.workers=1", "data.window=2"))
     assert same is not None
     assert same.folder == folders[0]
+
+
+def change_a_weight(file: Path) -> None:
+    """Flip one bit of the last weight in a safetensors file, which stays a number."""
+    data = bytearray(file.read_bytes())
+    before = load(bytes(data))
+    data[-2] ^= 1  # of the fraction, in little-endian order
+    after = load(bytes(data))
+    assert sum((after[name] != tensor).sum().item() for name, tensor in before.items()) == 1
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in after.values())
+    file.write_bytes(data)
+
+
+def test_one_other_weight_of_a_network_that_encodes_has_another_folder(compose, tiny_video_model, tmp_path):
+    model = shutil.copytree(tiny_video_model, tmp_path / "model")
+    paths = (f"model.path={model}", f"model.video.image_encoder={model}/image_encoder")
+
+    def find_folder() -> Path:
+        cache = build_feature_cache(compose("run", f"data.cache={tmp_path}/features", *paths))
+        assert cache is not None
+        return cache.folder
+
+    folders = [find_folder()]
+    original = build_feature_cache(compose("run", f"data.cache={tmp_path}/features"))
+    assert original is not None
+    assert folders == [original.folder]  # equal weights elsewhere are the same weights
+    for part in ("vae", "image_encoder", "text_encoder"):
+        change_a_weight(next((model / part).glob("*.safetensors")))
+        folders.append(find_folder())
+    assert len(set(folders)) == 4
+    change_a_weight(next((model / "unet").glob("*.safetensors")))
+    assert find_folder() == folders[-1]  # the U-Net encodes nothing
 
 
 def test_damage_is_named_and_unfinished_files_are_computed_again(compose, tmp_path):

@@ -17,7 +17,7 @@ from storydiffusion.experiments.claims import CLAIMS
 from storydiffusion.experiments.judging import Claim, Sweep
 from storydiffusion.experiments.report import DOCUMENT, update_document
 from storydiffusion.loaders.resolve import find_family
-from storydiffusion.loaders.sources import find_model_folder
+from storydiffusion.loaders.sources import CONFIG_FILES, find_model_folder
 from storydiffusion.output.folder_lock import own_folder
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,7 +63,7 @@ def find_folder(overrides: Sequence[str]) -> Path:
 
     of_model = [each for each in overrides if each.lstrip("+").startswith(("model=", "model."))]
     model = compose_config(infer.main, "infer", of_model).model  # others may be of a benchmark, which a sweep chooses
-    return find_model_folder(model.path, model.revision)
+    return find_model_folder(model.path, model.revision, files=CONFIG_FILES)
 
 
 def choose_claims(names: Sequence[str] | None, edition: int, denoiser: str = "unet") -> list[Claim]:

@@ -1,6 +1,6 @@
 """Change a loaded pipeline as its configuration asks: LoRA, textual inversion, skipped text layers, FreeU."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,9 @@ from typing import Any
 from storydiffusion.config import FreeUConfig
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.loaders.resolve import ResolvedModel
+
+SDXL_EMBEDDINGS: Mapping[str, str] = {"clip_l": "", "clip_g": "_2"}
+"""Tensor in an embedding's file → end of the names of the tokenizer and text encoder that it is for."""
 
 
 def apply_additions(pipe: Any, model: ResolvedModel) -> None:
@@ -51,10 +54,12 @@ def load_textual_inversion(pipe: Any, word: str, file: Path) -> None:
         if not hasattr(pipe, "text_encoder_2"):
             pipe.load_textual_inversion(str(file.parent), weight_name=file.name, token=word, local_files_only=True)
             return
-        from safetensors.torch import load_file
+        from diffusers.loaders.textual_inversion import load_textual_inversion_state_dicts
 
-        embeddings = load_file(file)
-        for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+        (embeddings,) = load_textual_inversion_state_dicts([str(file.parent)], weight_name=file.name)
+        if missing := [key for key in SDXL_EMBEDDINGS if key not in embeddings]:
+            raise ValueError(f"it has no {missing[0]}, SDXL's text encoders read {' and '.join(SDXL_EMBEDDINGS)}")
+        for key, suffix in SDXL_EMBEDDINGS.items():
             encoder, tokenizer = getattr(pipe, f"text_encoder{suffix}"), getattr(pipe, f"tokenizer{suffix}")
             pipe.load_textual_inversion(embeddings[key], token=word, text_encoder=encoder, tokenizer=tokenizer)
 

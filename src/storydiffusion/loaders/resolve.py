@@ -21,7 +21,7 @@ from storydiffusion.loaders.devices import choose_device, choose_dtype
 from storydiffusion.loaders.families import FAMILIES, PipelineFamily
 from storydiffusion.loaders.schedulers import check_scheduler
 from storydiffusion.loaders.sources import CONFIG_FILES, INDEX_FILES, find_model_folder, package_path
-from storydiffusion.loaders.variants import choose_variant, find_variant, want_variant
+from storydiffusion.loaders.variants import choose_variant, find_variant, list_variants
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
         folder = find_model_folder(config.path, config.revision, files=CONFIG_FILES)
         check_additions(config, folder)
         return ResolvedModel(config, folder, "pretrained", added.weights, added, {})
-    folder = find_model_folder(config.path, config.revision, lambda: want_variant(config))
+    folder = find_model_folder(config.path, config.revision, lambda: list_variants(config))
     check_additions(config, folder)
     parts = [part for part in find_parts(folder) if part not in added.replaced_parts]
     variants = {part: choose_variant(folder / part, config) for part in parts}

@@ -3,8 +3,10 @@
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from storydiffusion.errors import UserError, first_line
 
@@ -12,7 +14,8 @@ PACKAGE_SCHEME = "package://"
 OPEN_CLIP_SCHEME = "open_clip://"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@.+)?")  # owner/name, or owner/name@revision
 UNUSED_PARTS = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-"""parts of a pipeline that generating a story does without: passed as None, they are neither fetched nor loaded"""
+"""parts of a pipeline that generating a story does without: passed as None, they are not loaded, and but for the image
+encoder not fetched"""
 
 INDEX_FILES = ("model_index.json", "storydiffusion.json")
 CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt")
@@ -47,13 +50,14 @@ def find_part_folder(source: str, key: str) -> Path:
 def find_model_folder(
     path: str,
     revision: str | None,
-    variant: Callable[[], str | None] = lambda: None,
+    variants: Callable[[], Sequence[str | None]] = lambda: (None,),
     files: Sequence[str] | None = None,
 ) -> Path:
     """Return the local folder of a model: `package://NAME`, a folder, or `owner/name` on the hub, fetched once.
 
     Args:
-        variant: returns the variant of the weights files to fetch, called for a hub id alone; None: the full ones.
+        variants: returns the variants of the weights files, of which the first that the hub has is fetched, None: the
+            full ones; called for a hub id alone.
         files: patterns of the files to fetch; None: all that generating a story needs.
 
     Raises:
@@ -70,7 +74,7 @@ def find_model_folder(
         raise UserError(f"model.path={path} is no local folder: give a model folder in diffusers' format or a hub id")
     if files is not None:
         return fetch_folder(f"{path}@{revision}" if revision else path, "model.path", files)
-    return _download_pipeline(path, revision, variant())
+    return _download_pipeline(path, revision, variants())
 
 
 def fetch_folder(source: str, key: str, patterns: Sequence[str]) -> Path:
@@ -101,16 +105,24 @@ def fetch_folder(source: str, key: str, patterns: Sequence[str]) -> Path:
         ) from error
 
 
-def _download_pipeline(hub_id: str, revision: str | None, variant: str | None) -> Path:
+def _download_pipeline(hub_id: str, revision: str | None, variants: Sequence[str | None]) -> Path:
     import httpx
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    def download(variant: str | None) -> Path:
+        settings: dict[str, Any] = {"revision": revision, "variant": variant, **UNUSED_PARTS}
+        return Path(DiffusionPipeline.download(hub_id, use_safetensors=True, **settings))
+
+    *others, last = variants
     try:
-        return Path(
-            DiffusionPipeline.download(hub_id, revision=revision, variant=variant, use_safetensors=True, **UNUSED_PARTS)
-        )
+        for variant in others:
+            with suppress(ValueError):  # no such weights; a failing connection is no reason to fetch others
+                return download(variant)
+        return download(last)
     except (OSError, ValueError, httpx.HTTPError) as error:
+        wanted = " or ".join(variant or "null" for variant in variants)
         raise UserError(
-            f"cannot fetch model.path={hub_id} (revision {revision or 'main'}) from the hub, and it is no local "
-            f"folder: connect, or download it elsewhere and set model.path=FOLDER ({first_line(error)})"
+            f"cannot fetch model.path={hub_id} (revision {revision or 'main'}, model.variant={wanted}) from the hub, "
+            "and it is no local folder: connect, choose another model.variant, or download it elsewhere and set "
+            f"model.path=FOLDER ({first_line(error)})"
         ) from error

@@ -44,6 +44,12 @@ def want_variant(config: ModelConfig) -> str | None:
     return "fp16" if is_half else None
 
 
+def list_variants(config: ModelConfig) -> tuple[str | None, ...]:
+    """Return the variants to fetch, best first: for auto also the full weights, of repositories without fp16 ones."""
+    wanted = want_variant(config)
+    return (wanted,) if config.variant != "auto" or wanted is None else (wanted, None)
+
+
 def find_variant(folder: Path, variant: str | None) -> list[Path]:
     """Return the files of one variant, in order."""
     files = sorted(folder.glob("*.safetensors"))

@@ -115,7 +115,8 @@ def create_card(config: ModelCardConfig) -> None:
     from storydiffusion.publish.anatomy import read_anatomy, write_anatomy
     from storydiffusion.training.record import RECORD
 
-    record = read_training_record(find_model_folder(config.model.path, config.model.revision) / RECORD)
+    place = find_model_folder(config.model.path, config.model.revision, files=(RECORD,))
+    record = read_training_record(place / RECORD)
     resolved = resolve_model(config.model)
     folder, edition = resolved.folder, find_edition(resolved.folder)
     anatomy = write_anatomy(read_anatomy(folder, resolved.checksums, SAMPLES), SAMPLES)

@@ -1,7 +1,9 @@
 """How the processes of a training work together: Lightning's strategy and cluster environment."""
 
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
@@ -12,11 +14,42 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 
 from storydiffusion.config import TrainerConfig
-from storydiffusion.errors import UserError
+from storydiffusion.errors import UserError, first_line
 from storydiffusion.loaders.gpu_driver import check_gpu_driver
 
 DEEPSPEED: Mapping[str, Any] = {"stage": 2, "exclude_frozen_parameters": True}
 """Arguments of Lightning's strategy: ZeRO-2 shards optimizer states and gradients; weights stay whole."""
+
+
+class MeetingDDPStrategy(DDPStrategy):
+    """DDP whose processes end with one sentence if they do not meet within `timeout`."""
+
+    def setup_distributed(self) -> None:
+        with _report_meeting(self):
+            super().setup_distributed()
+
+
+class MeetingDeepSpeedStrategy(DeepSpeedStrategy):
+    """DeepSpeed whose processes end with one sentence if they do not meet within `timeout`."""
+
+    def setup_distributed(self) -> None:
+        with _report_meeting(self):
+            super().setup_distributed()
+
+
+@contextmanager
+def _report_meeting(strategy: DDPStrategy) -> Iterator[None]:
+    """Turn what torch raises where the processes do not find each other into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        place = strategy.cluster_environment
+        assert place is not None  # setup_distributed has used it
+        raise UserError(
+            f"process {strategy.global_rank} of {strategy.world_size} on {socket.gethostname()} does not meet the "
+            f"others at MASTER_ADDR={place.main_address} MASTER_PORT={place.main_port} ({first_line(error)}): check "
+            "that all processes have started, that their nodes reach this address, and that its port is free"
+        ) from error
 
 
 def build_strategy(config: TrainerConfig, has_unused: bool = False) -> Strategy | str:
@@ -42,11 +75,11 @@ def build_strategy(config: TrainerConfig, has_unused: bool = False) -> Strategy 
         raise UserError(f"trainer.devices={config.devices}, but this machine has {gpus} GPUs: use at most {gpus}")
     timeout = timedelta(minutes=config.timeout_minutes)
     if config.strategy == "deepspeed":
-        return DeepSpeedStrategy(**DEEPSPEED, timeout=timeout)
+        return MeetingDeepSpeedStrategy(**DEEPSPEED, timeout=timeout)
     devices = max(1, gpus) if config.devices == -1 else config.devices
     if config.strategy == "auto" and devices * config.nodes == 1:
         return "auto"
-    return DDPStrategy(timeout=timeout, find_unused_parameters=has_unused, gradient_as_bucket_view=True)
+    return MeetingDDPStrategy(timeout=timeout, find_unused_parameters=has_unused, gradient_as_bucket_view=True)
 
 
 def build_environment(config: TrainerConfig) -> list[SLURMEnvironment]:

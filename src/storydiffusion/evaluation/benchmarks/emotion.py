@@ -22,7 +22,6 @@ from storydiffusion.evaluation.metrics.registry import compute_metrics
 from storydiffusion.evaluation.networks import ImageTextEncoder, load_image_text_encoder
 from storydiffusion.loaders.checksums import compute_checksums, compute_part_checksums
 from storydiffusion.loaders.resolve import ResolvedModel, read_edition
-from storydiffusion.loaders.sources import find_model_folder
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
 from storydiffusion.story import panel_prompts
 from storydiffusion.story.emotions import EMOTIONS
@@ -67,7 +66,7 @@ def get_settings(config: InferConfig, model: ResolvedModel) -> dict[str, Any]:
         raise UserError(f"baseline={config.baseline.kind} is not part of benchmark=emotion. Leave it out")
     if config.csa.regions != "off":
         raise UserError(f"csa.regions={config.csa.regions} is not part of benchmark=emotion. Leave it out")
-    folder = find_model_folder(config.model.path, config.model.revision)
+    folder = model.folder
     probe = find_emotion_files(folder)
     planned = config.benchmark
     stories = [write_story(number, planned.panels, "emotion") for number in range(MOST_STORIES)]
