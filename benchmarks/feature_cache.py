@@ -18,7 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TRAININGS = {
     "predictor": ["experiment=storyworld_predictor"],  # the transformer alone
-    "tokens": ["experiment=storyworld_tokens"],  # token encoder, against text
     "transition": [],  # the predictor through the video U-Net
 }
 CLIPS = 500
