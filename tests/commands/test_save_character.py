@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from storydiffusion.errors import UserError
 from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.manifest import read_manifest
 from storydiffusion.story.character_file import read_character
+from storydiffusion.studio.edits import change_panel, describe_character
+from storydiffusion.studio.look import Look
+from storydiffusion.studio.project import parse_script
 from tests.conftest import Outcome, run_verb
+from tests.studio.conftest import build_studio, finish
 
 STEPS = ("steps=3", "video=off")
 OTHER = """
@@ -213,3 +218,28 @@ def test_stories_without_a_character_to_save_are_refused(run, save, generate_sto
     (tmp_path / "old" / "panels" / "001.png").write_bytes((run / "panels" / "001.png").read_bytes())
     assert "records no csa.decay, as it is of another version" in save("run_dir=old", "name=Pip").err
     assert not list(tmp_path.glob("**/bo.*"))
+
+
+def test_the_studio_opens_and_changes_a_story_of_saved_characters(infer, other, tiny_model, tmp_path):
+    command = (f"model.path={tiny_model}", "height=64", "width=64", *STEPS, "run_dir=runs/second")
+    assert infer(f"story={other}", *command).code == 0
+    before = pixels(tmp_path / "runs" / "second")
+    (tmp_path / "characters" / "pip.safetensors").unlink()  # the run folder has all that it needs
+    studio = build_studio(tmp_path / "runs", tiny_model, "steps=3")
+    project = studio.read("second")
+    assert all(project.records)
+    studio.edit("second", "w", lambda story: change_panel(story, 1, {"caption": "Alone in the park."}))
+    script = (tmp_path / "runs" / "second" / "story.yaml").read_text()
+    assert "file: characters/" in script
+    assert parse_script(script, project.folder) == studio.read("second").story
+    with pytest.raises(UserError, match="Mo is a saved character, described by its file"):
+        studio.edit("second", "w", lambda story: describe_character(story, "Mo", "a green dog"))
+    studio.generate("second", "w", Look.read(project.config))
+    assert finish(studio, "second").state == "done"
+    studio.retake("second", "w", 1, 1)
+    assert finish(studio, "second").state == "done"
+    studio.close()
+    assert all(np.array_equal(a, b) for a, b in zip(pixels(project.folder), before, strict=True))
+    again = infer("story=runs/second/story.yaml", *command)
+    assert again.code == 0
+    assert "already" in again.out

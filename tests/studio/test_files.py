@@ -76,13 +76,20 @@ def test_hostile_texts_are_shown_as_they_are(studio):
         assert not any(key.startswith("on") for _, values in Page(html).tags for key in dict(values))
 
 
-def test_a_script_that_names_a_character_file_is_refused_before_the_file_is_read(tmp_path):
-    script = "title: x\ncharacters: {Mia: {file: %s}}\npanels: [{prompt: '[Mia] runs'}]" % (tmp_path / "secret")
-    with pytest.raises(UserError, match="names character files, which the studio does not read"):
-        parse_script(script)
+@pytest.mark.parametrize("place", ["secret", "../secret", "characters/../../secret", "{outside}", "characters/link"])
+def test_a_script_that_names_a_file_outside_its_project_is_refused_before_the_file_is_read(tmp_path, place):
+    project = tmp_path / "project"
+    (project / "characters").mkdir(parents=True)
+    (tmp_path / "secret").write_text("key")
+    (project / "characters" / "link").symlink_to(tmp_path / "secret")
+    file = place.format(outside=tmp_path / "secret")
+    script = f"title: x\ncharacters: {{Mia: {{file: '{file}'}}}}\npanels: [{{prompt: '[Mia] runs'}}]"
+    for folder in (None, project):
+        with pytest.raises(UserError, match="names character files, which the studio does not read"):
+            parse_script(script, folder)
 
 
-def test_a_run_with_saved_characters_is_refused(tmp_path):
+def test_a_run_that_lacks_a_saved_character_is_refused(tmp_path):
     manifest = Manifest("x", "tiny", "random", {"script": {"character_files": {"Mia": "1f2e"}}}, ())
-    with pytest.raises(UserError, match="uses saved characters, which the studio does not keep"):
+    with pytest.raises(UserError, match=r"1f2e\.safetensors of a saved character is missing"):
         read_script(manifest, tmp_path)

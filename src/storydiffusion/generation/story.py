@@ -28,6 +28,7 @@ from storydiffusion.output.run_folder import RunFolder, describe_panels
 from storydiffusion.output.typefaces import check_fonts
 from storydiffusion.story import Story
 from storydiffusion.story.poses import check_poses
+from storydiffusion.story.saved_characters import keep_files
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def generate_story(config: InferConfig, engine: Engine | None = None) -> Outcome
         config = alone
     with own_folder(folder):
         run = open_run_folder(config, model, story, video)
+        keep_files(story, folder)
         is_new = not run.is_complete
         if is_new:
             fill_run_folder(config, model, story, run, engine)

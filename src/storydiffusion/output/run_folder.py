@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 PROGRESS = ".progress.safetensors"
 RESULTS = (PAGE, "video.mp4", REPORT)
-FOLDERS = ("panels", "portraits", "takes", "transitions", "exports")
+FOLDERS = ("characters", "panels", "portraits", "takes", "transitions", "exports")
 NUMBER = "[0-9][0-9][0-9]"
 TAKES = f"takes/{NUMBER}-{NUMBER}.png"
 STRIPS = f"transitions/{NUMBER}-{NUMBER}.png"

@@ -1,19 +1,40 @@
-"""Saved characters of a story: their files, and what the story must share with the stories that they come from."""
+"""Saved characters of a story: their files, and what the story must share with the stories that they come from.
+
+A run folder keeps a copy of each file, characters/CHECKSUM.safetensors, so that it has all that its story needs.
+"""
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from storydiffusion.errors import UserError
+from storydiffusion.files.atomic import write_atomically
+from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.story.character_file import CharacterFile, read_character
 from storydiffusion.story.script import Story
 
 SHOWN_WEIGHTS = 12  # digits of a checksum
+KEPT_DIGITS = 16  # of that of a file, in its name
 
 
 def read_characters(story: Story) -> dict[str, CharacterFile]:
     """Return the character files of a story, by the name of the character in it. Raises UserError."""
     return {each.name: read_character(each.file) for each in story.characters if each.file is not None}
+
+
+def find_kept_file(run: Path, sha256: str) -> Path:
+    """Return where a run folder keeps the character file of this checksum."""
+    return run / "characters" / f"{sha256[:KEPT_DIGITS]}.safetensors"
+
+
+def keep_files(story: Story, run: Path) -> None:
+    """Copy the character files of a story into its run folder, those that are not there yet."""
+    for character in story.characters:
+        if character.file is not None:
+            kept = find_kept_file(run, compute_sha256(character.file))
+            if not kept.exists():
+                write_atomically(kept, Path(character.file).read_bytes())
 
 
 def check_characters(

@@ -65,9 +65,16 @@ def add_panel(story: Story) -> Story:
 
 
 def describe_character(story: Story, name: str, description: str) -> Story:
-    """Return the story with another description of a character. Raises UserError."""
-    if name not in [each.name for each in story.characters]:
+    """Return the story with another description of a character.
+
+    Raises:
+        UserError: no such character, or one whose description is that of its file.
+    """
+    found = next((each for each in story.characters if each.name == name), None)
+    if found is None:
         raise UserError(f"the story has no character {name}: write [{name}] in a prompt of the script")
+    if found.file is not None and description != found.description:
+        raise UserError(f"{name} is a saved character, described by its file: describe {name} in the script instead")
     characters = tuple(
         replace(each, description=description) if each.name == name else each for each in story.characters
     )

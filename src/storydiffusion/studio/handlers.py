@@ -108,7 +108,7 @@ class Handlers:
         """Return what depends on the story and on what was generated."""
         layout = self.layout
         return {
-            layout.script: format_story(project.story),
+            layout.script: format_story(project.story, project.folder),
             layout.results: views.show_results(project),
             layout.revision: f"{views.get_revision(project.folder)}|{hash(project.story)}",
         }
@@ -134,7 +134,7 @@ class Handlers:
 
     def save_script(self, script: str, name: str, window: str) -> Updates:
         """Replace the story of the project by the script."""
-        return self.show(self.edit(name, window, lambda story: parse_script(script)))
+        return self.show(self.edit(name, window, lambda story: parse_script(script, self.studio.root / name)))
 
     def read_upload(self, data: bytes) -> str:
         """Return the text of an uploaded script."""
@@ -159,7 +159,7 @@ class Handlers:
 
     def saved(self, project: Project) -> Updates:
         """Return the script of a story whose cards stay as they are, so that what is typed in another stays."""
-        return {self.layout.script: format_story(project.story)}
+        return {self.layout.script: format_story(project.story, project.folder)}
 
     def rearranged(self, project: Project) -> Updates:
         """Return the story with its cards anew."""

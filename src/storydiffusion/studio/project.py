@@ -6,7 +6,7 @@ are those of the manifest, or else the studio's.
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from storydiffusion.files.bounded_yaml import parse_yaml
 from storydiffusion.files.json_file import build
 from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest
 from storydiffusion.story import Story, load_story, panel_prompts, story_from_dict
+from storydiffusion.story.saved_characters import find_kept_file
 
 STORY = "story.yaml"
 MANIFEST = "manifest.json"
 NAME = re.compile(r"\w[\w.-]*")
 LONGEST_NAME = 60  # characters
 LONGEST_SCRIPT = 200_000  # characters
-SAVED_CHARACTERS = "uses saved characters, which the studio does not keep: use storydiffusion infer"
+GENERATE_FIRST = "generate the story with storydiffusion infer, which copies the file, and remove story.yaml"
 NOT_OF_STORY = ("run_dir", "overwrite", "story", "idea", "text", "emotion", "panels", "language", "retake", "take",
                 "extend", "candidates", "exports", "paper", "writer", "script")  # fmt: skip
 """settings of a manifest that say what one command did, and not how the story looks"""
@@ -103,8 +104,8 @@ def read_project(folder: Path, defaults: InferConfig) -> Project:
     config = load_config(own, defaults, folder)
     if (folder / STORY).exists():
         story = load_story(folder / STORY)
-        if any(each.file is not None for each in story.characters):
-            raise UserError(f"{folder / STORY} {SAVED_CHARACTERS}")
+        if outer := [each for each in story.characters if each.file is not None and not _is_inside(each.file, folder)]:
+            raise UserError(f"{folder / STORY} names a file of {outer[0].name} elsewhere: {GENERATE_FIRST}")
     else:
         assert manifest is not None
         story = read_script(manifest, folder)
@@ -124,34 +125,55 @@ def read_script(manifest: Manifest, folder: Path) -> Story:
     """Return the story that a manifest records.
 
     Raises:
-        UserError: a story of another version, or with saved characters, whose files it does not record.
+        UserError: a story of another version, or without the files of its saved characters.
     """
-    if manifest.config.get("script", {}).get("character_files"):
-        raise UserError(f"{folder / MANIFEST} {SAVED_CHARACTERS}")
+    checksums = manifest.config.get("script", {}).get("character_files", {})
+    kept = {name: find_kept_file(folder, sha256) for name, sha256 in checksums.items()}
+    if missing := [file for file in kept.values() if not file.is_file()]:
+        raise UserError(f"{missing[0]} of a saved character is missing: generate the story with storydiffusion infer")
     known = [each.name for each in fields(Story)]
     script = {name: value for name, value in manifest.config.get("script", {}).items() if name in known}
     try:
-        return build(Story, {"title": manifest.title, **script})
+        story = build(Story, {"title": manifest.title, **script})
+        characters = [
+            replace(each, file=str(kept[each.name])) if each.name in kept else each for each in story.characters
+        ]
+        return replace(story, characters=tuple(characters))
     except ValueError as error:
         raise UserError(f"{folder / MANIFEST} has a story of another version ({error}): generate it again") from error
 
 
-def parse_script(text: str) -> Story:
-    """Return the story of a script in YAML, which may name no files.
+def parse_script(text: str, folder: Path | None = None) -> Story:
+    """Return the story of a script in YAML, which may name no files but the character files of its project.
+
+    Args:
+        folder: of the project; None: a new one.
 
     Raises:
-        UserError: what `load_story` refuses, or a script that names a file, which might lie outside the project.
+        UserError: what `load_story` refuses, or a script that names a file outside the project.
     """
     if len(text) > LONGEST_SCRIPT:
         raise UserError(f"the script has {len(text)} characters: write at most {LONGEST_SCRIPT}")
     data = parse_yaml(text, "the script")
     characters = data.get("characters") if isinstance(data, dict) else None
-    if isinstance(characters, dict) and any(isinstance(each, dict) for each in characters.values()):
+    described = characters.values() if isinstance(characters, dict) else ()
+    if any(isinstance(each, dict) and not _names_own_file(each, folder) for each in described):
         raise UserError("the script names character files, which the studio does not read: use storydiffusion infer")
-    story = story_from_dict(data, "the script")
+    story = story_from_dict(data, "the script", folder=folder)
     if any(panel.pose for panel in story.panels):
         raise UserError("the script names pose files, which the studio does not read: use storydiffusion infer")
     return story
+
+
+def _names_own_file(character: Mapping[str, Any], folder: Path | None) -> bool:
+    """Return whether a character of a script names a file that its project keeps."""
+    file = character.get("file")
+    return folder is not None and isinstance(file, str) and _is_inside(folder / file, folder / "characters")
+
+
+def _is_inside(file: str | Path, folder: Path) -> bool:
+    """Return whether a file lies in a folder, links followed."""
+    return Path(file).resolve().is_relative_to(folder.resolve())
 
 
 def match_panels(story: Story, records: "tuple[PanelRecord, ...]") -> list[PanelRecord | None]:

@@ -135,7 +135,7 @@ class Studio:
             if story != project.story:
                 self._check_idle(name)
                 with own_folder(project.folder):
-                    write_atomically(project.folder / STORY, format_story(story).encode())
+                    write_atomically(project.folder / STORY, format_story(story, project.folder).encode())
             return self.read(name)
 
     def find_changes(self, name: str, look: Look) -> Changes:
@@ -214,7 +214,7 @@ class Studio:
         project = self.read(name)
         if not (project.folder / STORY).exists():  # made by infer from a file elsewhere
             with own_folder(project.folder):
-                write_atomically(project.folder / STORY, format_story(project.story).encode())
+                write_atomically(project.folder / STORY, format_story(project.story, project.folder).encode())
         config = look.apply(project.config) if look is not None else project.config
         generate_story(config.change(**values), Engine(self.networks, watch))
 

@@ -18,33 +18,36 @@ from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import write_atomically
 from storydiffusion.files.bounded_yaml import parse_yaml
 from storydiffusion.files.json_file import read_object
-from storydiffusion.story import NO_STYLE, Story, load_story, story_from_dict
+from storydiffusion.story import NO_STYLE, Character, Story, load_story, story_from_dict
 from storydiffusion.writer import chat, rules  # noqa: F401  # register the writers
 from storydiffusion.writer.brief import WRITERS, Brief, Draft
 
 LINE = 110  # characters of a line of YAML
 
 
-def format_story(story: Story) -> str:
+def format_story(story: Story, folder: Path | None = None) -> str:
     """Return a story as YAML that `load_story` reads as the same story.
+
+    Args:
+        folder: of the YAML file, with the story's character files in it; None: they are named as they are.
 
     Raises:
         UserError: a text that no YAML file can hold.
     """
-    text = yaml.safe_dump(describe_story(story), allow_unicode=True, sort_keys=False, width=LINE)
-    if story_from_dict(parse_yaml(text, "the story"), "the story") != story:
+    text = yaml.safe_dump(describe_story(story, folder), allow_unicode=True, sort_keys=False, width=LINE)
+    if story_from_dict(parse_yaml(text, "the story"), "the story", folder=folder) != story:
         raise UserError("the story contains characters that a YAML file does not keep: change the idea or the seed")
     return text
 
 
-def describe_story(story: Story) -> dict[str, Any]:
-    """Return a story as plain data, without what has its default, as `story_from_dict` takes it."""
+def describe_story(story: Story, folder: Path | None = None) -> dict[str, Any]:
+    """Return a story as plain data, without what has its default, as `story_from_dict` takes it from `folder`."""
     data: dict[str, Any] = {"title": story.title}
     if story.style != NO_STYLE.name:
         data["style"] = story.style
     if story.negative:
         data["negative"] = story.negative
-    data["characters"] = {each.name: each.description for each in story.characters}
+    data["characters"] = {each.name: _describe_character(each, folder) for each in story.characters}
     data["panels"] = [
         {"prompt": panel.prompt, "caption": panel.caption}
         | ({"says": panel.says} if panel.says else {})
@@ -57,6 +60,13 @@ def describe_story(story: Story) -> dict[str, Any]:
         for panel in story.panels
     ]
     return data
+
+
+def _describe_character(character: Character, folder: Path | None) -> str | dict[str, str]:
+    if character.file is None:
+        return character.description
+    file = Path(character.file)
+    return {"file": (file if folder is None else file.relative_to(folder)).as_posix()}
 
 
 def write_or_read_story(file: Path, brief: Brief, writer: WriterConfig, overwrite: bool) -> tuple[Story, Draft | None]:
