@@ -71,10 +71,10 @@ class Server:
 
 
 @contextmanager
-def run_server(folder: Path, model: Path) -> Iterator[tuple[Server, subprocess.Popen[str]]]:
+def run_server(folder: Path, model: Path, *overrides: str) -> Iterator[tuple[Server, subprocess.Popen[str]]]:
     """Start a studio in a folder, and end it."""
     (folder / "temporary").mkdir()
-    settings = ["folder=runs", "port=0", f"model.path={model}", *SMALL]
+    settings = ["folder=runs", "port=0", f"model.path={model}", *SMALL, *overrides]
     process = subprocess.Popen(
         [sys.executable, "-m", "storydiffusion", "studio", *settings],
         stdout=subprocess.PIPE,

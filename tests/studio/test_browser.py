@@ -1,5 +1,6 @@
 """The page in a real browser: from an idea to a PDF, at the width of a desktop and of a phone."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -8,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from storydiffusion.output.manifest import read_manifest
+from storydiffusion.studio.entries import Entries, read_entries
+from storydiffusion.studio.look import Look
 from tests.helpers.browser import PATIENCE, SIZES, Visit
-from tests.output.test_report import EVIL
+from tests.output.test_report import EVIL, HOSTILE
+from tests.studio.conftest import run_server
 
 MOST_STEPS = 30
 SHOTS = os.environ.get("STUDIO_SCREENSHOTS")
@@ -34,9 +39,9 @@ class User(Visit):
         self.page.fill(selector, text)
         self.page.locator(selector).blur()
 
-    def wait(self, text: str) -> None:
+    def wait(self, text: str, patience: int = PATIENCE) -> None:
         """Wait until the progress says this."""
-        self.page.wait_for_selector(f"#progress >> text={text}")
+        self.page.wait_for_selector(f"#progress >> text={text}", timeout=patience)
 
     def shoot(self, name: str) -> None:
         if SHOTS:
@@ -110,14 +115,58 @@ def test_a_second_window_is_refused_until_the_first_is_closed(new_user):
 
 
 @pytest.mark.slow
-def test_a_job_continues_without_its_page_and_is_cancelled_from_another(new_user, server):
+def test_a_job_continues_without_its_page_and_is_cancelled_and_resumed(browser, tmp_path, tiny_model):
+    with run_server(tmp_path, tiny_model, "steps=500") as (server, _):
+        user = User(browser, server.address, "desktop")
+        user.click("#example")
+        user.page.wait_for_selector("#panel-4")
+        user.click("#generate")
+        user.wait("denoising the panels, step")
+        user.page.reload()
+        user.wait("denoising the panels, step")
+        user.click("#cancel")
+        user.page.wait_for_selector("#progress .sd-cancelled >> text=/^interrupted after step [0-9]+,/")
+        assert user.page.locator("#panel-1 img").count() == 0
+        (project,) = server.runs.iterdir()
+        assert (project / ".progress.safetensors").exists()
+        user.click("#generate")
+        user.wait("generated all 4 panels", 5 * PATIENCE)
+        user.page.wait_for_selector("#panel-4 img")
+        assert not (project / ".progress.safetensors").exists()
+        user.context.close()
+
+
+def test_what_is_entered_outlives_a_reload(new_user, server):
     user = new_user()
-    user.click("#example")
-    user.page.wait_for_selector("#panel-4")
-    user.click("#generate")
+    user.fill("#idea textarea", "a bear & a <b>hat</b>")
+    user.page.wait_for_function("location.hash")
     user.page.reload()
-    user.wait("generated all 4 panels")
-    user.page.wait_for_selector("#panel-4 img")
+    user.page.wait_for_function("document.querySelector('#idea textarea')?.value === 'a bear & a <b>hat</b>'")
+    user.click("#write")
+    user.page.wait_for_selector("#caption-3 textarea")
+    project = server.runs / "a-bear-a-b-hat-b"
+    user.fill("#seed input", "17")
+    user.click("#video input")
+    user.click("#page-layout input")
+    user.click("[role=option]:has-text('webtoon')")
+    user.fill("#idea textarea", "a bear without a hat")
+    user.page.wait_for_selector("#changes >> text=Not generated yet")
+    deadline = time.monotonic() + PATIENCE / 1000
+    entered = Entries(Look(17, "webtoon", False), "a bear without a hat")
+    while read_entries(project) != entered:
+        assert time.monotonic() < deadline, read_entries(project)
+        time.sleep(0.1)
+    user.page.reload()
+    user.page.wait_for_selector("#caption-3 textarea")
+    assert user.page.input_value("#seed input") == "17"
+    assert user.page.input_value("#page-layout input") == "webtoon"
+    assert not user.page.is_checked("#video input")
+    assert user.page.input_value("#idea textarea") == "a bear without a hat"
+    user.click("#generate")
+    user.wait("generated all")
+    assert read_manifest(project / "manifest.json").config["seed"] == 17
+    assert read_entries(project) == Entries(idea="a bear without a hat")
+    assert user.errors == []
 
 
 @pytest.mark.slow
@@ -140,6 +189,45 @@ def test_panels_are_locked_moved_added_and_deleted(new_user):
     user.fill("#prompt-2 textarea", "[Nobody] runs")
     user.page.wait_for_selector("text=names the undefined character")
     user.shoot("refused")
+
+
+def test_hostile_texts_are_shown_and_run_nothing(new_user, server):
+    name, plain = "".join(each for each in EVIL if each not in "[]"), "".join(HOSTILE[:3])
+    story = {
+        "title": EVIL,
+        "characters": {name: name, "Bo": "a blue fox"},
+        "panels": [
+            {"prompt": f"[{name}] runs", "caption": EVIL, "says": plain},
+            {"prompt": "[Bo] runs", "caption": ""},
+        ],
+    }
+    user = new_user()
+    user.click("button[role=tab]:has-text('Script')")
+    user.fill("#script textarea", json.dumps(story))
+    user.click("#create")
+    user.page.wait_for_selector("#caption-2 textarea")
+    user.fill("#character-2 textarea, #character-2 input", f"a fox {name}")
+    user.fill("#says-2 textarea, #says-2 input", plain)
+    user.fill("#caption-2 textarea", EVIL)
+    user.click("#generate")
+    user.page.wait_for_selector("#panel-2 img")
+    user.wait("generated all")
+    user.check_harmless()
+    assert user.page.get_attribute("#panel-1 img", "alt") == EVIL
+    user.page.reload()
+    user.page.wait_for_selector("#panel-2 img")
+    for field, text in (("title", EVIL), ("caption-1", EVIL), ("caption-2", EVIL), ("says-2", plain),
+                        ("character-1", name), ("character-2", f"a fox {name}")):  # fmt: skip
+        assert user.page.input_value(f"#{field} textarea, #{field} input") == text
+    user.fill("#prompt-2 textarea", f"[{plain}] runs")  # an error names it
+    user.page.wait_for_selector("text=names the undefined character")
+    user.shoot("hostile")
+    user.check_harmless()
+    (report,) = (each.get_attribute("href") for each in user.page.locator("#results a:has-text('Report')").all())
+    user.page.goto(server.address.rstrip("/") + report)
+    assert user.page.inner_text("h1") == EVIL
+    assert user.errors == []
+    assert user.violations == []
 
 
 def test_programs_use_the_same_projects(server):
