@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,32 @@ def tiny_video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the clips of tiny trainings are rendered, once for all tests."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium for the tests of one file; they are skipped where there is none."""
+    from tests.helpers.browser import open_browser
+
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Return a function that opens a page of the given size, as tests/helpers/browser.py describes it."""
+    from tests.helpers.browser import Visit
+
+    opened: list[Visit] = []
+
+    def open_page(address: str, size: str = "desktop") -> Visit:
+        opened.append(Visit(browser, size))
+        opened[-1].page.goto(address)
+        return opened[-1]
+
+    yield open_page
+    for each in opened:
+        each.context.close()
 
 
 def build_tiny_model(folder: Path) -> Path:

@@ -21,7 +21,17 @@ from storydiffusion.output.typefaces import FONTS, font_bytes, subset
 from storydiffusion.output.video_file import write_video
 from tests.output.test_html_page import check_policy
 
-EVIL = "<script>alert(1)</script> & \"quoted\" 'too' {{ 7 * 7 }}"
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>",
+    "<svg onload=alert(3)></svg>",
+    '" onmouseover=alert(4) autofocus onfocus=alert(5) x="',
+    "' onmouseover='alert(6)' x='",
+    "</p></textarea></title></style><img src=x onerror=alert(7)>",
+    "[a](javascript:alert(8)) & {{ 7 * 7 }}",
+)
+"""texts that run where they are not escaped; a script that is set through innerHTML does not, the next two do"""
+EVIL = " ".join(HOSTILE)
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 

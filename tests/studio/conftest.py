@@ -1,14 +1,20 @@
 """A studio with the tiny model."""
 
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from storydiffusion.studio.jobs import JobState
 from storydiffusion.studio.studio import Studio
-from tests.conftest import compose_config
+from tests.conftest import ROOT, compose_config
 
 SMALL = ("height=64", "width=64", "steps=3", "guidance_scale=3")
 SECONDS = 300  # after which a job that hangs is a failure
@@ -47,3 +53,44 @@ def make_studio(tmp_path: Path, tiny_model: Path) -> Iterator[Callable[..., Stud
 @pytest.fixture
 def studio(make_studio: Callable[..., Studio]) -> Studio:
     return make_studio()
+
+
+@dataclass(frozen=True)
+class Server:
+    """A studio in a process of its own.
+
+    Attributes:
+        address: ends with a slash.
+        runs: the folder of its projects.
+        temporary: where it keeps temporary files.
+    """
+
+    address: str
+    runs: Path
+    temporary: Path
+
+
+@contextmanager
+def run_server(folder: Path, model: Path, *overrides: str) -> Iterator[tuple[Server, subprocess.Popen[str]]]:
+    """Start a studio in a folder, and end it."""
+    (folder / "temporary").mkdir()
+    settings = ["folder=runs", "port=0", f"model.path={model}", *SMALL, *overrides]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "storydiffusion", "studio", *settings],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(folder / "temporary")},
+    )
+    assert process.stdout is not None
+    address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+    assert address
+    yield Server(address[0], folder / "runs", folder / "temporary"), process
+    process.terminate()
+    process.wait(SECONDS)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Server]:
+    with run_server(tmp_path_factory.mktemp("studio"), tiny_model) as (started, _):
+        yield started

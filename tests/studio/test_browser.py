@@ -1,10 +1,7 @@
 """The page in a real browser: from an idea to a PDF, at the width of a desktop and of a phone."""
 
+import json
 import os
-import re
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,66 +9,24 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.output.test_report import EVIL
-from tests.studio.conftest import SMALL
+from storydiffusion.output.manifest import read_manifest
+from storydiffusion.studio.entries import Entries, read_entries
+from storydiffusion.studio.look import Look
+from tests.helpers.browser import PATIENCE, SIZES, Visit
+from tests.output.test_report import EVIL, HOSTILE
+from tests.studio.conftest import run_server
 
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-           "--disable-component-update", "--disable-sync")  # fmt: skip
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 MOST_STEPS = 30
-PATIENCE = 100_000  # milliseconds
 SHOTS = os.environ.get("STUDIO_SCREENSHOTS")
 """a folder for screenshots to look at"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium is installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(OPTIONS))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[str, Path]]:
-    """A studio in a process of its own: its address and its folder."""
-    folder = tmp_path_factory.mktemp("studio")
-    settings = ["folder=runs", "port=0", f"model.path={tiny_model}", *SMALL]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "storydiffusion", "studio", *settings],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-    )
-    assert process.stdout is not None
-    address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
-    assert address
-    yield address[0], folder / "runs"
-    process.terminate()
-    process.wait(60)
-
-
-class User:
+class User(Visit):
     """Acts on the page and counts the steps."""
 
     def __init__(self, browser: Any, address: str, size: str) -> None:
-        width, height = SIZES[size]
-        self.context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(PATIENCE)
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.errors.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.size, self.steps = size, 0
+        super().__init__(browser, size)
+        self.steps = 0
         self.page.goto(address)
         self.page.wait_for_selector("#idea textarea")
 
@@ -84,17 +39,14 @@ class User:
         self.page.fill(selector, text)
         self.page.locator(selector).blur()
 
-    def wait(self, text: str) -> None:
+    def wait(self, text: str, patience: int = PATIENCE) -> None:
         """Wait until the progress says this."""
-        self.page.wait_for_selector(f"#progress >> text={text}")
+        self.page.wait_for_selector(f"#progress >> text={text}", timeout=patience)
 
     def shoot(self, name: str) -> None:
         if SHOTS:
             self.page.wait_for_timeout(1500)
             self.page.screenshot(path=f"{SHOTS}/{self.size}-{name}.png", full_page=True)
-
-    def is_wider_than_the_window(self) -> bool:
-        return self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
 
 
 @pytest.fixture
@@ -102,7 +54,7 @@ def new_user(browser, server) -> Iterator[Any]:
     users = []
 
     def make(size: str = "desktop", query: str = "") -> User:
-        users.append(User(browser, server[0] + query, size))
+        users.append(User(browser, server.address + query, size))
         return users[-1]
 
     yield make
@@ -112,7 +64,7 @@ def new_user(browser, server) -> Iterator[Any]:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_story_from_an_idea_to_a_pdf(new_user, server, size):
-    user, (address, runs) = new_user(size), server
+    user, runs = new_user(size), server.runs
     user.shoot("start")
     user.fill("#idea textarea", f"a cat finds a ball on a {size}")
     user.click("#write")
@@ -143,8 +95,8 @@ def test_a_story_from_an_idea_to_a_pdf(new_user, server, size):
     assert download.value.suggested_filename == f"{name}-story.pdf"
     assert user.steps <= MOST_STEPS
     assert user.errors == []
-    assert not user.is_wider_than_the_window()
-    assert {url.split("/")[2] for url in user.requests if url.startswith("http")} == {address.split("/")[2]}
+    assert not user.is_wider_than_the_window
+    assert {url.split("/")[2] for url in user.requests if url.startswith("http")} == {server.address.split("/")[2]}
     user.shoot("exported")
 
 
@@ -163,14 +115,58 @@ def test_a_second_window_is_refused_until_the_first_is_closed(new_user):
 
 
 @pytest.mark.slow
-def test_a_job_continues_without_its_page_and_is_cancelled_from_another(new_user, server):
+def test_a_job_continues_without_its_page_and_is_cancelled_and_resumed(browser, tmp_path, tiny_model):
+    with run_server(tmp_path, tiny_model, "steps=500") as (server, _):
+        user = User(browser, server.address, "desktop")
+        user.click("#example")
+        user.page.wait_for_selector("#panel-4")
+        user.click("#generate")
+        user.wait("denoising the panels, step")
+        user.page.reload()
+        user.wait("denoising the panels, step")
+        user.click("#cancel")
+        user.page.wait_for_selector("#progress .sd-cancelled >> text=/^interrupted after step [0-9]+,/")
+        assert user.page.locator("#panel-1 img").count() == 0
+        (project,) = server.runs.iterdir()
+        assert (project / ".progress.safetensors").exists()
+        user.click("#generate")
+        user.wait("generated all 4 panels", 5 * PATIENCE)
+        user.page.wait_for_selector("#panel-4 img")
+        assert not (project / ".progress.safetensors").exists()
+        user.context.close()
+
+
+def test_what_is_entered_outlives_a_reload(new_user, server):
     user = new_user()
-    user.click("#example")
-    user.page.wait_for_selector("#panel-4")
-    user.click("#generate")
+    user.fill("#idea textarea", "a bear & a <b>hat</b>")
+    user.page.wait_for_function("location.hash")
     user.page.reload()
-    user.wait("generated all 4 panels")
-    user.page.wait_for_selector("#panel-4 img")
+    user.page.wait_for_function("document.querySelector('#idea textarea')?.value === 'a bear & a <b>hat</b>'")
+    user.click("#write")
+    user.page.wait_for_selector("#caption-3 textarea")
+    project = server.runs / "a-bear-a-b-hat-b"
+    user.fill("#seed input", "17")
+    user.click("#video input")
+    user.click("#page-layout input")
+    user.click("[role=option]:has-text('webtoon')")
+    user.fill("#idea textarea", "a bear without a hat")
+    user.page.wait_for_selector("#changes >> text=Not generated yet")
+    deadline = time.monotonic() + PATIENCE / 1000
+    entered = Entries(Look(17, "webtoon", False), "a bear without a hat")
+    while read_entries(project) != entered:
+        assert time.monotonic() < deadline, read_entries(project)
+        time.sleep(0.1)
+    user.page.reload()
+    user.page.wait_for_selector("#caption-3 textarea")
+    assert user.page.input_value("#seed input") == "17"
+    assert user.page.input_value("#page-layout input") == "webtoon"
+    assert not user.page.is_checked("#video input")
+    assert user.page.input_value("#idea textarea") == "a bear without a hat"
+    user.click("#generate")
+    user.wait("generated all")
+    assert read_manifest(project / "manifest.json").config["seed"] == 17
+    assert read_entries(project) == Entries(idea="a bear without a hat")
+    assert user.errors == []
 
 
 @pytest.mark.slow
@@ -195,26 +191,49 @@ def test_panels_are_locked_moved_added_and_deleted(new_user):
     user.shoot("refused")
 
 
-def test_files_outside_projects_are_not_served(browser, server):
-    address, runs = server
-    context = browser.new_context()
-    (runs.parent / "secret.png").write_bytes(b"classified")
-    for path in ("projects/../secret.png", "projects/%2e%2e/secret.png", "projects/x/..%2f..%2fsecret.png",
-                 f"gradio_api/file={runs.parent}/secret.png", "gradio_api/file=/etc/hostname"):  # fmt: skip
-        answer = context.request.get(address + path)
-        assert answer.status >= 400, path
-        assert b"classified" not in answer.body()
-    assert context.request.get(address, headers={"Host": "evil.example"}).status == 400
-    policy = context.request.get(address).headers["content-security-policy"]
-    assert "connect-src 'self'" in policy
-    assert "frame-ancestors 'none'" in policy
-    context.close()
+def test_hostile_texts_are_shown_and_run_nothing(new_user, server):
+    name, plain = "".join(each for each in EVIL if each not in "[]"), "".join(HOSTILE[:3])
+    story = {
+        "title": EVIL,
+        "characters": {name: name, "Bo": "a blue fox"},
+        "panels": [
+            {"prompt": f"[{name}] runs", "caption": EVIL, "says": plain},
+            {"prompt": "[Bo] runs", "caption": ""},
+        ],
+    }
+    user = new_user()
+    user.click("button[role=tab]:has-text('Script')")
+    user.fill("#script textarea", json.dumps(story))
+    user.click("#create")
+    user.page.wait_for_selector("#caption-2 textarea")
+    user.fill("#character-2 textarea, #character-2 input", f"a fox {name}")
+    user.fill("#says-2 textarea, #says-2 input", plain)
+    user.fill("#caption-2 textarea", EVIL)
+    user.click("#generate")
+    user.page.wait_for_selector("#panel-2 img")
+    user.wait("generated all")
+    user.check_harmless()
+    assert user.page.get_attribute("#panel-1 img", "alt") == EVIL
+    user.page.reload()
+    user.page.wait_for_selector("#panel-2 img")
+    for field, text in (("title", EVIL), ("caption-1", EVIL), ("caption-2", EVIL), ("says-2", plain),
+                        ("character-1", name), ("character-2", f"a fox {name}")):  # fmt: skip
+        assert user.page.input_value(f"#{field} textarea, #{field} input") == text
+    user.fill("#prompt-2 textarea", f"[{plain}] runs")  # an error names it
+    user.page.wait_for_selector("text=names the undefined character")
+    user.shoot("hostile")
+    user.check_harmless()
+    (report,) = (each.get_attribute("href") for each in user.page.locator("#results a:has-text('Report')").all())
+    user.page.goto(server.address.rstrip("/") + report)
+    assert user.page.inner_text("h1") == EVIL
+    assert user.errors == []
+    assert user.violations == []
 
 
 def test_programs_use_the_same_projects(server):
     from gradio_client import Client
 
-    client = Client(server[0], verbose=False)
+    client = Client(server.address, verbose=False)
     name = client.predict("a bear in the snow", "", 3, 0, api_name="/write")
     assert name in client.predict(api_name="/list_projects")
     client.predict(name, 1, {"caption": "A bear."}, api_name="/change_panel")
@@ -225,6 +244,6 @@ def test_programs_use_the_same_projects(server):
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert state["state"] == "done"
-    assert (server[1] / name / "page.png").exists()
+    assert (server.runs / name / "page.png").exists()
     with pytest.raises(Exception, match="no name of a project"):
         client.predict("../x", api_name="/read_script")

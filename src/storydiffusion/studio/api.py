@@ -53,7 +53,7 @@ class Api:
 
     def generate(self, name: str, seed: int = -1, layout: str = "", video: bool = True) -> dict[str, Any]:
         """Start to generate what a project lacks; -1 and "" keep its own settings. Ask `status` how it stands."""
-        own = Look.read(self.studio.read(name).config)
+        own = self.studio.read(name).look
         look = Look.parse(own.seed if seed < 0 else seed, layout or own.layout, video)
         return asdict(self.studio.generate(name, WINDOW, look))
 

@@ -3,6 +3,7 @@
 import functools
 import html
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from storydiffusion.errors import UserError
@@ -49,13 +50,14 @@ class Handlers:
         self.studio = studio
         self.layout = layout
 
-    def start(self, window: str, wanted: str) -> Updates:
-        """Show the project in the page's address, or none."""
+    def start(self, window: str, wanted: str, idea: str) -> Updates:
+        """Show the project in the page's address, or none, and the idea there."""
         import gradio
 
         layout, names = self.layout, self.studio.list_projects()
         chosen = wanted if wanted in names else None
         updates: Updates = {layout.window: window, layout.project: gradio.update(choices=names, value=chosen)}
+        updates[layout.idea] = idea or gradio.skip()  # what was typed since stays
         updates |= {button: gradio.update(interactive=True) for button in (layout.write, layout.example, layout.create)}
         if chosen is not None:
             updates |= self.open(chosen, window)
@@ -89,7 +91,7 @@ class Handlers:
         """Fill the page from a project; `notes` are what to say first."""
         import gradio
 
-        layout, look = self.layout, Look.read(project.config)
+        layout, look = self.layout, project.look
         return {
             layout.project: gradio.update(choices=self.studio.list_projects(), value=project.name),
             layout.opened: project.name,
@@ -101,6 +103,7 @@ class Handlers:
             layout.seed: look.seed,
             layout.page_layout: look.layout,
             layout.with_video: look.with_video,
+            layout.idea: project.entries.idea or gradio.skip(),
             **self._refresh(project),
         }
 
@@ -175,6 +178,18 @@ class Handlers:
         if not name or (state is not None and not state.is_over):
             return ""
         return views.show_changes(self.studio.find_changes(name, Look.parse(seed, page_layout, with_video)))
+
+    def save_look(self, name: str, window: str, seed: float | None, page_layout: str, with_video: bool) -> str:
+        """Save the settings of the look, and return what is not generated yet."""
+        self.check_open(name)
+        look = Look.parse(seed, page_layout, with_video)
+        self.studio.enter(name, window, lambda entries: replace(entries, look=look))
+        return self.show_changes(name, seed, page_layout, with_video)
+
+    def save_idea(self, idea: str, name: str, window: str) -> None:
+        """Save the idea or text in the open project; without one it stays in the page's address."""
+        if name:
+            self.studio.enter(name, window, lambda entries: replace(entries, idea=idea))
 
     def generate(self, name: str, window: str, seed: float | None, page_layout: str, with_video: bool) -> str:
         """Start to generate."""

@@ -65,7 +65,7 @@ class Layout:
         return [
             self.window, self.project, self.opened, self.notice, self.title, self.style, self.seed, self.page_layout,
             self.with_video, self.script, self.results, self.revision, self.story, self.work, self.write, self.example,
-            self.create,
+            self.create, self.idea,
         ]  # fmt: skip
 
 
@@ -143,7 +143,9 @@ def _build_look() -> dict[str, Any]:
     parts["style"] = gr.Dropdown([style.name for style in STYLES], label="Style, for full-scale models")
     with gr.Row():
         parts["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90, elem_id="seed")
-        parts["page_layout"] = gr.Dropdown(list(LAYOUTS), value="auto", label="Page", min_width=90)
+        parts["page_layout"] = gr.Dropdown(
+            list(LAYOUTS), value="auto", label="Page", min_width=90, elem_id="page-layout"
+        )
         parts["with_video"] = gr.Checkbox(True, label="Video", min_width=90, elem_id="video")
     return parts
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TITLE = "StoryDiffusion studio"
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-START = """(window_, wanted) => {
+START = """(window_, wanted, idea) => {
   const [entry] = performance.getEntriesByType("navigation");
   let id = entry && entry.type === "reload" ? sessionStorage.getItem("window") : null;
   if (!id) {
@@ -24,14 +24,20 @@ START = """(window_, wanted) => {
     sessionStorage.setItem("window", id);
   }
   addEventListener("pagehide", () => navigator.sendBeacon(`/windows/${id}/release`));
-  return [id, new URLSearchParams(location.search).get("project") || ""];
+  const [project, kept] = [location.search, location.hash.slice(1)].map((part) => new URLSearchParams(part));
+  return [id, project.get("project") || "", kept.get("idea") || ""];
 }"""
-"""names the window, for which a reload changes nothing, and reads the project from the address"""
+"""names the window, for which a reload changes nothing, and reads the project or the idea from the address"""
 ADDRESS = """(name) => {
   history.replaceState(null, "", name ? `?project=${encodeURIComponent(name)}` : location.pathname);
   return [];
 }"""
 """writes the open project into the address, so that a reload opens it again"""
+IDEA = """(idea, name) => {
+  if (!name) history.replaceState(null, "", location.pathname + (idea ? `#idea=${encodeURIComponent(idea)}` : ""));
+  return [];
+}"""
+"""writes the idea into the address while no project is open that could keep it; this part is sent nowhere"""
 
 
 def build_page(studio: Studio) -> "Blocks":
@@ -46,7 +52,8 @@ def build_page(studio: Studio) -> "Blocks":
             _draw(page, handlers, draw_characters)
         with layout.cards:
             _draw(page, handlers, draw_panels)
-        page.load(shown(handlers.start), [layout.window, layout.wanted], layout.shown, js=START, **private())
+        first = [layout.window, layout.wanted, layout.idea]
+        page.load(shown(handlers.start), first, layout.shown, js=START, **private())
         _connect_projects(handlers)
         _connect_story(handlers)
         _connect_jobs(handlers)
@@ -89,6 +96,8 @@ def _connect_projects(handlers: Handlers) -> None:
     layout.project.input(shown(handlers.open), [layout.project, layout.window], layout.shown, **private())
     words = [layout.idea, layout.source, layout.emotion, layout.panels, layout.seed]
     layout.write.click(shown(handlers.write), [*words, layout.window], layout.shown, **private("minimal"))
+    layout.idea.blur(None, [layout.idea, layout.opened], None, js=IDEA)
+    layout.idea.blur(shown(handlers.save_idea), [layout.idea, layout.opened, layout.window], None, **in_order())
     layout.example.click(shown(handlers.start_example), [layout.window], layout.shown, **private("minimal"))
     layout.create.click(shown(handlers.create), [layout.script, layout.window], layout.shown, **private("minimal"))
     layout.upload.upload(shown(handlers.read_upload), [layout.upload], [layout.script], **private())
@@ -113,8 +122,9 @@ def _connect_story(handlers: Handlers) -> None:
     ]
     for event in events:
         event.success(shown(handlers.show_changes), layout.look_inputs, layout.changes, **private())
-    for event in (layout.seed.blur, layout.page_layout.input, layout.with_video.input):
-        event(shown(handlers.show_changes), layout.look_inputs, layout.changes, **private())
+    look = [layout.seed, layout.page_layout, layout.with_video]
+    for event in (layout.seed.blur, layout.seed.submit, layout.page_layout.input, layout.with_video.input):
+        event(shown(handlers.save_look), [*own, *look], layout.changes, **in_order())
 
 
 def _connect_jobs(handlers: Handlers) -> None:

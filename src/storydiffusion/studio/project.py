@@ -1,7 +1,7 @@
 """A project of the studio: a run folder, read without a model.
 
 Its story is story.yaml in the folder, which the studio writes, or else the one that the manifest records; its settings
-are those of the manifest, or else the studio's.
+are those of studio.json, or else of the manifest, or else the studio's.
 """
 
 import re
@@ -18,6 +18,8 @@ from storydiffusion.files.json_file import build
 from storydiffusion.output.manifest import Manifest, PanelRecord, read_manifest
 from storydiffusion.story import Story, load_story, panel_prompts, story_from_dict
 from storydiffusion.story.saved_characters import find_kept_file
+from storydiffusion.studio.entries import FILE, Entries, read_entries
+from storydiffusion.studio.look import Look
 
 STORY = "story.yaml"
 MANIFEST = "manifest.json"
@@ -35,7 +37,7 @@ class Project:
     """A run folder as it is now.
 
     Attributes:
-        config: the settings that `generate_story` takes for it.
+        config: the settings that `generate_story` takes for it, apart from `look`.
         manifest: None before anything was generated.
     """
 
@@ -43,6 +45,12 @@ class Project:
     story: Story
     config: InferConfig
     manifest: Manifest | None
+    entries: Entries
+
+    @property
+    def look(self) -> Look:
+        """The settings that the page shows."""
+        return self.entries.look or Look.read(self.config)
 
     @property
     def name(self) -> str:
@@ -109,7 +117,18 @@ def read_project(folder: Path, defaults: InferConfig) -> Project:
     else:
         assert manifest is not None
         story = read_script(manifest, folder)
-    return Project(folder, story, config, manifest)
+    return Project(folder, story, config, manifest, _read_entries(folder, config))
+
+
+def _read_entries(folder: Path, config: InferConfig) -> Entries:
+    """Return what is entered. Raises UserError for settings that are none."""
+    entries = read_entries(folder)
+    try:
+        if entries.look is not None:
+            entries.look.apply(config)
+    except UserError as error:
+        raise UserError(f"{folder / FILE} is damaged ({error}): remove it") from error
+    return entries
 
 
 def load_config(own: Mapping[str, Any], defaults: InferConfig, folder: Path) -> InferConfig:

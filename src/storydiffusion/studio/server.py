@@ -1,9 +1,11 @@
 """Serve the studio on this machine alone, until the process is interrupted."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from storydiffusion.errors import UserError
 from storydiffusion.studio.files import FILE_POLICY, MEDIA_TYPES, POLICY, find_file
@@ -42,6 +44,28 @@ class Headers:
         await self.app(scope, receive, send_with_headers)
 
 
+class OwnPages:
+    """ASGI middleware: refuses what pages of other sites send, such as files, which browsers let them send unasked."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        from starlette.responses import PlainTextResponse
+
+        origin = dict(scope.get("headers", ())).get(b"origin")
+        answer = self.app if origin is None or is_own(origin.decode("latin-1")) else PlainTextResponse("forbidden", 403)
+        await answer(scope, receive, send)
+
+
+def is_own(origin: str) -> bool:
+    """Return whether the value of a header Origin is of this machine."""
+    try:
+        return urlsplit(origin).hostname in HOSTS
+    except ValueError:
+        return False
+
+
 def build_app(studio: Studio) -> "FastAPI":
     """Return the application: Gradio's page and API, and the files of projects."""
     import gradio
@@ -53,6 +77,7 @@ def build_app(studio: Studio) -> "FastAPI":
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Headers)
+    app.add_middleware(OwnPages)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))  # no other site's name leads here
 
     @app.get("/projects/{name}/{file:path}")
@@ -107,6 +132,7 @@ def serve(studio: Studio, port: int) -> None:
         )
         address = f"http://{HOST}:{listener.getsockname()[1]}/"
         print(f"studio: {address} (projects in {studio.root}); stop it with Ctrl-C", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: uvicorn raises it again
         studio.preload()
         try:
             uvicorn.Server(settings).run(sockets=[listener])
@@ -122,6 +148,7 @@ def _listen(port: int) -> Any:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen()  # who connects before the server runs waits
     except OSError as error:
         listener.close()
         reason = (error.strerror or str(error)).lower()

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from storydiffusion.generation.plan import apply_settings
 from storydiffusion.output.folder_lock import own_folder
 from storydiffusion.output.run_folder import describe_panels
 from storydiffusion.story import Story, load_story
+from storydiffusion.studio.entries import Entries, write_entries
 from storydiffusion.studio.jobs import Jobs, JobState
 from storydiffusion.studio.look import Look
 from storydiffusion.studio.project import (
@@ -88,6 +90,7 @@ class Studio:
             UserError: nothing to write from, or what the writer refuses.
         """
         words, writer = words.strip(), self.defaults.writer
+        entries = Entries(idea=words)
         count = writer.panels if panels is None else panels
         if is_text:
             count = min(count, max(1, len(split_sentences(words))))
@@ -104,6 +107,7 @@ class Studio:
             name = free_name(self.root, words[:60] or str(emotion))
             with own_folder(self.root / name):
                 draft = write_story(self.root / name / STORY, brief, writer)
+                write_entries(self.root / name, entries)
         return name, draft.notes
 
     def create(self, script: str) -> str:
@@ -138,6 +142,26 @@ class Studio:
                     write_atomically(project.folder / STORY, format_story(story, project.folder).encode())
             return self.read(name)
 
+    def enter(self, name: str, window: str, change: Callable[[Entries], Entries]) -> None:
+        """Save what is entered in the page of a project, also while a job is running: no job reads it.
+
+        Raises:
+            UserError: a setting that is refused, or a project of another window; then nothing changes.
+        """
+        self.windows.claim(name, window)
+        self._enter(name, change)
+
+    def _enter(self, name: str, change: Callable[[Entries], Entries]) -> None:
+        with self._edit:
+            project = self.read(name)
+            entries = change(project.entries)
+            if entries.look is not None:
+                entries.look.apply(project.config)
+            if entries.look == Look.read(project.config):
+                entries = replace(entries, look=None)
+            if entries != project.entries:
+                write_entries(project.folder, entries)
+
     def find_changes(self, name: str, look: Look) -> Changes:
         """Return what generating would change. Raises UserError."""
         project = self.read(name)
@@ -159,6 +183,7 @@ class Studio:
             is_longer = changes.is_longer and self.read(name).config.baseline is None
             overwrite = bool(changes.made) and not is_longer
             self._generate(name, watch, {"extend": is_longer, "overwrite": overwrite}, look)
+            self._enter(name, lambda entries: entries)  # a look that was generated is that of the manifest
             return f"generated {describe_panels(changes.made, changes.panels)}" if changes.made else "up to date"
 
         return self._start(name, window, "generating", work)

@@ -1,6 +1,7 @@
 // Asks the questions one by one; answers stay in this browser until they are downloaded.
 
 const WAIT = 250; // milliseconds after a question appears during which input is ignored
+const SIZES = [0.9, 0.85, 0.8, 0.75, 0.7]; // rem, of the text to judge by
 const study = JSON.parse(document.getElementById("study").textContent);
 const storage = "study-" + study.study;
 const at = (id) => document.getElementById(id);
@@ -74,9 +75,12 @@ function medium(name, source, n) {
   return video;
 }
 
-// Leaves room for the text, all of which is shown, when the style sheet fits the images into the window.
+// Sets a long text smaller, until it leaves the images two fifths of the window.
 function fit() {
-  at("ask").style.setProperty("--text", `${at("text").offsetHeight}px`);
+  for (const size of SIZES) {
+    at("ask").style.setProperty("--size", `${size}rem`);
+    if (at("left").closest(".pair").offsetHeight >= 0.4 * window.innerHeight) return;
+  }
 }
 
 // Sets rows and columns, from which the style sheet fits a story into the window.
