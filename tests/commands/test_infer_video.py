@@ -1,6 +1,7 @@
 """python infer.py with a video: of a story, and of images of the user's own; with a tiny model of random weights."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
@@ -54,6 +55,7 @@ def files_of(run: Path, folder: str) -> dict[str, str]:
 
 
 def test_a_story_becomes_a_video_too(film, tmp_path, story_file):
+    film = partial(film, "cuts=script")
     outcome = film(f"story={story_file}")
     assert outcome.code == 0, outcome.err
     assert "video: run/video.mp4" in outcome.out
@@ -101,6 +103,16 @@ def images(tmp_path) -> list[Path]:
     for file in files:
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
     return files
+
+
+def test_the_video_cuts_between_panels_of_different_characters(film, tmp_path, story_file):
+    assert film(f"story={story_file}").code == 0
+    run = tmp_path / "run"
+    assert sorted(files_of(run, "transitions")) == ["002-003.png"]  # the first shows Pip, the second Bo, the third both
+    assert len(frames_of(run / "video.mp4")) == 3 * HELD + FRAMES - 2
+    story_file.write_text(story_file.read_text().replace("caption: Two.", "caption: Two., cut: false"))
+    assert film(f"story={story_file}").code == 0
+    assert sorted(files_of(run, "transitions")) == ["001-002.png", "002-003.png"]
 
 
 def test_images_of_the_users_own_become_a_video(film, tmp_path, images):

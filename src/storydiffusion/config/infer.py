@@ -24,7 +24,7 @@ from storydiffusion.output.page_settings import PageSettings
 
 NOISES = ("own", "shared")
 VIDEOS = ("auto", "on", "off")
-CUTS = ("script", "characters")
+CUTS = ("characters", "script")
 LONGEST_HOLD = 60.0  # seconds
 METHODS = ("predictor", "true_tokens", "interpolation", "no_semantic_tokens", "sparse_control", "cross-fade", "truth")
 MOST_STORIES, MOST_PANELS = 128, 1000

@@ -82,6 +82,7 @@ class RunFolder:
         self.damage: dict[str, str] = {}  # results that were made but are no longer there: file → what is wrong
         self.differences: list[Difference] = []
         self._earlier: tuple[PanelRecord, ...] = ()  # panels whose images may be kept
+        self._taken: set[str] = set()  # checksums of their takes
         self._intact: set[str] = set()  # results of the planned run that need not be made
         self._computed: Sequence[int] = ()
         remove_drafts(self.path, *(self.path / name for name in FOLDERS))
@@ -204,7 +205,7 @@ class RunFolder:
         records, kept = [], self._kept_panels
         for number, (image, panel) in enumerate(zip(tqdm(images, "writing", unit="panel"), panels, strict=True), 1):
             file = _panel_file(number)
-            if old := kept.get(panel.key):  # a take has other inputs than planned
+            if (old := kept.get(panel.key)) and old.sha256 in self._taken:  # a take has other inputs than planned
                 panel = replace(panel, prompt=old.prompt, negative_prompt=old.negative_prompt, seed=old.seed)
             if file not in self._intact:
                 write_image(self.path / file, image)
@@ -271,7 +272,7 @@ class RunFolder:
         if not known.keys() & set(keys):
             self._clear()
             return
-        self._earlier = tuple(earlier)
+        self._earlier, self._taken = tuple(earlier), {take.sha256 for take in found.takes}
         self._intact = {_panel_file(place + 1) for place in staying}
         self.manifest = replace(
             self.manifest, earlier=self._earlier, seconds=found.seconds, takes=keep_takes(found, staying, len(plan))
@@ -321,7 +322,7 @@ class RunFolder:
 
     def _adopt(self, found: Manifest) -> None:
         """Take over what an earlier run of the same panels has made."""
-        self._earlier = found.earlier or found.panels
+        self._earlier, self._taken = found.earlier or found.panels, {take.sha256 for take in found.takes}
         self._intact = found.stated_results.keys() - self.damage.keys()
         video, planned = found.video, self.manifest.video
         damaged_strips = [file for file in self.damage if PurePosixPath(file).match(STRIPS)]
