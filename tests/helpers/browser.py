@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,13 @@ class Visit:
     @property
     def is_wider_than_the_window(self) -> bool:
         return self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+    def wait_until(self, expression: str) -> None:
+        """Wait until an expression holds; unlike Playwright, evaluate it where the page's policy has no say."""
+        deadline = time.monotonic() + PATIENCE / 1000
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < deadline, f"never: {expression}"
+            self.page.wait_for_timeout(50)
 
     def check_harmless(self) -> None:
         """Check that no hostile text has run or become an element."""

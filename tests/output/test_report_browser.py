@@ -91,13 +91,16 @@ def test_long_texts_fit_the_window(tmp_path, visit, size):
 def test_controls_cover_nothing_of_the_frame(tmp_path, visit):
     visited = visit(write(tmp_path, ["a"], size=(512, 288)), "phone")
     video = visited.page.locator("video")
-    visited.page.wait_for_function("document.querySelector('video').readyState >= 2")
+    visited.wait_until("document.querySelector('video').readyState == 4")
     video.hover()
-    visited.page.wait_for_timeout(500)  # in which controls appear
     box = video.bounding_box()
-    shot = np.asarray(Image.open(BytesIO(video.screenshot())).convert("RGB"), dtype=int)
     height = int(box["width"] * 288 / 512)
-    frame, bar = shot[4 : height - 4, 4:-4], shot[height + 4 :]
+    for _ in range(20):  # while the sign of loading turns
+        visited.page.wait_for_timeout(500)
+        shot = np.asarray(Image.open(BytesIO(video.screenshot())).convert("RGB"), dtype=int)
+        frame, bar = shot[4 : height - 4, 4:-4], shot[height + 4 :]
+        if np.abs(frame - SHADE).max() <= 8:
+            break
     assert np.abs(frame - SHADE).max() <= 8
     assert np.ptp(bar) > 100  # the controls are shown
 

@@ -90,7 +90,7 @@ def test_a_text_that_is_too_long_scrolls_and_is_covered_by_nothing_at_its_end(tm
     visited = visit(write(tmp_path, [SENTENCE * 12] * 6, "Which?"), size)
     start(visited)
     visited.page.mouse.wheel(0, 10**5)
-    visited.page.wait_for_function("scrollY + innerHeight >= document.documentElement.scrollHeight - 1")
+    visited.wait_until("scrollY + innerHeight >= document.documentElement.scrollHeight - 1")
     assert visited.find_outside(".media img, .bar button:not([hidden])") == []
     images, buttons = (visited.page.locator(each).last.bounding_box() for each in (".media img", ".bar"))
     assert images["y"] + images["height"] <= buttons["y"]
