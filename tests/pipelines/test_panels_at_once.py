@@ -1,5 +1,6 @@
 """Stories in chunks of panels, resumed; large images decoded in tiles."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,3 +54,29 @@ def test_large_images_are_decoded_in_tiles_and_others_whole(pipe):
     assert tiles[0] == LARGEST_TILE
     assert len(tiles) > 2
     assert max(tiles) <= LARGEST_TILE
+
+
+def test_images_are_converted_one_by_one_to_what_the_pipeline_gives(pipe):
+    sizes = []
+    whole = pipe(STORY, csa=CHUNKS, num_inference_steps=2, output_type="np").images
+    processor = pipe.pipe.image_processor
+    convert = processor.postprocess
+    processor.postprocess = lambda image, **settings: (sizes.append(image.shape), convert(image, **settings))[1]
+    try:
+        images = pipe(STORY, csa=CHUNKS, num_inference_steps=2).images
+    finally:
+        del processor.postprocess
+    assert all(np.array_equal(np.asarray(a), (b * 255).round()) for a, b in zip(images, whole, strict=True))
+    assert sizes == [*[(1, 3, 128, 128)] * 5, (5, 3, 1, 1)]
+    assert "decode" not in vars(pipe.pipe.vae)
+
+
+def test_a_pipeline_that_checks_its_images_checks_them(pipe):
+    pipe.pipe.safety_checker = True
+    pipe.pipe.run_safety_checker = lambda images, device, dtype: (torch.zeros_like(images), [True] * len(images))
+    try:
+        images = pipe(STORY, csa=CHUNKS, num_inference_steps=1).images
+    finally:
+        pipe.pipe.safety_checker = None
+        del pipe.pipe.run_safety_checker
+    assert all(np.asarray(image).max() == 0 and image.size == (128, 128) for image in images)

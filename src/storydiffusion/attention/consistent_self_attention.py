@@ -248,9 +248,12 @@ def own_rows(panel: int, tokens: int) -> Tensor:
 
 def own_and_sampled_tokens(sampled: Tensor) -> list[AttendedTokens]:
     """Return each panel's own tokens with the sampled ones, (P, P, N), true at [i, j, n] for token n of panel j."""
-    panels = len(sampled)
-    attended = (sampled | torch.eye(panels, dtype=torch.bool)[..., None]).flatten(1)
-    return [AttendedTokens(panel, attended[panel].nonzero()[:, 0]) for panel in range(panels)]
+    attended = []
+    for panel, tokens in enumerate(sampled):
+        tokens = tokens.clone()  # one panel at a time: P² · N booleans are large enough once
+        tokens[panel] = True
+        attended.append(AttendedTokens(panel, tokens.flatten().nonzero()[:, 0]))
+    return attended
 
 
 def window_tokens(

@@ -170,15 +170,42 @@ def generate_panels(
             return tensors
 
         given = {"latents": noise.to(denoiser.dtype), "generator": generators}
-        if arguments.get("output_type", "pil") != "pil":
+        if not _shows_what_it_decodes(pipe) or arguments.get("output_type", "pil") != "pil":
             return call_pipeline(pipe, {**arguments, **given}, on_step_end, len(seeds))
-        images = call_pipeline(pipe, {**arguments, **given, "output_type": "pt"}, on_step_end, len(seeds))
-        return [to_pil(pipe.image_processor, image) for image in images]
+        with _decoding_one_by_one(pipe) as images:
+            call_pipeline(pipe, {**arguments, **given, "output_type": "pt"}, on_step_end, len(seeds))
+        return images
 
 
-def to_pil(processor: Any, image: Tensor) -> Image.Image:
-    """Return a PIL image of one decoded image (3, H, W) of 0 to 1, as the pipeline does for all at once."""
-    return processor.numpy_to_pil(processor.pt_to_numpy(image[None]))[0]
+def _shows_what_it_decodes(pipe: Any) -> bool:
+    """Return whether a pipeline only converts what its VAE decodes: no check for unsafe content, no watermark."""
+    return is_unet(pipe) and not any(getattr(pipe, name, None) for name in ("safety_checker", "watermark"))
+
+
+@contextmanager
+def _decoding_one_by_one(pipe: Any) -> Iterator[list[Image.Image]]:
+    """Yield a list that gets each image as soon as it is decoded; the pipeline gets blank images of one pixel.
+
+    Otherwise the pipeline would hold all decoded images in floating point, several times.
+    """
+    vae, processor = pipe.vae, pipe.image_processor
+    decode, own = vae.decode, vars(vae).get("decode")  # a hook of offloading, if any
+    images: list[Image.Image] = []
+
+    def run(latents: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        for latent in latents.split(1):
+            (image,) = decode(latent, *args, **{**kwargs, "return_dict": False})
+            images.extend(processor.postprocess(image, output_type="pil"))
+        return (latents.new_zeros(len(latents), 3, 1, 1),)
+
+    vae.decode = run
+    try:
+        yield images
+    finally:
+        if own is None:
+            del vae.decode
+        else:
+            vae.decode = own
 
 
 def _announce_memory(
