@@ -16,6 +16,7 @@ train() { # NAME key=value …: train once; FOLDER gets what was trained
     local name=$1
     shift
     [[ -e $runs/$name/done ]] && return
+    mkdir -p "$runs/$name"
     echo "== $name"
     "$python" "$repository/train.py" "$@" run_dir="$runs/$name" export="$folder" "${settings[@]}"
     touch "$runs/$name/done"
