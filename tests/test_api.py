@@ -76,7 +76,7 @@ def test_a_story_has_an_image_a_prompt_and_a_seed_for_each_panel(pipe, story_fil
 def test_images_and_frames_equal_those_of_infer(infer, story_file, tmp_path):
     """Of the miniature, bit for bit."""
     settings = ("height=64", "width=64", "steps=2", "seed=4", "csa.rate=0.3", "model.device=cpu")
-    video = ("video=on", "model.video.frames=3", "model.video.steps=1")
+    video = ("video=on", "cuts=script", "model.video.frames=3", "model.video.steps=1")
     outcome = infer(f"story={story_file}", "run_dir=run", *settings, *video)
     assert outcome.code == 0, outcome.err
     pipe = StoryPipeline.from_pretrained("package://miniature", device="cpu")

@@ -24,7 +24,7 @@ LARGEST_FILE = 15 * 2**20  # bytes
 TOP_LEVEL = {
     "train.py", "infer.py", "conf", "src", "data", "tests", "slurm", "environment.yml", "README.md", "LICENSE",
     "pyproject.toml", "Makefile", "requirements.lock", ".ci", ".gitignore", "examples", "benchmarks", "RESULTS.md",
-    "results", "docs", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", ".github",
+    "results", "docs", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", ".github", "weights",
 }  # fmt: skip
 
 

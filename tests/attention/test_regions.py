@@ -206,9 +206,9 @@ def test_every_pipeline_shares_by_region_two_stories_at_once_as_alone(any_pipe, 
 
     before = processors(pipe)
     together = generate_stories(range(8), [PanelGroup(4, key=1), PanelGroup(4, key=2)])
-    torch.testing.assert_close(together[:4], generate_stories(range(4), [PanelGroup(4, key=1)]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together[:4], generate_stories(range(4), [PanelGroup(4, key=1)]), rtol=1e-3, atol=5e-4)
     alone = generate_stories(range(4, 8), [PanelGroup(4, key=2)])
-    torch.testing.assert_close(together[4:], alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together[4:], alone, rtol=1e-3, atol=5e-4)
     assert processors(pipe) == before
     with consistent_self_attention(pipe, ConsistentSelfAttentionConfig(blocks="all"), [4, 4]) as story:
         whole = arguments(range(8), guidance, 4) | {"prompt": WORDS} | extra(range(8), guidance > 1)

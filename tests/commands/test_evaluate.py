@@ -45,9 +45,16 @@ def images(tmp_path: Path) -> Path:
 
 def test_a_run_end_to_end(command, infer, tiny_video_model, story_file, tmp_path):
     parts = [f"model.video.{part}={tiny_video_model}/{part}" for part in ("motion_adapter", "image_encoder")]
-    sampling = ("model.video.predictor=null", "model.video.frames=4", "model.video.steps=1", "steps=1", "video=on")
+    sampling = (
+        "model.video.predictor=null",
+        "model.video.frames=4",
+        "model.video.steps=1",
+        "steps=1",
+        "video=on",
+        "cuts=script",
+    )
     small = ("height=64", "width=64", f"story={story_file}", "run_dir=run", f"model.path={tiny_video_model}")
-    assert infer(*parts, *sampling, *small).code == 0
+    assert infer(*parts, *sampling, *small, "cuts=script").code == 0
     outcome = command("run=run", ENCODER)
     assert outcome.code == 0, outcome.err
     out = tmp_path / "run" / "evaluation"
