@@ -170,23 +170,24 @@ def generate_panels(
             return tensors
 
         given = {"latents": noise.to(denoiser.dtype), "generator": generators}
-        if not _shows_what_it_decodes(pipe) or arguments.get("output_type", "pil") != "pil":
+        if not _decodes_one_by_one(pipe) or arguments.get("output_type", "pil") != "pil":
             return call_pipeline(pipe, {**arguments, **given}, on_step_end, len(seeds))
-        with _decoding_one_by_one(pipe) as images:
+        with _converting_one_by_one(pipe) as images:
             call_pipeline(pipe, {**arguments, **given, "output_type": "pt"}, on_step_end, len(seeds))
         return images
 
 
-def _shows_what_it_decodes(pipe: Any) -> bool:
-    """Return whether a pipeline only converts what its VAE decodes: no check for unsafe content, no watermark."""
-    return is_unet(pipe) and not any(getattr(pipe, name, None) for name in ("safety_checker", "watermark"))
+def _decodes_one_by_one(pipe: Any) -> bool:
+    """Return whether a pipeline decodes image by image and only converts them: no safety checker, no watermark."""
+    is_plain = not any(getattr(pipe, name, None) for name in ("safety_checker", "watermark"))
+    return is_unet(pipe) and is_plain and getattr(pipe.vae, "use_slicing", False)
 
 
 @contextmanager
-def _decoding_one_by_one(pipe: Any) -> Iterator[list[Image.Image]]:
+def _converting_one_by_one(pipe: Any) -> Iterator[list[Image.Image]]:
     """Yield a list that gets each image as soon as it is decoded; the pipeline gets blank images of one pixel.
 
-    Otherwise the pipeline would hold all decoded images in floating point, several times.
+    Otherwise the pipeline would hold all images in floating point, several times.
     """
     vae, processor = pipe.vae, pipe.image_processor
     decode, own = vae.decode, vars(vae).get("decode")  # a hook of offloading, if any
