@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -115,9 +116,9 @@ def simulate(name: str, panels: int, config: ConsistentSelfAttentionConfig) -> t
     finally:
         torch.set_default_dtype(torch.float32)
     more = {"added_cond_kwargs": added} if name == "sdxl" else {}
-    sharing.CPU_GATHER = sharing.GATHER  # fake tensors are on the CPU, where `attend` would gather less at once
     known = [*unet.parameters(), *inputs, *added.values()]
     with (
+        patch.object(sharing, "CPU_GATHER", sharing.GATHER),  # fake tensors are on the CPU, where it would be smaller
         consistent_self_attention(Holder(unet), config, [panels], parts=PARTS),
         torch.no_grad(),
         LiveBytes(known) as live,

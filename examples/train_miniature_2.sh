@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train every part of a miniature of StoryWorld's second edition: examples/train_miniature_2.sh FOLDER [key=value …]
 # The parts gather in FOLDER, a model folder, as they finish; their runs are beside it, in FOLDER.runs. The same command
-# resumes. More settings hold for every training, for example trainer=gpu, or trainer.max_steps=2 to try it all in minutes.
+# resumes. More settings hold for every training, for example trainer=gpu.
 set -euo pipefail
 
 folder=${1:?name the folder of the model, then settings of every training}

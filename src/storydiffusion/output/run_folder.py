@@ -23,12 +23,12 @@ from storydiffusion.files.atomic import remove_drafts, write_atomically, write_i
 from storydiffusion.files.checksums import compute_sha256
 from storydiffusion.output.differences import Difference, find_differences
 from storydiffusion.output.exports import remove_exports
+from storydiffusion.output.kept_takes import find_lost_takes, find_staying_takes
 from storydiffusion.output.manifest import (
     PAGE,
     REPORT,
     Manifest,
     PanelRecord,
-    TakeRecord,
     find_damage,
     read_manifest,
     write_manifest,
@@ -275,7 +275,10 @@ class RunFolder:
         self._earlier, self._taken = tuple(earlier), {take.sha256 for take in found.takes}
         self._intact = {_panel_file(place + 1) for place in staying}
         self.manifest = replace(
-            self.manifest, earlier=self._earlier, seconds=found.seconds, takes=keep_takes(found, staying, len(plan))
+            self.manifest,
+            earlier=self._earlier,
+            seconds=found.seconds,
+            takes=find_staying_takes(found, staying, len(plan)),
         )
         takes = {self.path / take.file for take in self.manifest.takes}
         surplus = [file for file in self.path.glob(TAKES) if file not in takes]
@@ -374,23 +377,6 @@ class RunFolder:
             pass  # write_manifest reports it
         except OSError as error:
             raise UserError(f"cannot clear {self.path}: {error.strerror}; choose another run_dir") from error
-
-
-def find_lost_takes(found: Manifest, staying: Collection[int]) -> list[int]:
-    """Return the numbers of the panels that have takes and are not among those that stay in their places, from 0."""
-    return sorted({take.panel + 1 for take in found.takes if take.number > 0 and take.panel not in staying})
-
-
-def keep_takes(found: Manifest, staying: Collection[int], panels: int) -> tuple[TakeRecord, ...]:
-    """Return the takes of the panels that stay, as takes of a story with this number of panels.
-
-    What they read stays too, because a panel's key covers it; of the others they are said to read the first image.
-    """
-    return tuple(
-        replace(take, reads=tuple(take.reads[place] if place in staying else 0 for place in range(panels)))
-        for take in found.takes
-        if take.panel in staying
-    )
 
 
 def describe_panels(numbers: Sequence[int], panels: int | None = None) -> str:

@@ -170,11 +170,16 @@ def generate_panels(
             return tensors
 
         given = {"latents": noise.to(denoiser.dtype), "generator": generators}
-        if not _decodes_one_by_one(pipe) or arguments.get("output_type", "pil") != "pil":
-            return call_pipeline(pipe, {**arguments, **given}, on_step_end, len(seeds))
-        with _converting_one_by_one(pipe) as images:
-            call_pipeline(pipe, {**arguments, **given, "output_type": "pt"}, on_step_end, len(seeds))
-        return images
+        return _collect_images(pipe, {**arguments, **given}, on_step_end, len(seeds))
+
+
+def _collect_images(pipe: Any, arguments: dict[str, Any], on_step_end: Callable[..., Any], count: int) -> Any:
+    """Call the pipeline and return its images, PIL images as soon as each is decoded where the pipeline allows it."""
+    if not _decodes_one_by_one(pipe) or arguments.get("output_type", "pil") != "pil":
+        return call_pipeline(pipe, arguments, on_step_end, count)
+    with _converting_one_by_one(pipe) as images:
+        call_pipeline(pipe, {**arguments, "output_type": "pt"}, on_step_end, count)
+    return images
 
 
 def _decodes_one_by_one(pipe: Any) -> bool:

@@ -10,7 +10,6 @@ from storydiffusion.studio import edits
 from storydiffusion.studio.look import Look
 from storydiffusion.studio.project import parse_script
 from storydiffusion.studio.studio import Studio
-from storydiffusion.writer.story_file import format_story
 
 WINDOW = "API"
 """what programs count as, among the windows that may change a project"""
@@ -36,20 +35,18 @@ class Api:
 
     def read_script(self, name: str) -> str:
         """Return a project's script in YAML."""
-        project = self.studio.read(name)
-        return format_story(project.story, project.folder)
+        return self.studio.read(name).script
 
     def save_script(self, name: str, script: str) -> str:
         """Replace a project's story; return it as it is saved."""
-        project = self.studio.edit(name, WINDOW, lambda story: parse_script(script, self.studio.root / name))
-        return format_story(project.story, project.folder)
+        return self.studio.edit(name, WINDOW, lambda story: parse_script(script, self.studio.root / name)).script
 
     def change_panel(self, name: str, panel: int, values: dict[str, Any]) -> str:
         """Change prompt, caption, says, negative, place, cut, seed or lock of a panel, from 1; return the script."""
         if unknown := sorted(set(values) - set(edits.CHANGED)):
             raise UserError(f"{unknown[0]!r} is no value of a panel: choose one of {', '.join(edits.CHANGED)}")
         project = self.studio.edit(name, WINDOW, lambda story: edits.change_panel(story, panel, values))
-        return format_story(project.story, project.folder)
+        return project.script
 
     def generate(self, name: str, seed: int = -1, layout: str = "", video: bool = True) -> dict[str, Any]:
         """Start to generate what a project lacks; -1 and "" keep its own settings. Ask `status` how it stands."""

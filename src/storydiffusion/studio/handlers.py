@@ -12,7 +12,6 @@ from storydiffusion.studio import edits, views
 from storydiffusion.studio.look import Look
 from storydiffusion.studio.project import Project, parse_script
 from storydiffusion.studio.studio import PRELOADING, Studio
-from storydiffusion.writer.story_file import format_story
 
 if TYPE_CHECKING:
     from storydiffusion.studio.layout import Layout
@@ -111,7 +110,7 @@ class Handlers:
         """Return what depends on the story and on what was generated."""
         layout = self.layout
         return {
-            layout.script: format_story(project.story, project.folder),
+            layout.script: project.script,
             layout.results: views.show_results(project),
             layout.revision: f"{views.get_revision(project.folder)}|{hash(project.story)}",
         }
@@ -162,7 +161,7 @@ class Handlers:
 
     def saved(self, project: Project) -> Updates:
         """Return the script of a story whose cards stay as they are, so that what is typed in another stays."""
-        return {self.layout.script: format_story(project.story, project.folder)}
+        return {self.layout.script: project.script}
 
     def rearranged(self, project: Project) -> Updates:
         """Return the story with its cards anew."""

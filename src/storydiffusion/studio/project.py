@@ -20,6 +20,7 @@ from storydiffusion.story import Story, load_story, panel_prompts, story_from_di
 from storydiffusion.story.saved_characters import find_kept_file
 from storydiffusion.studio.entries import FILE, Entries, read_entries
 from storydiffusion.studio.look import Look
+from storydiffusion.writer.story_file import format_story
 
 STORY = "story.yaml"
 MANIFEST = "manifest.json"
@@ -51,6 +52,11 @@ class Project:
     def look(self) -> Look:
         """The settings that the page shows."""
         return self.entries.look or Look.read(self.config)
+
+    @property
+    def script(self) -> str:
+        """The story in YAML, as it is in the folder or would be. Raises UserError."""
+        return format_story(self.story, self.folder)
 
     @property
     def name(self) -> str:

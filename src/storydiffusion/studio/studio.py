@@ -239,7 +239,7 @@ class Studio:
         project = self.read(name)
         if not (project.folder / STORY).exists():  # made by infer from a file elsewhere
             with own_folder(project.folder):
-                write_atomically(project.folder / STORY, format_story(project.story, project.folder).encode())
+                write_atomically(project.folder / STORY, project.script.encode())
         config = look.apply(project.config) if look is not None else project.config
         generate_story(config.change(**values), Engine(self.networks, watch))
 

@@ -24,7 +24,7 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     rows, columns = x.shape[-2:]
-    # the iteration on X Xᵀ has 2 products with X instead of 10; bfloat16 does not hold the squared singular values
+    # on X Xᵀ there are 2 products with X instead of 10; squared singular values were not tried in bfloat16
     x = _iterate_on_gram(x) if dtype == torch.float32 and columns >= 4 * rows else _iterate(x)
     return x.mT if tall else x
 
