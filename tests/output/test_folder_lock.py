@@ -35,6 +35,16 @@ for _ in range(30):
         count.with_suffix(".inside").unlink()
 """
 
+CHURN = """
+import os, sys
+from contextlib import suppress
+while True:
+    with suppress(OSError):
+        os.mkdir(sys.argv[1])
+    with suppress(OSError):
+        os.rmdir(sys.argv[1])
+"""
+
 
 @pytest.fixture
 def owner(tmp_path) -> Iterator[Owner]:
@@ -88,7 +98,8 @@ def test_waiting_ends_with_the_owner(tmp_path, owner, capfd):
     assert second.stderr is not None
     assert f"waiting until process {owner.process.pid} on " in second.stderr.readline().decode()
     owner.release()
-    second.communicate()
+    _, errors = second.communicate()
+    assert (second.returncode, errors) == (0, b"")
     assert (tmp_path / "count").read_text() == "30"
 
 
@@ -98,6 +109,17 @@ def test_no_two_of_four_processes_ever_own_a_folder_that_each_removes(tmp_path):
     racers = [subprocess.Popen(race, stderr=subprocess.DEVNULL) for _ in range(4)]
     assert [racer.wait() for racer in racers] == [0] * 4
     assert (tmp_path / "count").read_text() == "120"
+
+
+def test_a_folder_that_others_create_and_remove_at_any_moment_is_owned(tmp_path):
+    others = subprocess.Popen([sys.executable, "-c", CHURN, tmp_path / "run"])
+    try:
+        for _ in range(10):
+            with own_folder(tmp_path / "run"):
+                assert (tmp_path / "run" / LOCK).is_file()
+    finally:
+        others.kill()
+        others.wait()
 
 
 def test_a_lock_of_unknown_content_still_holds(tmp_path, owner):

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import platform
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -72,10 +73,15 @@ def is_first_process() -> bool:
 def _lock(folder: Path) -> int | None:
     """Return the descriptor that holds the lock, or None while another process owns the folder. Raises OSError."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # its last owner has just removed the empty folder
+            continue
+        except FileExistsError:  # removed between mkdir's attempt and its check that this is a folder
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(folder.lstat().st_mode):
+                    raise
             continue
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
