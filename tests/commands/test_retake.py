@@ -1,6 +1,7 @@
 """Takes of a panel: what they read, that all else stays, and that one can go back."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
-from storydiffusion.output.manifest import Manifest, read_manifest
+from storydiffusion.output.manifest import Manifest, TakeRecord, read_manifest
 from storydiffusion.pipelines.story import StoryPipeline
 from storydiffusion.pipelines.takes import collect_takes, generate_takes, get_chosen_takes, place_views, take_seed
 from storydiffusion.story import load_story
@@ -239,3 +240,84 @@ def test_later_takes_read_the_chosen_takes_and_the_first_images_read_each_other(
     views = place_views([*found, new, later])
     assert [view.images for view in views] == [(0, 1, 2)] * 3 + [(0, 3, 2), (4, 3, 2)]
     assert [view.panel for view in views] == [0, 1, 2, 1, 0]
+
+
+def images(run: Path, takes: Sequence[TakeRecord]) -> list[np.ndarray]:
+    return [np.asarray(Image.open(run / take.file)).astype(int) for take in takes]
+
+
+@pytest.mark.parametrize("settings", [(), ("csa.anchor_panels=1", "csa.panels_at_once=1"), ("csa.start=0.5",)])
+def test_with_kept_features_takes_alone_are_computed_and_equal_those_beside_the_story(
+    generate_story, tmp_path, settings
+):
+    made = {}
+    for name, gib in {"slow": 0, "fast": 1}.items():
+        command = [f"run_dir={name}", STEPS, *settings, f"keep_features={gib}"]
+        assert generate_story(*command).code == 0
+        assert "generating 2 takes" in generate_story(*command, "retake=2", "candidates=2").err
+        chosen = generate_story(*command, "retake=2", "take=1")
+        assert "denoising" not in chosen.err
+        outcome = generate_story(*command, "retake=3", "candidates=2")  # which reads the chosen take
+        assert outcome.code == 0
+        computed = 2 if "csa.anchor_panels=1" in settings else 3  # and the chosen take
+        assert (f"denoising {computed} panels" in outcome.err) == (name == "fast")
+        again = generate_story(*command, "retake=3", "candidates=1")
+        assert ("denoising 1 panels" in again.err) == (name == "fast")
+        made[name] = images(tmp_path / name, [take for take in manifest(tmp_path / name).takes if take.number])
+    assert len(made["fast"]) == 5
+    for fast, slow in zip(made["fast"], made["slow"], strict=True):
+        assert np.abs(fast - slow).max() <= 1
+    stay = manifest(tmp_path / "fast")
+    kept = {file.stem for file in (tmp_path / "fast" / "features").iterdir()}
+    read = [stay.panels[0], *(take for take in stay.takes if take.number == 0)]
+    read += [stay.panels[1]] if "csa.anchor_panels=1" not in settings else []  # a take that the last takes read
+    assert kept == {each.sha256[:16] for each in read}
+    assert not (tmp_path / "slow" / "features").exists()
+
+
+def test_features_are_of_the_images_there_are(generate_story, story_file, tmp_path):
+    run, command = tmp_path / "run", ["run_dir=run", STEPS, "keep_features=1", "csa.anchor_panels=1"]
+
+    def kept() -> set[str]:
+        return {file.stem for file in (run / "features").iterdir()}
+
+    generate_story(*command)
+    before = kept()
+    assert before == {each.sha256[:16] for each in manifest(run).panels}
+    story_file.write_text(story_file.read_text().replace('"[Pip] and [Bo] in', '"[Bo] and [Pip] in'))
+    assert generate_story(*command, "overwrite=true").code == 0
+    assert kept() == {each.sha256[:16] for each in manifest(run).panels}
+    assert len(kept() & before) == 2
+    story_file.write_text(f"{story_file.read_text().rstrip()}\n{LONGER}")
+    assert "of 2 panels at once" in generate_story(*command, "extend=true").err
+    assert len(kept()) == 3
+    assert "of 2 panels at once" in generate_story(*command, "retake=5", "candidates=2").err
+    generate_story(*command, "overwrite=true", "seed=7")
+    assert kept() == {each.sha256[:16] for each in manifest(run).panels}
+
+
+@pytest.mark.parametrize(("content", "problem"), [(b"{", "is damaged"), (None, "is of another image")])
+def test_features_that_cannot_be_used_are_computed_again(generate_story, tmp_path, content, problem):
+    run, command = tmp_path / "run", ["run_dir=run", STEPS, "keep_features=1"]
+    generate_story(*command)
+    one, other = (run / "features" / f"{panel.sha256[:16]}.safetensors" for panel in manifest(run).panels[:2])
+    one.write_bytes(other.read_bytes() if content is None else content)
+    outcome = generate_story(*command, "retake=3", "candidates=1")
+    assert outcome.code == 0
+    assert f"warning: {one.relative_to(tmp_path)} {problem}: computing these features again" in outcome.err
+    assert "of 2 panels at once" in outcome.err
+    assert "of 1 panels at once" in generate_story(*command, "retake=3", "candidates=1").err
+
+
+def test_features_larger_than_allowed_are_not_kept(generate_story, tmp_path):
+    outcome = generate_story("run_dir=run", STEPS, "keep_features=0.000001")
+    assert outcome.code == 0
+    assert "GiB, more than keep_features=1e-06: they are not kept, and retakes compute them again" in outcome.err
+    assert not (tmp_path / "run" / "features").exists()
+
+
+@pytest.mark.parametrize("settings", ["csa.regions=characters", "csa=off"])
+def test_features_that_are_not_those_of_the_image_alone_are_not_kept(generate_story, tmp_path, settings):
+    assert generate_story("run_dir=run", STEPS, settings, "keep_features=1").code == 0
+    assert not (tmp_path / "run" / "features").exists()
+    assert generate_story("run_dir=run", STEPS, settings, "keep_features=1", "retake=2", "candidates=1").code == 0

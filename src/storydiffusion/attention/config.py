@@ -172,6 +172,11 @@ class ConsistentSelfAttentionConfig:
         return get_token_sampler(self.sampler).needs | get_variant(self.variant).needs
 
     @property
+    def keeps_features(self) -> bool:
+        """Whether the features of an image, computed once, are those that further images of its story read."""
+        return self.shares and not self.uses_regions and not self.needs
+
+    @property
     def shares(self) -> bool:
         """Whether any token is shared at all."""
         rates = self.rate.values() if isinstance(self.rate, Mapping) else [self.rate]

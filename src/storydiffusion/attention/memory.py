@@ -119,26 +119,35 @@ def free_bytes(device: torch.device) -> int:
 
 
 def choose_chunks(
-    config: ConsistentSelfAttentionConfig, sources: Tensor, memory: Callable[[], CallMemory], device: torch.device
+    config: ConsistentSelfAttentionConfig,
+    sources: Tensor,
+    memory: Callable[[], CallMemory],
+    device: torch.device,
+    given: Sequence[int] = (),
 ) -> list[Chunk]:
-    """Divide the panels of a guidance part as `config.panels_at_once` asks; `memory` estimates that of a call."""
-    if config.panels_at_once is None:
-        return [Chunk(list(range(len(sources))), [], [])]
+    """Divide the panels of a guidance part as `config.panels_at_once` asks.
+
+    Args:
+        sources: (P, P) booleans, row i true at the panels that panel i reads.
+        memory: estimates that of a call.
+        given: panels whose features are given.
+    """
     if config.panels_at_once == "auto":
-        return fit_chunks(sources, memory(), free_bytes(device))
-    return plan_chunks(sources, config.panels_at_once)
+        return fit_chunks(sources, memory(), free_bytes(device), given)
+    return plan_chunks(sources, config.panels_at_once, given)
 
 
-def fit_chunks(sources: Tensor, memory: CallMemory, free: int) -> list[Chunk]:
+def fit_chunks(sources: Tensor, memory: CallMemory, free: int, given: Sequence[int] = ()) -> list[Chunk]:
     """Return the largest chunks that fit into `free` bytes.
 
     Raises:
         UserError: where the panels that attend to each other do not fit.
     """
-    largest = max(len(component) for component in find_components(sources))
+    denoised = [panel for panel in range(len(sources)) if panel not in given]
+    largest = max(len(component) for component in find_components(sources[denoised][:, denoised]))
     chunks: list[Chunk] = []
-    for panels_at_once in range(len(sources), largest - 1, -1):
-        chunks = plan_chunks(sources, panels_at_once)
+    for panels_at_once in range(len(denoised), largest - 1, -1):
+        chunks = plan_chunks(sources, panels_at_once, given)
         if memory.of(chunks) + memory.offloaded <= USABLE * free:
             return chunks
     raise UserError(

@@ -25,6 +25,7 @@ from storydiffusion.attention.consistent_self_attention import AttentionPlan, Pa
 from storydiffusion.attention.denoiser_calls import before_calls
 from storydiffusion.attention.finite import check_latents
 from storydiffusion.attention.guidance import ImageCounter, check_parts, count_parts
+from storydiffusion.attention.kept_features import FeatureStore
 from storydiffusion.attention.memory import CallMemory, choose_chunks, estimate_memory
 from storydiffusion.attention.region_recorder import RegionRecorder
 from storydiffusion.attention.variants import get_read_panels, get_variant, select_tokens
@@ -38,6 +39,7 @@ def consistent_self_attention(
     stories: Sequence[int | PanelGroup] | None = None,
     parts: int | None = None,
     characters: Sequence[str] | None = None,
+    features: FeatureStore | None = None,
 ) -> Iterator["StoryState"]:
     """Share self-attention among the panels of a story in every call of `pipe` inside the context.
 
@@ -53,6 +55,8 @@ def consistent_self_attention(
             derives it from the number of prompts in the pipeline's call; see `guidance`.
         characters: the words by which the prompts describe each character, such as "a girl with brown hair", for
             `config.regions`; None where the stories know them.
+        features: of a U-Net's images that `stories` count and the batch lacks; and where to record others, for one call
+            of the pipeline.
 
     Yields:
         The state, whose `on_step_end` is the pipeline's `callback_on_step_end`.
@@ -66,12 +70,12 @@ def consistent_self_attention(
     backbone = get_backbone(denoiser)
     backbone.prepare(config)
     layers = backbone.self_attention_layers(config.blocks) if config.shares else {}
-    state = StoryState(pipe, backbone, config, stories, parts, characters)
+    state = StoryState(pipe, backbone, config, stories, parts, characters, features)
     with (
         _attention_processors(layers, partial(backbone.make_processor, state.plan), state),
         _recording(state),
         state.images.observe(pipe),
-        before_calls(denoiser, state, divides=config.panels_at_once is not None),
+        before_calls(denoiser, state, divides=config.panels_at_once is not None or bool(state.features.given)),
     ):
         yield state
     if config.shares and stories is None and not state.shared:
@@ -144,6 +148,7 @@ class StoryState:
         shared: whether any layer has shared tokens.
         images: counts the images of the pipeline's calls.
         recorder: of the maps that regions come from; None where panels share as a whole.
+        features: that are given or recorded.
         processors: name of a layer → the layer and the processor that shares its tokens.
     """
 
@@ -155,6 +160,7 @@ class StoryState:
         stories: Sequence[int | PanelGroup] | None = None,
         parts: int | None = None,
         characters: Sequence[str] | None = None,
+        features: FeatureStore | None = None,
     ):
         if parts is not None and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
             raise UserError(f"parts is {parts!r}: choose a whole number of guidance parts, 1 or more.")
@@ -163,6 +169,7 @@ class StoryState:
         self.images = ImageCounter()
         self.recorder = RegionRecorder(backbone) if config.uses_regions else None
         self.processors: dict[str, tuple[AttentionLayer, Any]] = {}
+        self.features = features or FeatureStore()
         self.shared = False
         self.step = 0
         self._pipe = pipe
@@ -172,6 +179,8 @@ class StoryState:
             raise UserError("stories is empty: give the number of panels of each story, or leave it out.")
         if characters is not None and config.regions == "off":
             raise UserError("characters are given, but regions is off: choose regions characters, or leave them out.")
+        if features is not None and not (config.keeps_features and hasattr(pipe, "unet")):
+            raise UserError("features are kept of a U-Net's images, without regions or a sampler that reads layers.")
         self._characters = characters
         self._steps: int | None = None
         self._stories: list[PanelGroup] = []
@@ -215,7 +224,9 @@ class StoryState:
             check_parts(self._backbone.latents(args, kwargs), self._parts, self._layout_known)
             self._checked = True
         if self._chunked is None:
-            self._chunked = ChunkedCall(self._make_chunks(self._backbone.latents(args, kwargs)), self._parts)
+            chunks = self._make_chunks(self._backbone.latents(args, kwargs))
+            self._chunked = ChunkedCall(chunks, self._parts, self.features)
+        self.features.begin_call()
 
     def run(self, call: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Run a call of the denoiser, in chunks of `config.panels_at_once` panels."""
@@ -230,7 +241,7 @@ class StoryState:
             size = (shape.height, shape.width, latents.itemsize)
             return estimate_memory(self._backbone, self.config, sources, self._parts, *size, device.type)
 
-        return choose_chunks(self.config, sources, memory, device)
+        return choose_chunks(self.config, sources, memory, device, self.features.given)
 
     def plan(self, layer: str, hidden_states: Tensor, attention_maps: Callable[[], Tensor]) -> AttentionPlan | None:
         """Return the tokens that the panels attend to in a layer; None is plain attention.
@@ -260,8 +271,7 @@ class StoryState:
         key = (tokens, bypassed, hidden_states.device)
         if key not in self._plans:
             plan = self._make_plan(tokens, rate, bypassed, self._stories, regions=self._get_regions(grid))
-            in_chunks = len(self._chunked.chunks) > 1
-            self._plans[key] = plan and (plan if in_chunks else plan.to(hidden_states.device))
+            self._plans[key] = plan and (plan if self._chunked.divides else plan.to(hidden_states.device))
             self.shared |= plan is not None
         plan = self._plans[key]
         return plan and self._chunked.restrict(plan, key, layer)
@@ -364,7 +374,7 @@ class StoryState:
     def _arrange(self, batch: int) -> None:
         """Divide the batch into guidance parts, and these into stories."""
         stories = self._given
-        panels = None if stories is None else sum(story.panels for story in stories)
+        panels = None if stories is None else sum(story.panels for story in stories) - len(self.features.given)
         stated = self._backbone.guidance_parts(self._pipe)
         self._layout_known = stated is not None or panels is not None
         parts = count_parts(batch, self._given_parts, self.images.images, stated, panels)

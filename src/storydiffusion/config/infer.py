@@ -32,6 +32,7 @@ STORY_SETS = ("varied", "places")
 EMOTION_PROMPTS = ("emotion", "neutral")
 CHARACTER_METHODS = ("file", "none")
 MOST_WRITTEN_PANELS = 16  # of the rules writer
+MOST_KEPT_GIB = 1024
 MOST_CANDIDATES, MOST_TAKES = 100, 999  # of a panel, at once and in all
 EXAMPLE = "package://examples/mia.yaml"
 LONGEST_RUN_NAME = 40  # characters
@@ -207,6 +208,7 @@ class InferConfig:
     retake: int | None  # a panel of the finished story, from 1
     candidates: int  # takes of it to generate
     take: int | None  # of it to choose; 0: its first image
+    keep_features: float  # GiB that the images' features may take in run_dir, for fast retakes; 0: none are kept
     extend: bool  # generate panels at the end of a finished story, which stays as it is
     seed: int
     noise: str
@@ -253,6 +255,7 @@ class InferConfig:
             raise UserError(f"font={show(self.font)} is not a file or a list of files: write font=FILE")
         self._check_retake()
         check_range("hold", self.hold, 0, LONGEST_HOLD)
+        check_range("keep_features", self.keep_features, 0, MOST_KEPT_GIB)
         if self.fps is None and self.model.video is not None:
             self.fps = self.model.video.fps
         if self.fps is not None:

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storydiffusion.config import InferConfig
 from storydiffusion.generation.engine import Engine
@@ -29,6 +29,10 @@ from storydiffusion.output.typefaces import check_fonts
 from storydiffusion.story import Story
 from storydiffusion.story.poses import check_poses
 from storydiffusion.story.saved_characters import keep_files
+
+if TYPE_CHECKING:
+    from storydiffusion.attention.kept_features import FeatureStore
+    from storydiffusion.pipelines.story import StoryPipeline
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ def generate_panels(
 ) -> Settings:
     """Generate the panels that the folder lacks, from the step where an earlier run stopped; return remarks on them."""
     from storydiffusion.baselines.portraits import build_story_conditions
+    from storydiffusion.output.kept_features import write_features
     from storydiffusion.pipelines.panel_keys import find_computed, plan_panels
     from storydiffusion.pipelines.story import StoryPipeline, get_sampling_defaults
 
@@ -182,6 +187,8 @@ def generate_panels(
     clock = time.perf_counter()
     remarks = warn_of_words(resolved, story)
     conditions = build_story_conditions(config, story, model, run.path, run.manifest.weights)
+    start = run.progress(computed if len(computed) < len(plan) else ())
+    features = open_features(config, story, pipe, len(computed)) if start is None else None
     with run.keeping_progress() as keep:
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
@@ -198,14 +205,33 @@ def generate_panels(
             height=config.height,
             width=config.width,
             conditions=conditions,
-            start=run.progress(computed if len(computed) < len(plan) else ()),
+            start=start,
             panels=computed if len(computed) < len(plan) else None,
             callback_on_step_end=on_step_end,
+            features=features,
         )
         seconds["panels"] = round(time.perf_counter() - clock, 2)
         images = dict(zip(computed, output.images, strict=True)) | images
         run.keep_panels([images[panel] for panel in range(len(plan))], plan, seconds)
+    if features is not None:
+        recorded = {panel: each for panel, each in zip(computed, features.recorded.values(), strict=True) if each}
+        write_features(
+            run.path, {run.panels[panel].sha256: each for panel, each in recorded.items() if panel in missing}
+        )
     return remarks
+
+
+def open_features(config: InferConfig, story: Story, pipe: "StoryPipeline", images: int) -> "FeatureStore | None":
+    """Return what records the features of a story's images, where the configuration keeps them."""
+    from storydiffusion.attention.kept_features import FeatureStore
+    from storydiffusion.pipelines.panels import fits_features
+
+    if config.baseline is not None or any(character.file for character in story.characters):
+        return None  # whose panels also depend on other images
+    sampling = {"num_inference_steps": config.steps, "guidance_scale": config.guidance_scale}
+    sampling |= {"height": config.height, "width": config.width}
+    fits = fits_features(pipe.pipe, config.csa.build(config.seed), sampling, images, config.keep_features)
+    return FeatureStore(records=range(images)) if fits else None
 
 
 def describe_story(config: InferConfig, story: Story) -> Settings:

@@ -34,6 +34,9 @@ from storydiffusion.story.saved_characters import read_characters
 if TYPE_CHECKING:
     from PIL import Image
 
+    from storydiffusion.attention.kept_features import Features
+    from storydiffusion.pipelines.takes import Place
+
 OWN_CHANGES = ("prompt", "negative", "seed", "caption", "says", "cut")
 """what may differ in the panel to retake"""
 SHOWN_SETTINGS = ("video", "fps", "hold", "captions")
@@ -108,8 +111,10 @@ def make_takes(
     new = plan_takes(config, [take for take in takes.values() if take.panel == panel], goal)
     new = [take.seen_with(story.panels[panel].characters, chosen) for take in new]
     print(f"generating {len(new)} takes of panel {panel + 1}; keeping all panels", file=sys.stderr)
-    images = generate_images(config, model, story, takes, new, engine)
-    return keep_takes(folder, found, takes[panel, 0], new, images)
+    images, features = generate_images(config, model, story, takes, new, engine)
+    written = keep_takes(folder, found, takes[panel, 0], new, images)
+    keep_features(folder, [*takes.values(), *written], features)
+    return written
 
 
 def generate_images(
@@ -119,10 +124,11 @@ def generate_images(
     takes: Mapping[tuple[int, int], TakeRecord],
     new: Sequence[TakeRecord],
     engine: Engine,
-) -> "list[Image.Image]":
-    """Generate new images beside those that there are."""
+) -> "tuple[list[Image.Image], Mapping[Place, Features]]":
+    """Generate new images beside those that there are; return them, and features of images that were computed."""
+    from storydiffusion.output.kept_features import read_features
     from storydiffusion.pipelines.story import StoryPipeline
-    from storydiffusion.pipelines.takes import generate_takes
+    from storydiffusion.pipelines.takes import KeptFeatures, generate_takes
 
     settings = {
         "num_inference_steps": config.steps,
@@ -136,7 +142,17 @@ def generate_images(
         engine.watch("takes", step + 1, pipe.num_timesteps)
 
     csa, files = config.csa.build(config.seed), read_characters(story)
-    return generate_takes(pipe, story, takes, new, csa, settings, on_step_end, files)
+    kept = KeptFeatures(lambda image: read_features(Path(str(config.run_dir)), image.sha256), config.keep_features)
+    images = generate_takes(pipe, story, takes, new, csa, settings, on_step_end, files, kept)
+    return images, kept.added
+
+
+def keep_features(folder: Path, images: Sequence[TakeRecord], features: "Mapping[Place, Features]") -> None:
+    """Write features of images into the run folder, as those of these images' checksums."""
+    from storydiffusion.output.kept_features import write_features
+
+    checksums = {(each.panel, each.number): each.sha256 for each in images}
+    write_features(folder, {checksums[place]: tensors for place, tensors in features.items()})
 
 
 def plan_takes(config: InferConfig, takes: list[TakeRecord], goal: PanelRecord) -> list[TakeRecord]:
@@ -226,8 +242,9 @@ def extend_story(config: InferConfig, model: ResolvedModel, story: Story, planne
         if number >= first
     ]
     print(f"generating {len(new)} panels; keeping {first}", file=sys.stderr)
-    images = generate_images(config, model, story, takes, new, engine)
+    images, features = generate_images(config, model, story, takes, new, engine)
     written = write_takes(folder, new, images)
+    keep_features(folder, [*takes.values(), *written], features)
     found = replace(found, takes=(*(copy_take(folder, take) for take in takes.values()), *written))
     panels = [replace(old, key=each.key) for old, each in zip(found.panels, plan, strict=False)]
     panels += [

@@ -45,7 +45,7 @@ def encode_prompts(
     in one window is encoded exactly as by the pipeline itself; the pooled embedding is that of the first window.
     """
     negatives_are_zero = getattr(pipe.config, "force_zeros_for_empty_prompt", False)  # SDXL's own convention
-    windows = max(least_windows, count_windows(_parts(pipe, "tokenizer"), [*prompts, *negative_prompts]))
+    windows = max(least_windows, count_windows(get_tokenizers(pipe), [*prompts, *negative_prompts]))
     positive, pooled = _encode(pipe, prompts, windows)
     negative, negative_pooled = _encode(pipe, negative_prompts, windows)
     if negatives_are_zero:
@@ -62,6 +62,11 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
     """
     words = [word.strip(string.punctuation + "“”‘’…—–") for word in text.split()]
     return [word for word in dict.fromkeys(words) if word and tokenizer.unk_token_id in _tokens(tokenizer, word)]
+
+
+def get_tokenizers(pipe: Any) -> list[Any]:
+    """Return the tokenizers of a pipeline with a U-Net: one, or two of the XL variant."""
+    return _parts(pipe, "tokenizer")
 
 
 def _parts(pipe: Any, name: str) -> list[Any]:
@@ -104,7 +109,7 @@ def find_character_tokens(pipe: Any, prompt: str, characters: Mapping[str, str])
     Raises:
         UserError: for words that the prompt does not have.
     """
-    tokenizer = _parts(pipe, "tokenizer")[0]
+    tokenizer = get_tokenizers(pipe)[0]
     spans = find_words(prompt, characters)
     if missing := [name for name in characters if name not in spans]:
         raise UserError(f"the prompt '{prompt}' does not have the words '{characters[missing[0]]}' of {missing[0]}.")
@@ -126,7 +131,7 @@ def count_windows(tokenizers: Sequence[Any], texts: Sequence[str]) -> int:
 
 
 def _encode(pipe: Any, texts: list[str], windows: int) -> tuple[Tensor, Tensor | None]:
-    tokenizers = _parts(pipe, "tokenizer")
+    tokenizers = get_tokenizers(pipe)
     return encode_windows(pipe, [[padded_windows(tok, text, windows) for text in texts] for tok in tokenizers])
 
 

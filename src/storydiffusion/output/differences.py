@@ -14,7 +14,7 @@ from storydiffusion.output.manifest import Manifest
 
 NOT_COMPARED = (
     "script", "run_dir", "overwrite", "story", "frames", "idea", "text", "emotion", "panels", "language", "retake",
-    "candidates", "take", "extend", "page", "cuts", "exports",
+    "candidates", "take", "extend", "keep_features", "page", "cuts", "exports",
     "paper",
 )  # fmt: skip
 """keys of the configuration that say where a story lies or comes from, or that the script holds resolved"""

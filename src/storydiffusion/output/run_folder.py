@@ -21,6 +21,7 @@ from tqdm import tqdm
 from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import remove_drafts, write_atomically, write_image
 from storydiffusion.files.checksums import compute_sha256
+from storydiffusion.output import kept_features as features
 from storydiffusion.output.differences import Difference, find_differences
 from storydiffusion.output.exports import remove_exports
 from storydiffusion.output.kept_takes import find_lost_takes, find_staying_takes
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 PROGRESS = ".progress.safetensors"
 RESULTS = (PAGE, "video.mp4", REPORT)
-FOLDERS = ("characters", "panels", "portraits", "takes", "transitions", "exports")
+FOLDERS = ("characters", "panels", "portraits", "takes", "transitions", "exports", features.FOLDER)
 NUMBER = "[0-9][0-9][0-9]"
 TAKES = f"takes/{NUMBER}-{NUMBER}.png"
 STRIPS = f"transitions/{NUMBER}-{NUMBER}.png"
@@ -312,7 +313,7 @@ class RunFolder:
             return False
 
     def _remove_surplus(self) -> None:
-        """Remove panels and transitions that an earlier story had and this one has not."""
+        """Remove panels, transitions and features that an earlier story had and this one has not."""
         panels = {each.file for each in self.manifest.panels}
         script = self.manifest.config.get("script", {}).get("panels", ())
         cuts = {number for number, panel in enumerate(script, 1) if panel.get("cut")}
@@ -322,6 +323,7 @@ class RunFolder:
         for file in self.path.glob(STRIPS):
             if (number := int(file.stem.partition("-")[2])) > len(panels) or number in cuts:
                 file.unlink()
+        features.remove_features(self.path, [each.sha256 for each in (*self.manifest.panels, *self.manifest.takes)])
 
     def _adopt(self, found: Manifest) -> None:
         """Take over what an earlier run of the same panels has made."""
@@ -373,6 +375,7 @@ class RunFolder:
             for names in (f"panels/{NUMBER}.png", f"portraits/{NUMBER}.png", STRIPS, TAKES):
                 for file in self.path.glob(names):
                     file.unlink()
+            features.remove_features(self.path, stay=())
         except NotADirectoryError:
             pass  # write_manifest reports it
         except OSError as error:

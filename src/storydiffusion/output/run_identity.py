@@ -10,7 +10,7 @@ from storydiffusion.output.manifest import Manifest
 NOT_OF_PANELS = (
     "run_dir", "overwrite", "story", "frames", "video", "fps", "hold", "captions", "font", "page", "cuts",
     "exports", "paper", "idea", "text", "emotion", "panels", "language", "writer", "retake", "candidates", "take",
-    "extend",
+    "extend", "keep_features",
 )  # fmt: skip
 """keys of the configuration that panels do not depend on; what was written is in the script"""
 

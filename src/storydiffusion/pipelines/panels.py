@@ -23,7 +23,8 @@ from storydiffusion.attention.backbones import find_denoiser, get_backbone
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import PanelGroup, View
 from storydiffusion.attention.finite import check_images
-from storydiffusion.attention.memory import GIB, choose_chunks, estimate_memory
+from storydiffusion.attention.kept_features import FeatureStore
+from storydiffusion.attention.memory import GIB, CallMemory, choose_chunks, estimate_memory
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.attention.variants import get_read_panels
 from storydiffusion.errors import UserError
@@ -123,6 +124,7 @@ def generate_panels(
     callback_on_step_end: StepCallback | None = None,
     at_step_end: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda step, tensors: tensors,
     given_noise: Tensor | None = None,
+    features: FeatureStore | None = None,
 ) -> Any:
     """Generate the images of one story.
 
@@ -130,13 +132,14 @@ def generate_panels(
         arguments: of the pipeline's call: prompts or their embeddings, one for each panel, `height` and `width` in
             pixels, `num_inference_steps`, and whatever else `call_pipeline` takes.
         seeds: one for each panel.
-        group: the panels as a story; None: all may attend to all.
+        group: the panels as a story; None: all may attend to all. Of given features it counts the images, too.
         start: (steps done, latents (P, C, h, w)) of an interrupted call; the remaining steps give the same pixels, bit
             for bit. Regions, which depend on all steps before, and a scheduler that keeps more state than its step
             number (see RESUMABLE) repeat all steps instead.
         callback_on_step_end: diffusers' callback, called after every step except those that `start` skips.
         at_step_end: `Conditions.at_step_end` of the panels' conditions, called after every step.
         given_noise: (R, C, h, w) starting noise of the first R images, in place of that of their seeds.
+        features: see `consistent_self_attention`; they are recorded in a call without `start`.
 
     Returns:
         The pipeline's images: a list of PIL images, unless `arguments` sets another `output_type`.
@@ -151,9 +154,9 @@ def generate_panels(
     denoiser: Any = find_denoiser(pipe)
     resumed = start if type(pipe.scheduler).__name__ in RESUMABLE and not csa.uses_regions else None
     group = group or PanelGroup(len(seeds))
-    csa = _announce_memory(pipe, csa, group, arguments)
+    csa = _announce_memory(pipe, csa, group, arguments, features.given if features else ())
     with (
-        consistent_self_attention(pipe, csa, [group]) as story,
+        consistent_self_attention(pipe, csa, [group], features=features) as story,
         _skipping_to(pipe, resumed) as skip,
         finite_images(pipe.vae),
         _explaining_lack_of_memory(len(seeds), arguments),
@@ -215,12 +218,17 @@ def _converting_one_by_one(pipe: Any) -> Iterator[list[Image.Image]]:
 
 
 def _announce_memory(
-    pipe: Any, csa: ConsistentSelfAttentionConfig, group: PanelGroup, arguments: dict[str, Any]
+    pipe: Any,
+    csa: ConsistentSelfAttentionConfig,
+    group: PanelGroup,
+    arguments: dict[str, Any],
+    given: Sequence[int],
 ) -> ConsistentSelfAttentionConfig:
     """Print what `plan_memory` finds; return `csa` with this number in place of `auto`, whatever is free later."""
-    at_once, needed = plan_memory(pipe, csa, group, arguments)
+    at_once, needed = plan_memory(pipe, csa, group, arguments, given)
     memory = "" if needed is None else f", in about {needed / GIB:.2f} GiB beside the weights"
-    tqdm.write(f"denoising {at_once} of {group.panels} panels at once{memory}", file=sys.stderr)
+    panels = group.panels - len(given)
+    tqdm.write(f"denoising {at_once} of {panels} panels at once{memory}", file=sys.stderr)
     return replace(csa, panels_at_once=at_once) if csa.panels_at_once == "auto" else csa
 
 
@@ -236,23 +244,57 @@ def _explaining_lack_of_memory(panels: int, arguments: dict[str, Any]) -> Iterat
 
 
 def plan_memory(
-    pipe: Any, csa: ConsistentSelfAttentionConfig, group: PanelGroup, arguments: dict[str, Any]
+    pipe: Any,
+    csa: ConsistentSelfAttentionConfig,
+    group: PanelGroup,
+    arguments: dict[str, Any],
+    given: Sequence[int] = (),
 ) -> tuple[int, int | None]:
     """Return the most panels that `generate_panels` denoises at once, and the bytes that this needs beside the weights.
 
     A diffusion transformer denoises all panels at once, in memory that is not estimated (None).
+
+    Args:
+        given: images of the group whose features are given.
 
     Raises:
         UserError: for panels that `csa.panels_at_once` cannot divide, or that need more memory than is free.
     """
     if not is_unet(pipe):
         return group.panels, None
+    sources, device = get_read_panels(csa, [group]), pipe._execution_device  # where offloading moves the U-Net
+    memory = _estimate_call(pipe, csa, sources, arguments)
+    chunks = choose_chunks(csa, sources, lambda: memory, device, given)
+    return max(len(chunk.panels) for chunk in chunks), memory.of(chunks)
+
+
+def fits_features(
+    pipe: Any, csa: ConsistentSelfAttentionConfig, arguments: Mapping[str, Any], images: int, most_gib: float
+) -> bool:
+    """Return whether the features of images can be kept, in `most_gib` at most; print how large they are otherwise."""
+    if most_gib == 0 or not (is_unet(pipe) and csa.keeps_features):
+        return False
+    steps = arguments["num_inference_steps"]
+    shared = sum(csa.is_active(step, steps) for step in range(steps))
+    memory = _estimate_call(pipe, csa, torch.zeros(images, images, dtype=torch.bool), arguments)
+    needed = images * shared * memory.kept / GIB
+    if needed > most_gib:
+        print(
+            f"the features of {images} images take about {needed:.1f} GiB, more than keep_features={most_gib:g}: "
+            "they are not kept, and retakes compute them again",
+            file=sys.stderr,
+        )
+    return needed <= most_gib
+
+
+def _estimate_call(
+    pipe: Any, csa: ConsistentSelfAttentionConfig, sources: Tensor, arguments: Mapping[str, Any]
+) -> CallMemory:
+    """Estimate the memory of a call of the U-Net for (P, P) `sources`."""
     size = (arguments["height"] // pipe.vae_scale_factor, arguments["width"] // pipe.vae_scale_factor)
     parts = 2 if (arguments.get("guidance_scale") or 0) > 1 else 1
-    sources, device = get_read_panels(csa, [group]), pipe._execution_device  # where offloading moves the U-Net
-    memory = estimate_memory(get_backbone(pipe.unet), csa, sources, parts, *size, pipe.unet.dtype.itemsize, device.type)
-    chunks = choose_chunks(csa, sources, lambda: memory, device)
-    return max(len(chunk.panels) for chunk in chunks), memory.of(chunks)
+    unet, device = pipe.unet, pipe._execution_device
+    return estimate_memory(get_backbone(unet), csa, sources, parts, *size, unet.dtype.itemsize, device.type)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.attention.kept_features import FeatureStore
 from storydiffusion.config import ModelConfig
 from storydiffusion.config.infer import NOISES
 from storydiffusion.config.loading import check_choice
@@ -179,6 +180,7 @@ class StoryPipeline:
         conditions: Conditions | None = None,
         start: tuple[int, Tensor] | None = None,
         panels: Sequence[int] | None = None,
+        features: FeatureStore | None = None,
         **arguments: Any,
     ) -> StoryPipelineOutput:
         """Generate one image for each panel.
@@ -199,6 +201,7 @@ class StoryPipeline:
                 characters' images come first, also in the callback's tensors.
             panels: numbers from 0 of the panels to generate, with all that they read; they come out as in the whole
                 story, up to rounding, which may differ between sizes of a batch. None: all panels.
+            features: records those of the panels, for takes that read them (see `generate_takes`).
             arguments: further ones of the pipeline's call, such as `cross_attention_kwargs`.
 
         Raises:
@@ -222,7 +225,7 @@ class StoryPipeline:
         else:
             batch = batch_panels(self.pipe, story, seeds, csa, conditions, panels)
         call = {**arguments, "output_type": output_type}
-        images = self._generate(batch, sampling, call, csa, start, callback_on_step_end)
+        images = self._generate(batch, sampling, call, csa, start, callback_on_step_end, features)
         output = StoryPipelineOutput(images, *get_prompts(story), seeds, story)
         has_more = files or conditions is not None or panels is not None or start or arguments or has_poses(story)
         return output if has_more else replace(output, recipe=self._describe(output, sampling, csa))
@@ -239,6 +242,7 @@ class StoryPipeline:
         csa: ConsistentSelfAttentionConfig,
         start: tuple[int, Tensor] | None,
         callback: StepCallback | None,
+        features: FeatureStore | None,
     ) -> Any:
         """Generate the panels of a batch; `arguments` win over those of its conditions, and these over `sampling`."""
         conditions, in_chunks = batch.conditions, csa.panels_at_once is not None
@@ -253,6 +257,7 @@ class StoryPipeline:
                 callback,
                 conditions.at_step_end,
                 batch.given_noise,
+                features,
             )
         return images[len(batch.seeds) - len(batch.story.panels) :]
 

@@ -2,33 +2,55 @@
 
 A take reads the keys and values of the other panels' images as they were when these were generated: the story is
 denoised again beside the takes, and only the takes are kept. So the story's other images do not read the take, and a
-take is not what a fresh run with its seed would give. Features are not stored: at 1024², 50 steps and float16 the keys
-and values of one SDXL image are 22 GB, of a miniature's image 22 MB. For the cost, all takes share one computation of
-the story: P + T images instead of T.
+take is not what a fresh run with its seed would give. All takes share one computation of the story: P + T images
+instead of T. Images whose features were kept are not computed: T images instead of P + T where all were.
 
 Shape letters: P panels, T takes.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import PanelGroup, View
+from storydiffusion.attention.kept_features import Features, FeatureStore
 from storydiffusion.attention.variants import get_read_panels
+from storydiffusion.models.prompt_encoding import count_windows, get_tokenizers
 from storydiffusion.output.manifest import Manifest, TakeRecord
 from storydiffusion.pipelines.characters import choose_windows, place_characters
-from storydiffusion.pipelines.conditioning import text_conditions
-from storydiffusion.pipelines.panel_keys import find_reach
-from storydiffusion.pipelines.panels import StepCallback, generate_panels, group_panels, select_views, shared_characters
+from storydiffusion.pipelines.conditioning import Conditions, text_conditions
+from storydiffusion.pipelines.panels import (
+    StepCallback,
+    fits_features,
+    generate_panels,
+    group_panels,
+    select_views,
+    shared_characters,
+)
 from storydiffusion.pipelines.story import StoryPipeline
 from storydiffusion.story import Story, character_words, panel_places
 from storydiffusion.story.character_file import CharacterFile, SavedImage
 
 Place = tuple[int, int]
 """(panel from 0, number of its take)"""
+
+
+@dataclass
+class KeptFeatures:
+    """The features of a story's images.
+
+    Attributes:
+        read: returns those of an image; None where there are none.
+        most_gib: that the features of a call's images may take to be added.
+        added: by `generate_takes`, those of the images that it computed, and of no take, since most are never read.
+    """
+
+    read: Callable[[TakeRecord], Features | None]
+    most_gib: float
+    added: dict[Place, Features] = field(default_factory=dict)
 
 
 def take_seed(seed: int, panel: int, number: int) -> int:
@@ -64,6 +86,7 @@ def generate_takes(
     settings: Mapping[str, Any],
     callback_on_step_end: StepCallback | None = None,
     files: Mapping[str, CharacterFile] | None = None,
+    kept: KeptFeatures | None = None,
 ) -> list[Any]:
     """Return the images of new takes.
 
@@ -72,7 +95,8 @@ def generate_takes(
         story: the images that there are; `takes` read some of them, these others, and so on.
         settings: of the pipeline's call, such as `num_inference_steps`.
         callback_on_step_end: diffusers' callback.
-        files: the saved characters of the story, by name.
+        files: the saved characters of the story, by name; with them, features are computed and not kept.
+        kept: features of the story's images; None: they are computed and not kept.
     """
     if files:
         return _generate_with_characters(pipe, story, takes, csa, settings, callback_on_step_end, files)
@@ -81,17 +105,21 @@ def generate_takes(
     may_share = shared_characters([each.characters for each in images])
     places = panel_places(script)
     group = PanelGroup(len(images), may_share=may_share, views=views, places=[places[each.panel] for each in images])
-    computed = list(range(len(images))) if csa.needs else _find_computed(csa, group, len(takes))
-    images = [images[n] for n in computed]
-    prompts, words = [each.prompt for each in images], character_words(script)
-    conditions = text_conditions(pipe.pipe, prompts, [each.negative_prompt for each in images])
-    shown = replace(script, panels=tuple(script.panels[each.panel] for each in images))
+    given, computed = _find_computed(csa, group, len(takes), _reader(kept, images, csa))
+    used = [*given, *computed]
+    images, first = [images[n] for n in used], len(given)
     sampling = {**pipe.defaults, **settings}
+    others = range(first, len(images) - len(takes))
+    keeps = kept is not None and others and fits_features(pipe.pipe, csa, sampling, len(others), kept.most_gib)
+    features = FeatureStore(dict(enumerate(given.values())), others if keeps else ()) if given or keeps else None
+    prompts, words = [each.prompt for each in images], character_words(script)
+    conditions = _encode_takes(pipe.pipe, images, first)
+    shown = replace(script, panels=tuple(script.panels[each.panel] for each in images[first:]))
     with pipe.posing(shown, (sampling["width"], sampling["height"]), csa.panels_at_once is not None) as poses:
         made = generate_panels(
             pipe.pipe,
             {**sampling, **poses, **conditions.arguments},
-            [each.seed for each in images],
+            [each.seed for each in images[first:]],
             csa,
             group_panels(
                 pipe.pipe,
@@ -99,11 +127,57 @@ def generate_takes(
                 prompts,
                 [{name: words[name] for name in each.characters} for each in images],
                 [places[each.panel] for each in images],
-                select_views(views, computed),
+                select_views(views, used),
             ),
             callback_on_step_end=callback_on_step_end,
+            features=features,
         )
+    if kept is not None and features is not None:
+        kept.added |= {(images[n].panel, images[n].number): each for n, each in features.recorded.items() if each}
     return made[-len(takes) :]
+
+
+def _find_computed(
+    csa: ConsistentSelfAttentionConfig,
+    group: PanelGroup,
+    takes: int,
+    read: Callable[[int], Features | None],
+) -> tuple[dict[int, Features], list[int]]:
+    """Return the features that are given, and the images to compute.
+
+    Computed are the last `takes` images, and those whose features reach them and are not given; all images, for a
+    sampler that reads layers.
+
+    Args:
+        read: returns the features of an image; None where there are none.
+    """
+    if csa.needs:
+        return {}, list(range(group.panels))
+    sources, given = get_read_panels(csa, [group]), {}
+    computed = list(range(group.panels - takes, group.panels))
+    for image in computed:  # which grows
+        for source in sources[image].nonzero()[:, 0].tolist():
+            if source in given or source in computed:
+                continue
+            if (features := read(source)) is None:
+                computed.append(source)
+            else:
+                given[source] = features
+    return dict(sorted(given.items())), sorted(computed)
+
+
+def _reader(
+    kept: KeptFeatures | None, images: Sequence[TakeRecord], csa: ConsistentSelfAttentionConfig
+) -> Callable[[int], Features | None]:
+    """Return the function that `_find_computed` reads features with."""
+    return lambda n: kept.read(images[n]) if kept is not None and csa.keeps_features else None
+
+
+def _encode_takes(pipe: Any, images: Sequence[TakeRecord], given: int) -> Conditions:
+    """Return the text conditions of all but the first `given` images, in windows that suffice for all."""
+    prompts, negative_prompts = [each.prompt for each in images], [each.negative_prompt for each in images]
+    windows = count_windows(get_tokenizers(pipe), [*prompts, *negative_prompts]) if given else 1
+    return text_conditions(pipe, prompts[given:], negative_prompts[given:], windows)
 
 
 def _generate_with_characters(
@@ -123,7 +197,7 @@ def _generate_with_characters(
     cast = place_characters(files, [each.characters for each in own], place_views(own))
     images: list[TakeRecord | SavedImage] = [*cast.images, *own]
     group = PanelGroup(len(images), may_share=cast.may_share, views=cast.views)
-    computed = list(range(len(images))) if csa.needs else _find_computed(csa, group, len(takes))
+    _, computed = _find_computed(csa, group, len(takes), lambda image: None)
     images = [images[n] for n in computed]
     conditions = text_conditions(
         pipe.pipe, [each.prompt for each in images], [each.negative_prompt for each in images], windows
@@ -154,8 +228,3 @@ def place_views(images: Sequence[TakeRecord]) -> list[View]:
         )
         for n, each in enumerate(images)
     ]
-
-
-def _find_computed(csa: ConsistentSelfAttentionConfig, group: PanelGroup, takes: int) -> list[int]:
-    """Return the images whose features reach the last `takes` images, and these."""
-    return find_reach(get_read_panels(csa, [group]))[-takes:].any(0).nonzero()[:, 0].tolist()

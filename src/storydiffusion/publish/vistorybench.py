@@ -34,7 +34,7 @@ STORY_KEYS = (
     "story", "script", "frames", "seed", "run_dir", "overwrite",
     "idea", "text", "emotion", "panels", "language", "writer",
 )  # fmt: skip
-VIDEO_KEYS = ("video", "fps", "hold", "captions", "page", "cuts", "exports", "paper")
+VIDEO_KEYS = ("video", "fps", "hold", "captions", "page", "cuts", "exports", "paper", "keep_features")
 """Keys of a run's configuration that may differ, like those above."""
 
 

@@ -34,6 +34,8 @@ from storydiffusion.writer.prose import split_sentences
 from storydiffusion.writer.request import find_target
 from storydiffusion.writer.story_file import format_story, write_story
 
+KEPT_GIB = 1.0
+"""that the features of a story's images may take in its folder"""
 PRELOADING = ""
 """the job that loads the model; no project has this name"""
 
@@ -241,7 +243,8 @@ class Studio:
             with own_folder(project.folder):
                 write_atomically(project.folder / STORY, project.script.encode())
         config = look.apply(project.config) if look is not None else project.config
-        generate_story(config.change(**values), Engine(self.networks, watch))
+        kept = max(config.keep_features, KEPT_GIB)
+        generate_story(config.change(keep_features=kept, **values), Engine(self.networks, watch))
 
     def _check_idle(self, name: str) -> None:
         state = self.jobs.get(name)
