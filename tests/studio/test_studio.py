@@ -41,7 +41,7 @@ def test_a_story_of_the_studio_is_that_of_infer(studio, infer, tiny_model, tmp_p
     assert panels(run) == panels(tmp_path / "fresh")
     assert (run / "page.png").read_bytes() == (tmp_path / "fresh" / "page.png").read_bytes()
     assert {file.name for file in run.iterdir()} == {
-        "manifest.json", "page.png", "panels", "report.html", "story.yaml",
+        "features", "manifest.json", "page.png", "panels", "report.html", "story.yaml",
     }  # fmt: skip
 
 
