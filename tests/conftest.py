@@ -5,15 +5,26 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from storydiffusion import commands
 from storydiffusion.config import command_line
 
+if TYPE_CHECKING:
+    from storydiffusion.storyworld.edition import Edition
+
 VOCABULARY = ("a", "the", "cat", "fox", "girl", "red", "blue", "hat", "on", "in", "beach", "park", "runs", "book")
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def shipped_edition() -> "Edition":
+    """Return the edition of StoryWorld that the miniature in the package draws."""
+    from storydiffusion.storyworld.edition import EDITIONS
+
+    card = json.loads((ROOT / "src" / "storydiffusion" / "miniature" / "storydiffusion.json").read_text())
+    return EDITIONS[card["edition"]]
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -17,7 +17,7 @@ from storydiffusion.storyworld.clips import render_clip, sample_clip
 from storydiffusion.storyworld.renderer import render
 from storydiffusion.storyworld.truth import sample_truth
 from tests.conftest import Outcome, run_verb
-from tests.helpers.world_model import build_mood_model
+from tests.helpers.world_model import build_mood_model, build_world_model
 
 ENCODER = f"encoder={MINIATURE}"
 
@@ -245,8 +245,9 @@ def test_bad_input_ends_in_one_sentence(command, overrides, said):
     assert outcome.err.count("\n") == 1
 
 
-def test_the_miniature_has_no_words_for_emotions(command, images):
-    outcome = command(f"images={images}", "emotion=awe", ENCODER)
+def test_an_encoder_without_words_for_emotions_is_refused(command, images, tmp_path):
+    encoder = build_world_model(tmp_path / "model") / "image_encoder"
+    outcome = command(f"images={images}", "emotion=awe", f"encoder={encoder}")
     assert outcome.code == 1
     assert "does not know the word" in outcome.err
     assert not (images / "evaluation").exists()

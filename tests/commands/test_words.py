@@ -12,6 +12,7 @@ from storydiffusion.story import load_story
 from storydiffusion.storyworld.edition import EDITIONS
 from storydiffusion.storyworld.words import group_words
 from tests.conftest import ROOT, run_verb
+from tests.helpers.world_model import build_world_model
 
 PAGE = ROOT / "docs" / "words.md"
 
@@ -55,13 +56,15 @@ def test_the_page_has_the_words_of_both_editions(edition):
     assert "\n".join(format_groups(group_words(EDITIONS[edition]))) in PAGE.read_text(encoding="utf-8")
 
 
-def test_the_shipped_model_says_what_it_cannot_draw(capsys, tmp_path):
+def test_a_model_says_what_it_cannot_draw(capsys, tmp_path):
+    model = build_world_model(tmp_path / "model")
+    (model / "storydiffusion.json").write_text(json.dumps({"kind": "miniature", "edition": 1}))
     story = tmp_path / "story.yaml"
     story.write_text(
         "characters: {Mia: a girl with blond hair, Tom: a sad cat}\n"
         'panels: [{prompt: "[Mia] waves in the park"}, {prompt: "[Mia] and [Tom] sit on the beach"}]\n'
     )
-    remarks = warn_of_words(resolve_pretrained("package://miniature"), load_story(story))
+    remarks = warn_of_words(resolve_pretrained(model), load_story(story))
     said = capsys.readouterr().err
     assert "does not know these words of the prompts: blond (near: blonde), sad, sit (near: sits)" in said
     assert "warning: panel 2 names 2 characters, but the model draws at most 1 in an image" in said

@@ -29,7 +29,7 @@ def read_record(folder: Path, shard: int) -> dict:
 
 
 def test_storyworld(make, tmp_path):
-    outcome = make("out=shards", "clips=3", "clips_per_shard=2", "frames=4", "size=64", "fps=8")
+    outcome = make("out=shards", "clips=3", "clips_per_shard=2", "frames=4", "size=64", "fps=8", "edition=1")
     assert outcome.code == 0, outcome
     assert "made 2 shards of 3 clips: shards" in outcome.out
     options = LoaderOptions(str(tmp_path / "shards"), 3, ClipOptions(4, 1, 64, 64, caption_dropout=0.0))
@@ -46,7 +46,7 @@ def test_video_shows_the_clip_of_its_record(make, tmp_path):
 
     from storydiffusion.storyworld.clips import ClipTruth, render_clip
 
-    make("out=shards", "clips=1", "frames=4", "size=128", "seed=5")
+    make("out=shards", "clips=1", "frames=4", "size=128", "seed=5", "edition=1")
     options = LoaderOptions(str(tmp_path / "shards"), 1, ClipOptions(4, 1, 128, 128))
     (batch,) = ClipLoader(options)
     record = read_record(tmp_path / "shards", 0)
