@@ -149,7 +149,7 @@ panels:
   - {prompt: "[Pip] and [Bo] in the park", caption: Three.}
 """
 
-SMALL = ("height=64", "width=64", "steps=6", "guidance_scale=3")
+SMALL = ("height=64", "width=64", "steps=6", "guidance_scale=3", "model.scheduler=ddim", "model.guidance_start=0")
 
 
 @dataclass(frozen=True)

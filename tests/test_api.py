@@ -36,7 +36,7 @@ def files_in(folder: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pipe(tiny_model) -> StoryPipeline:
-    return StoryPipeline.from_pretrained(tiny_model, device="cpu")
+    return StoryPipeline.from_pretrained(tiny_model, device="cpu", scheduler="ddim", guidance_start=0.0)
 
 
 def test_the_package_imports_without_torch():
@@ -80,7 +80,8 @@ def test_images_and_frames_equal_those_of_infer(infer, story_file, tmp_path):
     outcome = infer(f"story={story_file}", "run_dir=run", *settings, *video)
     assert outcome.code == 0, outcome.err
     pipe = StoryPipeline.from_pretrained("package://miniature", device="cpu")
-    assert pipe.defaults == {"num_inference_steps": 20, "guidance_scale": 3.0, "height": 128, "width": 128}
+    defaults = {"num_inference_steps": 20, "guidance_scale": 3.0, "height": 128, "width": 128}
+    assert pipe.defaults.items() >= defaults.items()
     csa = ConsistentSelfAttentionConfig(rate=0.3)
     output = pipe(story_file, seed=4, csa=csa, height=64, width=64, num_inference_steps=2)
     assert np.array_equal(pixels(output.images), files_in(tmp_path / "run" / "panels"))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from storydiffusion.output import run_folder
 from storydiffusion.output.manifest import read_manifest
-from tests.conftest import ROOT, compose_config
+from tests.conftest import ROOT, SMALL, compose_config
 from tests.helpers.schedulers import is_trial
 
 
@@ -278,8 +278,7 @@ def test_a_wrong_value_and_a_finished_story_are_answered_without_torch(generate_
     assert code == 1
     assert not libraries & heavy
     assert generate_story("run_dir=run").code == 0
-    small = ("height=64", "width=64", "steps=6", "run_dir=run")
-    code, libraries = imported_by(f"story={story_file}", f"model.path={tiny_model}", *small)
+    code, libraries = imported_by(f"story={story_file}", f"model.path={tiny_model}", *SMALL, "run_dir=run")
     assert code == 0
     assert not libraries & heavy
 

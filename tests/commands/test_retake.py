@@ -185,7 +185,7 @@ def test_a_take_with_the_panels_own_seed_is_the_panels_first_image(
     """The take reads the same features at the same step as the panel did, so equal inputs give an equal image."""
     assert generate_story("run_dir=run", STEPS, f"csa.regions={regions}").code == 0
     run, csa = tmp_path / "run", ConsistentSelfAttentionConfig(seed=0, regions=regions)
-    pipe = StoryPipeline.from_pretrained(tiny_model).to(torch.float64)
+    pipe = StoryPipeline.from_pretrained(tiny_model, scheduler="ddim", guidance_start=0.0).to(torch.float64)
     found = collect_takes(manifest(run))
     again = [replace(found[panel, 0], number=1) for panel in (1,)]
     settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "height": 64, "width": 64}

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from storydiffusion.story.character_file import read_character
 from storydiffusion.studio.edits import change_panel, describe_character
 from storydiffusion.studio.look import Look
 from storydiffusion.studio.project import parse_script
-from tests.conftest import Outcome, run_verb
+from tests.conftest import SMALL, Outcome, run_verb
 from tests.studio.conftest import build_studio, finish
 
 STEPS = ("steps=3", "video=off")
@@ -78,7 +79,8 @@ def test_command_and_pipeline_save_the_same_file(run, save, tiny_model, story_fi
 
     save("name=Pip")
     settings = {"height": 64, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0}
-    pipe = StoryPipeline.from_pretrained(tiny_model, config="miniature", device="cpu")
+    plain: dict[str, Any] = {"device": "cpu", "scheduler": "ddim", "guidance_start": 0.0}
+    pipe = StoryPipeline.from_pretrained(tiny_model, config="miniature", **plain)
     file = pipe(story_file, **settings).save_character("Pip", tmp_path / "other")
     assert file.read_bytes() == (tmp_path / "characters" / "pip.safetensors").read_bytes()
 
@@ -221,7 +223,7 @@ def test_stories_without_a_character_to_save_are_refused(run, save, generate_sto
 
 
 def test_the_studio_opens_and_changes_a_story_of_saved_characters(infer, other, tiny_model, tmp_path):
-    command = (f"model.path={tiny_model}", "height=64", "width=64", *STEPS, "run_dir=runs/second")
+    command = (f"model.path={tiny_model}", *SMALL, *STEPS, "run_dir=runs/second")
     assert infer(f"story={other}", *command).code == 0
     before = pixels(tmp_path / "runs" / "second")
     (tmp_path / "characters" / "pip.safetensors").unlink()  # the run folder has all that it needs

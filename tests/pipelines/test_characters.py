@@ -39,7 +39,7 @@ FIRST = write_story("[Pip] runs", "[Bo] in the park", "[Pip] on the beach", Pip=
 
 @pytest.fixture
 def pipe(tiny_model) -> StoryPipeline:
-    return StoryPipeline.from_pretrained(tiny_model, device="cpu")
+    return StoryPipeline.from_pretrained(tiny_model, device="cpu", scheduler="ddim", guidance_start=0.0)
 
 
 @pytest.fixture

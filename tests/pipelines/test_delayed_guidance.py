@@ -69,14 +69,15 @@ def test_a_resumed_story_is_bit_equal(pipe, story, stopped):
 
 def test_the_models_default_is_used(tiny_model, story):
     delayed = StoryPipeline.from_pretrained(tiny_model, device="cpu", guidance_start=0.5)
-    plain = StoryPipeline.from_pretrained(tiny_model, device="cpu")
+    plain = StoryPipeline.from_pretrained(tiny_model, device="cpu", guidance_start=0.0)
     expected = plain(story, guidance_scale=6.0, guidance_start=0.5, **SETTINGS).images
     assert np.array_equal(delayed(story, guidance_scale=6.0, **SETTINGS).images, expected)
 
 
 def test_benchmarks_delay_guidance_too(tiny_model):
     """Diffusers' pipelines take unknown arguments in silence, so a call of one itself would guide throughout."""
-    model, prompts, images = StoryPipeline.from_pretrained(tiny_model, device="cpu").model, ["a red cat", "a fox"], {}
+    model = StoryPipeline.from_pretrained(tiny_model, device="cpu").model
+    prompts, images = ["a red cat", "a fox"], {}
     loaded, alone = load_story_model(model), ConsistentSelfAttentionConfig(variant="off")
     for scale, start in ((6.0, 0.0), (6.0, 1.0), (1.0, 0.0)):
         config = replace(model.config, steps=3, guidance_scale=scale, guidance_start=start, height=64, width=64)

@@ -16,7 +16,7 @@ from storydiffusion.studio.jobs import JobState
 from storydiffusion.studio.studio import Studio
 from tests.conftest import ROOT, compose_config
 
-SMALL = ("height=64", "width=64", "steps=3", "guidance_scale=3")
+SMALL = ("height=64", "width=64", "steps=3", "guidance_scale=3", "model.scheduler=ddim", "model.guidance_start=0")
 SECONDS = 300  # after which a job that hangs is a failure
 
 

@@ -17,7 +17,7 @@ from storydiffusion.evaluation.benchmarks.image_encoder import (
 from storydiffusion.evaluation.networks import ImageTextEncoder
 from storydiffusion.models.image_encoders import ImageEncoder
 from storydiffusion.storyworld.edition import EDITIONS
-from tests.conftest import run_verb
+from tests.conftest import run_verb, shipped_edition
 
 
 class Pixels(ImageEncoder):
@@ -87,7 +87,7 @@ def test_the_command_measures_the_shipped_encoder_and_resumes(tmp_path, capsys):
     assert outcome.code == 0, outcome.err
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["items"] == ["images 0 to 63", "images 64 to 127"]
-    assert result["settings"]["benchmark.edition"] == 1
+    assert result["settings"]["benchmark.edition"] == shipped_edition().number
     assert all(0 <= value <= 1 for value in result["metrics"]["retrieval"]["values"])
     assert result["metrics"]["probe_place"]["network"] == "package://miniature/image_encoder"
     again = run_verb("infer", [*TINY, f"run_dir={tmp_path}"], capsys)

@@ -48,7 +48,8 @@ def small(world_model: Path) -> list[str]:
     """Overrides for two stories or clips of two steps, one at a time, of the tiny model."""
     parts = [f"model.video.{part}={world_model}/{part}" for part in ("motion_adapter", "image_encoder", "predictor")]
     video = [f"model.video.frames={FRAMES}", "model.video.steps=1"]
-    return [f"model.path={world_model}", *parts, *video, "model.device=cpu", "steps=2", "benchmark.batch=1"]
+    images = ["model.scheduler=ddim", "model.guidance_start=0", "steps=2", "benchmark.batch=1"]
+    return [f"model.path={world_model}", *parts, *video, "model.device=cpu", *images]
 
 
 @pytest.fixture

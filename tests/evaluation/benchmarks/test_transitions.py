@@ -20,7 +20,7 @@ from storydiffusion.pipelines.transition_sampling import build_sampling, sample_
 from storydiffusion.storyworld.attribute_classifier import CLASSIFIERS, AttributeClassifier
 from storydiffusion.storyworld.edition import EDITIONS, get_edition
 from storydiffusion.storyworld.scene_clips import sample_scene_clip
-from tests.conftest import compose_config
+from tests.conftest import compose_config, shipped_edition
 from tests.helpers.world_model import build_world_video_model
 
 
@@ -194,7 +194,7 @@ def test_the_shipped_video_model_is_closer_to_the_truth_than_a_cross_fade():
     model, readers = load_video_model(resolved), load_readers(resolved)
     sampling = replace(build_sampling(resolved.video), steps=4)
     errors = []
-    for clip in sample_held_out(get_edition(1), None, 4):
+    for clip in sample_held_out(shipped_edition(), None, 4):
         true = clip.render(sampling.frames)
         start, end = (torch.from_numpy(true[at]).permute(2, 0, 1)[None] for at in (0, -1))
         sampled = sample_clips(model, start, end, [clip.prompt], [clip.index], sampling)[0].permute(0, 2, 3, 1)

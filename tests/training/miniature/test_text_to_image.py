@@ -1,6 +1,7 @@
 """Pairs of one character in two activities, used in a share of the text-to-image training's batches."""
 
 import json
+import shutil
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from storydiffusion.config import TrainConfig, load
 from storydiffusion.errors import UserError
-from storydiffusion.loaders.resolve import read_origin
+from storydiffusion.loaders.resolve import find_model_folder, read_origin
 from storydiffusion.storyworld.captions import PLACE_WORDS, caption, draw_pair_prompts, join_prompts
 from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.storyworld.scene import sample_scene
@@ -23,6 +24,7 @@ from storydiffusion.training.build_training import build_training
 from storydiffusion.training.miniature.text_to_image import draw_embeddings, extend_text_encoder
 from storydiffusion.training.miniature.tokenizer import build_tokenizer
 from storydiffusion.training.miniature.world_cache import cover_world
+from tests.helpers.world_model import build_world_model
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -56,7 +58,18 @@ def test_pair_caption_names_both_activities_in_known_words():
         assert len(tokens) <= tokenizer.model_max_length
 
 
+def build_first_edition(folder: Path) -> Path:
+    """Write a miniature of the first edition: tiny, but for the shipped autoencoder."""
+    if not folder.exists():
+        build_world_model(folder)
+        shutil.rmtree(folder / "vae")
+        shutil.copytree(find_model_folder("package://miniature", None) / "vae", folder / "vae")
+    return folder
+
+
 def text2image(tmp_path: Path, *overrides: str):
+    if "recipe.warm_start=true" not in overrides:
+        overrides = (f"miniature={build_first_edition(tmp_path / 'first')}", *overrides)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed = compose(
             "train",
@@ -226,7 +239,7 @@ def test_new_words_use_the_directions_of_known_words():
 
 
 def test_unet_alone_is_trained_where_the_text_encoder_is_frozen(tmp_path):
-    frozen = ("recipe.warm_start=true", "recipe.freeze_text_encoder=true", "recipe.pictures=4")
+    frozen = ("recipe.edition=2", "recipe.warm_start=true", "recipe.freeze_text_encoder=true", "recipe.pictures=4")
     module = text2image(tmp_path, *frozen)
     module.prepare_data()
     module.loss(next(iter(module.train_dataloader())))["loss"].backward()
