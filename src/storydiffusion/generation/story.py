@@ -31,7 +31,7 @@ from storydiffusion.story.poses import check_poses
 from storydiffusion.story.saved_characters import keep_files
 
 if TYPE_CHECKING:
-    from storydiffusion.attention.kept_features import FeatureStore
+    from storydiffusion.pipelines.panels import FeatureStore
     from storydiffusion.pipelines.story import StoryPipeline
 
 
@@ -223,15 +223,13 @@ def generate_panels(
 
 def open_features(config: InferConfig, story: Story, pipe: "StoryPipeline", images: int) -> "FeatureStore | None":
     """Return what records the features of a story's images, where the configuration keeps them."""
-    from storydiffusion.attention.kept_features import FeatureStore
-    from storydiffusion.pipelines.panels import fits_features
+    from storydiffusion.pipelines.panels import open_feature_store
 
     if config.baseline is not None or any(character.file for character in story.characters):
         return None  # whose panels also depend on other images
     sampling = {"num_inference_steps": config.steps, "guidance_scale": config.guidance_scale}
     sampling |= {"height": config.height, "width": config.width}
-    fits = fits_features(pipe.pipe, config.csa.build(config.seed), sampling, images, config.keep_features)
-    return FeatureStore(records=range(images)) if fits else None
+    return open_feature_store(pipe.pipe, config.csa.build(config.seed), sampling, images, config.keep_features)
 
 
 def describe_story(config: InferConfig, story: Story) -> Settings:

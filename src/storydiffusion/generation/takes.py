@@ -34,8 +34,7 @@ from storydiffusion.story.saved_characters import read_characters
 if TYPE_CHECKING:
     from PIL import Image
 
-    from storydiffusion.attention.kept_features import Features
-    from storydiffusion.pipelines.takes import Place
+    from storydiffusion.pipelines.takes import Features, Place
 
 OWN_CHANGES = ("prompt", "negative", "seed", "caption", "says", "cut")
 """what may differ in the panel to retake"""

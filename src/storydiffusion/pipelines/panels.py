@@ -268,6 +268,13 @@ def plan_memory(
     return max(len(chunk.panels) for chunk in chunks), memory.of(chunks)
 
 
+def open_feature_store(
+    pipe: Any, csa: ConsistentSelfAttentionConfig, arguments: Mapping[str, Any], images: int, most_gib: float
+) -> FeatureStore | None:
+    """Return what records the features of all images of a call; None where they are not kept, see `fits_features`."""
+    return FeatureStore(records=range(images)) if fits_features(pipe, csa, arguments, images, most_gib) else None
+
+
 def fits_features(
     pipe: Any, csa: ConsistentSelfAttentionConfig, arguments: Mapping[str, Any], images: int, most_gib: float
 ) -> bool:
