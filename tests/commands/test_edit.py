@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from storydiffusion.output.manifest import read_manifest
-from tests.conftest import run_verb
+from tests.conftest import SMALL, run_verb
 
 PANELS = {
     1: ("[Pip] runs on the beach", "One."),
@@ -208,7 +208,7 @@ def test_an_interrupted_edit_resumes_with_the_same_images(edit, generate_story, 
 
 def test_diff_names_what_changes_and_writes_nothing(edit, story_file, tiny_model, capsys):
     generate, run, _ = edit
-    settings = (STEPS, f"story={story_file}", f"model.path={tiny_model}", "run_dir=edited", "height=64", "width=64")
+    settings = (*SMALL, STEPS, f"story={story_file}", f"model.path={tiny_model}", "run_dir=edited")
     settings = (*settings, "guidance_scale=3", "csa=off")
     generate(panel(1), panel(2), panel(3), settings=("csa=off",))
     before = contents(run)
