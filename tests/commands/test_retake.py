@@ -296,6 +296,31 @@ def test_features_are_of_the_images_there_are(generate_story, story_file, tmp_pa
     assert kept() == {each.sha256[:16] for each in manifest(run).panels}
 
 
+def test_features_outlived_by_their_image_are_computed_again_under_other_settings(generate_story, tmp_path):
+    """The anchor reads no other panel, so that its image stays; its features of the later steps alone do not."""
+    command = ["run_dir=run", STEPS, "keep_features=1", "csa.anchor_panels=1"]
+    assert generate_story(*command, "csa.start=0.5").code == 0
+    first = panels(tmp_path / "run")[0]
+    assert generate_story(*command, "overwrite=true").code == 0
+    assert panels(tmp_path / "run")[0] == first
+    outcome = generate_story(*command, "retake=3", "candidates=1")
+    assert outcome.code == 0
+    assert "is of other settings: computing these features again" in outcome.err
+    assert "of 1 panels at once" in generate_story(*command, "retake=3", "candidates=1").err
+
+
+@pytest.mark.parametrize("setting", ["model.guidance_start=0.5", "model.guidance_rescale=0.7"])
+def test_takes_have_the_models_settings(generate_story, story_file, tmp_path, setting):
+    """Without sharing, a take with a new seed is the panel of a story with that seed."""
+    command = [STEPS, "csa=off", setting]
+    assert generate_story("run_dir=run", *command).code == 0
+    story_file.write_text(story_file.read_text().replace("caption: Two.", "caption: Two., seed: 7"))
+    assert generate_story("run_dir=run", *command, "retake=2", "candidates=1").code == 0
+    assert generate_story("run_dir=fresh", *command).code == 0
+    take, panel = (Image.open(tmp_path / file) for file in ("run/takes/002-001.png", "fresh/panels/002.png"))
+    assert np.abs(np.asarray(take).astype(int) - np.asarray(panel).astype(int)).max() <= 1
+
+
 @pytest.mark.parametrize(("content", "problem"), [(b"{", "is damaged"), (None, "is of another image")])
 def test_features_that_cannot_be_used_are_computed_again(generate_story, tmp_path, content, problem):
     run, command = tmp_path / "run", ["run_dir=run", STEPS, "keep_features=1"]

@@ -166,7 +166,7 @@ def generate_panels(
     """Generate the panels that the folder lacks, from the step where an earlier run stopped; return remarks on them."""
     from storydiffusion.baselines.portraits import build_story_conditions
     from storydiffusion.output.kept_features import write_features
-    from storydiffusion.pipelines.panel_keys import find_computed, plan_panels
+    from storydiffusion.pipelines.panel_keys import describe_sharing, find_computed, plan_panels
     from storydiffusion.pipelines.story import StoryPipeline, get_sampling_defaults
 
     plan = plan_panels(config, story, run.manifest, resolved.folder)
@@ -215,9 +215,8 @@ def generate_panels(
         run.keep_panels([images[panel] for panel in range(len(plan))], plan, seconds)
     if features is not None:
         recorded = {panel: each for panel, each in zip(computed, features.recorded.values(), strict=True) if each}
-        write_features(
-            run.path, {run.panels[panel].sha256: each for panel, each in recorded.items() if panel in missing}
-        )
+        made = {run.panels[panel].sha256: each for panel, each in recorded.items() if panel in missing}
+        write_features(run.path, made, describe_sharing(config))
     return remarks
 
 

@@ -112,7 +112,7 @@ def make_takes(
     print(f"generating {len(new)} takes of panel {panel + 1}; keeping all panels", file=sys.stderr)
     images, features = generate_images(config, model, story, takes, new, engine)
     written = keep_takes(folder, found, takes[panel, 0], new, images)
-    keep_features(folder, [*takes.values(), *written], features)
+    keep_features(config, takes, features)
     return written
 
 
@@ -126,7 +126,8 @@ def generate_images(
 ) -> "tuple[list[Image.Image], Mapping[Place, Features]]":
     """Generate new images beside those that there are; return them, and features of images that were computed."""
     from storydiffusion.output.kept_features import read_features
-    from storydiffusion.pipelines.story import StoryPipeline
+    from storydiffusion.pipelines.panel_keys import describe_sharing
+    from storydiffusion.pipelines.story import StoryPipeline, get_sampling_defaults
     from storydiffusion.pipelines.takes import KeptFeatures, generate_takes
 
     settings = {
@@ -135,23 +136,27 @@ def generate_images(
         "height": config.height,
         "width": config.width,
     }
-    pipe = StoryPipeline(engine.networks.load_images(model).pipe)
+    pipe = StoryPipeline(engine.networks.load_images(model).pipe, get_sampling_defaults(config.model))
 
     def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
         engine.watch("takes", step + 1, pipe.num_timesteps)
 
     csa, files = config.csa.build(config.seed), read_characters(story)
-    kept = KeptFeatures(lambda image: read_features(Path(str(config.run_dir)), image.sha256), config.keep_features)
+    folder, sharing = Path(str(config.run_dir)), describe_sharing(config)
+    kept = KeptFeatures(lambda image: read_features(folder, image.sha256, sharing), config.keep_features)
     images = generate_takes(pipe, story, takes, new, csa, settings, on_step_end, files, kept)
     return images, kept.added
 
 
-def keep_features(folder: Path, images: Sequence[TakeRecord], features: "Mapping[Place, Features]") -> None:
-    """Write features of images into the run folder, as those of these images' checksums."""
+def keep_features(
+    config: InferConfig, images: "Mapping[Place, TakeRecord]", features: "Mapping[Place, Features]"
+) -> None:
+    """Write features of some of the story's images into the run folder."""
     from storydiffusion.output.kept_features import write_features
+    from storydiffusion.pipelines.panel_keys import describe_sharing
 
-    checksums = {(each.panel, each.number): each.sha256 for each in images}
-    write_features(folder, {checksums[place]: tensors for place, tensors in features.items()})
+    named = {images[place].sha256: tensors for place, tensors in features.items()}
+    write_features(Path(str(config.run_dir)), named, describe_sharing(config))
 
 
 def plan_takes(config: InferConfig, takes: list[TakeRecord], goal: PanelRecord) -> list[TakeRecord]:
@@ -243,7 +248,7 @@ def extend_story(config: InferConfig, model: ResolvedModel, story: Story, planne
     print(f"generating {len(new)} panels; keeping {first}", file=sys.stderr)
     images, features = generate_images(config, model, story, takes, new, engine)
     written = write_takes(folder, new, images)
-    keep_features(folder, [*takes.values(), *written], features)
+    keep_features(config, takes, features)
     found = replace(found, takes=(*(copy_take(folder, take) for take in takes.values()), *written))
     panels = [replace(old, key=each.key) for old, each in zip(found.panels, plan, strict=False)]
     panels += [

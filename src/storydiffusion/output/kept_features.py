@@ -1,13 +1,14 @@
 """Features of a run's images in features/ of its folder, one file for each image, named by the image's checksum.
 
-They save time and are no result: where a file is missing or damaged, the features are computed again. With the last
-image of a checksum its file is removed.
+They save time and are no result: where a file is missing, damaged or of other settings of sharing, which an image that
+reads no other outlives, the features are computed again. With the last image of a checksum its file is removed.
 """
 
+import json
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storydiffusion.errors import UserError
 from storydiffusion.files.atomic import write_atomically
@@ -18,25 +19,27 @@ if TYPE_CHECKING:
 FOLDER = "features"
 
 
-def write_features(folder: Path, features: "Mapping[str, Mapping[str, Tensor]]") -> None:
+def write_features(folder: Path, features: "Mapping[str, Mapping[str, Tensor]]", sharing: Mapping[str, Any]) -> None:
     """Write features of images into a run folder.
 
     Args:
         features: the SHA-256 of an image → its features, name → tensor.
+        sharing: the settings of sharing, plain data.
     """
     from safetensors.torch import save
 
     for sha256, tensors in features.items():
         try:
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            write_atomically(folder / FOLDER / _name(sha256), save(contiguous, metadata={"image": sha256}))
+            metadata = {"image": sha256, "sharing": json.dumps(sharing, sort_keys=True)}
+            write_atomically(folder / FOLDER / _name(sha256), save(contiguous, metadata=metadata))
         except UserError as error:
             print(f"warning: no features are kept: {error}", file=sys.stderr)
             return
 
 
-def read_features(folder: Path, sha256: str) -> "dict[str, Tensor] | None":
-    """Return the features of an image; None where the folder has none of it that can be read."""
+def read_features(folder: Path, sha256: str, sharing: Mapping[str, Any]) -> "dict[str, Tensor] | None":
+    """Return the features of an image with these settings of sharing; None where the folder has none to be read."""
     from safetensors import SafetensorError, safe_open
 
     file = folder / FOLDER / _name(sha256)
@@ -44,9 +47,13 @@ def read_features(folder: Path, sha256: str) -> "dict[str, Tensor] | None":
         return None
     try:
         with safe_open(file, framework="pt") as stored:
-            if (stored.metadata() or {}).get("image") == sha256:
+            found = stored.metadata() or {}
+            if found.get("image") != sha256:
+                problem = "is of another image"
+            elif found.get("sharing") != json.dumps(sharing, sort_keys=True):
+                problem = "is of other settings"
+            else:
                 return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # it is no mapping
-        problem = "is of another image"
     except (SafetensorError, OSError):
         problem = "is damaged"
     print(f"warning: {file} {problem}: computing these features again", file=sys.stderr)

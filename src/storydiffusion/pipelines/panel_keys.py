@@ -47,11 +47,11 @@ def plan_panels(config: InferConfig, story: Story, planned: Manifest, folder: Pa
     texts = [text for prompt, negative, _ in inputs for text in (prompt, negative)]
     settings = [*_describe_settings(config, planned), _count_windows(folder, texts)]
     if files := planned.config["script"].get("character_files"):  # which change every panel's draw of tokens
-        settings += [files, _describe_sharing(config)]
+        settings += [files, describe_sharing(config)]
     places = panel_places(story) if config.csa.regions == "characters+places" else [""] * len(story.panels)
     poses = [[compute_sha256(panel.pose)] if panel.pose else [] for panel in story.panels]
     inputs = [[*each, *pose, *filter(None, [place])] for each, pose, place in zip(inputs, poses, places, strict=True)]
-    keys = compute_keys(inputs, find_read_panels(config, story), settings, _describe_sharing(config))
+    keys = compute_keys(inputs, find_read_panels(config, story), settings, describe_sharing(config))
     return tuple(
         PanelRecord("", prompt, negative, panel.caption, seed, "", key, panel.says)
         for (prompt, negative, seed, *_), panel, key in zip(inputs, story.panels, keys, strict=True)
@@ -113,7 +113,7 @@ def compute_keys(inputs: Sequence[Any], sources: Tensor, settings: Any, sharing:
     return keys
 
 
-def _describe_sharing(config: InferConfig) -> dict[str, Any]:
+def describe_sharing(config: InferConfig) -> dict[str, Any]:
     """Return the settings of shared attention that images depend on."""
     sharing = asdict(replace(config.csa.build(config.seed), panels_at_once=None))  # which computes the same
     unused = ("regions", "isolate_until") if config.csa.regions == "off" else ()  # in keys as old as these settings
