@@ -1,6 +1,6 @@
 """Benchmark `image_encoder`: what an image encoder's tokens say of StoryWorld's images, of either edition.
 
-A ridge probe reads every attribute and the horizontal position from the tokens; an encoder with a text tower is also
+Linear probes read every attribute and the horizontal position from the tokens; an encoder with a text tower is also
 asked for the full caption of each image among 64. One item is a block of 64 held-out images.
 """
 
@@ -66,32 +66,30 @@ def load_benchmark(config: InferConfig, model: ResolvedModel, out: "Path") -> Be
         measure,
         {"encoder": source},
         [
-            f"{planned.blocks * BLOCK} held-out images of StoryWorld's edition {planned.edition}. A ridge regression, "
-            f"fitted on the tokens of {planned.training_images} other images, reads attributes and position. What an "
-            "image lacks does not count."
+            f"{planned.blocks * BLOCK} held-out images of StoryWorld's edition {planned.edition}. Logistic "
+            f"regressions, fitted on the tokens of {planned.training_images} other images, read attributes, a ridge "
+            "regression the position. What an image lacks does not count."
         ],
     )
 
 
 class AttributeReader:
-    """A ridge probe of every attribute and position, fitted on the first `count` images of a world."""
+    """Linear probes of every attribute and position, fitted on the first `count` images of a world."""
 
     def __init__(self, edition: "Edition", encoder: "ImageEncoder", count: int) -> None:
         import torch
-        import torch.nn.functional as F
+        from tqdm import tqdm
 
-        from storydiffusion.evaluation.ridge_probe import fit_ridge
+        from storydiffusion.evaluation.linear_probe import fit_classifiers, fit_ridge
         from storydiffusion.training.miniature.attribute_classifier import build_labels
 
         self.edition, self.encoder = edition, encoder
         truths = [edition.sample(TRAINING_SEED, index) for index in range(count)]
-        features = torch.cat([self.encode(draw_images(edition, truths[i : i + BLOCK])) for i in range(0, count, BLOCK)])
-        self.attributes, self.positions = {}, []
-        for name, labels in build_labels(edition, truths).items():
-            there = labels >= 0
-            self.attributes[name] = fit_ridge(
-                features[there], F.one_hot(labels[there], len(edition.labels[name])).float()
-            )
+        batches = tqdm(range(0, count, BLOCK), "encoding images", unit="batch")
+        features = torch.cat([self.encode(draw_images(edition, truths[i : i + BLOCK])) for i in batches])
+        values = {name: len(known) for name, known in edition.labels.items()}
+        self.attributes = fit_classifiers(features, build_labels(edition, truths), values)
+        self.positions = []
         for x in collect_positions(edition, truths).unbind(1):
             there = ~x.isnan()
             self.positions.append(fit_ridge(features[there], x[there, None]))

@@ -1,9 +1,9 @@
-"""The linear probe finds what is linear in features, and tokens become features of one size."""
+"""The linear probes find what is linear in features, and tokens become features of one size."""
 
 import pytest
 import torch
 
-from storydiffusion.evaluation.ridge_probe import fit_ridge
+from storydiffusion.evaluation.linear_probe import fit_classifiers, fit_ridge
 from storydiffusion.models.image_encoders import flatten_tokens
 
 
@@ -29,6 +29,23 @@ def test_a_constant_feature_is_harmless():
     features = torch.cat([torch.ones(20, 1), torch.linspace(-1, 1, 20)[:, None]], 1)
     read = fit_ridge(features, 3 * features[:, 1:])
     torch.testing.assert_close(read(features), 3 * features[:, 1:], rtol=0, atol=0.1)
+
+
+def test_linear_classes_are_found_where_they_are_labelled():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2400, 12, generator=generator)
+    labels = {"three": features[:, :3].argmax(1), "two": (features[:, 3] > 0).long()}
+    labels["two"][:1000] = -1
+    read = fit_classifiers(features[:2000], {name: part[:2000] for name, part in labels.items()}, {"three": 3, "two": 2})
+    for name, part in labels.items():
+        assert (read[name](features[2000:]).argmax(1) == part[2000:]).float().mean() > 0.95
+
+
+def test_labels_without_relation_get_their_shares():
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(4000, 3, generator=generator), (torch.arange(4000) % 4 == 0).long()
+    probabilities = fit_classifiers(features, {"some": labels}, {"some": 2})["some"](features).softmax(1)
+    torch.testing.assert_close(probabilities[:, 1], torch.full((4000,), 0.25), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize(("tokens", "cells"), [(16, 16), (65, 1 + 16), (257, 1 + 16), (4, 4), (1, 1)])
