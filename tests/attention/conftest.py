@@ -164,6 +164,11 @@ def sd_pipe():
     return pipe
 
 
+@pytest.fixture
+def exact_pipe(sd_pipe):
+    return sd_pipe.to(torch.float64)
+
+
 @pytest.fixture(params=PIPELINES)
 def any_pipe(request):
     """A pipeline, and a function (panels, guided, variant) → the arguments it needs beside the prompt."""

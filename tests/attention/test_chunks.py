@@ -59,11 +59,6 @@ def assert_equal(divided: torch.Tensor, joint: torch.Tensor) -> None:
     torch.testing.assert_close(divided, joint, rtol=0, atol=1e-9)
 
 
-@pytest.fixture
-def exact_pipe(sd_pipe):
-    return sd_pipe.to(torch.float64)
-
-
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("name", DIVISIBLE)
 def test_chunks_equal_the_joint_batch(exact_pipe, name, guidance):

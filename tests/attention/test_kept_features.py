@@ -33,11 +33,6 @@ def generate(pipe, config, panels, features=None, **changes):
         return pipe(**given, callback_on_step_end=story.on_step_end).images
 
 
-@pytest.fixture
-def exact_pipe(sd_pipe):
-    return sd_pipe.to(torch.float64)
-
-
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_images_that_read_kept_features_equal_those_beside_the_images_themselves(exact_pipe, name, guidance):

@@ -36,7 +36,9 @@ def test_linear_classes_are_found_where_they_are_labelled():
     features = torch.randn(2400, 12, generator=generator)
     labels = {"three": features[:, :3].argmax(1), "two": (features[:, 3] > 0).long()}
     labels["two"][:1000] = -1
-    read = fit_classifiers(features[:2000], {name: part[:2000] for name, part in labels.items()}, {"three": 3, "two": 2})
+    read = fit_classifiers(
+        features[:2000], {name: part[:2000] for name, part in labels.items()}, {"three": 3, "two": 2}
+    )
     for name, part in labels.items():
         assert (read[name](features[2000:]).argmax(1) == part[2000:]).float().mean() > 0.95
 

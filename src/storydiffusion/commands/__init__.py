@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from storydiffusion.files.closed_output import ending_with_output
+
 if TYPE_CHECKING:
     from storydiffusion.config.command_line import Command
 
@@ -43,17 +45,19 @@ USAGE = "storydiffusion VERB [key=value …]"
 def main() -> None:
     """Run the verb that the command line names."""
     verb, *arguments = sys.argv[1:] or ["--help"]
-    if verb in ("-h", "--help"):
-        print(overview())
-    elif verb == "--version":
-        print(version("storydiffusion"))
-    else:
-        run_verb(verb, arguments, f"storydiffusion {verb}")
+    with ending_with_output():
+        if verb in ("-h", "--help"):
+            print(overview())
+        elif verb == "--version":
+            print(version("storydiffusion"))
+        else:
+            run_verb(verb, arguments, f"storydiffusion {verb}")
 
 
 def run_script(verb: str) -> None:
     """Run `verb` as a script of its own, such as infer.py."""
-    run_verb(verb, sys.argv[1:], Path(sys.argv[0]).name)
+    with ending_with_output():
+        run_verb(verb, sys.argv[1:], Path(sys.argv[0]).name)
 
 
 def run_verb(verb: str, arguments: list[str], program: str) -> None:

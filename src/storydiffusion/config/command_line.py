@@ -23,6 +23,7 @@ from storydiffusion.config.loading import load
 from storydiffusion.config.overrides import adapt, check_overrides, exclude_shared, parse_overrides
 from storydiffusion.config.sweep import experiment_sweeps, job_name
 from storydiffusion.errors import UserError
+from storydiffusion.files.closed_output import ending_with_output
 
 Config = TypeVar("Config")
 
@@ -74,7 +75,8 @@ def run(verb: Command, config_name: str, arguments: Sequence[str], program: str,
         try:
             if is_sweep:
                 _give_own_folder(composed, verb)
-            verb(verb.load(composed))
+            with ending_with_output():  # inside of Hydra, which announces errors
+                verb(verb.load(composed))
         except UserError as error:
             if is_sweep:  # the other jobs still run
                 raise
@@ -90,7 +92,7 @@ def run(verb: Command, config_name: str, arguments: Sequence[str], program: str,
     except UserError as error:
         fail(program, str(error))
     except Exception as error:
-        if is_composed:  # a bug
+        if is_composed or isinstance(error, BrokenPipeError):  # a bug, or output that nobody reads
             raise
         fail(program, explain_composition(error, verb.schema, overrides))
     except KeyboardInterrupt as interrupt:

@@ -1,0 +1,29 @@
+"""The end of a command whose output nobody reads any more, as in `storydiffusion words | head -1`."""
+
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+OUTPUT_CLOSED = 141  # the shell's convention: 128 + SIGPIPE
+
+
+@contextmanager
+def ending_with_output() -> Iterator[None]:
+    """End the process without a word where the reader of its output has ended; other broken pipes are errors."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not is_output_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+        sys.exit(OUTPUT_CLOSED)
+
+
+def is_output_closed() -> bool:
+    """Return whether stdout is a pipe without a reader."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors alone
+    return bool(poll.poll(0))
