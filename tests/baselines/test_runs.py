@@ -49,7 +49,7 @@ def ip_adapter(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def adapted(generate_story: Callable[..., Outcome], ip_adapter: Path) -> Callable[..., Outcome]:
-    """Tells the story of `story_file` into run/, with the tiny IP-Adapter."""
+    """Generate the story of `story_file` in run/, with the tiny IP-Adapter."""
     baseline = ("baseline=ip_adapter", "baseline.file=adapter.safetensors", "baseline.image_encoder=image_encoder")
     return lambda *overrides: generate_story(
         *baseline, f"baseline.weights={ip_adapter}", "steps=2", "run_dir=run", "csa=off", *overrides

@@ -100,7 +100,7 @@ def test_other_panels_are_still_refused(tmp_path):
 
 def test_panels_that_are_done_are_kept_when_the_video_is_interrupted(tmp_path):
     RunFolder(tmp_path, FILM).keep_panels(PICTURES, PANELS, {"panels": 1.0})
-    for overwrite in (False, True):  # as an unfinished telling goes on
+    for overwrite in (False, True):  # as an interrupted run resumes
         run = RunFolder(tmp_path, FILM, overwrite)
         assert [panel.caption for panel in run.panels] == ["caption 0", "caption 1", "caption 2"]
     (tmp_path / "panels" / "001.png").unlink()
