@@ -49,9 +49,11 @@ class AutoencoderRecipe(Recipe):
     layers_per_block: int
     kl_weight: float
     edge_weight: float
+    character_weight: float  # of pixels where a character is, beside 1 for the background
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range("recipe.character_weight", self.character_weight, 0, 1000)
         if self.freeze_encoder and not self.warm_start:
             raise UserError("recipe.freeze_encoder=true with a new autoencoder: set recipe.warm_start=true as well")
 

@@ -2,13 +2,17 @@
 
 The network is fully convolutional (no attention), so it learns from crops and serves any size divisible by 8.
 Loss: L1 on pixels + L1 on differences of neighbouring pixels (flat drawings depend on their outlines) + KL.
+Characters are small and have most of what captions name: `recipe.character_weight` is the weight of their pixels.
 
 With `recipe.freeze_encoder` the decoder alone is trained, so that a U-Net trained on the latents stays valid.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
@@ -16,6 +20,7 @@ from torch import Tensor
 from storydiffusion.config import TrainConfig
 from storydiffusion.config.miniature import AutoencoderRecipe
 from storydiffusion.loaders.sources import find_model_folder
+from storydiffusion.storyworld.edition import get_edition
 from storydiffusion.storyworld.images import HELD_OUT_SEED, IMAGE_SIZE, draw
 from storydiffusion.training.miniature.recipe_module import RecipeModule
 from storydiffusion.training.miniature.stream import Stream
@@ -34,6 +39,14 @@ def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL:
         norm_num_groups=8,
         mid_block_add_attention=False,
     )
+
+
+@dataclass  # not frozen: Lightning moves batches to devices by setting fields
+class Crops:
+    """`images` float32 (B, 3, crop, crop) in [−1, 1]; `weights` of their pixels, (B, 1, crop, crop)."""
+
+    images: Tensor
+    weights: Tensor
 
 
 class AutoencoderModule(RecipeModule):
@@ -67,23 +80,32 @@ class AutoencoderModule(RecipeModule):
     def train_dataloader(self) -> Stream:
         return Stream(self.crops, self.recipe.steps)
 
-    def crops(self, step: int) -> Tensor:
-        """Return batch `step`, (B, 3, crop, crop): four crops of each image, so that fewer images are rendered."""
+    def crops(self, step: int) -> Crops:
+        """Return batch `step`: four crops of each image, so that fewer images are rendered."""
         recipe = self.recipe
         count = -(-recipe.batch_size // 4)
-        images = draw(recipe.seed, range(step * count, (step + 1) * count), edition=recipe.edition).images
+        drawn = draw(recipe.seed, range(step * count, (step + 1) * count), edition=recipe.edition)
+        whole = torch.cat([drawn.images, self.weigh(drawn.truths)], 1)
         corners = torch.randint(
             IMAGE_SIZE - recipe.crop + 1, (recipe.batch_size, 2), generator=self.generator(step)
         ).tolist()
-        return torch.stack(
-            [images[i // 4, :, y : y + recipe.crop, x : x + recipe.crop] for i, (y, x) in enumerate(corners)]
-        ).contiguous(memory_format=torch.channels_last)
+        cut = torch.stack(
+            [whole[i // 4, :, y : y + recipe.crop, x : x + recipe.crop] for i, (y, x) in enumerate(corners)]
+        )
+        return Crops(cut[:, :3].contiguous(memory_format=torch.channels_last), cut[:, 3:])
 
-    def loss(self, batch: Tensor) -> dict[str, Tensor]:
-        posterior = self.autoencoder.encode(batch).latent_dist
+    def weigh(self, truths: Sequence[Any]) -> Tensor:
+        """Return the weights of the pixels of whole images, (B, 1, H, W)."""
+        weight, world = self.recipe.character_weight, get_edition(self.recipe.edition)
+        if weight == 1:  # masks take as long to draw as images
+            return torch.ones(len(truths), 1, IMAGE_SIZE, IMAGE_SIZE)
+        masks = np.stack([world.character_masks(truth, IMAGE_SIZE).any(0, keepdims=True) for truth in truths])
+        return 1 + (weight - 1) * torch.from_numpy(masks).float()
+
+    def loss(self, batch: Crops) -> dict[str, Tensor]:
+        posterior = self.autoencoder.encode(batch.images).latent_dist
         decoded = self.autoencoder.decode(posterior.sample()).sample
-        pixel = (decoded - batch).abs().mean()
-        edge = edge_distance(decoded, batch)
+        pixel, edge = weighted_distances(decoded, batch.images, batch.weights)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         loss = pixel + self.recipe.edge_weight * edge + self.recipe.kl_weight * kl
         return {"loss": loss, "pixel": pixel, "edge": edge, "kl": kl, "noise": posterior.std.mean()}
@@ -106,7 +128,12 @@ class AutoencoderModule(RecipeModule):
         return {"psnr_db": (-10 * torch.cat(errors).log10()).mean().item()}
 
 
-def edge_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean L1 distance of the horizontal and vertical differences of neighbouring pixels."""
-    difference = a - b
-    return (difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()) / 2
+def weighted_distances(a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weighted mean L1 distances of the pixels, and of the differences of neighbouring pixels.
+
+    Images (B, C, H, W), weights (B, 1, H, W). A difference has the mean weight of its two pixels.
+    """
+    weights, difference = weights / weights.mean(), a - b
+    across = (weights[..., 1:] + weights[..., :-1]) / 2 * difference.diff(dim=-1).abs()
+    down = (weights[..., 1:, :] + weights[..., :-1, :]) / 2 * difference.diff(dim=-2).abs()
+    return (weights * difference.abs()).mean(), (across.mean() + down.mean()) / 2
