@@ -54,6 +54,7 @@ def test_a_compiled_unet_shares_and_is_restored(sd_pipe, compiled):
     torch.testing.assert_close(sd_pipe(**arguments()).images, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [compile_after_a_call, *OTHER_WAYS])
 @in_child
 def test_a_compiled_unet_is_computed_in_chunks(sd_pipe, compiled):
