@@ -111,6 +111,7 @@ def test_fast_kernels_compute_the_same_in_another_layout(config, batch, tmp_path
         assert torch.get_float32_matmul_precision() == precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @in_child
 def test_compiled_networks_have_no_graph_breaks_and_the_same_gradients(make, batch, checkpointing):
