@@ -1,4 +1,4 @@
-"""A command whose output nobody reads any more ends at once and without a word, whatever wrote."""
+"""A command whose output pipe is closed exits at once without an error message, whichever code printed."""
 
 import os
 import subprocess

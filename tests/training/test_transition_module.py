@@ -112,7 +112,7 @@ def test_fast_kernels_compute_the_same_in_another_layout(config, batch, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @in_child
 def test_compiled_networks_have_no_graph_breaks_and_the_same_gradients(make, batch, checkpointing):
     recipe = {"semantic_weight": 1.0, "gradient_checkpointing": checkpointing}

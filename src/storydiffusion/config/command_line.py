@@ -92,7 +92,7 @@ def run(verb: Command, config_name: str, arguments: Sequence[str], program: str,
     except UserError as error:
         fail(program, str(error))
     except Exception as error:
-        if is_composed or isinstance(error, BrokenPipeError):  # a bug, or output that nobody reads
+        if is_composed or isinstance(error, BrokenPipeError):  # a bug, or a closed output pipe
             raise
         fail(program, explain_composition(error, verb.schema, overrides))
     except KeyboardInterrupt as interrupt:

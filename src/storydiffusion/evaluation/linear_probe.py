@@ -49,21 +49,20 @@ def fit_classifiers(features: Tensor, labels: Mapping[str, Tensor], values: Mapp
     """Fit a multinomial logistic regression of each attribute to standardized features (N, D), all by one L-BFGS.
 
     Args:
-        labels: of each attribute the index of each image's value, (N,); a negative one counts for nothing.
+        labels: of each attribute the index of each image's value, (N,); −1: the image lacks the attribute.
         values: how many values each attribute has.
     """
     mean, deviation = measure_scale(features)
     rows, sizes = (features - mean) / deviation, list(values.values())
     weight = torch.zeros(rows.shape[1], sum(sizes), requires_grad=True)
     offset = torch.zeros(sum(sizes), requires_grad=True)
-    targets = [labels[name].where(labels[name] >= 0, -1) for name in values]
     optimizer = torch.optim.LBFGS([weight, offset], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def compute_loss() -> Tensor:
         optimizer.zero_grad()
         loss = LOGISTIC_STRENGTH * weight.square().sum()
-        for predicted, target in zip((rows @ weight + offset).split(sizes, 1), targets, strict=True):
-            loss = loss + cross_entropy(predicted, target, ignore_index=-1, reduction="sum") / len(rows)
+        for name, predicted in zip(values, (rows @ weight + offset).split(sizes, 1), strict=True):
+            loss = loss + cross_entropy(predicted, labels[name], ignore_index=-1, reduction="sum") / len(rows)
         loss.backward()
         return loss
 

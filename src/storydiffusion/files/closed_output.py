@@ -1,4 +1,4 @@
-"""The end of a command whose output nobody reads any more, as in `storydiffusion words | head -1`."""
+"""Exit quietly when the output pipe is closed, as by `storydiffusion words | head -1`."""
 
 import os
 import select
@@ -11,7 +11,7 @@ OUTPUT_CLOSED = 141  # the shell's convention: 128 + SIGPIPE
 
 @contextmanager
 def ending_with_output() -> Iterator[None]:
-    """End the process without a word where the reader of its output has ended; other broken pipes are errors."""
+    """Exit without an error message if stdout is a closed pipe; other broken pipes are errors."""
     try:
         yield
         sys.stdout.flush()
