@@ -286,6 +286,7 @@ def test_regions_are_those_of_the_text_parts_cross_attention(sd_pipe):
     assert len(found.unique()) == 3
 
 
+@pytest.mark.slow
 @in_child
 def test_a_compiled_denoiser_records_as_an_uncompiled_one(sd_pipe):
     config = ConsistentSelfAttentionConfig(**BY_REGION)

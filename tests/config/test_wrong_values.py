@@ -115,7 +115,7 @@ def refusal(override: str) -> str | None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("share", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [16, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_wrong_value_is_one_plain_sentence(verb, share):
     """Of each key one value in `share` is set after composing, as Hydra does; other keys get other ones."""
     command, problems = load_verb(verb), []

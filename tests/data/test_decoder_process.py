@@ -159,18 +159,16 @@ def resident() -> float:
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-DECODES = 2000
-
-
-def test_two_thousand_decodes_with_a_tenth_bad_neither_hang_nor_leak(tmp_path, clip, traps):
-    """Every tenth video is truncated, garbage, empty or has broken frames; three hang, three crash the decoder."""
+@pytest.mark.parametrize("decodes", [600, pytest.param(2000, marks=pytest.mark.slow)])
+def test_many_decodes_with_a_tenth_bad_neither_hang_nor_leak(tmp_path, clip, traps, decodes):
+    """Every tenth video is truncated, garbage, empty or broken; of 70 bad ones one hangs and one crashes the decoder."""
     at = clip.index(b"mdat") + 4
     bad = [clip[: len(clip) // 2], b"garbage" * 300, b"", clip[:at] + bytes(len(clip) - at)]
     marks = {50: marked(clip, b"HANG"), 60: marked(clip, b"CRASH")}
     spoilt = {}
     for shard in range(4):
         members = {}
-        for number in range(DECODES // 4):
+        for number in range(decodes // 4):
             key, blob = f"{shard}x{number:03d}", clip
             if number % 10 == 7:
                 blob = marks.get(len(spoilt) % 70, bad[len(spoilt) % len(bad)])
@@ -186,9 +184,9 @@ def test_two_thousand_decodes_with_a_tenth_bad_neither_hang_nor_leak(tmp_path, c
         memory.append(resident())
     rows = quarantined(tmp_path / "quarantine.csv")
     hanging = {key for key, blob in spoilt.items() if blob.endswith(b"HANG")}
-    assert len(hanging) == 3
-    assert len(spoilt) == loader.rejected == len({row["position"] for row in rows}) == DECODES // 10
+    assert len(hanging) == (decodes // 10 + 19) // 70
+    assert len(spoilt) == loader.rejected == len({row["position"] for row in rows}) == decodes // 10
     assert {row["key"] for row in rows} == set(spoilt)
-    assert (len(keys), set(keys) & set(spoilt)) == (DECODES, set())
+    assert (len(keys), set(keys) & set(spoilt)) == (decodes, set())
     assert {row["key"] for row in rows if "not decoded within" in row["reason"]} == hanging
     assert max(memory[10:]) - memory[10] < 50

@@ -62,7 +62,7 @@ def new_user(browser, server) -> Iterator[Any]:
         user.context.close()
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["desktop", pytest.param("phone", marks=pytest.mark.slow)])
 def test_a_story_from_an_idea_to_a_pdf(new_user, server, size):
     user, runs = new_user(size), server.runs
     user.shoot("start")
@@ -95,7 +95,9 @@ def test_a_story_from_an_idea_to_a_pdf(new_user, server, size):
     assert download.value.suggested_filename == f"{name}-story.pdf"
     assert user.steps <= MOST_STEPS
     assert user.errors == []
-    assert not user.is_wider_than_the_window
+    for width, height in SIZES.values():
+        user.page.set_viewport_size({"width": width, "height": height})
+        assert not user.is_wider_than_the_window
     assert {url.split("/")[2] for url in user.requests if url.startswith("http")} == {server.address.split("/")[2]}
     user.shoot("exported")
 
