@@ -161,7 +161,7 @@ def resident() -> float:
 
 @pytest.mark.parametrize("decodes", [600, pytest.param(2000, marks=pytest.mark.slow)])
 def test_many_decodes_with_a_tenth_bad_neither_hang_nor_leak(tmp_path, clip, traps, decodes):
-    """Every tenth video is truncated, garbage, empty or broken; of 70 bad ones one hangs and one crashes the decoder."""
+    """Every tenth video is truncated, garbage, empty or broken; of 70 bad ones one hangs, one crashes the decoder."""
     at = clip.index(b"mdat") + 4
     bad = [clip[: len(clip) // 2], b"garbage" * 300, b"", clip[:at] + bytes(len(clip) - at)]
     marks = {50: marked(clip, b"HANG"), 60: marked(clip, b"CRASH")}
