@@ -30,6 +30,7 @@ METHODS = ("predictor", "true_tokens", "interpolation", "no_semantic_tokens", "s
 MOST_STORIES, MOST_PANELS = 128, 1000
 STORY_SETS = ("varied", "places")
 EMOTION_PROMPTS = ("emotion", "neutral")
+IMAGE_SOURCES = ("generated", "reconstructed", "rendered")
 CHARACTER_METHODS = ("file", "none")
 MOST_WRITTEN_PANELS = 16  # of the rules writer
 MOST_KEPT_GIB = 1024
@@ -166,13 +167,15 @@ class EmotionBenchmark:
 
 @dataclasses.dataclass
 class TextToImageBenchmark:
-    """conf/benchmark/text2image.yaml: single images from held-out prompts, generated and classified."""
+    """conf/benchmark/text2image.yaml: single images of held-out prompts, generated and classified."""
 
     kind: str
+    source: str  # of the images, of IMAGE_SOURCES
     images: int
     batch: int  # images generated at once
 
     def __post_init__(self) -> None:
+        check_choice("benchmark.source", self.source, IMAGE_SOURCES)
         check_range("benchmark.images", self.images, 2, 10**5)
         check_range("benchmark.batch", self.batch, 1, 10**4)
 

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,7 +13,7 @@ from storydiffusion.evaluation.result import load_result
 from storydiffusion.storyworld.edition import EDITIONS
 from storydiffusion.storyworld.images import HELD_OUT_SEED
 from storydiffusion.storyworld.words import find_limits
-from tests.conftest import run_verb
+from tests.conftest import run_verb, shipped_edition
 from tests.helpers.world_model import build_world_model
 
 every_edition = pytest.mark.parametrize("edition", EDITIONS.values(), ids=lambda edition: f"edition {edition.number}")
@@ -92,3 +93,30 @@ def test_a_classifier_of_another_edition_is_refused(tmp_path, capsys):
     outcome = run_verb("infer", [*small, f"run_dir={tmp_path}/run"], capsys)
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert "draws StoryWorld's edition 1, but its attribute classifier reads edition 2" in outcome.err
+
+
+def measure_source(source, folder, capsys):
+    """Measure eight images of the shipped model and return the mean of each metric, and the samples."""
+    small = ["benchmark=text2image", f"benchmark.source={source}", "model.device=cpu", "benchmark.images=8"]
+    outcome = run_verb("infer", [*small, f"run_dir={folder}"], capsys)
+    assert outcome.code == 0, outcome.err
+    metrics = load_result(folder / "result.json").metrics
+    values = {name: [value for value in metrics[name].values if value is not None] for name in ("kind", "place")}
+    samples = np.stack([np.asarray(Image.open(file)) for file in sorted((folder / "samples").iterdir())])
+    return {name: sum(found) / len(found) for name, found in values.items()}, samples.astype(float)
+
+
+def test_true_images_bound_what_is_generated(tmp_path, capsys):
+    rendered, true = measure_source("rendered", tmp_path / "rendered", capsys)
+    reconstructed, decoded = measure_source("reconstructed", tmp_path / "reconstructed", capsys)
+    assert rendered == {"kind": 1, "place": 1}
+    assert reconstructed["place"] == 1
+    assert 0 < ((decoded - true) ** 2).mean() < 255**2 * 10**-2  # more than 20 dB
+    edition = shipped_edition()
+    assert (true == [edition.render(edition.sample(HELD_OUT_SEED, number), 128) for number in range(8)]).all()
+
+
+def test_an_unknown_source_is_refused(tmp_path, capsys):
+    outcome = run_verb("infer", ["benchmark=text2image", "benchmark.source=true", f"run_dir={tmp_path}"], capsys)
+    assert outcome.code == 1
+    assert "generated, reconstructed, rendered" in outcome.err
