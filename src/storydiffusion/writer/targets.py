@@ -1,6 +1,5 @@
 """What a story is written for: the words that an image model draws, and how its prompts are built from them."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ from storydiffusion.storyworld.scene import FIGURE_ATTRIBUTES, MOST_CHARACTERS, 
 from storydiffusion.storyworld.scene_captions import MOOD_WORDS
 from storydiffusion.storyworld.truth import ATTRIBUTES
 from storydiffusion.writer.emotions import CATEGORIES, load_elements
+from storydiffusion.writer.prompt_check import check_prompt
 from storydiffusion.writer.schema import Schema, choice, items, record, text
 
 LONGEST_NAME, LONGEST_TITLE, LONGEST_CAPTION, LONGEST_DESCRIPTION, LONGEST_PROMPT = 30, 100, 300, 200, 400  # characters
 MOST_IN_CAST = 3
-MOST_PIECES = 60
-"""Words and punctuation marks of a prompt with its style, which CLIP's 77 tokens hold unless many words are rare."""
 
 Looks = Mapping[str, str]
 """kind, and named parts of the attire (`ATTIRE`, hat_color), attribute → value"""
@@ -154,8 +152,9 @@ class StoryWorldTarget(Target):
                 looks.pop("hat_color")
             characters = add_character(characters, each["name"], self.describe(looks))
         panels = []
-        for each in reply["panels"]:
+        for number, each in enumerate(reply["panels"], start=1):
             actors = [Actor(_plain(one["name"]), one["action"], _mood(one)) for one in each["characters"]]
+            _check_once([actor.name for actor in actors], number)
             shot = Shot(tuple(actors), each["place"], each["object"])
             panels.append({"prompt": self.prompt(shot), "caption": each["caption"]})
         return {"title": reply["title"], "characters": characters, "panels": panels}
@@ -195,11 +194,7 @@ class FreeTarget(Target):
 
     def check(self, story: Story) -> None:
         for number, each in enumerate(panel_prompts(story), start=1):
-            if (count := len(re.findall(r"\w+|[^\w\s]", each.prompt))) > MOST_PIECES:
-                raise UserError(
-                    f"the prompt of panel {number} has {count} words and punctuation marks with its descriptions: "
-                    f"use at most {MOST_PIECES}"
-                )
+            check_prompt(each.prompt, f"the prompt of panel {number}")
 
 
 def describe_looks(looks: Looks) -> str:
@@ -214,6 +209,13 @@ def add_character(characters: dict[str, str], name: str, description: str) -> di
     if (name := _plain(name)) in characters:
         raise UserError(f"the character {name!r} is described twice: remove one, or rename it")
     return {**characters, name: description}
+
+
+def _check_once(names: list[str], number: int) -> None:
+    """Raise UserError for a name that panel `number` has twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"panel {number} shows {name!r} twice: name each character of a panel once")
 
 
 def _story_schema(character: Schema, panel: Schema, panels: int) -> Schema:
