@@ -49,7 +49,8 @@ def test_a_text_becomes_panels_of_its_sentences(write, tmp_path):
 
 def test_unknown_words_are_one_note(write):
     assert write("idea=a cat and a zeppelin").sentences == [
-        "note: writer=rules has no words for these of the idea: zeppelin; writer=chat reads any"
+        "note: writer=rules has no words for these of the idea: zeppelin, so the story is about plenty of time; "
+        "writer=chat reads any, though the model draws StoryWorld's words alone"
     ]
 
 

@@ -30,8 +30,8 @@ from storydiffusion.studio.project import (
 )
 from storydiffusion.studio.windows import Windows
 from storydiffusion.writer.brief import Brief
-from storydiffusion.writer.prose import split_sentences
 from storydiffusion.writer.request import find_target
+from storydiffusion.writer.sentences import split_sentences
 from storydiffusion.writer.story_file import compose_story, format_story, save_story
 
 KEPT_GIB = 1.0

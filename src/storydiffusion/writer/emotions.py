@@ -37,7 +37,7 @@ class Plan:
 @cache
 def load_elements() -> Mapping[str, Mapping[str, list[str]]]:
     """Return the visual elements, emotion → category → elements."""
-    return load_words(FILE)
+    return load_words(FILE)["elements"]
 
 
 def plan_schema(emotion: str, elements: list[str]) -> Schema:
