@@ -44,14 +44,17 @@ def describe_loss(
         teller = "writer=rules tells" if brief.target.free else "the model draws"
         yield f"the story is about {with_article(str(thing))}: of things {teller} only {things}"
     kinds = [mention.kind for mention in reading.characters if mention.kind]
-    asked = dict.fromkeys([*kinds, *reading.places, *reading.objects, *reading.actions])
+    is_said = brief.emotion is not None and name not in reading.plots  # by the sentence about the plot
+    events = [word for word in reading.events if not is_said and word not in reading.plots.get(name, ())]
+    asked = dict.fromkeys([*kinds, *reading.places, *reading.objects, *reading.actions, *events])
     if left_out := [word for word in asked if word not in shown]:
         yield f"the story leaves these of the idea out: {', '.join(left_out)}; try more panels or another seed"
 
 
 def _describe_plot(brief: Brief, reading: Reading, name: str, plot: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence if the idea names events that this plot is not about."""
-    missed = dict.fromkeys([*(() if name in reading.plots else reading.events), *reading.untold])
+    events = reading.events if brief.emotion is not None and name not in reading.plots else ()
+    missed = dict.fromkeys([*events, *reading.untold])
     if missed:
         plots = f"with emotion={brief.emotion}" if brief.emotion else "of writer=rules"
         yield f"no plot {plots} is about {', '.join(missed)}; the story is about {plot['theme']}"

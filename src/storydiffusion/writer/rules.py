@@ -109,9 +109,10 @@ def _set_stage(brief: Brief, reading: Reading, sentences: Sentences, rng: random
     name = choose_plot(brief.emotion, reading, rng)
     plot = load_plots()["plots"][name]
     emotion = brief.emotion or plot["emotions"][0]
-    named = [place for place in reading.places if place in OUTDOORS]
-    evoking = [place for place in brief.target.elements(emotion)["places"] if place in OUTDOORS and place not in named]
-    others = [place for place in OUTDOORS if place not in (*named, *evoking)]
+    suited = [place for place in OUTDOORS if place not in plot.get("never_in", ())]
+    named = [place for place in reading.places if place in suited]
+    evoking = [place for place in brief.target.elements(emotion)["places"] if place in suited and place not in named]
+    others = [place for place in suited if place not in (*named, *evoking)]
     places = [*named, *rng.sample(evoking, len(evoking)), *rng.sample(others, len(others))]
     thing = _choose_object(plot["object"], reading, rng)
     cast = _cast(brief, plot["friend"], reading, sentences, rng)
@@ -124,7 +125,7 @@ def choose_plot(emotion: str | None, reading: Reading, rng: random.Random) -> st
     for name, plot in load_plots()["plots"].items():
         if emotion is not None and emotion not in plot["emotions"]:
             continue
-        score = 3 * len(reading.plots.get(name, ())) + 2 * bool(reading.feelings.keys() & {*plot["emotions"]})
+        score = 5 * len(reading.plots.get(name, ())) + 2 * bool(reading.feelings.keys() & {*plot["emotions"]})
         score += 4 * (plot["friend"] and len(reading.characters) > 1)
         score += 2 * bool({"any", *reading.objects} & {plot["object"]}) * bool(reading.objects)
         scores[name] = (score, emotion is not None or plot["emotions"][0] in POSITIVE)
