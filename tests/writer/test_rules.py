@@ -155,6 +155,7 @@ def test_of_an_idea_in_another_language_nothing_is_taken(idea):
         ("a dog", {"target": FreeTarget()}, "writer=rules describes none of these: dog"),
         ("my grandmother died", {}, "no plot of writer=rules is about died; the story is about"),
         ("a cat finds a friend", {"emotion": "fear"}, "no plot with emotion=fear is about finds, friend; the story is"),
+        ("Mia, Tom and Liam have a party", {}, "the story leaves these of the idea out: Liam"),
         ("a lonely robot says goodbye", {}, "the story leaves these of the idea out: goodbye"),
         ("a cat loses a red hat", {}, "of things the model draws only ball, balloon, flowers, gift"),
         ("a cat loses a key", {}, "no words for these of the idea: key; writer=chat reads any, though the model"),

@@ -7,7 +7,7 @@ from storydiffusion.storyworld.captions import with_article
 from storydiffusion.writer.brief import Brief
 from storydiffusion.writer.idea import Reading
 from storydiffusion.writer.languages import LANGUAGES
-from storydiffusion.writer.targets import Target
+from storydiffusion.writer.targets import LONGEST_NAME, Target
 
 UNREAD_IDEA = (
     f"the idea is in none of the languages that writer=rules reads ({', '.join(LANGUAGES)}), so the story does not "
@@ -43,10 +43,10 @@ def describe_loss(
         things = ", ".join(each for each in brief.target.values["object"] if each != "none")
         teller = "writer=rules tells" if brief.target.free else "the model draws"
         yield f"the story is about {with_article(str(thing))}: of things {teller} only {things}"
-    kinds = [mention.kind for mention in reading.characters if mention.kind]
+    characters = [mention.name[:LONGEST_NAME] or mention.kind for mention in reading.drawn]
     is_said = brief.emotion is not None and name not in reading.plots  # by the sentence about the plot
     events = [word for word in reading.events if not is_said and word not in reading.plots.get(name, ())]
-    asked = dict.fromkeys([*kinds, *reading.places, *reading.objects, *reading.actions, *events])
+    asked = dict.fromkeys([*characters, *reading.places, *reading.objects, *reading.actions, *events])
     if left_out := [word for word in asked if word not in shown]:
         yield f"the story leaves these of the idea out: {', '.join(left_out)}; try more panels or another seed"
 

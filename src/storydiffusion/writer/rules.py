@@ -265,7 +265,7 @@ def _plan(stage: Stage, shots: Sequence[Shot], prompts: Sequence[str], brief: Br
 
 def _remarks(brief: Brief, reading: Reading, stage: Stage, shots: Sequence[Shot]) -> Iterator[str]:
     """Yield one sentence about each thing of the idea that found no place in the story."""
-    shown = {each.player.kind for each in stage.cast.values()}
+    shown = {word for each in stage.cast.values() for word in (each.player.name, each.player.kind)}
     for shot in shots:
         shown |= {shot.place, shot.object, *(actor.action for actor in shot.actors)}
     yield from describe_loss(brief, reading, stage.plot, load_plots()["plots"][stage.plot], stage.object, shown)
