@@ -94,7 +94,7 @@ def run(verb: Command, config_name: str, arguments: Sequence[str], program: str,
     except Exception as error:
         if is_composed or isinstance(error, BrokenPipeError):  # a bug, or a closed output pipe
             raise
-        fail(program, explain_composition(error, verb.schema, overrides))
+        fail(program, explain_composition(error, verb.schema, overrides, conf))
     except KeyboardInterrupt as interrupt:
         fail(program, str(interrupt) or "interrupted", INTERRUPTED)
 

@@ -60,6 +60,7 @@ class CheckedLoader(ConfigLoaderImpl):
         SourcesRegistry.instance().register(FolderSource)
         super().__init__(_search_path(conf, folder))
         self._own = ConfigLoaderImpl(_search_path(conf, None))
+        self._conf = conf
         self._schema = schema
         self._allowed = list(allowed)
 
@@ -81,7 +82,7 @@ class CheckedLoader(ConfigLoaderImpl):
             )
             check_composed(composed, own, run_mode is RunMode.MULTIRUN)
         except (HydraException, OmegaConfBaseException, OSError, ValueError, YAMLError) as error:
-            raise UserError(explain_composition(error, self._schema, overrides)) from error
+            raise UserError(explain_composition(error, self._schema, overrides, self._conf)) from error
         return composed
 
 
