@@ -133,7 +133,7 @@ class CaptionedLatents:
         """Choose in collages an image with less noise than `times` (B,) say; None: both have as much, or single images.
 
         The clearer image is not predicted. Between images of equal noise hardly anything was learned about what one can
-        take from the other (docs/training.md).
+        take from the other (docs/training_miniature.md).
 
         Args:
             clean: latents of the batch, (B, C, H, W).

@@ -228,7 +228,8 @@ def draw_embeddings(known: Tensor, count: int) -> Tensor:
     """Return `count` embeddings drawn from the normal distribution that has the mean and covariance of `known`, (N, D).
 
     In random directions, which a trained encoder has not learned to read, its states for two new words differ less than
-    half as much (Hewitt 2021, "Initializing new word embeddings for pretrained language models"; docs/training.md).
+    half as much (Hewitt 2021, "Initializing new word embeddings for pretrained language models"; the measurement is in
+    docs/training_miniature.md).
     """
     mean = known.mean(0)
     mixes = torch.randn(count, len(known), generator=torch.Generator().manual_seed(0)) / len(known) ** 0.5
