@@ -38,7 +38,7 @@ def main(config: StudioConfig) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise UserError("the studio needs Gradio: pip install 'storydiffusion[studio]'") from error
+        raise UserError("the studio needs Gradio: pip install '.[studio]' in a checkout") from error
     from storydiffusion.studio.server import serve
     from storydiffusion.studio.studio import Studio
 

@@ -72,7 +72,7 @@ def _check_package(scheme: str) -> None:
 
     package = PACKAGES.get(scheme)
     if package is not None and find_spec(package) is None:
-        raise UserError(f"shards at {scheme}:// need the package {package}: pip install storydiffusion[stream]")
+        raise UserError(f"shards at {scheme}:// need the package {package}: pip install '.[stream]' in a checkout")
 
 
 class ShardFetcher:

@@ -68,7 +68,7 @@ def build_strategy(config: TrainerConfig, has_unused: bool = False) -> Strategy 
         if not gpus:
             raise UserError("trainer.strategy=deepspeed needs CUDA, which torch does not find here: use trainer=ddp")
         if find_spec("deepspeed") is None:
-            raise UserError("trainer.strategy=deepspeed: install storydiffusion[deepspeed], or use trainer=ddp")
+            raise UserError("trainer.strategy=deepspeed: pip install '.[deepspeed]' in a checkout, or use trainer=ddp")
     if config.accelerator == "gpu" and not gpus and not torch.backends.mps.is_available():
         raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: use trainer=cpu")
     if gpus and config.accelerator != "cpu" and config.devices > gpus:
