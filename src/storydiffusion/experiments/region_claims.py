@@ -35,8 +35,8 @@ def judge_regions(comparison: Comparison) -> Verdict:
         f"The other character's looks are shown in {100 * leaks['regions']:.1f}% with regions, "
         f"{100 * leaks['regions_isolated']:.1f}% where characters of one panel are isolated, "
         f"{100 * leaks['eq2']:.1f}% where whole panels share, {100 * leaks['off']:.1f}% without sharing; at most "
-        f"{100 * LARGEST_LEAK:.0f}% are asked for. With regions, the consistency of two characters changes by "
-        f"{describe_points(two)}{share}; {100 * SMALLEST_SHARE:.0f}% are asked for.",
+        f"{100 * LARGEST_LEAK:.0f}% are required. With regions, the consistency of two characters changes by "
+        f"{describe_points(two)}{share}; {100 * SMALLEST_SHARE:.0f}% are required.",
     )
 
 
@@ -49,7 +49,7 @@ def judge_places(comparison: Comparison) -> Verdict:
         get_status(gain.mean >= SMALLEST_PLACE_GAIN and gain.p_value < LEVEL and change.mean >= -LARGEST_LOSS),
         f"Sharing the background of one place changes the agreement of its images by {describe_points(gain)}, and "
         f"alignment by {describe_points(change)}; at least +{100 * SMALLEST_PLACE_GAIN:.0f} and -"
-        f"{100 * LARGEST_LOSS:.0f} are asked for.",
+        f"{100 * LARGEST_LOSS:.0f} are required.",
     )
 
 
@@ -69,7 +69,7 @@ def judge_trained(comparison: Comparison) -> Verdict:
     return Verdict(
         get_status(consistency >= SMALLEST_TRAINED and change.mean >= -LARGEST_LOSS),
         f"Trained with sharing, consistency at rate 0.5 is {100 * consistency:.1f}%, where "
-        f"{100 * SMALLEST_TRAINED:.0f}% are asked for; alignment differs from training-free sharing at that rate by "
+        f"{100 * SMALLEST_TRAINED:.0f}% are required; alignment differs from training-free sharing at that rate by "
         f"{describe_points(change)}. Of the training-free rates that are aligned as well, {rate} is the most "
         f"consistent; training exceeds it by {describe_points(gain)}.",
     )
