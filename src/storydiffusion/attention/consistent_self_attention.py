@@ -41,8 +41,8 @@ class View(NamedTuple):
         images: the image in the place of each panel, by its number in the group; -1 for a panel that is not in the
             batch, since no image of it is read.
         seed: of this story's draws; None: that of the settings.
-        references: the first panels that are no part of the story, such as images of a saved character. They are within
-            reach of every panel, whatever `neighbor_window` and `anchor_panels` say.
+        references: the first panels that are not part of the story, such as images of a saved character. Every panel
+            attends to them, regardless of `neighbor_window` and `anchor_panels`.
     """
 
     panel: int

@@ -168,7 +168,7 @@ class TrainedCSARecipe(Recipe):
         for name in ("batch_size", "pictures"):
             if (value := getattr(self, name)) < self.panels or value % self.panels:
                 raise UserError(
-                    f"recipe.{name}={value} is no number of whole stories: give a multiple of recipe.panels="
+                    f"recipe.{name}={value} is not a whole number of stories: give a multiple of recipe.panels="
                     f"{self.panels}"
                 )
         if not self.rates:

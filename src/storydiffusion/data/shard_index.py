@@ -278,7 +278,7 @@ def _scan(file: BinaryIO) -> tuple[np.ndarray, int, str]:
     size = end
     while rest := file.read(1 << 20):
         if rest.strip(b"\0"):
-            raise UnreadableShardError(f"it is damaged at byte {end:,}: what follows is no member and no end")
+            raise UnreadableShardError(f"it is damaged at byte {end:,}: what follows is neither a member nor the end")
         digest.update(rest)
         size += len(rest)
     if size - end < 2 * BLOCK:  # the end-of-archive marker

@@ -287,6 +287,6 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         return read_object(file)
     except FileNotFoundError as error:
-        raise UserError(f"{file.parent} is no model folder: it has no {file.name}") from error
+        raise UserError(f"{file.parent} is not a model folder: it has no {file.name}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file} ({first_line(error)}): fetch it again") from error

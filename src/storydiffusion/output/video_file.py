@@ -33,7 +33,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray | Image.Image], fp
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Return the width and height of a video file in pixels. Raises UserError for a file that is no video."""
+    """Return the width and height of a video file in pixels. Raises UserError for a file that is not a video."""
     import av
     from av.error import FFmpegError
 

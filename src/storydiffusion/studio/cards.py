@@ -146,7 +146,7 @@ def parse_seed(text: str) -> dict[str, Any]:
     if not text.strip():
         return {"seed": None}
     if not text.strip().isdecimal():
-        raise UserError(f"seed={text} is no whole number: write one from 0, or nothing for the story's")
+        raise UserError(f"seed={text} is not a whole number: write one from 0, or nothing for the story's")
     return {"seed": int(text)}
 
 

@@ -90,7 +90,7 @@ def build_environment(config: TrainerConfig) -> list[SLURMEnvironment]:
         UserError: `trainer.requeue` is set, but this run may not requeue the job.
     """
     if config.requeue and "SLURM_JOB_ID" not in os.environ:
-        raise UserError("trainer.requeue=true, but this is no Slurm job: submit slurm/train.sbatch, which sets it")
+        raise UserError("trainer.requeue=true, but this is not a Slurm job: submit slurm/train.sbatch, which sets it")
     if config.requeue and "SUBMITIT_EXECUTOR" in os.environ:
         raise UserError("trainer.requeue=true, but submitit requeues its jobs itself: set trainer.requeue=false")
     is_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun may run in a job
