@@ -237,7 +237,7 @@ class AttendedTokens(NamedTuple):
     readers: Tensor | None = None
 
     def is_plain(self, tokens: int) -> bool:
-        """Return whether the panel attends to its own tokens alone, and to all of them."""
+        """Return whether the panel attends only to its own tokens, and to all of them."""
         return len(self.rows) == tokens and (self.readers is None or bool((self.rows // tokens == self.panel).all()))
 
 
@@ -320,8 +320,8 @@ def batch_plan(
         tokens: N.
 
     Returns:
-        The plan, one group for each number L of tokens, and n of readers; None where every panel attends to itself
-        alone, which is plain attention.
+        The plan, one group for each number L of tokens, and n of readers; None where every panel attends only
+        to itself, which is plain attention.
     """
     if all(attended.is_plain(tokens) for story in stories for attended in story):
         return None

@@ -1,4 +1,4 @@
-"""The index of a folder of shards: the place and checksum of each sample's bytes. Training reads through it alone.
+"""The index of a folder of shards: the place and checksum of each sample's bytes. Training reads only through it.
 
 `FOLDER/index/shards.json` has a line for each shard, all that is read to open an index; `index/NAME.tar.npy` has a row
 for each sample, read with the shard's first sample. A tar read as a stream would hide a missing end, which indexing

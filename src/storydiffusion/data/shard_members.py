@@ -110,7 +110,7 @@ def _check_empty(names: list[str]) -> None:
 
 
 class _HeaderReader:
-    """A file for tarfile, which reads headers alone: one that is too long to be true is refused."""
+    """A file for tarfile, which reads only headers: one that is too long to be true raises an error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.tell, self.seek = file.tell, file.seek

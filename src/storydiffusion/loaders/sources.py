@@ -57,7 +57,7 @@ def find_model_folder(
 
     Args:
         variants: returns the variants of the weights files, of which the first that the hub has is fetched, None: the
-            full ones; called for a hub id alone.
+            full ones; called only for a hub id.
         files: patterns of the files to fetch; None: all that generating a story needs.
 
     Raises:

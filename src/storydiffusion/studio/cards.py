@@ -1,4 +1,4 @@
-"""The cards of panels and characters, drawn anew when the story is rearranged or something was generated."""
+"""The cards of panels and characters, redrawn when the story is rearranged or something was generated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -170,7 +170,7 @@ def connect_saving(handlers: Handlers, box: Any, change: Callable[..., Updates])
 
 
 def connect(handlers: Handlers, event: Any, change: Callable[..., Any], inputs: list[Any] | None = None) -> None:
-    """Call `change(story, values…)` at an event, and draw the cards anew; then say what is not generated yet."""
+    """Call `change(story, values…)` at an event, and redraw the cards; then say what is not generated yet."""
     layout = handlers.layout
 
     def run(*values: Any) -> Updates:

@@ -164,7 +164,7 @@ class Handlers:
         return {self.layout.script: project.script}
 
     def rearranged(self, project: Project) -> Updates:
-        """Return the story with its cards anew."""
+        """Return the story with new cards."""
         return self._refresh(project)
 
     def add_panel(self, name: str, window: str) -> Updates:
