@@ -9,7 +9,7 @@ from storydiffusion.writer.languages import Lexicon, Word
 
 HATS = ("cap", "tophat", "beanie", "crown")
 ACCESSORIES = ("glasses", "scarf", "bowtie")
-REACH = 3  # words between a colour and what it colours
+REACH = 3  # words between a color and what it colors
 
 
 @dataclass
@@ -86,7 +86,7 @@ def _find_names(idea: str, words: Sequence[Word], lexicon: Lexicon, is_prose: bo
 
 
 class _Attire:
-    """Assign the colours, clothes and hair of an idea to its characters."""
+    """Assign the colors, clothes and hair of an idea to its characters."""
 
     def __init__(self, words: Sequence[Word], lexicon: Lexicon, values: Mapping[str, Sequence[str]]) -> None:
         self._words, self._values = words, values
@@ -134,7 +134,7 @@ class _Attire:
             self.unused.append(self._words[number].written)
 
     def _color(self, number: int, allowed: Sequence[str]) -> str | None:
-        """Return the nearest unused value of `allowed` on the side of word `number` where colours stand."""
+        """Return the nearest unused value of `allowed` on the side of word `number` where colors stand."""
         step = -1 if self._color_comes_first else 1
         for distance in range(1, REACH + 1):
             at = number + step * distance

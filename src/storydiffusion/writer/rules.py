@@ -36,7 +36,7 @@ OUTDOORS = ("park", "beach", "city", "snow", "forest")
 TREASURES = ("ball", "balloon", "flowers")
 """Objects of plots that leave theirs open."""
 SHARED = (*POSITIVE, "sadness")
-"""Emotions that the friend shows as well."""
+"""Emotions that the friend also shows."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 v-prediction (2202.00512) on a cosine schedule, on batches of `captioned_latents`. Errors on characters can weigh more
 than those on the background, which changes what is learned first, not what is learned in the end; words can be bound to
-their characters (`binding`). With `recipe.freeze_text_encoder` the U-Net alone is trained, so that semantic tokens and
+their characters (`binding`). With `recipe.freeze_text_encoder` only the U-Net is trained, so that semantic tokens and
 other denoisers trained on the text encoder's states stay valid.
 """
 
@@ -87,8 +87,8 @@ class Text2ImageModule(RecipeModule):
 
     Args:
         recipe: see `Text2ImageRecipe`.
-        miniature: folder with vae/ and image_encoder/, whose text tower initialises the text encoder; with
-            `recipe.warm_start` its unet/ and text_encoder/ initialise both networks.
+        miniature: folder with vae/ and image_encoder/, whose text tower initializes the text encoder; with
+            `recipe.warm_start` its unet/ and text_encoder/ initialize both networks.
         cache: folder for the latents, computed once for each recipe.
     """
 
