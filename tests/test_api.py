@@ -172,7 +172,7 @@ def test_wrong_arguments_are_named(tiny_model, transition, ends):
         TransitionPipeline.from_pretrained(tiny_model, speed=2)
     with pytest.raises(UserError, match="at most 8"):
         transition(*ends, num_frames=9)
-    with pytest.raises(UserError, match="no local folder"):
+    with pytest.raises(UserError, match="not a local folder"):
         StoryPipeline.from_pretrained("nowhere")
     with pytest.raises(UserError, match="conf/model has no 'sd9'"):
         StoryPipeline.from_pretrained(tiny_model, config="sd9")

@@ -100,7 +100,9 @@ def refusal(outcome: Outcome) -> str:
 
 
 def test_what_a_reference_lacks_is_named_before_anything_is_made(adapted, tmp_path, ip_adapter):
-    assert "baseline.weights=/no/such/folder is no local folder" in refusal(adapted("baseline.weights=/no/such/folder"))
+    assert "baseline.weights=/no/such/folder is not a local folder" in refusal(
+        adapted("baseline.weights=/no/such/folder")
+    )
     assert "has no file other.bin" in refusal(adapted("baseline.file=other.bin"))
     assert "no *.safetensors file in vision" in refusal(adapted("baseline.image_encoder=vision"))
     assert "baseline.scale=-1" in refusal(adapted("baseline.scale=-1"))

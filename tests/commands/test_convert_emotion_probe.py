@@ -58,7 +58,7 @@ def test_half_precision_is_read_in_float32(convert):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (Classifier(), "is no file of tensors"),  # a module, which is code
+        (Classifier(), "is not a file of tensors"),  # a module, which is code
         ({}, "holds no tensors"),
         ([1, 2], "holds no tensors"),
         (torch.nn.Linear(768, 7).state_dict(), "weight (7, 768)"),
@@ -82,9 +82,9 @@ def test_damaged_and_missing_files_and_names_are_refused(convert, capsys):
     assert convert(torch.nn.Linear(4, 8).state_dict(), "overwrite=true").code == 0
     Path("cut.pth").write_bytes(Path("best.pth").read_bytes()[:100])
     for arguments, said in (
-        (["state=cut.pth", "out=a.safetensors"], "cut.pth is no file of tensors"),
+        (["state=cut.pth", "out=a.safetensors"], "cut.pth is not a file of tensors"),
         (["state=no.pth", "out=a.safetensors"], "no.pth"),
-        (["state=best.pth", "out=a.pth"], "out=a.pth is no name of a .safetensors file"),
+        (["state=best.pth", "out=a.pth"], "out=a.pth must end in .safetensors"),
     ):
         outcome = run_verb("convert-emotion-probe", arguments, capsys)
         assert (outcome.code, outcome.err.count("\n")) == (1, 1)

@@ -220,7 +220,7 @@ def test_diff_names_what_changes_and_writes_nothing(edit, story_file, tiny_model
         'title: "Two friends" → "Friends"',
         'caption of panel 2: "Two." → "Deux."',
         'prompt of panel 3: "[Pip] and [Bo] in the park" → "[Pip] and [Bo] runs"',
-        "infer would generate panel 3 and set page, video and report anew",
+        "infer would generate panel 3 and rebuild page, video and report",
     ]
     assert contents(run) == before
     assert "cannot read" in run_verb("diff", (*settings[:3], "run_dir=nowhere"), capsys).err

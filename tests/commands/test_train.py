@@ -254,8 +254,8 @@ def train(monkeypatch, capsys, tmp_path, tiny_video_model, cache) -> Callable[..
         (["recipe.joint_dropout=1.5"], ["recipe.joint_dropout", "1.5"]),
         (["recipe.diffusion_weight=0", *BOTH], ["recipe.diffusion_weight=0", "recipe.trainable=[predictor]"]),
         (["data.backend=ffmpeg"], ["data.", "ffmpeg", "pyav"]),
-        (["data.shards='pipe:touch owned'"], ["pipe:touch owned", "no local path"]),
-        (["data.storyworld=null", "data.shards=['s3://a/{0..9}.tar']"], ["s3://a", "no local path"]),
+        (["data.shards='pipe:touch owned'"], ["pipe:touch owned", "not a local path"]),
+        (["data.storyworld=null", "data.shards=['s3://a/{0..9}.tar']"], ["s3://a", "not a local path"]),
         (["data.decode_seconds=0"], ["data.decode_seconds=0"]),
         (["model=sd15"], ["model.video.motion_adapter"]),
         (

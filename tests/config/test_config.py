@@ -158,6 +158,24 @@ def test_a_group_with_the_choice_off_takes_false():
         compose_config(load_verb("infer"), "infer", ["csa=true"])
 
 
+@pytest.mark.parametrize(
+    ("verb", "override", "sentence"),
+    [
+        ("train", "experiment=papr", "experiment has no choice 'papr': did you mean 'paper'? Choose one of "),
+        ("infer", "csa=eq3", "csa has no choice 'eq3': did you mean 'eq2'? Choose one of "),
+        (
+            "infer",
+            "experiment=paper",
+            "experiment/paper.yaml selects recipe, which this command does not have: it is for train",
+        ),
+        ("train", "experiment=ablation_regions", "it is for infer"),
+    ],
+)
+def test_a_wrong_choice_is_answered_with_the_closest_or_its_command(verb, override, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        compose_config(load_verb(verb), verb, [override])
+
+
 def test_the_closest_key_is_found_whole_or_by_its_last_part():
     assert closest_key("sead", InferConfig) == "seed"
     assert closest_key("modle.pth", InferConfig) == "model.path"

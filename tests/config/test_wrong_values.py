@@ -130,7 +130,7 @@ def test_a_wrong_value_is_one_plain_sentence(verb, share):
             try:
                 OmegaConf.update(config, key, override.value(), merge=True)
             except OmegaConfBaseException as error:  # as while composing
-                problems += find_problems(explain_composition(error, command.schema, [f"{key}={value}"]), key)
+                problems += find_problems(explain_composition(error, command.schema, [f"{key}={value}"], CONF), key)
                 continue
             try:
                 command.load(config)

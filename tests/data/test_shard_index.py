@@ -200,7 +200,7 @@ def test_shards_with_unsafe_names_are_refused_everywhere(folder, name):
     write_summary(folder, records)  # with the checksum that fits, as whoever plants one can write it
     with pytest.raises(UserError, match=r"shards\.json cannot be read as an index") as error:
         find_shards(str(folder))
-    assert f"{name!r} is no name of a shard" in str(error.value)
+    assert f"{name!r} is not the name of a shard" in str(error.value)
 
 
 @pytest.mark.parametrize(

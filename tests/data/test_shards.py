@@ -29,7 +29,7 @@ from tests.helpers.videos import video, write_tar
 
 @dataclass(frozen=True)
 class Folder:
-    """A source of `count` clips of one video file; those in `bad` have a file that is no video."""
+    """A source of `count` clips of one video file; those in `bad` have a file that is not a video."""
 
     folder: Path
     count: int
@@ -115,7 +115,7 @@ def test_unusable_video_is_listed_with_the_reason(source, tmp_path):
     assert [(reject["shard"], reject["key"], reject["id"]) for reject in rejects] == [
         ("000001.tar", "000000003", "clip 3")
     ]
-    assert "no video" in rejects[0]["reason"]
+    assert "not a video" in rejects[0]["reason"]
 
 
 def test_bytes_are_independent_of_the_number_of_processes(source, tmp_path):
@@ -178,7 +178,7 @@ def test_folder_of_another_source_is_refused(source, tmp_path):
 
 
 def test_error_if_no_video_is_usable(source, tmp_path):
-    with pytest.raises(UserError, match=r"not one of 7 videos can be used.*no video.*rejects\.jsonl"):
+    with pytest.raises(UserError, match=r"not one of 7 videos can be used.*not a video.*rejects\.jsonl"):
         write_shards(replace(source, bad=frozenset(range(7))), tmp_path, FEW)
     assert len((tmp_path / REJECTS).read_text().splitlines()) == 7
 
@@ -206,11 +206,11 @@ def test_patterns_folders_and_lists_name_shards(tmp_path):
         ("x/{000000..000003}.tar", "no shards match x/000000.tar"),
         ([], "no shards match"),
         ("empty", "no shards match empty"),
-        ("pipe:touch owned", "no local path"),
+        ("pipe:touch owned", "not a local path"),
         ("x/{pipe:touch owned,a}.tar", "unsafe name"),
-        ("https://example.org/{0..9}.tar", "no local path"),
-        ("s3://bucket/0.tar", "no local path"),
-        ("touch owned |", "no local path"),
+        ("https://example.org/{0..9}.tar", "not a local path"),
+        ("s3://bucket/0.tar", "not a local path"),
+        ("touch owned |", "not a local path"),
     ],
 )
 def test_missing_and_remote_shards_are_refused(tmp_path, monkeypatch, pattern, needs):
@@ -248,7 +248,7 @@ def test_manifest_that_leaves_its_folder_is_refused(source, tmp_path, name):
     write_shards(source, tmp_path, FEW)
     text = (tmp_path / "manifest.json").read_text()
     (tmp_path / "manifest.json").write_text(text.replace('"000001.tar"', json.dumps(name)))
-    with pytest.raises(UserError, match=r"manifest\.json cannot be read.*no name of a shard"):
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read.*not the name of a shard"):
         find_shards(str(tmp_path))
 
 

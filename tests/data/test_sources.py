@@ -67,9 +67,9 @@ def test_unreadable_tables_are_refused(tmp_path):
         (tmp_path / "table.csv").write_bytes(data)
         with pytest.raises(UserError, match=r"table\.csv"):
             CsvSource(WEBVID, tmp_path / "table.csv", tmp_path / "videos")
-    with pytest.raises(UserError, match=r"csv=.*nowhere is no file"):
+    with pytest.raises(UserError, match=r"csv=.*nowhere is not a file"):
         CsvSource(WEBVID, tmp_path / "nowhere", tmp_path / "videos")
-    with pytest.raises(UserError, match=r"videos=.*nowhere is no folder"):
+    with pytest.raises(UserError, match=r"videos=.*nowhere is not a folder"):
         CsvSource(WEBVID, table(tmp_path, COLUMNS), tmp_path / "nowhere")
 
 

@@ -129,7 +129,7 @@ def test_frame_numbers_beyond_the_end_are_refused(clip, backend):
     ("spoil", "reason"),
     [
         (lambda blob: b"", "0 bytes"),
-        (lambda blob: b"no video at all, only words" * 40, "no video"),
+        (lambda blob: b"no video at all, only words" * 40, "not a video"),
         (lambda blob: blob[: blob.index(b"mdat") + 200], "breaks off after"),
         (lambda blob: blob[:100], "no video"),
     ],
@@ -180,7 +180,7 @@ PLAYLISTS = {
 @pytest.mark.parametrize("text", PLAYLISTS.values(), ids=list(PLAYLISTS))
 def test_containers_that_are_not_listed_are_refused(text):
     """Among FFmpeg's others are those that bind ports and open other files and addresses."""
-    with pytest.raises(UnreadableVideoError, match="it is no video: "):
+    with pytest.raises(UnreadableVideoError, match="it is not a video: "):
         Video(text)
 
 
@@ -224,7 +224,7 @@ def test_the_display_matrix_is_applied_once_by_every_decoder(backend, angle, mir
 
 
 def test_an_orientation_between_right_angles_is_refused():
-    with pytest.raises(UnreadableVideoError, match=r"display matrix .* is no rotation by a multiple of 90°"):
+    with pytest.raises(UnreadableVideoError, match=r"display matrix .* is not a rotation by a multiple of 90°"):
         Video(encode_turned(45, False))
 
 

@@ -12,7 +12,7 @@ OWN_DRAFTS = {
     "training/miniature/world_cache.py": "opens a draft of files/atomic.py",
     "data/shard_writer.py": "drafts of whole shards",
     "data/quarantine.py": "appends single lines",
-    "output/folder_lock.py": "the lock is no result",
+    "output/folder_lock.py": "the lock is not a result",
 }
 MODULES = sorted(file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py"))
 

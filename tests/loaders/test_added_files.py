@@ -98,7 +98,7 @@ def test_a_damaged_file_is_named(tiny_model, tmp_path, key, suffix, kind):
 
 @pytest.mark.parametrize("key", ["single_file", "lora", "textual_inversion"])
 def test_a_missing_file_and_another_format_are_named(tiny_model, tmp_path, key):
-    for name, problem in (("nowhere.safetensors", "is no file"), ("notes.txt", "has another format")):
+    for name, problem in (("nowhere.safetensors", "is not a file"), ("notes.txt", "has another format")):
         (tmp_path / "notes.txt").write_text("text")
         file = str(tmp_path / name)
         value = {"lora": {file: 1.0}, "textual_inversion": {"toy": file}}.get(key, file)
@@ -192,7 +192,7 @@ def test_another_unet_replaces_that_of_the_folder(tiny_model, tmp_path, place):
 
 
 def test_a_unet_that_there_is_not_is_named(tiny_model):
-    with pytest.raises(UserError, match=r"model\.unet=nowhere is no local folder"):
+    with pytest.raises(UserError, match=r"model\.unet=nowhere is not a local folder"):
         resolve_model(config(tiny_model, unet="nowhere"))
 
 

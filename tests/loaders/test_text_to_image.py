@@ -149,7 +149,7 @@ def test_an_empty_folder_is_no_model(tmp_path):
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere", "a/b/c", "nowhere"])
 def test_a_path_that_is_neither_folder_nor_hub_id_is_refused_without_the_network(path):
-    with pytest.raises(UserError, match="no local folder"):
+    with pytest.raises(UserError, match="not a local folder"):
         find_model_folder(path, None)
 
 

@@ -59,11 +59,11 @@ def test_every_changed_or_missing_byte_is_noticed(pip):
     data = pip.read_bytes()
     for place in range(0, len(data), 3):
         pip.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        with pytest.raises(UserError, match="is no character file, or damaged"):
+        with pytest.raises(UserError, match="is not a character file, or damaged"):
             read_character(pip)
     for length in [*range(0, 40), *range(40, len(data), 37)]:
         pip.write_bytes(data[:length])
-        with pytest.raises(UserError, match="is no character file, or damaged"):
+        with pytest.raises(UserError, match="is not a character file, or damaged"):
             read_character(pip)
 
 
@@ -103,7 +103,7 @@ def with_content(change, shape=SHAPE) -> bytes:
 )  # fmt: skip
 def test_content_that_does_not_fit_is_refused(pip, change, shape, reason):
     pip.write_bytes(with_content(change, shape))
-    with pytest.raises(UserError, match=f"{pip} is no character file, or damaged \\({reason}"):
+    with pytest.raises(UserError, match=f"{pip} is not a character file, or damaged \\({reason}"):
         read_character(pip)
 
 
@@ -112,7 +112,7 @@ def test_content_that_does_not_fit_is_refused(pip, change, shape, reason):
 )
 def test_other_files_are_refused(pip, data):
     pip.write_bytes(data)
-    with pytest.raises(UserError, match=f"{pip} is no character file"):
+    with pytest.raises(UserError, match=f"{pip} is not a character file"):
         read_character(pip)
 
 
@@ -146,7 +146,7 @@ def test_a_story_names_a_file_relative_to_its_folder(pip, monkeypatch, tmp_path)
     ("characters", "sentence"),
     [
         ("{Mo: {file: gone.safetensors}}", "cannot read the character file .*gone.safetensors: no such file"),
-        ("{Mo: {file: story.yaml}}", "story.yaml is no character file"),
+        ("{Mo: {file: story.yaml}}", "story.yaml is not a character file"),
         ("{Mo: {file: 3}}", "the file of 'Mo' must be text, not '3'"),
         ("{Mo: {files: a}}", "the character 'Mo': 'files' is not a valid key: use file"),
         ("{Mo: {}}", "the character 'Mo' has no 'file': add it"),

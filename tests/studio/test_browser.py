@@ -247,5 +247,5 @@ def test_programs_use_the_same_projects(server):
         time.sleep(0.5)
     assert state["state"] == "done"
     assert (server.runs / name / "page.png").exists()
-    with pytest.raises(Exception, match="no name of a project"):
+    with pytest.raises(Exception, match="not the name of a project"):
         client.predict("../x", api_name="/read_script")

@@ -29,7 +29,7 @@ def test_settings_that_are_none_count_as_not_given():
         ("kinetics", {}, "source=kinetics is unknown: choose one of storyworld, webvid, openvid"),
         ("webvid", {"csv": "a.csv"}, "source=webvid needs videos: write videos=VALUE"),
         ("webvid", {"csv": "a.csv", "videos": ".", "fps": 8}, "source=webvid has no setting fps: .* csv, videos"),
-        ("webvid", {"csv": "/nowhere.csv", "videos": "."}, "csv=/nowhere.csv is no file"),
+        ("webvid", {"csv": "/nowhere.csv", "videos": "."}, "csv=/nowhere.csv is not a file"),
     ],
 )
 def test_errors_name_the_setting(name, settings, message):

@@ -70,7 +70,7 @@ def rank(number: int, config: TransitionTrainConfig, results: Path, stop: int) -
 
 @pytest.fixture(scope="module")
 def config(tiny_video_model, tmp_path_factory) -> TransitionTrainConfig:
-    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install storydiffusion[deepspeed]")
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install '.[deepspeed]'")
     cache = tmp_path_factory.mktemp("cache")
     two = (
         "trainer.devices=2",

@@ -37,7 +37,7 @@ class ConsistentSelfAttentionConfig:
         sampler: `uniform`, the same number of tokens from each other panel; `progressive` (with `eq2` only), tokens of
             earlier panels only, panel j giving panel i a part in proportion to decay^(i - j), at most all of its N, the
             excess going to the others; the total is that of `uniform` where the earlier panels have as many. The first
-            panel then attends to itself alone and sets the look that the others follow; `subject`, `background` and
+            panel then attends only to itself and sets the look that the others follow; `subject`, `background` and
             `subject+background`, equal numbers of tokens inside the masks of the story, outside them, or anywhere; or
             any name given to `register_token_sampler`.
         decay: of the progressive sampler, in (0, 1]; 1 weighs all earlier panels alike.
@@ -48,7 +48,7 @@ class ConsistentSelfAttentionConfig:
             the memory see panels_at_once.
         blocks: `up`, the self-attentions of the decoder's blocks, as the official code; `all`, every one. A diffusion
             transformer has no decoder, and shares in all blocks with either; `joint`, those with a stream each of text
-            and image, and `single`, those with one stream, are blocks of transformers alone.
+            and image, and `single`, those with one stream, are blocks of transformers only.
         positions: where a panel sees the tokens of other panels, in a diffusion transformer with rotary positions:
             `same`, at their own place; `beside`, one image width to the right; `reference`, where the model sees a
             reference image. None, the backbone's default.

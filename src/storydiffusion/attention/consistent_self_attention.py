@@ -41,8 +41,8 @@ class View(NamedTuple):
         images: the image in the place of each panel, by its number in the group; -1 for a panel that is not in the
             batch, since no image of it is read.
         seed: of this story's draws; None: that of the settings.
-        references: the first panels that are no part of the story, such as images of a saved character. They are within
-            reach of every panel, whatever `neighbor_window` and `anchor_panels` say.
+        references: the first panels that are not part of the story, such as images of a saved character. Every panel
+            attends to them, regardless of `neighbor_window` and `anchor_panels`.
     """
 
     panel: int
@@ -237,7 +237,7 @@ class AttendedTokens(NamedTuple):
     readers: Tensor | None = None
 
     def is_plain(self, tokens: int) -> bool:
-        """Return whether the panel attends to its own tokens alone, and to all of them."""
+        """Return whether the panel attends only to its own tokens, and to all of them."""
         return len(self.rows) == tokens and (self.readers is None or bool((self.rows // tokens == self.panel).all()))
 
 
@@ -320,8 +320,8 @@ def batch_plan(
         tokens: N.
 
     Returns:
-        The plan, one group for each number L of tokens, and n of readers; None where every panel attends to itself
-        alone, which is plain attention.
+        The plan, one group for each number L of tokens, and n of readers; None where every panel attends only
+        to itself, which is plain attention.
     """
     if all(attended.is_plain(tokens) for story in stories for attended in story):
         return None

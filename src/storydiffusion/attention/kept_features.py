@@ -21,7 +21,7 @@ class FeatureStore:
     """The features that one call of a pipeline reads, and those that it records.
 
     Args:
-        given: number of an image in its group → its features. Such images are no part of the pipeline's batch.
+        given: number of an image in its group → its features. Such images are not part of the pipeline's batch.
         records: numbers of the images to record.
 
     Attributes:

@@ -75,7 +75,7 @@ def estimate_memory(
         device: its type, such as `cuda`.
 
     Raises:
-        UserError: for a denoiser that is no U-Net of diffusers.
+        UserError: for a denoiser that is not a U-Net of diffusers.
     """
     every = {
         name: _tokens(name, backbone, height, width) * _width(layer)

@@ -102,7 +102,7 @@ class RegionRecorder:
 
     def get_regions(self, grid: Grid) -> list[Tensor]:
         """Return the region of each token, (P, N) for each story, by the maps of the steps before."""
-        assert self._maps is not None, "regions are asked for before a step was recorded"
+        assert self._maps is not None, "regions are requested before a step was recorded"
         maps = self._maps.unflatten(-1, (self._grid.height, self._grid.width))
         return list(find_regions(maps, grid.height, grid.width).split([story.panels for story in self._stories]))
 
@@ -115,7 +115,7 @@ class RegionRecorder:
 
         Args:
             hidden_states: (B, N, C), of all guidance parts, the one with text last.
-            text: (B, all text tokens, C), likewise.
+            text: (B, all text tokens, C), the same.
         """
         if self._factors[layer] != self._grid.factor:
             return

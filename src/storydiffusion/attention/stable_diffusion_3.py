@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: joint attention, image first; 3.5 also has attention over the image alone (`attn2`)."""
+"""Stable Diffusion 3 and 3.5: joint attention, image first; 3.5 also has attention over only the image (`attn2`)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

@@ -42,7 +42,7 @@ class SamplingContext:
         generator: the only source of randomness, on the CPU, seeded by the seed, the story, the step and N.
         shared: whether all panels get the same tokens of a source (variants `shared_row` and `official`).
         layer: name of the attention layer; None where one draw serves all layers of a grid.
-        features: (P, N, C) hidden states at the layer's input; None unless needed, likewise below.
+        features: (P, N, C) hidden states at the layer's input; None unless needed; the same below.
         attention_maps: (P, N, N) softmax of the layer's plain self-attention, averaged over heads.
         masks: (P, N) booleans, the story's masks at the layer's grid.
     """

@@ -233,7 +233,7 @@ class JointAttnProcessor(ABC):
         return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self.original._attention_backend)
 
     def _attention_maps(self, attn: Any, inputs: JointInputs) -> Tensor:
-        """(B, N, N): softmax among the image tokens alone, averaged over heads."""
+        """(B, N, N): softmax among only the image tokens, averaged over heads."""
         query, key, _ = self.project(attn, inputs)
         image = self.backbone.call.image
         return mean_attention_maps(query[:, image].flatten(2), key[:, image].flatten(2), query.shape[2])

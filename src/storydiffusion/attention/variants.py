@@ -102,7 +102,7 @@ def select_tokens(
     isolated: bool = False,
     **inputs: Any,
 ) -> "list[AttendedTokens]":
-    """Return the tokens that each panel of a story attends to: a function of the arguments alone.
+    """Return the tokens that each panel of a story attends to: a function only of the arguments.
 
     Args:
         regions: (P, N), the region of each token, see `regions`; None: panels share as a whole.

@@ -5,7 +5,7 @@ diffusers does not include it, so this module reads the authors' weights of vers
 - a CLIP image encoder with two projections, one for each of SDXL's text encoders, embeds each image;
 - the class word of the person ("girl") is repeated in the prompt once for each image, and at each of these places two
   small MLPs fuse the embeddings of text and image: the stacked ID embedding;
-- the first steps are conditioned on the text alone, the rest on the fused embeddings;
+- the first steps are conditioned only on the text, the rest on the fused embeddings;
 - LoRA weights are added to the U-Net's attention.
 
 It was trained on photographs of people with cropped faces; cropping is left to the user, and drawn animals are out of
@@ -104,7 +104,7 @@ class PhotoMaker:
     Args:
         pipe: StableDiffusionXLPipeline or another with its two text encoders.
         weights: `id_encoder` and `lora_weights`, each name → tensor, as in the authors' file.
-        text_steps: fraction of the steps conditioned on the text alone; the first step always is.
+        text_steps: fraction of the steps conditioned on the text only; the first step always is.
 
     Raises:
         UserError: a pipeline of another kind, or weights made for another.

@@ -67,7 +67,7 @@ def build_story_conditions(
 ) -> "Conditions | None":
     """Return the conditions of the story's panels by a baseline, which stays installed in the model's pipeline.
 
-    None: there is no baseline, and text alone conditions them.
+    None: there is no baseline, and only text conditions them.
 
     Args:
         folder: of the run.

@@ -1,7 +1,7 @@
 """The command line: `storydiffusion VERB key=value …`.
 
-The verb `make-shards` is commands/make_shards.py, whose `main` takes the settings of conf/make_shards.yaml; likewise
-for every other verb. A new one needs these two files and a line in VERBS.
+The verb `make-shards` is commands/make_shards.py, whose `main` takes the settings of conf/make_shards.yaml; the
+same holds for every other verb. A new one needs these two files and a line in VERBS.
 """
 
 import sys

@@ -24,7 +24,7 @@ class ConvertEmotionProbeConfig:
 
     def __post_init__(self) -> None:
         if Path(self.out).suffix != ".safetensors":
-            raise UserError(f"out={self.out} is no name of a .safetensors file: write out=NAME.safetensors")
+            raise UserError(f"out={self.out} must end in .safetensors: write out=NAME.safetensors")
 
 
 @command(ConvertEmotionProbeConfig)
@@ -57,7 +57,7 @@ def read_linear_layer(file: Path) -> "tuple[Tensor, Tensor]":
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling damaged bytes can raise anything
         raise UserError(
-            f"state={file} is no file of tensors ({first_line(error)}). Save layer.state_dict() with torch.save"
+            f"state={file} is not a file of tensors ({first_line(error)}). Save layer.state_dict() with torch.save"
         ) from error
     found = dict(list_tensors(content))
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}

@@ -30,4 +30,4 @@ def describe_changes(config: InferConfig, folder: Path, found: Manifest) -> list
     if not changes.differences:
         return [f"{folder} contains this story with these settings" + ("" if found.complete else ", unfinished")]
     made = describe_panels(changes.made, changes.panels)
-    return [*changes.differences, f"infer would generate {made} and set page, video and report anew"]
+    return [*changes.differences, f"infer would generate {made} and rebuild page, video and report"]

@@ -53,9 +53,9 @@ def open_run(folder: Path) -> Manifest:
     """
     found = read_manifest(folder / "manifest.json")
     if damage := [file for file in find_damage(folder, found) if file.startswith("panels/")]:
-        raise UserError(f"{folder / damage[0]} is damaged: generate it again with infer alone")
+        raise UserError(f"{folder / damage[0]} is damaged: run infer without retake, take or extend to restore it")
     if not found.complete or not found.panels:
-        raise UserError(f"{folder} contains no finished story: finish it with infer alone")
+        raise UserError(f"{folder} contains no finished story: run infer without retake, take or extend first")
     if missing := [each.name for each in fields(CSAConfig) if each.name not in found.config.get("csa", {})]:
         raise UserError(f"{folder} records no csa.{missing[0]}, as it is of another version: generate the story again")
     script = found.config["script"]

@@ -9,7 +9,7 @@ from storydiffusion.config.loading import check_range
 from storydiffusion.errors import UserError
 
 ALONE = ("idea", "text", "emotion", "frames", "retake", "baseline", "benchmark")
-"""settings of infer that are no defaults of a project"""
+"""settings of infer that are not defaults of a project"""
 
 
 @dataclasses.dataclass
@@ -24,7 +24,7 @@ class StudioConfig(InferConfig):
         check_range("port", self.port, 0, 2**16 - 1)
         for name in ALONE:
             if getattr(self, name) is not None:
-                raise UserError(f"{name} is no setting of the studio: leave it out, or use storydiffusion infer")
+                raise UserError(f"{name} is not a setting of the studio: leave it out, or use storydiffusion infer")
 
     def build_defaults(self) -> InferConfig:
         """Return the settings of new projects."""
@@ -38,7 +38,7 @@ def main(config: StudioConfig) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise UserError("the studio needs Gradio: pip install 'storydiffusion[studio]'") from error
+        raise UserError("the studio needs Gradio: pip install '.[studio]' in a checkout") from error
     from storydiffusion.studio.server import serve
     from storydiffusion.studio.studio import Studio
 

@@ -34,7 +34,7 @@ class WriteConfig:
             raise UserError("there is nothing to write from: give idea='…', text=FILE or emotion=NAME")
         check_writing(self)
         if Path(self.out).suffix not in (".yaml", ".yml"):
-            raise UserError(f"out={self.out} is no name of a YAML file: write out=NAME.yaml")
+            raise UserError(f"out={self.out} must end in .yaml or .yml: write out=NAME.yaml")
 
 
 @command(WriteConfig)

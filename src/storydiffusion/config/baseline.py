@@ -28,7 +28,7 @@ class PhotoMakerConfig:
     kind: str
     weights: str  # a folder, or a hub id such as owner/name@revision
     file: str  # the weights in it, .bin or .safetensors
-    text_steps: float  # fraction of the steps conditioned on text alone
+    text_steps: float  # fraction of the steps conditioned on text only
     words: dict[str, str] | None  # character → class word of its description; a benchmark knows them
     portraits: dict[str, str] | None  # character → file, or folder of several; null: generated from the descriptions
 

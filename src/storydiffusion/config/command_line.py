@@ -37,7 +37,7 @@ INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 class Command(Generic[Config]):
     """A verb: `function(config)`, where `config` is the composed configuration loaded strictly as `schema`.
 
-    With `choose`, the composed configuration decides its schema; `schema` then serves "did you mean" alone.
+    With `choose`, the composed configuration decides its schema; `schema` then serves only "did you mean".
     """
 
     function: Callable[[Config], None]
@@ -94,7 +94,7 @@ def run(verb: Command, config_name: str, arguments: Sequence[str], program: str,
     except Exception as error:
         if is_composed or isinstance(error, BrokenPipeError):  # a bug, or a closed output pipe
             raise
-        fail(program, explain_composition(error, verb.schema, overrides))
+        fail(program, explain_composition(error, verb.schema, overrides, conf))
     except KeyboardInterrupt as interrupt:
         fail(program, str(interrupt) or "interrupted", INTERRUPTED)
 
@@ -146,7 +146,7 @@ def _check(overrides: Sequence[str], schema: type, conf: Path, is_sweep: bool) -
 def _give_own_folder(composed: DictConfig, verb: Command) -> None:
     """Give a job of a sweep its own folder, below that of the run and named after what is swept.
 
-    The name depends on the overrides alone, so a requeued job finds its folder again. A run_dir written in terms of
+    The name depends only on the overrides, so a requeued job finds its folder again. A run_dir written in terms of
     other settings stays as it is.
     """
     if "run_dir" not in composed:

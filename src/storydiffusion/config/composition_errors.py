@@ -1,7 +1,9 @@
 """What Hydra finds wrong while composing a configuration, as one sentence in the user's words."""
 
+import difflib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 from hydra.errors import MissingConfigException
@@ -22,15 +24,20 @@ NO_GROUP = re.compile(r"(Could not override|Could not delete|Could not delete fr
 """Where they name a key or group that is not there."""
 
 
-def explain_composition(error: Exception, schema: type, overrides: Sequence[str]) -> str:
-    """Return one sentence on what is wrong, with the closest valid choice or key."""
+def explain_composition(error: Exception, schema: type, overrides: Sequence[str], conf: Path) -> str:
+    """Return one sentence on what is wrong, with the closest valid choice or key.
+
+    Args:
+        schema: of the command.
+        conf: folder of the configuration files of all commands.
+    """
     key = str(getattr(error.__cause__ or error, "full_key", None) or "")
     return (
         (str(error) if isinstance(error, UserError) else None)
         or _explain_choice(error)
         or _explain_former_group(error, schema)
         or _explain_reference(error, _at_fault(key, overrides))
-        or _explain_file(error)
+        or _explain_file(error, conf)
         or _explain_key(error, key, schema)
         or _explain_override(_at_fault(key, overrides))
     )
@@ -40,8 +47,10 @@ def _explain_choice(error: Exception) -> str | None:
     if not (isinstance(error, MissingConfigException) and error.options):
         return None
     group, _, wrong = (error.missing_cfg_file or "").rpartition("/")
-    choices = ", ".join(sorted(error.options))
-    return explain_renamed(group, [group], wrong) or f"{group} has no choice {wrong!r}: choose one of {choices}"
+    closest = difflib.get_close_matches(wrong, error.options, 1)
+    hint = f"did you mean {closest[0]!r}? Choose" if closest else "choose"
+    refusal = f"{group} has no choice {wrong!r}: {hint} one of {', '.join(sorted(error.options))}"
+    return explain_renamed(group, [group], wrong) or refusal
 
 
 def _explain_former_group(error: Exception, schema: type) -> str | None:
@@ -55,7 +64,7 @@ def _explain_reference(error: Exception, setting: str) -> str | None:
     return explain_reference(setting) if is_reference else None
 
 
-def _explain_file(error: Exception) -> str | None:
+def _explain_file(error: Exception, conf: Path) -> str | None:
     if isinstance(error, yaml.YAMLError):
         return f"a configuration file is not valid YAML ({show(str(error))}): correct it"
     if isinstance(error, OSError) and error.strerror:
@@ -63,8 +72,17 @@ def _explain_file(error: Exception) -> str | None:
     if not (found := IN_FILE.search(str(error))):
         return None
     if group := NO_GROUP.search(str(error)):
-        return f"{found['file']}.yaml selects {group['key']}, which this command does not have: choose another file"
+        commands = " or ".join(_find_commands(group["key"], conf))
+        mend = f"it is for {commands}" if commands else "choose another file"
+        return f"{found['file']}.yaml selects {group['key']}, which this command does not have: {mend}"
     return f"{found['file']}.yaml does not fit the other files: correct its defaults list and settings"
+
+
+def _find_commands(group: str, conf: Path) -> list[str]:
+    """Return the commands that have a group, by the defaults lists of their files."""
+    files = sorted(conf.glob("*.yaml"))
+    defaults = {file.stem: yaml.safe_load(file.read_bytes()).get("defaults", []) for file in files}
+    return [name.replace("_", "-") for name, each in defaults.items() if any(group in item for item in each)]
 
 
 def _explain_key(error: Exception, key: str, schema: type) -> str | None:

@@ -60,6 +60,7 @@ class CheckedLoader(ConfigLoaderImpl):
         SourcesRegistry.instance().register(FolderSource)
         super().__init__(_search_path(conf, folder))
         self._own = ConfigLoaderImpl(_search_path(conf, None))
+        self._conf = conf
         self._schema = schema
         self._allowed = list(allowed)
 
@@ -81,7 +82,7 @@ class CheckedLoader(ConfigLoaderImpl):
             )
             check_composed(composed, own, run_mode is RunMode.MULTIRUN)
         except (HydraException, OmegaConfBaseException, OSError, ValueError, YAMLError) as error:
-            raise UserError(explain_composition(error, self._schema, overrides)) from error
+            raise UserError(explain_composition(error, self._schema, overrides, self._conf)) from error
         return composed
 
 
@@ -105,7 +106,7 @@ def answer(flags: Namespace, conf: Path, config_name: str, schema: type, task: T
     """Do what the flags ask: run `task` once or as a sweep, or print the configuration, help or information."""
     folder = None if flags.config_dir is None else Path(flags.config_dir).absolute()
     if folder and not folder.is_dir():
-        raise UserError(f"--config-dir={flags.config_dir} is no folder: give one that contains experiment/NAME.yaml")
+        raise UserError(f"--config-dir={flags.config_dir} is not a folder: give one that contains experiment/NAME.yaml")
     mode = RunMode.MULTIRUN if flags.multirun else RunMode.RUN
     overrides = [*flags.overrides, f"hydra.mode={mode.name}"]
     with hydra_application(conf, schema, overrides, config_name, folder) as application:

@@ -1,7 +1,7 @@
 """Which of Hydra's own settings a configuration file and the command line may set: those that call nothing.
 
 Hydra imports and calls what its callbacks, launcher, sweeper and logging handlers name. `check_composed` therefore
-compares the part hydra.* of a composed configuration with the same part composed from this package's files alone, and
+compares the part hydra.* of a composed configuration with the same part composed only from this package's files, and
 refuses every difference but those listed here. It runs before Hydra acts on the configuration.
 """
 
@@ -62,7 +62,7 @@ def check_composed(composed: DictConfig, own: DictConfig, is_sweep: bool) -> Non
 
     Args:
         composed: with its part hydra.*, before Hydra acts on it.
-        own: the same, of this package's files and the allowed settings of the command line alone.
+        own: the same, only of this package's files and the allowed settings of the command line.
         is_sweep: a launcher and a sweeper are created from it.
 
     Raises:

@@ -200,7 +200,7 @@ class InferConfig:
 
     story: str | None  # null: EXAMPLE
     idea: str | None  # to write a story from, instead of a story file
-    text: str | None  # likewise, prose to split into panels
+    text: str | None  # a file of prose to split into panels, in the same way
     emotion: str | None  # that a written story evokes
     panels: int | None  # of a written story; null: the writer's
     language: str | None  # of its captions; null: that of the idea or text
@@ -231,7 +231,7 @@ class InferConfig:
     model: ModelConfig
     csa: CSAConfig
     baseline: Annotated[Any, IPAdapterConfig, PhotoMakerConfig]  # null, or one of these by its key `kind`
-    benchmark: Annotated[  # likewise
+    benchmark: Annotated[  # the same
         Any,
         StoriesBenchmark,
         CharactersBenchmark,
@@ -240,7 +240,7 @@ class InferConfig:
         EmotionBenchmark,
         TextToImageBenchmark,
     ]
-    writer: Annotated[Any, RulesWriterConfig, ChatWriterConfig]  # likewise
+    writer: Annotated[Any, RulesWriterConfig, ChatWriterConfig]  # the same
 
     def __post_init__(self) -> None:
         check_choice("noise", self.noise, NOISES)
@@ -307,9 +307,9 @@ class InferConfig:
             check_range("take", self.take, 0, MOST_TAKES)
         for name in ("frames", "benchmark", "baseline"):
             if getattr(self, name) is not None:
-                raise UserError(f"{what} generates from a story's prompts alone: leave out {what} or {name}")
+                raise UserError(f"{what} generates only from a story's prompts: leave out {what} or {name}")
         if self.overwrite:
-            raise UserError(f"{what} keeps the panels there are: leave out overwrite")
+            raise UserError(f"{what} keeps the existing panels: leave out overwrite")
 
     def change(self, **values: Any) -> "InferConfig":
         """Return the configuration with other values, checked again. Raises UserError."""

@@ -55,7 +55,7 @@ class AutoencoderRecipe(Recipe):
         super().__post_init__()
         check_range("recipe.character_weight", self.character_weight, 0, 1000)
         if self.freeze_encoder and not self.warm_start:
-            raise UserError("recipe.freeze_encoder=true with a new autoencoder: set recipe.warm_start=true as well")
+            raise UserError("recipe.freeze_encoder=true with a new autoencoder: also set recipe.warm_start=true")
 
 
 @dataclass
@@ -69,7 +69,7 @@ class ClipRecipe(Recipe):
     image_layers: int  # of vit; of resnet: blocks in each of its four stages
     patch_size: int  # of resnet: 32, of plain: 16
     projection: int
-    family_share: float  # of a batch, in families that differ in attire alone
+    family_share: float  # of a batch, in families that differ only in attire
     naming_probability: float | None  # of each part of the attire in a caption; null: the edition's own
     attribute_weight: float  # weight of the attributes' cross-entropy beside the contrastive loss
     degrade: bool  # blur, tint and add noise to the images
@@ -148,7 +148,7 @@ class Text2ImageRecipe(CaptionedLatentsRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze_text_encoder and not self.warm_start:
-            raise UserError("recipe.freeze_text_encoder=true with a new U-Net: set recipe.warm_start=true as well")
+            raise UserError("recipe.freeze_text_encoder=true with a new U-Net: also set recipe.warm_start=true")
         check_range("recipe.binding_weight", self.binding_weight, 0, 1000)
 
 
@@ -168,7 +168,7 @@ class TrainedCSARecipe(Recipe):
         for name in ("batch_size", "pictures"):
             if (value := getattr(self, name)) < self.panels or value % self.panels:
                 raise UserError(
-                    f"recipe.{name}={value} is no number of whole stories: give a multiple of recipe.panels="
+                    f"recipe.{name}={value} is not a whole number of stories: give a multiple of recipe.panels="
                     f"{self.panels}"
                 )
         if not self.rates:

@@ -126,7 +126,7 @@ class ModelConfig:
 
     @property
     def has_other_networks(self) -> bool:
-        """Whether additions change networks, not sampling alone."""
+        """Whether additions change networks, not only sampling."""
         return bool(self.additions.keys() - set(OF_SAMPLING))
 
     @property

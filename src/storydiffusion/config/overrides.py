@@ -98,7 +98,7 @@ def _explain_unreadable(text: str) -> str:
 
 
 def _quote_literally(text: str) -> str:
-    """Quote text, without the quotes around it, so that `${` is no reference."""
+    """Quote text, without the quotes around it, so that `${` is not a reference."""
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return quote((text[1:-1] if is_quoted else text).replace("${", "\\${"))
 

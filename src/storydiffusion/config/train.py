@@ -173,7 +173,7 @@ class TransitionRecipe:
         if not self.diffusion_weight and (not has_others or "motion_module" in self.trainable):
             raise UserError(
                 f"recipe.diffusion_weight={self.diffusion_weight} leaves only the semantic and the text error, which "
-                "train the predictor alone: set recipe.trainable=[predictor] and a recipe.semantic_weight or a "
+                "train only the predictor: set recipe.trainable=[predictor] and a recipe.semantic_weight or a "
                 "recipe.text_weight above 0"
             )
 

@@ -28,7 +28,7 @@ def explain_type(key: str, value: Any, hint: Any) -> str:
 
 
 def find_hint(schema: type, key: str) -> tuple[str, Any]:
-    """Return the first part of a dotted key whose type is no dataclass, or all of it, and that type."""
+    """Return the first part of a dotted key whose type is not a dataclass, or all of it, and that type."""
     name, _, rest = key.partition(".")
     name = name.partition("[")[0]
     hint = get_type_hints(schema).get(name, Any)

@@ -28,7 +28,7 @@ class ChatWriterConfig:
     kind: str
     base_url: str
     model: str
-    api_key_env: str  # the environment variable with the key; the key itself is no setting
+    api_key_env: str  # the environment variable with the key; the key itself is not a setting
     temperature: float
     timeout: float  # seconds of one attempt
     retries: int  # after 429, 5xx or no answer
@@ -37,7 +37,7 @@ class ChatWriterConfig:
     def __post_init__(self) -> None:
         url = urlsplit(self.base_url)
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise UserError(f"writer.base_url={self.base_url} is no URL of a server: write http://HOST:PORT/v1")
+            raise UserError(f"writer.base_url={self.base_url} is not the URL of a server: write http://HOST:PORT/v1")
         if url.username or url.password or url.query:
             raise UserError(
                 "writer.base_url contains a user, password or query, which files would record: put the key into the "

@@ -83,7 +83,7 @@ def _advise(available: int, options: ClipOptions) -> str:
 
 
 def resize_and_crop(frames: Tensor, height: int, width: int) -> Tensor:
-    """Crop uint8 (F, 3, H, W) to the largest centred part of that aspect and resize it to (F, 3, height, width).
+    """Crop uint8 (F, 3, H, W) to the largest centered part of that aspect and resize it to (F, 3, height, width).
 
     Cropping first avoids resizing pixels that are then discarded. The resize is bilinear with antialiasing.
     """

@@ -40,7 +40,7 @@ class LoaderOptions:
     """Which shards are read, and how.
 
     shards: folders, files or brace patterns. batch_size: clips of all processes together. workers: decoding processes
-    for each training process. backend: decord, pyav or torchcodec. window: neighbouring shards shuffled together.
+    for each training process. backend: decord, pyav or torchcodec. window: neighboring shards shuffled together.
     rejected_share: share of an epoch's clips that may be bad, each replaced by one that its position determines; at 0
     the first bad clip ends the run. decode_seconds: time after which a video counts as bad. captioner: captions every
     frame from the sample's record; None: the clip's own caption. crops: fixed crops of a clip, of which one is drawn

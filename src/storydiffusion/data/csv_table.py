@@ -1,6 +1,6 @@
 """Rows of a CSV that may be damaged: a row that cannot be read is yielded with the reason, and the next one is read.
 
-A quote that is never closed would swallow the rows after it. Here it costs its own row alone: reading resumes with the
+A quote that is never closed would swallow the rows after it. Here it costs only its own row: reading resumes with the
 next line.
 """
 

@@ -16,7 +16,7 @@ MATRIX_PLACES = {b"mvhd": (36, 48), b"tkhd": (40, 52)}
 
 
 class UnknownOrientationError(ValueError):
-    """The matrix turns by an angle that is no multiple of 90°, or shears."""
+    """The matrix turns by an angle that is not a multiple of 90°, or shears."""
 
 
 @dataclass(frozen=True)
@@ -101,4 +101,6 @@ def _to_orientation(matrix: np.ndarray) -> Orientation:
         return Orientation(False, bool(a < 0), bool(d < 0))
     if b and c and not a and not d:
         return Orientation(True, bool(c < 0), bool(b < 0))
-    raise UnknownOrientationError(f"its display matrix {matrix.round(3).tolist()} is no rotation by a multiple of 90°")
+    raise UnknownOrientationError(
+        f"its display matrix {matrix.round(3).tolist()} is not a rotation by a multiple of 90°"
+    )

@@ -1,6 +1,6 @@
 """The order of the training clips: a pure function of (seed, epoch, position).
 
-Shards are permuted, then the samples inside windows of a few neighbouring shards, so reading stays local and the order
+Shards are permuted, then the samples inside windows of a few neighboring shards, so reading stays local and the order
 is independent of restarts and of the number of processes. Permutations sort raw words of Philox, which NumPy keeps
 stable between versions, unlike its shuffles.
 """

@@ -23,7 +23,7 @@ class Reject(NamedTuple):
 
 
 class Quarantine:
-    """Appends rejects to `file`, written by one process alone; a resumed run may name a sample again."""
+    """Appends rejects to `file`, written by only one process; a resumed run may name a sample again."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

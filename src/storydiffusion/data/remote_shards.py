@@ -43,7 +43,7 @@ class StreamOptions:
 
 
 def list_urls(patterns: str | Sequence[str]) -> list[str]:
-    """Return the addresses that brace patterns name, `https://host/{000000..000099}.tar`, and local files likewise.
+    """Return the addresses that brace patterns name, `https://host/{000000..000099}.tar`, or local files too.
 
     Raises:
         UserError: a pattern that does not expand, a command, another scheme, a missing package, or no address.
@@ -72,7 +72,7 @@ def _check_package(scheme: str) -> None:
 
     package = PACKAGES.get(scheme)
     if package is not None and find_spec(package) is None:
-        raise UserError(f"shards at {scheme}:// need the package {package}: pip install storydiffusion[stream]")
+        raise UserError(f"shards at {scheme}:// need the package {package}: pip install '.[stream]' in a checkout")
 
 
 class ShardFetcher:
@@ -133,7 +133,7 @@ class ShardFetcher:
         raise AssertionError("unreachable")
 
     def _download(self, url: str, file: Path) -> BinaryIO:
-        """Copy an address to a file that appears when it is complete, and open it; the tar's end is checked as well."""
+        """Copy an address to a file that appears when it is complete, and open it; the tar's end is also checked."""
         temporary = draft_path(file)
         try:
             system, path = _open_system(url, self.options.timeout_seconds)

@@ -1,4 +1,4 @@
-"""The index of a folder of shards: the place and checksum of each sample's bytes. Training reads through it alone.
+"""The index of a folder of shards: the place and checksum of each sample's bytes. Training reads only through it.
 
 `FOLDER/index/shards.json` has a line for each shard, all that is read to open an index; `index/NAME.tar.npy` has a row
 for each sample, read with the shard's first sample. A tar read as a stream would hide a missing end, which indexing
@@ -278,7 +278,7 @@ def _scan(file: BinaryIO) -> tuple[np.ndarray, int, str]:
     size = end
     while rest := file.read(1 << 20):
         if rest.strip(b"\0"):
-            raise UnreadableShardError(f"it is damaged at byte {end:,}: what follows is no member and no end")
+            raise UnreadableShardError(f"it is damaged at byte {end:,}: what follows is neither a member nor the end")
         digest.update(rest)
         size += len(rest)
     if size - end < 2 * BLOCK:  # the end-of-archive marker

@@ -73,11 +73,11 @@ def _check_member(member: tarfile.TarInfo, size: int) -> None:
     """Refuse a member that no reader should touch; `size` is the shard's."""
     name = member.name
     if member.type not in (*REGULAR, tarfile.DIRTYPE) or member.sparse:
-        raise UnreadableShardError(f"it holds {name!r}, which is no regular file")
+        raise UnreadableShardError(f"it holds {name!r}, which is not a regular file")
     if len(name.encode(errors="surrogateescape")) > MAX_NAME:
         raise UnreadableShardError(f"it holds {name[:40]!r}…, a name of more than {MAX_NAME:,} bytes")
     if not name.isprintable():
-        raise UnreadableShardError(f"it holds {name!r}, a name with bytes that are no UTF-8 or control characters")
+        raise UnreadableShardError(f"it holds {name!r}, a name with bytes that are not UTF-8 or control characters")
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
         raise UnreadableShardError(f"it holds {name!r}, a path out of the shard")
     if PICKLE.fullmatch(name):
@@ -110,7 +110,7 @@ def _check_empty(names: list[str]) -> None:
 
 
 class _HeaderReader:
-    """A file for tarfile, which reads headers alone: one that is too long to be true is refused."""
+    """A file for tarfile, which reads only headers: one that is too long to be true raises an error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.tell, self.seek = file.tell, file.seek

@@ -153,7 +153,7 @@ def find_shards(patterns: str | Sequence[str]) -> list[Path]:
 def check_local(pattern: str) -> None:
     """Raise UserError if a pattern is a command (`pipe:…`) or a remote address."""
     if pattern.strip().lower().startswith("pipe:") or "://" in pattern or "|" in pattern:
-        raise UserError(f"shards={pattern} is no local path: shards are read from local files only; copy them here")
+        raise UserError(f"shards={pattern} is not a local path: shards are read from local files only; copy them here")
 
 
 def _expand(path: Path) -> list[Path]:
@@ -169,5 +169,5 @@ def _expand(path: Path) -> list[Path]:
 
 def _checked(name: str) -> str:
     if not name or UNSAFE_NAME.search(name):
-        raise ValueError(f"{name!r} is no name of a shard")
+        raise ValueError(f"{name!r} is not the name of a shard")
     return name

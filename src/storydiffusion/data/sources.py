@@ -77,9 +77,9 @@ class CsvSource:
     def __init__(self, layout: "CsvLayout", table: str | Path, videos: str | Path) -> None:
         self.layout, self.table, self.videos = layout, Path(table), Path(videos)
         if not self.table.is_file():
-            raise UserError(f"csv={table} is no file: give the CSV of {layout.name}")
+            raise UserError(f"csv={table} is not a file: give the CSV of {layout.name}")
         if not self.videos.is_dir():
-            raise UserError(f"videos={videos} is no folder: give the folder with the videos of {table}")
+            raise UserError(f"videos={videos} is not a folder: give the folder with the videos of {table}")
         digest = compute_digest(self.table)
         self._columns = read_columns(self.table)
         self._check_columns()

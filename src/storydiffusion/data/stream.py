@@ -2,8 +2,8 @@
 
     addresses → shuffled → split by process and worker → fetched → samples → shuffled in a buffer → clips → batches
 
-The order is not exact: it depends on the number of processes and workers and on faults, and a resumed run starts anew
-with another one. Each worker repeats its own shards without end, so no process waits for another's data.
+The order is not exact: it depends on the number of processes and workers and on faults, and a resumed run starts
+again with another one. Each worker repeats its own shards without end, so no process waits for another's data.
 """
 
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class StreamLoader:
-    """An endless loader without length. Its state only counts steps, so that a resumed run draws anew.
+    """An endless loader without length. Its state only counts steps, so that a resumed run draws a new order.
 
     Args:
         quarantine: CSV file to which unusable samples and shards are appended.

@@ -123,9 +123,9 @@ def _open(blob: bytes) -> "InputContainer":
     try:
         return av.open(BytesIO(blob), "r", metadata_errors="replace", container_options=only_files)
     except ArgumentError as error:  # of the list
-        raise UnreadableVideoError(f"it is no video: its container is none of {', '.join(CONTAINERS)}") from error
+        raise UnreadableVideoError(f"it is not a video: its container is none of {', '.join(CONTAINERS)}") from error
     except (FFmpegError, ValueError) as error:
-        raise UnreadableVideoError(f"it is no video: {_reason(error)}") from error
+        raise UnreadableVideoError(f"it is not a video: {_reason(error)}") from error
 
 
 def _index(blob: bytes, limits: VideoLimits) -> _Index:

@@ -182,7 +182,7 @@ def judge_token_content(comparison: Comparison) -> Verdict:
     return Verdict(
         get_status(holds),
         f"With the tokens of the true frames, attributes are right in: {listed}, where at least "
-        f"{100 * LEAST_CARRIED:.0f}% each are asked for. The perceptual error of the boundary frames differs from that "
+        f"{100 * LEAST_CARRIED:.0f}% each are required. The perceptual error of the boundary frames differs from that "
         f"without tokens by {describe_difference(ends)}.",
     )
 
@@ -193,7 +193,7 @@ def judge_scene_changes(comparison: Comparison) -> Verdict:
     return Verdict(
         get_status(early <= MOST_EARLY),
         f"The second frame shows {100 * early:.1f}% of the attributes in which the last image differs from the first; "
-        f"at most {100 * MOST_EARLY:.0f}% are asked for.",
+        f"at most {100 * MOST_EARLY:.0f}% are required.",
     )
 
 
@@ -204,8 +204,8 @@ def judge_jumps(comparison: Comparison) -> Verdict:
     listed = ", ".join(f"{comparison.labels[job]} {100 * share:.1f}%" for job, share in shares.items())
     return Verdict(
         get_status(ours >= LEAST_JUMPING),
-        f"The central frame of a jump is read as jumping in: {listed}; at least {100 * LEAST_JUMPING:.0f}% are asked "
-        "for.",
+        f"The central frame of a jump is read as jumping in: {listed}; at least {100 * LEAST_JUMPING:.0f}% are "
+        "required.",
     )
 
 

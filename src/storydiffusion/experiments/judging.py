@@ -63,7 +63,7 @@ class Claim:
         baseline: the job that the others are compared with; None: the first planned.
         jobs: the jobs that are shown; None: all.
         editions: those of StoryWorld whose models the claim is about.
-        denoiser: likewise, `unet` or `transformer`.
+        denoiser: that of these models, `unet` or `transformer`.
     """
 
     name: str

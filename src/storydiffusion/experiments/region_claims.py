@@ -24,7 +24,7 @@ TRAINED = "unet_trained_csa"
 
 
 def judge_regions(comparison: Comparison) -> Verdict:
-    """Judge regions of characters: looks of one rarely pass to the other, and two gain nearly as much as one alone."""
+    """Judge regions of characters: looks of one rarely pass to the other, and two gain nearly as much as one."""
     leaks = {csa: get_mean(comparison, "leak", _job(2, csa)) for csa in ("off", "eq2", "regions", "regions_isolated")}
     one = get_difference(comparison, "consistency", _job(1, "eq2"), _job(1, "off"))
     two = get_difference(comparison, "consistency", _job(2, "regions"), _job(2, "off"))
@@ -35,8 +35,8 @@ def judge_regions(comparison: Comparison) -> Verdict:
         f"The other character's looks are shown in {100 * leaks['regions']:.1f}% with regions, "
         f"{100 * leaks['regions_isolated']:.1f}% where characters of one panel are isolated, "
         f"{100 * leaks['eq2']:.1f}% where whole panels share, {100 * leaks['off']:.1f}% without sharing; at most "
-        f"{100 * LARGEST_LEAK:.0f}% are asked for. With regions, the consistency of two characters changes by "
-        f"{describe_points(two)}{share}; {100 * SMALLEST_SHARE:.0f}% are asked for.",
+        f"{100 * LARGEST_LEAK:.0f}% are required. With regions, the consistency of two characters changes by "
+        f"{describe_points(two)}{share}; {100 * SMALLEST_SHARE:.0f}% are required.",
     )
 
 
@@ -49,14 +49,14 @@ def judge_places(comparison: Comparison) -> Verdict:
         get_status(gain.mean >= SMALLEST_PLACE_GAIN and gain.p_value < LEVEL and change.mean >= -LARGEST_LOSS),
         f"Sharing the background of one place changes the agreement of its images by {describe_points(gain)}, and "
         f"alignment by {describe_points(change)}; at least +{100 * SMALLEST_PLACE_GAIN:.0f} and -"
-        f"{100 * LARGEST_LOSS:.0f} are asked for.",
+        f"{100 * LARGEST_LOSS:.0f} are required.",
     )
 
 
 def judge_trained(comparison: Comparison) -> Verdict:
     """Judge trained sharing at rate 0.5: highly consistent, at the alignment of training-free sharing at that rate.
 
-    It is also compared with the training-free rate of most consistency among those that are aligned as well.
+    It is also compared with the training-free rate of most consistency among those that are equally well aligned.
     """
     free = [job for job in comparison.labels if TRAINED not in job]
     trained, same_rate = (f"csa.rate=0.5,model.unet={unet}" for unet in (TRAINED, "null"))
@@ -69,9 +69,9 @@ def judge_trained(comparison: Comparison) -> Verdict:
     return Verdict(
         get_status(consistency >= SMALLEST_TRAINED and change.mean >= -LARGEST_LOSS),
         f"Trained with sharing, consistency at rate 0.5 is {100 * consistency:.1f}%, where "
-        f"{100 * SMALLEST_TRAINED:.0f}% are asked for; alignment differs from training-free sharing at that rate by "
-        f"{describe_points(change)}. Of the training-free rates that are aligned as well, {rate} is the most "
-        f"consistent; training exceeds it by {describe_points(gain)}.",
+        f"{100 * SMALLEST_TRAINED:.0f}% are required; alignment differs from training-free sharing at that rate by "
+        f"{describe_points(change)}. Of the training-free rates that are equally well aligned, {rate} is the "
+        f"most consistent; training exceeds it by {describe_points(gain)}.",
     )
 
 

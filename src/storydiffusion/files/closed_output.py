@@ -25,5 +25,5 @@ def ending_with_output() -> Iterator[None]:
 def is_output_closed() -> bool:
     """Return whether stdout is a pipe without a reader."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors alone
+    poll.register(sys.stdout.fileno(), 0)  # errors only
     return bool(poll.poll(0))

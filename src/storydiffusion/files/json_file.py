@@ -25,7 +25,7 @@ def read_object(file: str | Path, largest: int = LARGEST, any_number: bool = Fal
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the content is no JSON object, or exceeds a limit.
+        ValueError: the content is not a JSON object, or exceeds a limit.
     """
     return parse_object(read_text(file, largest), any_number)
 

@@ -70,9 +70,9 @@ def open_story(config: InferConfig, planned: Manifest, allowed: Collection[str],
     folder = Path(str(config.run_dir))
     found = read_manifest(folder / "manifest.json")
     if damage := [file for file in find_damage(folder, found) if file.startswith("panels/")]:
-        raise UserError(f"{folder / damage[0]} is damaged: generate it again with infer alone")
+        raise UserError(f"{folder / damage[0]} is damaged: run infer without retake, take or extend to restore it")
     if not found.complete or not found.panels:
-        raise UserError(f"{folder} contains no finished story: finish it with infer alone")
+        raise UserError(f"{folder} contains no finished story: run infer without retake, take or extend first")
     differences = [each.what for each in find_differences(found, planned) if is_of_panels(each.what, found, planned)]
     if others := [what for what in differences if what not in allowed]:
         raise UserError(f"{keeps}, but {others[0]} differs from {folder}: undo this change")
@@ -80,7 +80,7 @@ def open_story(config: InferConfig, planned: Manifest, allowed: Collection[str],
 
 
 def is_of_panels(what: str, found: Manifest, planned: Manifest) -> bool:
-    """Return whether a difference concerns panels or their captions, and not the page's layout or the video alone."""
+    """Return whether a difference concerns panels or their captions, and not only the page's layout or the video."""
     if what in SHOWN_SETTINGS or what == "page" or what.startswith(("page.", "model.video")):
         return False
     name = what.removeprefix("weights ")
@@ -237,7 +237,7 @@ def extend_story(config: InferConfig, model: ResolvedModel, story: Story, planne
     first = len(read_manifest(folder / "manifest.json").panels)
     if first == count:
         return
-    found = open_story(config, planned, find_new_panels(story, first), f"extend keeps the {first} panels there are")
+    found = open_story(config, planned, find_new_panels(story, first), f"extend keeps the {first} existing panels")
     takes, plan = collect_takes(found), plan_panels(config, story, planned, model.folder)
     reads = [*get_chosen_takes(found), *[0] * (count - first)]
     new = [
@@ -282,7 +282,7 @@ def copy_take(folder: Path, take: TakeRecord) -> TakeRecord:
 
 
 def without_takes(config: InferConfig) -> InferConfig:
-    """Return the configuration of the story alone."""
+    """Return the configuration of the story itself, without retake, take or extend."""
     alone = copy.copy(config)
     alone.retake = alone.take = None
     alone.extend = False

@@ -76,7 +76,7 @@ def find_file(source: str, key: str) -> Path:
     """Return a local weights file. Raises UserError for one that is missing or of another format."""
     file = Path(source).expanduser()
     if not file.is_file():
-        raise UserError(f"{key}={source} is no file: give a .safetensors or .ckpt file on this machine")
+        raise UserError(f"{key}={source} is not a file: give a .safetensors or .ckpt file on this machine")
     if file.suffix not in (".safetensors", *PICKLES):
         raise UserError(f"{key}={source} has another format: give one of .safetensors, {', '.join(PICKLES)}")
     return file

@@ -124,13 +124,13 @@ def resolve_pretrained(
     video: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> ResolvedModel:
-    """Resolve a model by its path alone, with the defaults of conf/model.
+    """Resolve a model only by its path, with the defaults of conf/model.
 
     Args:
         path: `package://miniature`, a folder in diffusers' format, or a hub id.
         config: the file of conf/model; None chooses it by what the folder contains.
         video: settings of the video model that replace the defaults; folders motion_adapter/, predictor/ and
-            image_encoder/ in the model's folder do so as well.
+            image_encoder/ in the model's folder do so too.
         changes: fields of `ModelConfig`, such as `device`, `dtype` and `lora`; None leaves the default.
 
     Raises:
@@ -287,6 +287,6 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         return read_object(file)
     except FileNotFoundError as error:
-        raise UserError(f"{file.parent} is no model folder: it has no {file.name}") from error
+        raise UserError(f"{file.parent} is not a model folder: it has no {file.name}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file} ({first_line(error)}): fetch it again") from error

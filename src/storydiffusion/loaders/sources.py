@@ -57,7 +57,7 @@ def find_model_folder(
 
     Args:
         variants: returns the variants of the weights files, of which the first that the hub has is fetched, None: the
-            full ones; called for a hub id alone.
+            full ones; called only for a hub id.
         files: patterns of the files to fetch; None: all that generating a story needs.
 
     Raises:
@@ -71,7 +71,9 @@ def find_model_folder(
         raise UserError(f"this installation contains no model {name!r} ({folder} is missing): set model.path=FOLDER")
     looks_like_hub_id = path.count("/") == 1 and not path.startswith((".", "~", "/", os.sep))
     if not looks_like_hub_id:
-        raise UserError(f"model.path={path} is no local folder: give a model folder in diffusers' format or a hub id")
+        raise UserError(
+            f"model.path={path} is not a local folder: give a model folder in diffusers' format or a hub id"
+        )
     if files is not None:
         return fetch_folder(f"{path}@{revision}" if revision else path, "model.path", files)
     return _download_pipeline(path, revision, variants())
@@ -94,14 +96,14 @@ def fetch_folder(source: str, key: str, patterns: Sequence[str]) -> Path:
     if folder.is_dir():
         return folder
     if not HUB_ID.fullmatch(source):
-        raise UserError(f"{key}={source} is no local folder: give a folder with its weights, or a hub id")
+        raise UserError(f"{key}={source} is not a local folder: give a folder with its weights, or a hub id")
     name, _, revision = source.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise UserError(
-            f"cannot fetch {key}={source} from the hub, and it is no local folder: connect, or download it elsewhere "
-            f"and set {key}=FOLDER ({first_line(error)})"
+            f"cannot fetch {key}={source} from the hub, and it is not a local folder: connect, or download it "
+            f"elsewhere and set {key}=FOLDER ({first_line(error)})"
         ) from error
 
 
@@ -123,6 +125,6 @@ def _download_pipeline(hub_id: str, revision: str | None, variants: Sequence[str
         wanted = " or ".join(variant or "null" for variant in variants)
         raise UserError(
             f"cannot fetch model.path={hub_id} (revision {revision or 'main'}, model.variant={wanted}) from the hub, "
-            "and it is no local folder: connect, choose another model.variant, or download it elsewhere and set "
+            "and it is not a local folder: connect, choose another model.variant, or download it elsewhere and set "
             f"model.path=FOLDER ({first_line(error)})"
         ) from error

@@ -139,7 +139,7 @@ def get_networks(folder: Path) -> dict[str, Any]:
 
 
 def load_network(network: Any, folder: Path, part: str, dtype: "torch.dtype", variant: str | None = None) -> Any:
-    """Load one network with exactly the tensors that its config.json asks for; `part` is its folder in `folder`.
+    """Load one network with exactly the tensors that its config.json requires; `part` is its folder in `folder`.
 
     Args:
         variant: of the weights files, such as `fp16`; None: the full ones.

@@ -31,7 +31,7 @@ def choose_variant(folder: Path, config: ModelConfig) -> str | None:
 
 
 def want_variant(config: ModelConfig) -> str | None:
-    """Return `model.variant`; auto is fp16 for networks in float16. Imports torch if the dtype is auto as well."""
+    """Return `model.variant`; auto is fp16 for networks in float16. Imports torch if the dtype is auto too."""
     if config.variant != "auto":
         return config.variant
     if config.dtype != "auto":

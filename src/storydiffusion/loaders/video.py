@@ -101,7 +101,7 @@ def load_video_backbone(
 
     hide_loading_bars()
     video = model.video
-    if networks is None or model.config.has_other_networks:  # networks with additions fit tokenizers with theirs alone
+    if networks is None or model.config.has_other_networks:  # networks with additions fit only tokenizers with theirs
         pipe = load_cpu_pipeline(model, dtype)
     else:
         pipe = load_pipeline(model.folder, networks, dtype)

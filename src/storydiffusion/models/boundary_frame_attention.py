@@ -67,7 +67,7 @@ class BoundaryFrameAttnProcessor:
 
 
 def attend_to_boundary_frames(query: Tensor, key: Tensor, value: Tensor, frames: int, heads: int) -> Tensor:
-    """(B · F, N, C) each, projected, not yet split into heads → (B · F, N, C); one frame attends to itself alone."""
+    """(B · F, N, C) each, projected, not yet split into heads → (B · F, N, C); one frame attends only to itself."""
     if frames == 1:
         return multi_head_attention(query, key, value, heads)
     query, key, value = (x.unflatten(0, (-1, frames)) for x in (query, key, value))

@@ -279,6 +279,6 @@ def _download(hub_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FOLDER_FILES))
     except (OSError, ValueError, httpx.HTTPError) as error:
         raise UserError(
-            f"cannot get the motion adapter {hub_id} (revision {revision or 'main'}) from the hub, and it is no local "
-            f"folder or file: connect, or download it elsewhere and give its path ({first_line(error)})"
+            f"cannot get the motion adapter {hub_id} (revision {revision or 'main'}) from the hub, and it is not a "
+            f"local folder or file: connect, or download it elsewhere and give its path ({first_line(error)})"
         ) from error

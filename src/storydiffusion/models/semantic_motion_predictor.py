@@ -265,7 +265,7 @@ class Positions(nn.Module):
     """Learnt positions (F, N, W): a frame's time and a token's slot among the N of its frame.
 
     Time is the fraction from start to end, encoded as a sum of cosines with learnt coefficients rather than by a table
-    of frame numbers: K_i depends on that fraction alone, and a table's rows beyond the frames seen in training would
+    of frame numbers: K_i depends only on that fraction, and a table's rows beyond the frames seen in training would
     stay random, which would rule out other numbers of frames.
     """
 

@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
             (B, count, D).
 
         Raises:
-            UserError: a skipped word is no token of this tokenizer.
+            UserError: a skipped word is not a token of this tokenizer.
         """
         ids = self._tokenize(texts)
         unwanted = torch.tensor([self._find_token(word) for word in skipped], dtype=ids.dtype)
@@ -67,5 +67,7 @@ class TextEncoder(nn.Module):
     def _find_token(self, word: str) -> int:
         pieces = token_windows(self.tokenizer, word)[0]
         if len(pieces) != 1 or pieces[0] == self.tokenizer.unk_token_id:
-            raise UserError(f"recipe.text_skipped names {word!r}, which is no token of this text encoder: leave it out")
+            raise UserError(
+                f"recipe.text_skipped names {word!r}, which is not a token of this text encoder: leave it out"
+            )
         return pieces[0]

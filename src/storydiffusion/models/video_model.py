@@ -25,7 +25,7 @@ class VideoModel:
     Attributes:
         encode_text: texts → (B, T, D), all of one length.
         scheduler: a diffusers scheduler with the schedule that the motion modules were trained on; never modified.
-        predictor: None conditions the video model on the text and the boundary frames alone.
+        predictor: None conditions the video model only on the text and the boundary frames.
         features: the kind of image features that the predictor takes.
         sparse_control: the ControlNet of the paper's baseline, conditioned on the boundary frames; None for none.
         offload_onto: the device onto which networks are moved from the CPU only while they are in use; None: all stay

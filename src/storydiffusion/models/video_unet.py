@@ -84,7 +84,7 @@ class SemanticVideoUNet(nn.Module):
             latents: (B, C, F, H, W).
             timesteps: (B,), or () for the whole batch.
             text: (B, T, D).
-            semantic: (B, F, N, D); None uses the text alone, which is AnimateDiff.
+            semantic: (B, F, N, D); None uses only the text, which is AnimateDiff.
             residuals: a ControlNet's, for the down blocks and the mid block.
 
         Raises:

@@ -1,6 +1,6 @@
 """Speech balloons: placed in the calmest part of an image, with a tail that points to its busiest.
 
-No detector finds the character. Where an image changes most, by the variance of colours in a window, is taken for it:
+No detector finds the character. Where an image changes most, by the variance of colors in a window, is taken for it:
 in a drawing or a photograph with a calm background that is the figure; in a busy scene it may not be.
 """
 
@@ -33,7 +33,7 @@ Rectangle = tuple[int, int, int, int]
 
 
 def measure_variance(image: Image.Image) -> np.ndarray:
-    """Return the variance of an image's colours in a window around each cell, (h, w), max(h, w) = GRID."""
+    """Return the variance of an image's colors in a window around each cell, (h, w), max(h, w) = GRID."""
     from scipy.ndimage import uniform_filter
 
     scale = GRID / max(image.size)
@@ -61,7 +61,7 @@ def find_calm_place(variance: np.ndarray, width: float, height: float) -> tuple[
 
 
 def find_busiest_point(variance: np.ndarray) -> tuple[float, float]:
-    """Return x and y, as shares of the image, of the centre of what changes most."""
+    """Return x and y, as shares of the image, of the center of what changes most."""
     weight = variance**2 + 1e-9
     y, x = np.indices(variance.shape) + 0.5
     rows, columns = variance.shape
@@ -116,7 +116,7 @@ class Balloon:
     b: float
 
     def place_lines(self, centre: tuple[float, float], ink: str) -> Iterator[Line]:
-        """Yield the lines around the centre."""
+        """Yield the lines around the center."""
         step = self.lettering.line_height
         baseline = centre[1] - len(self.lines) * step / 2 + self.lettering.size * 0.95
         for row, line in enumerate(self.lines):

@@ -109,6 +109,6 @@ def _masks(points: Sequence[tuple[float, float]], width: int, height: int, outli
     """Return the masks of the area and of the edge."""
     masks = [Image.new("L", (width * SMOOTHING, height * SMOOTHING)) for _ in range(2)]
     ImageDraw.Draw(masks[0]).polygon(points, fill=255)
-    # two turns, so that the joint at the first point is drawn as well
+    # two turns, so that the joint at the first point is drawn too
     ImageDraw.Draw(masks[1]).line([*points, *points[:2]], fill=255, width=outline.thickness * SMOOTHING, joint="curve")
     return [mask.resize((width, height), Image.Resampling.BOX) for mask in masks]

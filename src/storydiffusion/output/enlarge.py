@@ -8,7 +8,7 @@ SHARPEN_FROM = 2.0
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize an RGB image to `size` (width, height) by Lanczos; sharpen it if it grows more than twofold.
 
-    Sharpening overshoots at edges. Clamping every pixel to the range of its 3×3 neighbourhood in the original keeps the
+    Sharpening overshoots at edges. Clamping every pixel to the range of its 3×3 neighborhood in the original keeps the
     steeper edges and removes the halos.
     """
     factor = size[0] / image.width

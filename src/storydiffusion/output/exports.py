@@ -83,7 +83,7 @@ def export_cbz(run: FinishedRun) -> list[Path]:
 
 
 def export_gif(run: FinishedRun) -> list[Path]:
-    """Write each transition as an endless GIF, in 256 colours."""
+    """Write each transition as an endless GIF, in 256 colors."""
     return _export_animations(run, "GIF")
 
 

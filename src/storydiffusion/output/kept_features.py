@@ -1,7 +1,7 @@
 """Features of a run's images in features/ of its folder, one file for each image, named by the image's checksum.
 
-They save time and are no result: where a file is missing, damaged or of other settings of sharing, which an image that
-reads no other outlives, the features are computed again. With the last image of a checksum its file is removed.
+They save time and are not results: where a file is missing, damaged or of other settings of sharing, which an image
+that reads no other outlives, the features are computed again. With the last image of a checksum its file is removed.
 """
 
 import json
@@ -53,7 +53,7 @@ def read_features(folder: Path, sha256: str, sharing: Mapping[str, Any]) -> "dic
             elif found.get("sharing") != json.dumps(sharing, sort_keys=True):
                 problem = "is of other settings"
             else:
-                return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # it is no mapping
+                return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # it is not a mapping
     except (SafetensorError, OSError):
         problem = "is damaged"
     print(f"warning: {file} {problem}: computing these features again", file=sys.stderr)

@@ -115,7 +115,7 @@ def _find_font(cluster: str, order: Iterable[str]) -> str:
 def find_missing(text: str, fonts: Sequence[str] = ()) -> str:
     """Return the distinct characters of a text that neither `fonts` (files) nor the bundled fonts can set, in order.
 
-    Letters that run from right to left need Pillow's Raqm layout as well.
+    Letters that run from right to left also need Pillow's Raqm layout.
     """
     covered = frozenset[int]().union(*map(coverage, (*fonts, *FONTS)))
     shaped = features.check("raqm")
@@ -180,7 +180,7 @@ def break_lines(text: str, width: Callable[[str], float], limit: float) -> list[
 
 
 def balance_lines(text: str, width: Callable[[str], float], limit: float) -> list[str]:
-    """Break `text` into as many lines as `break_lines`, of about equal length, for centred lettering."""
+    """Break `text` into as many lines as `break_lines`, of about equal length, for centered lettering."""
     lines = break_lines(text, width, limit)
     low, high = limit / 2, limit
     while high - low > 1:

@@ -179,7 +179,7 @@ def stack(parts: Sequence[Part], layout: PageLayout, least_height: int = 0) -> D
 
 
 def _title(title: str, layout: PageLayout, fonts: Sequence[str]) -> Part:
-    """Set the title, centred over a rule."""
+    """Set the title, centered over a rule."""
     width = layout.panel_width(1)
     lettering = Lettering(round(layout.type_size * 1.8), fonts)
     lines = balance_lines(printable(title), lettering.width, width)
@@ -218,7 +218,7 @@ def _row(
 
 
 def _inside(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Scale an image to fit and centre it on paper."""
+    """Scale an image to fit and center it on paper."""
     image = image.convert("RGB")
     scale = min(width / image.width, height / image.height)
     size = (min(width, math.ceil(scale * image.width)), min(height, math.ceil(scale * image.height)))
@@ -246,7 +246,7 @@ def _fit(caption: str, layout: PageLayout, width: int, fonts: Sequence[str]) -> 
 
 
 def _centre(lines: list[str], lettering: Lettering, box: tuple[int, int, int, int]) -> Iterable[Line]:
-    """Return lines centred in a box."""
+    """Return lines centered in a box."""
     left, top, right, bottom = box
     first = (top + bottom - len(lines) * lettering.line_height) / 2
     for number, line in enumerate(lines):

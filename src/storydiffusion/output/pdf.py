@@ -87,7 +87,7 @@ def _draw_line(canvas: "skia.Canvas", line: Line, faces: dict[str, Any]) -> None
 
 
 def _collect_face(name: str) -> Any:
-    """Return a collection of this font alone, so that no other font of the machine is taken."""
+    """Return a collection of only this font, so that no other font of the machine is taken."""
     from storydiffusion.output.skia_import import skia
 
     provider = skia.textlayout.TypefaceFontProvider()

@@ -178,7 +178,7 @@ class RunFolder:
 
     @contextmanager
     def keeping_progress(self) -> "Iterator[Callable[[int, Tensor], None]]":
-        """Yield a function of (step, latents) that saves every few seconds; Ctrl-C saves the last step as well."""
+        """Yield a function of (step, latents) that saves every few seconds; Ctrl-C also saves the last step."""
         last: tuple[int, Tensor] | None = None
         saved_at = time.monotonic()
 
@@ -259,7 +259,7 @@ class RunFolder:
     def _edit(self, found: Manifest, plan: Sequence[PanelRecord], overwrite: bool) -> None:
         """Take over from another story or configuration the images of the panels that are the same.
 
-        Without `overwrite` every image stays: page, video and report alone may differ, and the order of the panels.
+        Without `overwrite` every image stays: only page, video and report may differ, and the order of the panels.
         """
         earlier = [each for each in found.earlier or found.panels if each.key and self._is_intact(each)]
         known, keys = {each.key: each for each in earlier}, [each.key for each in plan]

@@ -12,7 +12,7 @@ from PIL import Image
 from storydiffusion.errors import UserError, first_line
 from storydiffusion.files.atomic import draft
 
-BT709 = 1  # code of the colour space in H.264 and FFmpeg
+BT709 = 1  # code of the color space in H.264 and FFmpeg
 LIMITED_RANGE = 1
 LARGEST_FPS_DENOMINATOR = 1001  # largest denominator of a frame rate, as in 30000/1001 = 29.97
 
@@ -33,7 +33,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray | Image.Image], fp
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Return the width and height of a video file in pixels. Raises UserError for a file that is no video."""
+    """Return the width and height of a video file in pixels. Raises UserError for a file that is not a video."""
     import av
     from av.error import FFmpegError
 
@@ -103,5 +103,5 @@ def _checked(array: np.ndarray, number: int, size: tuple[int, ...] | None) -> np
     if size is not None and (height, width) != size:
         raise ValueError(f"frame {number} is {width} × {height} pixels, those before it {size[1]} × {size[0]}")
     if height % 2 or width % 2 or not array.size:
-        raise ValueError(f"frames are {width} × {height} pixels: H.264 with 4:2:0 colour needs even sides")
+        raise ValueError(f"frames are {width} × {height} pixels: H.264 with 4:2:0 color needs even sides")
     return np.ascontiguousarray(array)

@@ -23,7 +23,7 @@ class Batch:
     """Images to denoise together.
 
     Attributes:
-        story: of the generated panels alone, which are the last images.
+        story: of only the generated panels, which are the last images.
         conditions, seeds: one row and one seed for each image.
         group, given_noise: see `generate_panels`.
     """

@@ -67,7 +67,7 @@ class Baseline(Protocol):
 def text_conditions(
     pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str], least_windows: int = 1
 ) -> Conditions:
-    """Return conditions by text alone; a U-Net's are padded to at least `least_windows` windows of the text encoder."""
+    """Return conditions by text only; a U-Net's are padded to at least `least_windows` windows of the text encoder."""
     return Conditions(build_text_arguments(pipe, prompts, negative_prompts, least_windows))
 
 

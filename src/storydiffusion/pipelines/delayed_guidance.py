@@ -1,4 +1,4 @@
-"""Classifier-free guidance in the later steps alone (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+"""Classifier-free guidance in the later steps only (Kynkäänniemi et al. 2024, arXiv 2404.07724).
 
 At the highest noise levels guidance narrows what may be where before the layout is settled: the miniature then shows a
 character twice. The pipeline is left as it is; in the steps before the start, its denoiser's prediction without text is

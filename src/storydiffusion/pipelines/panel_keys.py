@@ -4,7 +4,7 @@ A panel depends on the settings, on its own prompts and seed, and on those of ev
 panels that it reads, those that these read, and so on. Where a panel reads others, its draw of tokens also depends on
 its number and on the number of panels. Prompts longer than the text encoder pad those of all panels, so the number of
 its windows counts too. So with all panels reading each other any changed prompt changes every image;
-with sharing off, each image depends on its own panel alone.
+with sharing off, each image depends only on its own panel.
 
 Shape letter: P panels.
 """

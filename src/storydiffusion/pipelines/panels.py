@@ -1,6 +1,6 @@
 """Denoise the panels of one story together, by the public call and step callback of a diffusers pipeline.
 
-Consistent self-attention needs all panels of a story in one batch. A panel's noise depends on its own seed alone: it is
+Consistent self-attention needs all panels of a story in one batch. A panel's noise depends only on its own seed: it is
 the same in any batch and on any device.
 
 Shapes: P panels, C latent channels, h × w latents (image size / the VAE's factor).
@@ -45,7 +45,7 @@ def panel_seeds(
     noise: str = "own",
     given: Sequence[int | None] | None = None,
 ) -> list[int]:
-    """Return the seed of each panel's starting noise: its own, or a function of the story's seed and its number alone.
+    """Return the seed of each panel's starting noise: its own, or a function only of the story's seed and its number.
 
     Args:
         seed: of the story, 0 or more.

@@ -270,7 +270,7 @@ class StoryPipeline:
     ) -> None:
         """Check that character files fit the model and a call's settings. Raises UserError."""
         if conditions is not None:
-            raise UserError("a story with saved characters takes prompts alone: leave out conditions or the files")
+            raise UserError("a story with saved characters takes only prompts: leave out conditions or the files")
         if self.model is None:
             raise UserError(
                 "this pipeline's weights are unknown, so no character file can be checked against them: load it with "

@@ -120,7 +120,7 @@ def render_video(
 
 
 def transition_seed(seed: int, number: int) -> int:
-    """Return the seed of the transition after panel `number`, a function of the story's seed and the number alone."""
+    """Return the seed of the transition after panel `number`, a function only of the story's seed and the number."""
     return int(np.random.SeedSequence(seed, spawn_key=(number, 1)).generate_state(1)[0])
 
 

@@ -54,7 +54,7 @@ class KeptFeatures:
 
 
 def take_seed(seed: int, panel: int, number: int) -> int:
-    """Return the seed of a take, a function of the story's seed, the panel (from 0) and the take's number alone."""
+    """Return the seed of a take, a function only of the story's seed, the panel (from 0) and the take's number."""
     return int(np.random.SeedSequence(seed, spawn_key=(panel, 3, number)).generate_state(1)[0])
 
 

@@ -136,7 +136,7 @@ class TransitionPipeline:
             negative_prompt: what to avoid; it acts through guidance, so only with a guidance_scale above 1.
             seed: of the starting noise.
             generator: draws the seed instead.
-            num_frames: both boundary frames included. None takes the default, likewise for the next three.
+            num_frames: both boundary frames included. None takes the default; the same for the next three.
             boundary_frames: `clamped`, `noised` or `free`; see `TransitionSampling`.
             callback_on_step_end: diffusers' callback(pipe, step, timestep, tensors), where tensors has `latents`.
             output_type: `pil` or `np`.

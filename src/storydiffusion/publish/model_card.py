@@ -271,7 +271,7 @@ def read_training_record(file: Path) -> dict[str, Any]:
             recipe = build(_TrainedPart, entry, part).recipe
             for name in ("steps", "batch_size"):
                 if type(recipe.get(name)) is not int:
-                    raise ValueError(f"{part}.recipe.{name} is no whole number")
+                    raise ValueError(f"{part}.recipe.{name} is not a whole number")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{file} is missing or damaged ({first_line(error)}), so the training is unknown. Train the parts and "

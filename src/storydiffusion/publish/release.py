@@ -66,7 +66,7 @@ world and do not predict quality on real video.
 """
 
 FILMED_RIGHTS = """
-- These weights require Stable Diffusion 1.5, which is under the CreativeML Open RAIL-M licence; its use restrictions
+- These weights require Stable Diffusion 1.5, which is under the CreativeML Open RAIL-M license; its use restrictions
   apply to the outputs.
 - The rights in these weights depend on the rights in the training videos, which have not been cleared. WebVid-10M in
   particular consists of a stock agency's previews and is no longer distributed: use weights trained on it for research
@@ -248,7 +248,7 @@ def build_card(checkpoint: Mapping[str, Any], parts: Mapping[str, int], config: 
     return (
         FRONT.format(license="apache-2.0" if drawn else "other", title=title, model=settings["model"]["name"])
         + f"\n## Training\n\n{markdown_table(['', 'value'], rows)}"
-        + f"\n## Measured\n\n{measured_table(config.measured)}{loading}\n## Licence and limits\n"
+        + f"\n## Measured\n\n{measured_table(config.measured)}{loading}\n## License and limits\n"
         + (DRAWN_RIGHTS if drawn else FILMED_RIGHTS)
     )
 

@@ -142,7 +142,7 @@ def shot_name(number: int) -> str:
 
 
 def check_free(target: Path, shots: int) -> None:
-    """Raise UserError where `target` contains other files, which the benchmark would read as well."""
+    """Raise UserError where `target` contains other files, which the benchmark would also read."""
     expected = {shot_name(number) for number in range(shots)}
     if other := sorted(file.name for file in target.glob("*") if file.name not in expected):
         raise UserError(f"{target} already contains {other[0]}: remove the folder, or choose another timestamp or mode")

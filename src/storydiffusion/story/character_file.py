@@ -141,7 +141,7 @@ def read_character(path: str | Path) -> CharacterFile:
         return replace(_parse(data), path=str(path))
     except ValueError as error:
         raise UserError(
-            f"{path} is no character file, or damaged ({error}): save the character again with storydiffusion "
+            f"{path} is not a character file, or damaged ({error}): save the character again with storydiffusion "
             "save-character"
         ) from None
 

@@ -32,9 +32,9 @@ def build_story_from_images(files: Sequence[Path]) -> Story:
 
 
 def read_image(file: Path, size: tuple[int, int] | None = None) -> Image.Image:
-    """Read an 8-bit RGB image, upright by its EXIF tag; scale and centre-crop it to `size` (width, height) if given.
+    """Read an 8-bit RGB image, upright by its EXIF tag; scale and center-crop it to `size` (width, height) if given.
 
-    Transparent images are composited over white; 16-bit grey is scaled to 8 bits, and floats from 0…1.
+    Transparent images are composited over white; 16-bit gray is scaled to 8 bits, and floats from 0…1.
 
     Raises UserError, also for what has no right reading: an animation, floats outside 0…1, 90 megapixels or more.
     """

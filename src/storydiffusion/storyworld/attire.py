@@ -23,7 +23,7 @@ def draw_shirt(canvas: Canvas, truth: Character, x: float, lean: float, shoulder
         (top - 15, shoulder + 1, top - 11, shoulder),
     )
     canvas.fill(path, SHIRT[truth.shirt])
-    # White would vanish on white, and another shirt's colour would mislead: no shirt is slate.
+    # White would vanish on white, and another shirt's color would mislead: no shirt is slate.
     mark = (112, 132, 172) if truth.shirt == "white" else WHITE
     with canvas.clipped(path):
         if truth.pattern == "striped":
@@ -47,7 +47,7 @@ def draw_bottom(canvas: Canvas, truth: Character, color: Color, x: float, hip: f
 
 
 def draw_neckwear(canvas: Canvas, truth: Character, stance: Stance, x: float, y: float) -> None:
-    """Draw a scarf or bow tie about the neck at (x, y); each has a colour that no shirt has."""
+    """Draw a scarf or bow tie about the neck at (x, y); each has a color that no shirt has."""
     ahead = math.cos(stance.turn)
     if ahead > 0:
         with canvas.moved((x, y), (11 * math.sin(stance.turn), 0), scale=(ahead, 1)):

@@ -11,7 +11,7 @@ from storydiffusion.storyworld.scene import Character
 from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR, Truth, sample_truth
 
 ATTIRE = ("tone", "hair", "shirt", "pattern", "bottom", "hat", "accessory")
-"""Attributes that a caption may leave open; the hat's colour is named with the hat."""
+"""Attributes that a caption may leave open; the hat's color is named with the hat."""
 
 NAMING_PROBABILITY = 0.55
 NAMING_PROBABILITY_IN_PAIRS = 0.25  # what words leave open, two images of one character must take from each other
@@ -105,7 +105,7 @@ def draw_prompt(truth: Truth, seed: int, naming_probability: float = NAMING_PROB
 def state_character(character: Character, named: Collection[str]) -> dict[str, str]:
     """Return what a caption that names these parts of the attire states of a character: attribute → value.
 
-    A hat is stated with its colour; a missing accessory has no words.
+    A hat is stated with its color; a missing accessory has no words.
     """
     names = ["kind", *(name for name in ATTIRE if name in named), *(["hat_color"] if "hat" in named else []), "action"]
     stated = {name: value for name in names if (value := getattr(character, name)) is not None}

@@ -56,7 +56,7 @@ def passed_by(t: float) -> float:
 
 
 def instants(frames: int) -> list[float]:
-    """Return `frames` times from 0 to 1 inclusive; 0 alone for a single frame."""
+    """Return `frames` times from 0 to 1 inclusive; only 0 for a single frame."""
     if frames < 1:
         raise UserError(f"frames is {frames}: a clip needs at least 1")
     return [i / max(1, frames - 1) for i in range(frames)]

@@ -48,17 +48,17 @@ class Edition:
     sample(seed, index): truth number `index` of the world `seed`.
     sample_pair_member(seed, index): images 2k and 2k + 1 show the same characters in two activities.
     sample_story_member(seed, index, panels): `panels` images in a row show the same characters, the first all of them.
-    sample_relative(seed, index, family): images of one family of `family` differ in attire alone.
+    sample_relative(seed, index, family): images of one family of `family` differ only in attire.
     get_positions(truth): x of each of `most_characters` characters, in pixels of 128 from the middle; NaN for none.
     render(truth, size): RGB uint8 (size, size, 3). character_masks(truth, size): what is visible of each character,
     bool (characters, size, size).
     caption(truth, seed): random words, parts of the attire left open; full_caption(truth): everything, in fixed words.
     draw_prompt(truth, seed): the same caption, with the labels that it states and the clause of each character.
     fit_reading(reading, stated): the attributes that a classifier read and that exist, characters as numbered there.
-    draw_pair_prompts(first, second, seed): likewise for two images of a pair side by side.
+    draw_pair_prompts(first, second, seed): the same for two images of a pair side by side.
     draw_story_captions(truths, seed): captions of a story's panels, which leave parts of the attire to other panels.
     get_looks(truth): what makes each character the same in another image.
-    sample_clip(seed, index), render_clip(clip, frames, size), caption_clip(clip, seed): likewise for clips, whose
+    sample_clip(seed, index), render_clip(clip, frames, size), caption_clip(clip, seed): the same for clips, whose
     `to_dict` is their record, which read_clip(record) reads; sample_clip also takes a motion. follow_clip(clip, frames,
     size): the truth of every frame; render_plates(clip, frames, size): the frames without characters;
     truth_at(clip, t): the image that describes the frame at t in [0, 1].

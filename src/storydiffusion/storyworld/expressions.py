@@ -33,7 +33,7 @@ class Inks:
 class Expression:
     """eyes and mouth: names of their drawings. brows: height of the inner end above the outer one, None without.
 
-    blush: the colour of the cheeks, None without.
+    blush: the color of the cheeks, None without.
     """
 
     eyes: str

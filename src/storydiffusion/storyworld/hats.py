@@ -9,7 +9,7 @@ from storydiffusion.storyworld.scene import Character
 
 
 def draw_hat(canvas: Canvas, truth: Character, stance: Stance, x: float, head: float) -> None:
-    """Draw the hat on a head centred at (x, head), narrow enough to show ears and hair beside and below it."""
+    """Draw the hat on a head centered at (x, head), narrow enough to show ears and hair beside and below it."""
     if truth.hat_color is None:
         return
     _HATS[truth.edition][truth.hat](canvas, HAT[truth.hat_color], x, head - 12, stance)

@@ -22,7 +22,7 @@ def draw_behind_head(canvas: Canvas, truth: Character, x: float, y: float) -> No
 
 
 def draw_head(canvas: Canvas, truth: Character, stance: Stance, x: float, y: float) -> None:
-    """Draw the head centred at (x, y), 26 pixels wide to either side, without hat and accessory."""
+    """Draw the head centered at (x, y), 26 pixels wide to either side, without hat and accessory."""
     coat = COAT[truth.kind][truth.tone]
     robot = truth.kind == "robot"
     if robot:
@@ -48,7 +48,7 @@ def draw_head(canvas: Canvas, truth: Character, stance: Stance, x: float, y: flo
 
 @contextmanager
 def turned_face(canvas: Canvas, stance: Stance, x: float, y: float) -> Iterator[bool]:
-    """Draw on the front of a turned head centred at (x, y); yield whether the face is visible."""
+    """Draw on the front of a turned head centered at (x, y); yield whether the face is visible."""
     ahead = math.cos(stance.turn)
     with canvas.moved((x, y), (25 * math.sin(stance.turn), 0), scale=(max(ahead, 0.01), 1)):
         yield ahead > 0
@@ -65,7 +65,7 @@ def _skull(x: float, y: float) -> skia.Path:
 
 
 def eye_line(truth: Character, pose: Pose, y: float) -> float:
-    """Return the height of the eyes in a head centred at `y`."""
+    """Return the height of the eyes in a head centered at `y`."""
     return y - 1 if truth.kind == "robot" else y + 2 + 0.5 * pose.gaze
 
 

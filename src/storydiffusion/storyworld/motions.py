@@ -1,6 +1,6 @@
 """Motions: a character's stance at every instant of a clip, between the stills at its start and end.
 
-Time t runs from 0 to 1. Pure mathematics, no drawing. Every motion passes through stances that are no blend of its
+Time t runs from 0 to 1. Pure mathematics, no drawing. Every motion passes through stances that are not a blend of its
 ends: legs step, a jump leaves the ground, a turn shows the back.
 """
 

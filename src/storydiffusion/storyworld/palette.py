@@ -1,4 +1,4 @@
-"""The colours of StoryWorld, as RGB triples."""
+"""The colors of StoryWorld, as RGB triples."""
 
 from collections.abc import Mapping
 
@@ -67,5 +67,5 @@ def shade(color: Color, factor: float) -> Color:
 
 
 def blend(a: Color, b: Color, weight: float) -> Color:
-    """Return the colour `weight` of the way from `a` to `b`."""
+    """Return the color `weight` of the way from `a` to `b`."""
     return tuple(x + (y - x) * weight for x, y in zip(a, b, strict=True))  # type: ignore[return-value]

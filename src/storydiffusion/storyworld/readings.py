@@ -10,7 +10,7 @@ from storydiffusion.storyworld.scene import MOST_CHARACTERS, existing_labels, sp
 
 
 def fit_reading(reading: Mapping[str, str], stated: Mapping[str, str]) -> dict[str, str]:
-    """Return the attributes of an image of the first edition, without the colour of a hat that it does not show."""
+    """Return the attributes of an image of the first edition, without the color of a hat that it does not show."""
     del stated  # there is one character
     return {name: value for name, value in reading.items() if name != "hat_color" or reading["hat"] != "none"}
 

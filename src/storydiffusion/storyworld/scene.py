@@ -223,7 +223,7 @@ def sample_scene_story_member(seed: int, index: int, panels: int) -> Scene:
 
 
 def sample_scene_relative(seed: int, index: int, family: int) -> Scene:
-    """Return scene `index`, which differs from the others of its family of `family` scenes in attire alone."""
+    """Return scene `index`, which differs from the others of its family of `family` scenes only in attire."""
     head = sample_scene(seed, index - index % family)
     rng = random.Random(f"storyworld/2/families/{seed}/{index}")
     looks = [_sample_looks(rng, {"kind": figure.kind}) for figure in head.characters]

@@ -58,7 +58,7 @@ PAIR_WORDINGS = ("{first}{comma} and {second}, {place}{beside}", "{place}, {firs
 MOOD_NAMING_PROBABILITY = 0.9
 NEUTRAL_NAMING_PROBABILITY = 0.25  # a prompt without a mood means a neutral one
 NAMING_PROBABILITIES = (0.0, 0.55, 0.35)  # of each part of the attire, by the number of characters
-SIDE_NAMING_PROBABILITIES = (0.0, 0.5, 0.75)  # of all sides of an image, likewise
+SIDE_NAMING_PROBABILITIES = (0.0, 0.5, 0.75)  # of all sides of an image, in the same order
 NAMING_PROBABILITY_IN_PAIRS, MOST_NAMED_IN_PAIRS = 0.25, 2
 
 

@@ -1,6 +1,6 @@
 """The frozen stories of the second edition: of one character and of two, with moods, places and sides that change.
 
-They were drawn once (`draw_scene_stories`, a function of its arguments alone) and are kept in a file for each set, with
+They were drawn once (`draw_scene_stories`, a function only of its arguments) and are kept in a file for each set, with
 seed and checksum; `python -m storydiffusion.storyworld.scene_stories` writes the files of sets that have none. The
 held-out clips are `sample_scene_clip(HELD_OUT_SEED, 0 … CLIPS − 1)`; each file has their checksum too. Stories of
 another length show the frozen characters in new scenes.

@@ -12,7 +12,7 @@ HEART: Color = (248, 96, 132)
 
 
 def draw_sign(canvas: Canvas, mood: str, stance: Stance, x: float, y: float) -> None:
-    """Draw the sign of `mood` beside a head centred at (x, y); it shrinks as the head turns away."""
+    """Draw the sign of `mood` beside a head centered at (x, y); it shrinks as the head turns away."""
     ahead = math.cos(stance.turn)
     if mood in _SIGNS and ahead > 0:
         with canvas.moved((x, y), scale=(ahead, ahead)):

@@ -1,7 +1,7 @@
 """The frozen stories that measure consistency and alignment: 20 characters × 100 activities, as in the paper
 (arXiv 2405.01434, section 4.2), whose own prompts were never released.
 
-They were drawn once (`draw_stories`, a function of its arguments alone) and are kept in stories.json with seed and
+They were drawn once (`draw_stories`, a function only of its arguments) and are kept in stories.json with seed and
 checksum; `python -m storydiffusion.storyworld.stories` rewrites the file. Stories of another length come from the same
 generator with another seed.
 """
@@ -23,7 +23,7 @@ from storydiffusion.storyworld.truth import ATTRIBUTES, WITH_HAIR, sample_truth
 
 FILE = Path(__file__).with_name("stories.json")
 SEED = 10_001  # a world of its own, separate from the training and held-out worlds
-SEED_OF_OTHER_LENGTHS = 10_002  # likewise
+SEED_OF_OTHER_LENGTHS = 10_002  # another such world
 CHARACTERS, ACTIVITIES, STORIES, PANELS = 20, 100, 128, 4
 ACTIVITY: tuple[str, ...] = ("action", "place", "object")
 MOST_NAMED = 3
@@ -33,7 +33,7 @@ MOST_NAMED = 3
 class Panel:
     """A prompt and the attributes that it states, attribute → value: kind, action, place, object and named attire.
 
-    A prompt without an object states "none", as the training captions do; a hat is stated with its colour.
+    A prompt without an object states "none", as the training captions do; a hat is stated with its color.
     """
 
     prompt: str
@@ -47,7 +47,7 @@ class FrozenStory:
     """Panels of one character; any four in a row have four different actions and four different places.
 
     `number` counts the stories from 0. `open` lists the attributes that the character has but no prompt states: those
-    that consistent self-attention must keep the same. The hat's colour is open where the hat is; it exists only in
+    that consistent self-attention must keep the same. The hat's color is open where the hat is; it exists only in
     images with a hat.
     """
 
@@ -120,7 +120,7 @@ def checksum(content: Mapping[str, Any]) -> str:
 def _draw_characters(seed: int, rng: random.Random) -> list[dict[str, Any]]:
     """Draw characters: each kind equally often, each with 0 to 3 named parts of the attire and the others open.
 
-    Two of every five have their shirt's colour named, so that each of the eight colours is named once.
+    Two of every five have their shirt's color named, so that each of the eight colors is named once.
     """
     kinds = [ATTRIBUTES["kind"][i % len(ATTRIBUTES["kind"])] for i in range(CHARACTERS)]
     rng.shuffle(kinds)

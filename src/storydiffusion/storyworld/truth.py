@@ -117,7 +117,7 @@ def check_place(character: Any, edge: float) -> None:
 def sample_truth(seed: int, index: int, **fixed: Any) -> Truth:
     """Return truth number `index` of the world `seed`, the same on every machine; `fixed` sets fields by name.
 
-    Attributes are independent and uniform; the phase is the action's own for stills. A fixed hair or hat colour is
+    Attributes are independent and uniform; the phase is the action's own for stills. A fixed hair or hat color is
     dropped where the kind has no hair or there is no hat. Fixing one field leaves the draw of the others as it was.
     """
     rng = random.Random(f"storyworld/{seed}/{index}")
@@ -148,7 +148,7 @@ def sample_story_member(seed: int, index: int, panels: int) -> Truth:
 
 
 def sample_relative(seed: int, index: int, family: int) -> Truth:
-    """Return truth `index`, which differs from the others of its family of `family` truths in attire alone."""
+    """Return truth `index`, which differs from the others of its family of `family` truths only in attire."""
     head = sample_truth(seed, index - index % family)
     return sample_truth(seed, index, kind=head.kind, action=head.action, place=head.place, object=head.object)
 

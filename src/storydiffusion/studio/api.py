@@ -44,7 +44,7 @@ class Api:
     def change_panel(self, name: str, panel: int, values: dict[str, Any]) -> str:
         """Change prompt, caption, says, negative, place, cut, seed or lock of a panel, from 1; return the script."""
         if unknown := sorted(set(values) - set(edits.CHANGED)):
-            raise UserError(f"{unknown[0]!r} is no value of a panel: choose one of {', '.join(edits.CHANGED)}")
+            raise UserError(f"{unknown[0]!r} is not a value of a panel: choose one of {', '.join(edits.CHANGED)}")
         project = self.studio.edit(name, WINDOW, lambda story: edits.change_panel(story, panel, values))
         return project.script
 

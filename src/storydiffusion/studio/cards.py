@@ -1,4 +1,4 @@
-"""The cards of panels and characters, drawn anew when the story is rearranged or something was generated."""
+"""The cards of panels and characters, redrawn when the story is rearranged or something was generated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -146,7 +146,7 @@ def parse_seed(text: str) -> dict[str, Any]:
     if not text.strip():
         return {"seed": None}
     if not text.strip().isdecimal():
-        raise UserError(f"seed={text} is no whole number: write one from 0, or nothing for the story's")
+        raise UserError(f"seed={text} is not a whole number: write one from 0, or nothing for the story's")
     return {"seed": int(text)}
 
 
@@ -170,7 +170,7 @@ def connect_saving(handlers: Handlers, box: Any, change: Callable[..., Updates])
 
 
 def connect(handlers: Handlers, event: Any, change: Callable[..., Any], inputs: list[Any] | None = None) -> None:
-    """Call `change(story, values…)` at an event, and draw the cards anew; then say what is not generated yet."""
+    """Call `change(story, values…)` at an event, and redraw the cards; then say what is not generated yet."""
     layout = handlers.layout
 
     def run(*values: Any) -> Updates:

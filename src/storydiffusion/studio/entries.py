@@ -1,4 +1,4 @@
-"""studio.json: what is entered in the page of a project and is no part of its story, so that a reload keeps it."""
+"""studio.json: what is entered in the page of a project and is not part of its story, so that a reload keeps it."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

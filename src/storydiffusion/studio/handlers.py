@@ -143,7 +143,7 @@ class Handlers:
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise UserError(f"the file is no text in UTF-8 ({error.reason}): save it as UTF-8") from error
+            raise UserError(f"the file is not text in UTF-8 ({error.reason}): save it as UTF-8") from error
 
     def edit(self, name: str, window: str, change: Callable[[Story], Story]) -> Project:
         """Change the story of the open project."""
@@ -164,7 +164,7 @@ class Handlers:
         return {self.layout.script: project.script}
 
     def rearranged(self, project: Project) -> Updates:
-        """Return the story with its cards anew."""
+        """Return the story with new cards."""
         return self._refresh(project)
 
     def add_panel(self, name: str, window: str) -> Updates:
@@ -238,6 +238,6 @@ class Handlers:
             return updates | self.show(project)
         if not revision.startswith(views.get_revision(project.folder) + "|"):
             updates |= self._refresh(project)
-        elif progress != seen:  # exports are no part of the manifest
+        elif progress != seen:  # exports are not part of the manifest
             updates[layout.results] = views.show_results(project)
         return updates

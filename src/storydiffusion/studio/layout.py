@@ -166,7 +166,7 @@ def _build_results() -> dict[str, Any]:
 
 
 def private(progress: str = "hidden") -> dict[str, Any]:
-    """Return arguments of an event that is no part of the API."""
+    """Return arguments of an event that is not part of the API."""
     return {"api_visibility": "private", "show_progress": progress}
 
 

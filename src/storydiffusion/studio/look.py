@@ -21,9 +21,9 @@ class Look:
 
     @classmethod
     def parse(cls, seed: float | None, layout: str, with_video: bool) -> "Look":
-        """Return those of a form. Raises UserError for a seed that is no whole number."""
+        """Return those of a form. Raises UserError for a seed that is not a whole number."""
         if seed is None or seed != int(seed):
-            raise UserError(f"seed={seed} is no whole number: write one from 0")
+            raise UserError(f"seed={seed} is not a whole number: write one from 0")
         return cls(int(seed), layout, with_video)
 
     def apply(self, config: InferConfig) -> InferConfig:

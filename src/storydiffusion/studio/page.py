@@ -138,7 +138,7 @@ def _connect_jobs(handlers: Handlers) -> None:
     layout.timer.tick(
         handlers.poll,
         [*own, layout.project, layout.seen, layout.revision],
-        [*layout.shown, layout.progress, layout.seen],  # queued: only so do changed states draw the cards anew
+        [*layout.shown, layout.progress, layout.seen],  # queued: only so do changed states redraw the cards
         **private(),
     )
     layout.revision.change(shown(handlers.show_changes), layout.look_inputs, layout.changes, **private())

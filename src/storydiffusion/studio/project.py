@@ -74,10 +74,10 @@ def find_project(root: Path, name: str) -> Path:
     """Return the folder of a project in `root`.
 
     Raises:
-        UserError: a name that is no name, such as one with a path, or of no run folder.
+        UserError: a name that is not valid, such as one with a path, or of no run folder.
     """
     if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
-        raise UserError(f"{name[:LONGEST_NAME]!r} is no name of a project: use letters, digits, - and _")
+        raise UserError(f"{name[:LONGEST_NAME]!r} is not the name of a project: use letters, digits, - and _")
     folder = root / name
     if not is_project(folder):
         raise UserError(f"{root} contains no project {name}: choose one of the list")
@@ -108,7 +108,7 @@ def read_project(folder: Path, defaults: InferConfig) -> Project:
     """Read a run folder; what it does not say is as in `defaults`.
 
     Raises:
-        UserError: a damaged file, settings of another version, or a folder that is no story.
+        UserError: a damaged file, settings of another version, or a folder that is not a story.
     """
     file = folder / MANIFEST
     manifest = read_manifest(file) if file.exists() else None

@@ -1,4 +1,4 @@
-"""Serve the studio on this machine alone, until the process is interrupted."""
+"""Serve the studio on localhost only, until the process is interrupted."""
 
 import os
 import signal
@@ -141,7 +141,7 @@ def serve(studio: Studio, port: int) -> None:
 
 
 def _listen(port: int) -> Any:
-    """Return a socket that listens on this machine alone; port 0 takes a free one. Raises UserError."""
+    """Return a socket that listens on localhost only; port 0 takes a free one. Raises UserError."""
     import socket
 
     listener = socket.socket()

@@ -65,7 +65,7 @@ class Studio:
         return read_project(find_project(self.root, name), self.defaults)
 
     def open(self, name: str, window: str) -> Project:
-        """Return a project, which `window` alone may change from now on. Raises UserError."""
+        """Return a project, which only `window` may change from now on. Raises UserError."""
         project = self.read(name)
         self.windows.claim(name, window)
         return project
@@ -175,7 +175,7 @@ class Studio:
         return find_changes(config, apply_settings(config, project.story), project.folder, project.manifest)
 
     def generate(self, name: str, window: str, look: Look) -> JobState:
-        """Start to generate what the project lacks; where panels at the end alone are new, the others stay as they are.
+        """Start to generate what the project lacks; where only panels at the end are new, the others stay as they are.
 
         Raises:
             UserError: a project of another window, or one that is busy.
@@ -201,7 +201,7 @@ class Studio:
         return self._start(name, window, f"retaking panel {panel}", work)
 
     def choose(self, name: str, window: str, panel: int, take: int) -> JobState:
-        """Start to show another take of a panel, and to set page, video and report anew. Raises UserError."""
+        """Start to show another take of a panel, and to rebuild page, video and report. Raises UserError."""
 
         def work(watch: Watch) -> str:
             self._generate(name, watch, {"retake": panel, "take": take})

@@ -46,7 +46,7 @@ def show_panel(project: Project, number: int) -> str:
 
 
 def show_portrait(project: Project, name: str) -> str:
-    """Return the first image that shows a character alone."""
+    """Return the first image that shows only this character."""
     for panel, record in zip(project.story.panels, project.records, strict=True):
         if panel.characters == (name,) and record is not None and (project.folder / record.file).is_file():
             return render("image", url=link(project.name, record.file, record.sha256), text=name, note="")
@@ -109,8 +109,8 @@ def show_changes(changes: Changes) -> str:
     if more := len(changes.differences) - len(shown):
         shown.append(f"and {more} more")
     made = describe_panels(changes.made, changes.panels)
-    what = "the new panels alone" if changes.is_longer else made
-    text = f"Not generated yet: {'; '.join(shown)}. Generate makes {what}, and sets page, video and report anew."
+    what = "only the new panels" if changes.is_longer else made
+    text = f"Not generated yet: {'; '.join(shown)}. Generate makes {what}, and rebuilds page, video and report."
     return show_notice(text)
 
 

@@ -32,7 +32,7 @@ FROZEN_DTYPES = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "fl
 
 
 def build_transition_module(config: TransitionTrainConfig) -> TransitionModule:
-    """Return the LightningModule; its new weights depend on the recipe's seed alone.
+    """Return the LightningModule; its new weights depend only on the recipe's seed.
 
     Raises:
         UserError: a part is missing or does not fit, or the clips have more frames than the model takes.

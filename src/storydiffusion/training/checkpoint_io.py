@@ -123,7 +123,7 @@ def load_plain(path: Path, mmap: bool = False) -> dict[str, Any]:
         mmap: map the tensors from the file instead of reading them; the file must stay.
 
     Raises:
-        UserError: the file cannot be read, or is no checkpoint.
+        UserError: the file cannot be read, or is not a checkpoint.
     """
     content = _load(path, mmap)
     if not isinstance(content, dict) or "global_step" not in content:

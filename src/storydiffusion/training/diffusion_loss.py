@@ -132,8 +132,8 @@ class DiffusionLoss:
 def semantic_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """Return the mean squared error of semantic tokens P_1…P_F against the true frames' own, (B, F, N, width) → (B,).
 
-    Each token is first normalised to mean 0 and variance 1: their scale is free, because the cross-attention normalises
-    them too. The paper trains on the diffusion target alone; this optional term is an addition.
+    Each token is first normalized to mean 0 and variance 1: their scale is free, because the cross-attention normalizes
+    them too. The paper trains only on the diffusion target; this optional term is an addition.
     """
     if predicted.shape != true.shape:  # broadcasting would hide the mismatch
         raise ValueError(f"semantic tokens {tuple(predicted.shape)} against true ones {tuple(true.shape)}")
@@ -145,7 +145,7 @@ def text_loss(context: Tensor, states: Tensor, variance: float) -> Tensor:
     """Return the mean squared error of the frames' semantic context against the text encoder's states, over `variance`.
 
     Both are (B, F, N, D); the result is (B,): about 1 for tokens that say nothing, 0 for tokens that stand for the
-    caption. An addition to the paper: by the diffusion loss alone, tokens learn one attribute after another, the
+    caption. An addition to the paper: with the diffusion loss only, tokens learn one attribute after another, the
     largest area first.
     """
     if context.shape != states.shape:  # broadcasting would hide the mismatch

@@ -68,7 +68,7 @@ def build_strategy(config: TrainerConfig, has_unused: bool = False) -> Strategy 
         if not gpus:
             raise UserError("trainer.strategy=deepspeed needs CUDA, which torch does not find here: use trainer=ddp")
         if find_spec("deepspeed") is None:
-            raise UserError("trainer.strategy=deepspeed: install storydiffusion[deepspeed], or use trainer=ddp")
+            raise UserError("trainer.strategy=deepspeed: pip install '.[deepspeed]' in a checkout, or use trainer=ddp")
     if config.accelerator == "gpu" and not gpus and not torch.backends.mps.is_available():
         raise UserError("trainer.accelerator=gpu, but torch finds no GPU here: use trainer=cpu")
     if gpus and config.accelerator != "cpu" and config.devices > gpus:
@@ -90,7 +90,7 @@ def build_environment(config: TrainerConfig) -> list[SLURMEnvironment]:
         UserError: `trainer.requeue` is set, but this run may not requeue the job.
     """
     if config.requeue and "SLURM_JOB_ID" not in os.environ:
-        raise UserError("trainer.requeue=true, but this is no Slurm job: submit slurm/train.sbatch, which sets it")
+        raise UserError("trainer.requeue=true, but this is not a Slurm job: submit slurm/train.sbatch, which sets it")
     if config.requeue and "SUBMITIT_EXECUTOR" in os.environ:
         raise UserError("trainer.requeue=true, but submitit requeues its jobs itself: set trainer.requeue=false")
     is_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun may run in a job

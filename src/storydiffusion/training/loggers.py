@@ -18,7 +18,7 @@ RUN_ID = "run_id"
 
 
 def build_loggers(config: TrainConfig | TransitionTrainConfig) -> list[Logger]:
-    """Return the loggers that the configuration asks for; metrics.csv is always one of them."""
+    """Return the loggers that the configuration requests; metrics.csv is always one of them."""
     loggers: list[Logger] = [CSVLog(config.run_dir)]
     if isinstance(config, TransitionTrainConfig) and config.logger.wandb is not None:
         loggers.append(_build_wandb_logger(config))

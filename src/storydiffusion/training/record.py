@@ -24,7 +24,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         kept = set_aside(file)
-        print(f"{file} is damaged ({first_line(error)}): kept as {kept}, and begun anew", file=sys.stderr)
+        print(f"{file} is damaged ({first_line(error)}): kept as {kept}, and a new one is started", file=sys.stderr)
         return {}
 
 

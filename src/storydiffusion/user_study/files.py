@@ -84,7 +84,7 @@ class _Sent:
         if self.format != FORMAT:
             raise ValueError("it has another format")
         if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:  # safe in a table
-            raise ValueError(f"the participant {name[:LONGEST_NAME]!r} is no name")
+            raise ValueError(f"the participant {name[:LONGEST_NAME]!r} is not a name")
         datetime.fromisoformat(self.finished)
         if len(asked) < len(self.answers):
             raise ValueError("a comparison is answered twice")

@@ -57,7 +57,7 @@ def study_page(
     """Build a study that asks every question about every item and pair of methods; deterministic in its arguments.
 
     Images are scaled down to `largest_side` pixels and embedded losslessly; videos keep their encoding. Other metadata
-    of the files (names, prompts, settings) is dropped, except an image's colour profile. `questions` maps names to
+    of the files (names, prompts, settings) is dropped, except an image's color profile. `questions` maps names to
     wordings.
 
     Raises UserError for an image or video that cannot be read, or a video that no browser plays.

@@ -31,7 +31,7 @@ class ChatServer:
         try:
             import openai
         except ImportError:
-            raise UserError("writer=chat needs the library openai: pip install 'storydiffusion[writer]'") from None
+            raise UserError("writer=chat needs the library openai: pip install '.[writer]' in a checkout") from None
         self.config = config
         self._client = openai.OpenAI(
             base_url=config.base_url,

@@ -10,7 +10,7 @@ from storydiffusion.writer.naming import Naming, find_naming
 
 HATS = ("cap", "tophat", "beanie", "crown")
 ACCESSORIES = ("glasses", "scarf", "bowtie")
-REACH = 3  # words between a colour and what it colours
+REACH = 3  # words between a color and what it colors
 
 
 @dataclass
@@ -107,7 +107,7 @@ def _unite_people(characters: list[Mention]) -> list[Mention]:
 
 
 class _CastReader:
-    """Find the characters of an idea, and assign its colours, clothes and hair to them."""
+    """Find the characters of an idea, and assign its colors, clothes and hair to them."""
 
     def __init__(
         self, words: Sequence[Word], lexicon: Lexicon, values: Mapping[str, Sequence[str]], naming: Naming
@@ -190,7 +190,7 @@ class _CastReader:
             self.unused.append(self._words[number].written)
 
     def _color(self, number: int, allowed: Sequence[str]) -> str | None:
-        """Return the nearest unused value of `allowed` on the side of word `number` where colours stand."""
+        """Return the nearest unused value of `allowed` on the side of word `number` where colors stand."""
         step = -1 if self._lexicon.color_comes_first else 1
         for distance in range(1, REACH + 1):
             at = number + step * distance

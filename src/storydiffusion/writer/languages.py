@@ -55,7 +55,7 @@ class Word:
 
 
 class Lexicon:
-    """The words of one language: `color` says whether a colour stands before or after what it colours."""
+    """The words of one language: `color` says whether a color stands before or after what it colors."""
 
     def __init__(self, language: str) -> None:
         content = load_words(FOLDER / language / "lexicon.yaml")

@@ -72,7 +72,7 @@ def _describe_character(character: Character, folder: Path | None) -> str | dict
 def write_or_read_story(file: Path, brief: Brief, writer: WriterConfig, overwrite: bool) -> tuple[Story, Draft | None]:
     """Return the story in `file`, with a draft if it was written now.
 
-    An existing file of the same request is read as it is, changes included. One of another request is written anew with
+    An existing file of the same request is read as it is, changes included. One of another request is rewritten with
     `overwrite`, but never one that was changed by hand.
 
     Raises:

@@ -105,7 +105,7 @@ class Target(ABC):
 
 
 class StoryWorldTarget(Target):
-    """A model trained on StoryWorld alone: prompts use the words of its captions.
+    """A model trained only on StoryWorld: prompts use the words of its captions.
 
     with_moods: whether prompts name the characters' moods, of an edition that has them.
     """

@@ -234,7 +234,7 @@ def test_error_names_a_job_that_slurm_refuses_to_requeue(config, slurm, tmp_path
 
 def test_requeue_is_refused_without_slurm_and_under_submitit(config, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with pytest.raises(UserError, match=r"trainer\.requeue=true, but this is no Slurm job"):
+    with pytest.raises(UserError, match=r"trainer\.requeue=true, but this is not a Slurm job"):
         build_training(config("trainer.requeue=true"))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")

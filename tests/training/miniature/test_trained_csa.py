@@ -165,8 +165,8 @@ def test_captions_of_a_story_name_a_part_in_all_panels_one_or_none(edition):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("recipe.batch_size=5", r"recipe\.batch_size=5 is no number of whole stories: .* recipe\.panels=2"),
-        ("recipe.pictures=1", r"recipe\.pictures=1 is no number of whole stories"),
+        ("recipe.batch_size=5", r"recipe\.batch_size=5 is not a whole number of stories: .* recipe\.panels=2"),
+        ("recipe.pictures=1", r"recipe\.pictures=1 is not a whole number of stories"),
         ("recipe.panels=1", r"recipe\.panels=1"),
         ("recipe.rates=[]", r"recipe\.rates=\[\] shares nothing"),
         ("recipe.rates=[0.5,1.5]", r"recipe\.rates=1\.5"),

@@ -68,7 +68,7 @@ def use_no_semantic_tokens(config: InferConfig, model: ResolvedModel) -> Generat
 
 
 def use_sparse_control(config: InferConfig, model: ResolvedModel) -> Generator:
-    """Generate with SparseCtrl, the paper's baseline, which alone conditions on the (free) boundary frames."""
+    """Generate with SparseCtrl, the paper's baseline, the only one that conditions on the (free) boundary frames."""
     if model.video.sparse_control is None:
         raise UserError(
             "benchmark.method=sparse_control needs weights. Name the SparseCtrl in model.video.sparse_control"

@@ -28,7 +28,7 @@ READ_AT = 0.5  # of the schedule
 
 
 def draw_pair_scene(number: int) -> Scene:
-    """Return a held-out scene of two characters of different kinds, a function of its number alone."""
+    """Return a held-out scene of two characters of different kinds, a function only of its number."""
     for index in range(1000 * number, 1000 * (number + 1)):
         scene = sample_scene(HELD_OUT_SEED, index, count=2)
         if scene.characters[0].kind != scene.characters[1].kind:
@@ -116,7 +116,7 @@ def _encode_scenes(pipe: Any, scenes: Sequence[Scene], size: int) -> "Tensor":
 
 
 def _group_characters(pipe: Any, prompt: Prompt) -> "PanelGroup":
-    """Return a story of this panel alone, with the tokens of its characters, named 0 and 1."""
+    """Return a story of only this panel, with the tokens of its characters, named 0 and 1."""
     from storydiffusion.attention.consistent_self_attention import PanelGroup
     from storydiffusion.models.prompt_encoding import find_character_tokens
 

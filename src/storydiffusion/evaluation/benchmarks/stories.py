@@ -75,7 +75,7 @@ def get_settings(config: InferConfig, resolved: ResolvedModel) -> dict[str, Any]
 
 
 def load_story_set(config: InferConfig, resolved: ResolvedModel) -> StorySet:
-    """Return the stories that the configuration asks for, of the model's edition."""
+    """Return the stories that the configuration requests, of the model's edition."""
     edition = find_edition(resolved.folder).number
     planned = config.benchmark
     return get_story_set(edition, planned.characters, planned.panels, planned.set)

@@ -10,7 +10,7 @@ function takes; whoever has that evidence about an item (an image, a story, a cl
     regions, masks              cells of each character in an image, as recorded and as drawn
     casts                       characters of each image, from left to right; images, uint8 (H, W, 3), and their places
     image_embeddings            (P, D), with text_embeddings (P, D) of the prompts, and the index pairs to compare
-    crop_embeddings, crop_pairs the same for the crops around characters; dreamsim_embeddings, dreamsim_pairs likewise
+    crop_embeddings, crop_pairs the same for the crops around characters; dreamsim_embeddings, dreamsim_pairs too
     emotion_probabilities       (P, 8), and the emotion that was intended
     frames, reference           uint8 (F, H, W, 3) of a clip and its reference; boundary_frames: the given two
     distance                    a function of two frames' features; features and reference_features (F, …)

@@ -67,7 +67,7 @@ def looks_kept_apart(readings: Sequence[Reading], named: Sequence[Prompted]) -> 
 def leak(readings: Sequence[Reading], casts: Sequence[Sequence[int]]) -> float | None:
     """Return the share of the looks of one character that the other shows, in images of both.
 
-    A character's looks are those of the images that show it alone, the most frequent value of each; they count where
+    A character's looks are those of the images that show only it, the most frequent value of each; they count where
     the two characters differ. Images count that show two characters.
 
     Args:
@@ -86,7 +86,7 @@ def leak(readings: Sequence[Reading], casts: Sequence[Sequence[int]]) -> float |
 
 
 def _read_alone(readings: Sequence[Reading], casts: Sequence[Sequence[int]], character: int) -> dict[str, str]:
-    """Return the most frequent value of each look of a character in the images that show it alone."""
+    """Return the most frequent value of each look of a character in the images that show only it."""
     single = [reading for reading, cast in zip(readings, casts, strict=True) if tuple(cast) == (character,)]
     found = {name: [reading[f"{name}_1"] for reading in single if f"{name}_1" in reading] for name in LOOKS[1:]}
     return {name: max(values, key=values.count) for name, values in found.items() if values}

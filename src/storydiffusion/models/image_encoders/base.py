@@ -58,7 +58,7 @@ class ImageEncoder(nn.Module):
         return self.hidden(pixels) if kind == "hidden" else self.pooled(pixels)[:, None]
 
     def preprocess(self, frames: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) → (B, 3, size, size): shorter side resized, centre cropped, normalized as in training."""
+        """uint8 (B, 3, H, W) → (B, 3, size, size): shorter side resized, center cropped, normalized as in training."""
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
             raise UserError(
                 f"the image encoder got {tuple(frames.shape)} of {frames.dtype}: give uint8 images (B, 3, H, W)."
@@ -77,7 +77,7 @@ class ImageEncoder(nn.Module):
 
 
 def centre_square(images: Tensor, size: int) -> Tensor:
-    """(B, 3, H, W) in [0, 1] → (B, 3, size, size): shorter side to `size`, bicubic with antialias, then the centre."""
+    """(B, 3, H, W) in [0, 1] → (B, 3, size, size): shorter side to `size`, bicubic with antialias, then the center."""
     height, width = images.shape[2:]
     if min(height, width) != size:
         shape = [side * size // min(height, width) for side in (height, width)]  # rounded down, as torchvision does

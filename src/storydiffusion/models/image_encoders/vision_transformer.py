@@ -1,4 +1,4 @@
-"""Vision transformers of the transformers library that embed images alone, not into a space shared with text."""
+"""Vision transformers of the transformers library that embed only images, not into a space shared with text."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -129,7 +129,7 @@ class Preemption(L.Callback):
 
 @contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Block the signals here and in programs started meanwhile: on requeue Slurm signals scontrol as well."""
+    """Block the signals here and in programs started meanwhile: on requeue Slurm also signals scontrol."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

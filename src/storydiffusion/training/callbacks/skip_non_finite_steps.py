@@ -19,7 +19,7 @@ class SkipNonFiniteSteps(L.Callback):
     """Keeps weights, optimizer state and average unchanged in a step where any process meets NaN or infinity.
 
     The step still counts: learning rate, order of the clips and their noise advance. Under float16 the gradient scaler
-    itself skips steps with infinite gradients and lowers its scale, which is no fault, so only the loss is checked.
+    itself skips steps with infinite gradients and lowers its scale, which is not a fault, so only the loss is checked.
 
     Args:
         limit: abort after this many consecutive non-finite steps.

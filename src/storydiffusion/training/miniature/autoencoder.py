@@ -1,10 +1,10 @@
 """The miniature's AutoencoderKL: 8 × 8 pixels become one latent position, as in Stable Diffusion.
 
 The network is fully convolutional (no attention), so it learns from crops and serves any size divisible by 8.
-Loss: L1 on pixels + L1 on differences of neighbouring pixels (flat drawings depend on their outlines) + KL.
+Loss: L1 on pixels + L1 on differences of neighboring pixels (flat drawings depend on their outlines) + KL.
 Characters are small and have most of what captions name: `recipe.character_weight` is the weight of their pixels.
 
-With `recipe.freeze_encoder` the decoder alone is trained, so that a U-Net trained on the latents stays valid.
+With `recipe.freeze_encoder` only the decoder is trained, so that a U-Net trained on the latents stays valid.
 """
 
 from collections.abc import Sequence
@@ -129,7 +129,7 @@ class AutoencoderModule(RecipeModule):
 
 
 def weighted_distances(a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean L1 distances of the pixels, and of the differences of neighbouring pixels.
+    """Return the weighted mean L1 distances of the pixels, and of the differences of neighboring pixels.
 
     Images (B, C, H, W), weights (B, 1, H, W). A difference has the mean weight of its two pixels.
     """

@@ -35,7 +35,7 @@ class Layout:
         return torch.cat([torch.from_numpy(maps[indices]) for indices in self.images], self.dim)
 
     def split(self, maps: np.ndarray) -> Tensor:
-        """Gather likewise with channels of its own for each image, (B, lists · C, H, W), 0 in those of the others."""
+        """Gather with channels of its own for each image, (B, lists · C, H, W), 0 in those of the others."""
         parts = [torch.from_numpy(maps[indices]) for indices in self.images]
         placed = [
             torch.cat([part if i == k else torch.zeros_like(part) for k in range(len(parts))], self.dim)
@@ -117,7 +117,7 @@ class CaptionedLatents:
         self-attention itself is not used in training. Pairs of two characters are left out.
 
         Raises:
-            UserError: no pair shows one character alone.
+            UserError: no pair shows only one character.
         """
         usable = self._pairs_of_one[: bisect_left(self._pairs_of_one, images - 1)]
         if not usable:
@@ -133,7 +133,7 @@ class CaptionedLatents:
         """Choose in collages an image with less noise than `times` (B,) say; None: both have as much, or single images.
 
         The clearer image is not predicted. Between images of equal noise hardly anything was learned about what one can
-        take from the other (docs/training.md).
+        take from the other (docs/training_miniature.md).
 
         Args:
             clean: latents of the batch, (B, C, H, W).
@@ -158,7 +158,7 @@ class CaptionedLatents:
 
     @cached_property
     def _pairs_of_one(self) -> list[int]:
-        """The first images, in order, of the pairs that show one character alone."""
+        """The first images, in order, of the pairs that show only one character."""
         firsts = range(0, self.recipe.pictures, 2)
         return [index for index in firsts if len(self.edition.get_looks(self._truth(index))) == 1]
 

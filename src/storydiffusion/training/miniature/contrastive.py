@@ -1,6 +1,6 @@
 """The miniature's image-text encoder: transformers' CLIPModel, trained by contrast on StoryWorld (CLIP, 2103.00020).
 
-A batch contains families: images of the same kind, action, place and object that differ in attire alone. Without
+A batch contains families: images of the same kind, action, place and object that differ only in attire. Without
 them, kind and place decide the contrast and the words for clothes are never learned.
 """
 

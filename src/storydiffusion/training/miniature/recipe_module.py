@@ -38,7 +38,7 @@ class RecipeModule(L.LightningModule):
         return (self.recipe.part,)
 
     def build_callbacks(self, run_dir: Path, ema: EMA) -> list[L.Callback]:
-        """Return callbacks of this training alone."""
+        """Return callbacks of this training only."""
         return []
 
     def trained_networks(self) -> list[nn.Module]:
@@ -69,7 +69,7 @@ class RecipeModule(L.LightningModule):
         raise NotImplementedError
 
     def generator(self, step: int) -> torch.Generator:
-        """Return a generator that depends on the recipe's seed and the step alone, so that a resumed run repeats it."""
+        """Return a generator that depends only on the recipe's seed and the step, so that a resumed run repeats it."""
         return torch.Generator().manual_seed(self.recipe.seed * 1_000_000_007 + step)
 
 

@@ -2,7 +2,7 @@
 
 v-prediction (2202.00512) on a cosine schedule, on batches of `captioned_latents`. Errors on characters can weigh more
 than those on the background, which changes what is learned first, not what is learned in the end; words can be bound to
-their characters (`binding`). With `recipe.freeze_text_encoder` the U-Net alone is trained, so that semantic tokens and
+their characters (`binding`). With `recipe.freeze_text_encoder` only the U-Net is trained, so that semantic tokens and
 other denoisers trained on the text encoder's states stay valid.
 """
 
@@ -87,8 +87,8 @@ class Text2ImageModule(RecipeModule):
 
     Args:
         recipe: see `Text2ImageRecipe`.
-        miniature: folder with vae/ and image_encoder/, whose text tower initialises the text encoder; with
-            `recipe.warm_start` its unet/ and text_encoder/ initialise both networks.
+        miniature: folder with vae/ and image_encoder/, whose text tower initializes the text encoder; with
+            `recipe.warm_start` its unet/ and text_encoder/ initialize both networks.
         cache: folder for the latents, computed once for each recipe.
     """
 
@@ -228,7 +228,8 @@ def draw_embeddings(known: Tensor, count: int) -> Tensor:
     """Return `count` embeddings drawn from the normal distribution that has the mean and covariance of `known`, (N, D).
 
     In random directions, which a trained encoder has not learned to read, its states for two new words differ less than
-    half as much (Hewitt 2021, "Initializing new word embeddings for pretrained language models"; docs/training.md).
+    half as much (Hewitt 2021, "Initializing new word embeddings for pretrained language models"; the measurement is in
+    docs/training_miniature.md).
     """
     mean = known.mean(0)
     mixes = torch.randn(count, len(known), generator=torch.Generator().manual_seed(0)) / len(known) ** 0.5
