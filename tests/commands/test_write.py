@@ -10,6 +10,11 @@ from storydiffusion.story import load_story
 from tests.conftest import compose_config, run_verb
 from tests.helpers.chat_server import fails, says, serve
 
+PANEL = {"place": "park", "object": "none", "characters": [{"name": "Bo", "action": "sitting"}], "caption": "Hm."}
+LOOKS = {"kind": "bear", "tone": "tan", "shirt": "red", "hat": "none", "hat_color": "red", "accessory": "none"}
+CHAT_STORY = json.dumps({"title": "Hm", "characters": [{"name": "Bo", **LOOKS, "hair": "none"}], "panels": [PANEL] * 3})
+"""what a language model answers"""
+
 
 @pytest.fixture
 def write(monkeypatch, capsys, tmp_path):
@@ -43,9 +48,9 @@ def test_a_text_becomes_panels_of_its_sentences(write, tmp_path):
 
 
 def test_unknown_words_are_one_note(write):
-    assert write("idea=a cat and a zeppelin").sentences == [
-        "note: writer=rules has no words for these of the idea: zeppelin; writer=chat reads any"
-    ]
+    (note,) = write("idea=a cat and a zeppelin").sentences
+    assert note.startswith("note: writer=rules has no words for these of the idea: zeppelin, so the story is about ")
+    assert note.endswith("; writer=chat reads any, though the model draws StoryWorld's words alone")
 
 
 @pytest.mark.parametrize(
@@ -125,15 +130,30 @@ def test_run_folders_are_named_after_what_is_written(overrides, folder):
     assert compose_config("infer", *overrides).run_dir == f"runs/{folder}"
 
 
+def test_the_command_writes_the_same_story_from_kept_replies_without_the_server(write, tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="the extra `writer` is not installed")
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serve(says(CHAT_STORY)) as server:
+        settings = ("idea=a bear", "panels=3", "writer=chat", f"writer.base_url={server.url}", "writer.model=tiny")
+        assert write(*settings).code == 0
+    written = (tmp_path / "story.yaml").read_bytes()
+    (tmp_path / "story.yaml").unlink()
+    assert write(*settings).code == 0  # nobody listens there any more
+    assert (tmp_path / "story.yaml").read_bytes() == written
+    assert write(*settings, "overwrite=true").code == 0
+    assert (tmp_path / "story.yaml").read_bytes() == written
+    other = write(*settings, "overwrite=true", "seed=1", "writer.retries=0")
+    assert (other.code, "cannot be reached" in other.err) == (1, True)
+    assert (tmp_path / "story.yaml").read_bytes() == written
+
+
 def test_a_language_model_writes_through_the_command_and_its_failure_is_one_sentence(write, tmp_path, monkeypatch):
     pytest.importorskip("openai", reason="the extra `writer` is not installed")
     for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WRITER_KEY", "sk-secret-123")
-    panel = {"place": "park", "object": "none", "characters": [{"name": "Bo", "action": "sitting"}], "caption": "Hm."}
-    looks = {"kind": "bear", "tone": "tan", "shirt": "red", "hat": "none", "hat_color": "red", "accessory": "none"}
-    story = {"title": "Hm", "characters": [{"name": "Bo", **looks, "hair": "none"}], "panels": [panel] * 3}
-    with serve(fails(400), says(json.dumps(story)), fails(401)) as server:
+    with serve(fails(400), says(CHAT_STORY), fails(401)) as server:
         settings = (f"writer.base_url={server.url}", "writer.model=tiny", "writer.api_key_env=WRITER_KEY")
         assert write("idea=a bear", "panels=3", "writer=chat", *settings).code == 0
         failed = write("idea=a cat", "panels=3", "writer=chat", "out=b.yaml", "writer.retries=0", *settings)

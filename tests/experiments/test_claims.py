@@ -3,14 +3,18 @@
 from collections.abc import Mapping
 
 import pytest
+import yaml
 
+from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.attention.consistent_self_attention import PanelGroup
+from storydiffusion.attention.variants import select_tokens
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.compare import Comparison
 from storydiffusion.evaluation.metrics.registry import PROMPTED_ATTRIBUTES
 from storydiffusion.evaluation.result import MetricValues, Result
 from storydiffusion.experiments.claims import CLAIMS, CONTENT, DECIDING_ERRORS
 from storydiffusion.experiments.judging import Claim, Verdict
-from storydiffusion.experiments.scene_claims import MOOD_METRICS, TARGETS
+from storydiffusion.experiments.scene_claims import EMOTION_JOBS, MOOD_METRICS, TARGETS
 from tests.conftest import ROOT
 
 ITEMS = [f"story {number}" for number in range(8)]
@@ -83,10 +87,14 @@ def images(**means: float) -> Means:
 
 def moods(*cells: tuple[float, float]) -> Means:
     """Emo-Score and CLIPScore without and with emotion prompts, for the uniform and then the progressive sampler."""
-    jobs = [(prompts, sampler) for sampler in ("uniform", "progressive") for prompts in ("neutral", "emotion")]
+    samplers = (("0.25", "uniform"), ("0.3333", "progressive"))
+    jobs = [(prompts, *sampler) for sampler in samplers for prompts in ("neutral", "emotion")]
     return {
-        f"benchmark.prompts={prompts},csa.sampler={sampler}": {"emo_score": emotion, "clip_score": score}
-        for (prompts, sampler), (emotion, score) in zip(jobs, cells, strict=True)
+        f"benchmark.prompts={prompts},csa.rate={rate},csa.sampler={sampler}": {
+            "emo_score": emotion,
+            "clip_score": score,
+        }
+        for (prompts, rate, sampler), (emotion, score) in zip(jobs, cells, strict=True)
     }
 
 
@@ -278,6 +286,21 @@ def test_prompts_and_sampler_are_also_judged_apart():
     assert "together change Emo-Score by +0.300 ± " in sentence
     assert "the prompts alone change Emo-Score by +0.200 ± " in sentence
     assert "name the emotion, by +0.100 ± " in sentence
+
+
+def test_the_samplers_that_the_emotion_claim_compares_read_as_many_tokens():
+    settings = [dict(each.split("=") for each in job.split(",")) for job in EMOTION_JOBS]
+    panels, tokens, read = 4, 64, []
+    for each in settings:
+        rate, sampler = float(each["csa.rate"]), each["csa.sampler"]
+        config = ConsistentSelfAttentionConfig(rate=rate, sampler=sampler)
+        read.append(sum(len(one.rows) for one in select_tokens(config, PanelGroup(panels), tokens, rate, 0)))
+    assert read == pytest.approx([read[0]] * 3, rel=0.01)  # 0.3333 is rounded
+    swept = yaml.safe_load((ROOT / "conf" / "experiment" / "ablation_emotion.yaml").read_text())["hydra"]["sweeper"][
+        "params"
+    ]
+    for each in settings:
+        assert all(each[key] in values.split(",") for key, values in swept.items())
 
 
 def test_a_metric_with_too_few_values_is_named():

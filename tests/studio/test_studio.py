@@ -1,6 +1,8 @@
 """Projects without a browser: what the studio makes is a run folder of infer, and the other way round."""
 
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from storydiffusion.studio import edits
 from storydiffusion.studio.look import Look
 from storydiffusion.studio.project import find_project, parse_script
 from storydiffusion.studio.studio import Studio
+from storydiffusion.writer.story_file import compose_story
 from tests.conftest import STORY
 from tests.helpers.folder_owner import Owner
 from tests.studio.conftest import SMALL, build_studio, finish
@@ -163,6 +166,24 @@ def test_ideas_texts_and_the_example_become_projects(studio):
     assert set(studio.list_projects()) >= {name, again, text}
     with pytest.raises(UserError, match="nothing to write from"):
         studio.write("…")
+
+
+def test_a_writer_that_takes_its_time_blocks_no_edit(studio, monkeypatch):
+    name, began, go_on = studio.create(STORY), threading.Event(), threading.Event()
+
+    def compose(*given):
+        began.set()
+        assert go_on.wait(30)
+        return compose_story(*given)
+
+    monkeypatch.setattr("storydiffusion.studio.studio.compose_story", compose)
+    writing = threading.Thread(target=studio.write, args=("a cat",))
+    writing.start()
+    assert began.wait(30)
+    assert studio.edit(name, W, lambda story: replace(story, title="Mine")).story.title == "Mine"
+    go_on.set()
+    writing.join(30)
+    assert "a-cat" in studio.list_projects()
 
 
 def test_one_window_changes_a_project_and_another_is_told(studio):

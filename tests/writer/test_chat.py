@@ -101,13 +101,8 @@ def test_free_prompts_keep_the_descriptions(write):
 
 
 def test_an_emotion_is_planned_first_and_the_plan_is_part_of_the_next_request(write):
-    plan = {
-        "emotion": "sadness",
-        "elements": ["beach", "sitting"],
-        "theme": "parting",
-        "event": "Bolt's friend leaves.",
-    }
-    server, draft, _ = write(says(json.dumps(plan)), says(GOOD), asked=brief(panels=3, emotion="sadness"))
+    plan = says(plan_reply("beach", "park"))
+    server, draft, _ = write(plan, says(GOOD), asked=brief(panels=3, emotion="sadness"))
     assert draft.plan is not None
     assert draft.plan.theme == "parting"
     assert [request["response_format"]["json_schema"]["name"] for request in server.requests] == ["plan", "story"]
@@ -129,7 +124,8 @@ def test_moods_and_two_characters_of_the_second_edition(write):
 def test_a_refused_schema_is_asked_for_in_a_weaker_format(write):
     server, _, _ = write(fails(400), says(GOOD))
     assert server.formats == ["json_schema", "json_object"]
-    server, _, _ = write(fails(400), fails(422), says(f"Here it is:\n```json\n{GOOD}\n```"))
+    fenced = says(f"Here it is:\n```json\n{GOOD}\n```")
+    server, _, _ = write(fails(400), fails(422), fenced, asked=brief(panels=3, seed=8))
     assert server.formats == ["json_schema", "json_object", "text"]
 
 
@@ -139,6 +135,81 @@ def test_a_reply_that_does_not_fit_is_sent_back_once_with_what_is_wrong(write):
     assert server.formats == ["json_schema", "json_object", "json_object"]
     assert "panels has 2 items: give 3" in server.requests[2]["messages"][-1]["content"]
     assert server.requests[2]["messages"][-2]["content"] == wrong
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 2])
+def test_there_is_one_repair_turn_whichever_formats_the_server_refuses(tmp_path, refusals):
+    with serve(*[fails(400)] * refusals, says("{}")) as server, pytest.raises(UserError, match="no usable story, told"):
+        write_story(tmp_path / "story.yaml", BRIEF, config(server.url))
+    assert sum(len(request["messages"]) == 4 for request in server.requests) == 1
+
+
+def plan_reply(*elements: str) -> str:
+    return json.dumps(
+        {"emotion": "sadness", "elements": elements, "theme": "parting", "event": "Bolt's friend leaves."}
+    )
+
+
+@pytest.mark.parametrize(
+    ("elements", "said"),
+    [
+        (["beach", "sitting"], "no panel shows 'sitting' of the plan"),
+        (["snow", "beach"], "no panel shows 'snow'"),
+        (["balloon"], "no panel shows 'balloon'"),
+    ],
+)
+def test_panels_that_do_not_show_the_plan_are_sent_back(tmp_path, elements, said):
+    with serve(says(plan_reply(*elements)), says(GOOD)) as server, pytest.raises(UserError, match=said):
+        write_story(tmp_path / "story.yaml", brief(panels=3, emotion="sadness"), config(server.url))
+    assert said in server.requests[-1]["messages"][-1]["content"]
+
+
+def test_panels_that_show_the_whole_plan_at_once_are_sent_back(tmp_path):
+    first = {**reply()["panels"][0], "place": "beach", "characters": [{"name": "Bolt", "action": "sitting"}]}
+    wrong = json.dumps(reply(panels=[first, *reply()["panels"][1:]]))
+    with (
+        serve(says(plan_reply("beach", "sitting")), says(wrong)) as server,
+        pytest.raises(UserError, match="panel 1 shows all"),
+    ):
+        write_story(tmp_path / "story.yaml", brief(panels=3, emotion="sadness"), config(server.url))
+
+
+def free_reply(**changes: str) -> str:
+    panel = {"prompt": "[Bolt] in the park", "caption": "Park."}
+    character = {"name": "Bolt", "description": changes.get("description", "a rusty robot")}
+    panels = [panel, panel, {**panel, "prompt": changes.get("prompt", panel["prompt"])}]
+    return json.dumps({"title": "Bolt", "characters": [character], "panels": panels})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompt": "[Bolt]" + "小" * 202}, "the prompt of panel 3 contains '小"),
+        ({"prompt": "[Bolt] идёт в лес"}, "contains 'идёт': write prompts and descriptions in English"),
+        ({"description": "ein Roboter mit λ"}, "the prompt of panel 1 contains 'λ'"),
+        ({"prompt": "[Bolt] " + "antidisestablishmentarianism " * 13}, "tokens with its descriptions: use at most 65"),
+        ({"prompt": "[Bolt] " + "in " * 80}, "takes about 83 tokens"),
+        ({"prompt": "[Bolt] " + "é" * 60}, "tokens with its descriptions"),
+    ],
+)
+def test_free_prompts_that_the_text_encoder_would_cut_or_not_understand_are_sent_back(tmp_path, changes, said):
+    with serve(says(free_reply(**changes))) as server, pytest.raises(UserError) as error:
+        write_story(tmp_path / "story.yaml", brief(panels=3, target=FreeTarget()), config(server.url))
+    assert said in str(error.value)
+    assert said in server.requests[-1]["messages"][-1]["content"]
+
+
+def test_a_free_prompt_with_accents_is_english_enough(write):
+    answer = says(free_reply(prompt="[Bolt] sips crème brûlée in a café"))
+    _, draft, _ = write(answer, asked=brief(panels=3, target=FreeTarget()))
+    assert "café" in draft.story.panels[2].prompt
+
+
+def test_a_character_twice_in_a_panel_is_sent_back(tmp_path):
+    twice = [{"name": name, "action": "waving", "mood": "neutral"} for name in ("Bolt", "[Bolt]")]
+    wrong = json.dumps(reply(panels=[{**panel, "characters": twice} for panel in reply()["panels"]]))
+    with serve(says(wrong)) as server, pytest.raises(UserError, match="panel 1 shows 'Bolt' twice"):
+        write_story(tmp_path / "story.yaml", brief(panels=3, target=StoryWorldTarget(2)), config(server.url))
 
 
 def test_too_many_requests_are_repeated_after_the_time_that_the_server_asks_for(write):

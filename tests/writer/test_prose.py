@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 
 from storydiffusion.errors import UserError
 from storydiffusion.story import panel_prompts
-from storydiffusion.writer.prose import group_sentences, split_sentences
+from storydiffusion.story.emotions import EMOTIONS
+from storydiffusion.storyworld.scene_captions import MOOD_WORDS
 from storydiffusion.writer.rules import RulesWriter
-from storydiffusion.writer.targets import StoryWorldTarget
-from tests.writer.briefs import brief
+from storydiffusion.writer.sentences import group_sentences, split_sentences
+from storydiffusion.writer.targets import FreeTarget, StoryWorldTarget
+from tests.writer.briefs import TARGETS, brief
 
 TEXT = """A small cat called Nell lived in the forest. Every day she read a book.
 
@@ -33,7 +35,7 @@ def test_prompts_follow_the_words_and_places_last_until_another_is_named():
     assert prompts[2] == "[Nell] is running on the beach"
     assert "on the beach beside a ball" in prompts[3]
     assert story.characters[0].name == "Nell"
-    assert "a bear" in panel_prompts(story)[3].prompt
+    assert "bear in a" in panel_prompts(story)[3].prompt
 
 
 def test_words_that_begin_a_sentence_are_no_names():
@@ -42,7 +44,9 @@ def test_words_that_begin_a_sentence_are_no_names():
     )
     assert {each.name for each in write(german, panels=3).story.characters}.isdisjoint({"Dort", "Willst"})
     english = "Once a cat met Ruby. Slowly she sat down. Then Ruby said that Monday was over, and Ruby ran."
-    assert [each.name for each in write(english, panels=3).story.characters] == ["Ruby"]
+    cat, ruby = write(english, panels=3).story.characters
+    assert "cat" in cat.description
+    assert ruby.name == "Ruby"
 
 
 def test_chinese_prose_is_split_at_its_full_stops():
@@ -100,8 +104,71 @@ def test_too_few_sentences_and_too_long_captions_are_refused():
         write("The cat sat in the park and sang. " * 300, panels=3)
 
 
-def test_titles_and_initials_do_not_end_a_sentence():
-    assert split_sentences("Mr. Fox met Dr. J. Bear. They danced.") == ["Mr. Fox met Dr. J. Bear.", "They danced."]
+SPLIT = (
+    ["Mr. Fox met Dr. J. Bear.", "They danced."],
+    ["Prof. Bear came at 3 p.m. in the rain, e.g. yesterday.", "It was No. 5 of 3.14."],
+    ["“No.”", "She ran at 3 p.m.", "Anna slept."],
+    ["“Where is my ball?” asked the cat.", "“I do not know!” cried Anna.", "It rained."],
+    ["“Hello. I am Tom,” said Tom.", "“Hello!” Anna said.", "“Oh!”", "The cat ran."],
+    ["Am 3. Mai kam z. B. Anna.", "Er war 3.", "Dann ging er mit Katzen, Hunden usw. fort."],
+    ["„Ja?“, fragte sie.", "„Los!“"],
+    ["—¿Dónde está? —preguntó el gato.", "—¡Aquí! —dijo Ana.", "El Sr. Oso corrió."],
+    ["« Te voilà ! » dit Anna.", "« Oui, M. Ours. »", "Elle rit."],
+    ["“你好！”小猫说。", "后来，它坐在雪地里。", "“谁？”猫头鹰问，“谁？谁？”"],
+    ["„Komm!“, rief sie.", "»Nein …«, sagte er.", "Eins … zwei … drei."],
+    ["\"Stop!\" cried Tom.", "\"Why?\"", "She ran."],
+    ["a text in small letters.", "it has two sentences."],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("sentences", SPLIT, ids=lambda sentences: sentences[0])
+def test_speech_abbreviations_ordinals_and_numbers_do_not_end_a_sentence(sentences):
+    assert split_sentences(("" if "。" in sentences[0] else " ").join(sentences)) == sentences
+
+
+@given(
+    parts=st.lists(
+        st.sampled_from(["“", "”", '"', "«", "A", "b", ". ", "! ", "?”", "Mr. ", "3. ", "\n\n", "。"]), max_size=30
+    )
+)
+def test_no_character_of_a_text_is_lost(parts):
+    text = "".join(parts)
+    assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
+
+
+ALL = "A cat ran. “Stop!” cried Anna. The bear did not jump. A dog came. The cat sat in the park. Anna read a book."
+
+
+def test_a_speaker_is_shown_and_what_is_negated_is_not():
+    story = write(ALL, panels=6).story
+    shown = [panel.prompt.partition("]")[2] for panel in story.panels]
+    assert story.panels[1].characters == ("Anna",)
+    assert panel_prompts(story)[1].prompt.startswith("a girl")
+    assert shown[2].startswith(" is standing")
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_characters_that_are_not_drawn_are_named_even_beside_others(target):
+    notes = write(ALL, panels=6, target=target).notes
+    assert any("dog" in note and "robot" in note for note in notes)
+
+
+@pytest.mark.parametrize("emotion", EMOTIONS)
+def test_an_emotion_appears_step_by_step_in_the_images_of_a_text(emotion):
+    plain = [panel.prompt for panel in write(ALL, panels=6, target=FreeTarget()).story.panels]
+    draft = write(ALL, panels=6, target=FreeTarget(), emotion=emotion)
+    prompts = [panel.prompt for panel in draft.story.panels]
+    elements = [each for every in FreeTarget().elements(emotion).values() for each in every if " " in each]
+    first = {number: each for each in elements for number in reversed(range(6)) if each in prompts[number]}
+    assert prompts[0] == plain[0]
+    assert len(first) > 1
+    moods = [panel.prompt for panel in write(ALL, panels=6, target=StoryWorldTarget(2), emotion=emotion).story.panels]
+    assert [MOOD_WORDS[emotion][0] in prompt for prompt in moods] == [False, *[True] * 5]
+
+
+def test_an_emotion_that_the_model_cannot_draw_is_said():
+    assert any("emotion=sadness changes nothing" in note for note in write(panels=3, emotion="sadness").notes)
+    assert write(panels=3, emotion="sadness", target=StoryWorldTarget(2)).notes == ()
 
 
 @given(sentences=st.lists(st.text(min_size=1, max_size=50), min_size=1, max_size=40), data=st.data())

@@ -12,11 +12,12 @@ from storydiffusion.errors import UserError
 from storydiffusion.output.lettering import find_missing
 from storydiffusion.story import panel_prompts
 from storydiffusion.story.emotions import EMOTIONS
-from storydiffusion.storyworld.captions import vocabulary, words
+from storydiffusion.storyworld.captions import PLACE_WORDS, vocabulary, words
 from storydiffusion.storyworld.scene_captions import scene_vocabulary
 from storydiffusion.writer.languages import LANGUAGES, load_sentences
+from storydiffusion.writer.reveal import SHARED, load_fits
 from storydiffusion.writer.rules import MOST_PANELS, RulesWriter, load_plots
-from storydiffusion.writer.targets import FreeTarget, StoryWorldTarget
+from storydiffusion.writer.targets import FACES, OUTDOORS, FreeTarget, StoryWorldTarget
 from tests.conftest import ROOT
 from tests.writer.briefs import TARGETS, brief, seeded_idea
 
@@ -126,10 +127,138 @@ def test_captions_are_in_the_language_of_the_idea_and_prompts_in_english(idea, l
 
 
 def test_unknown_words_are_named_in_one_sentence():
-    (note,) = write(idea="a cat and a zeppelin with a wizard").notes
-    assert "zeppelin, wizard" in note
+    (note,) = write(idea="a cat and a zeppelin with a flumph").notes
+    assert "zeppelin, flumph" in note
     (note,) = write(idea="Кот ищет друга").notes
     assert "none of the languages" in note
+
+
+@pytest.mark.parametrize(
+    "idea", ["Кот ищет друга", "Un gatto trova un amico", "O gato procura a bola", "een kat zoekt een vriend"]
+)
+def test_of_an_idea_in_another_language_nothing_is_taken(idea):
+    draft = write(idea=idea)
+    assert len(draft.notes) == 1
+    assert {word for word in idea.split() if len(word) > 2}.isdisjoint(re.findall(r"\w+", str(draft.story)))
+    assert draft.story.title == write(idea=idea, language="en").story.title
+
+
+@pytest.mark.parametrize(
+    ("idea", "changes", "said"),
+    [
+        (
+            "a fox finds a friend",
+            {},
+            "the model draws none of these: fox, so the story shows others; it draws girl, boy",
+        ),
+        ("a dog and a dragon", {"target": StoryWorldTarget(2)}, "the model draws none of these: dog, dragon"),
+        ("a dog", {"target": FreeTarget()}, "writer=rules describes none of these: dog"),
+        ("my grandmother died", {}, "no plot of writer=rules is about died; the story is about"),
+        ("a cat finds a friend", {"emotion": "fear"}, "no plot with emotion=fear is about finds, friend; the story is"),
+        ("Mia, Tom and Liam have a party", {}, "the story leaves these of the idea out: Liam"),
+        ("a lonely robot says goodbye", {}, "the story leaves these of the idea out: goodbye"),
+        ("a cat loses a red hat", {}, "of things the model draws only ball, balloon, flowers, gift"),
+        ("a cat loses a key", {}, "no words for these of the idea: key; writer=chat reads any, though the model"),
+        ("a cat loses a key", {"target": FreeTarget()}, "of things writer=rules tells only ball"),
+    ],
+)
+def test_what_the_story_is_not_about_is_said(idea, changes, said):
+    notes = write(idea=idea, **changes).notes
+    assert any(said in note for note in notes), notes
+    assert all(note.count(". ") == 0 for note in notes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_negated_feeling_does_not_choose_the_plot(seed):
+    draft = write(idea="a cat who is never sad", seed=seed)
+    assert draft.plan is not None
+    assert draft.plan.emotion != "sadness"
+
+
+def test_two_named_of_a_kind_are_both_in_the_story():
+    story = write(idea="a cat called Tom and a cat called Olivia", panels=5).story
+    assert [each.name for each in story.characters] == ["Tom", "Olivia"]
+    assert all("cat" in each.description for each in story.characters)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("Tom", "boy"), ("Anna", "girl"), ("Liam", "boy"), ("Chloé", "girl")])
+def test_a_person_is_a_child_of_the_gender_of_the_name(name, kind):
+    story = write(idea=f"a robot meets {name}", panels=5).story
+    assert f"a {kind} " in {each.name: each.description for each in story.characters}[name]
+
+
+def test_a_lonely_hero_who_finds_a_friend_does_so_in_a_sad_story_too():
+    for seed in range(6):
+        draft = write(idea="a lonely robot finds a friend", emotion="sadness", seed=seed)
+        captions = " ".join(panel.caption for panel in draft.story.panels)
+        assert "a little robot" in captions
+        assert "alone" in captions
+        assert "stopped and waved" in captions
+        assert draft.notes == ()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("plot", load_plots()["plots"])
+def test_short_stories_tell_every_part_of_their_plot(plot, language):
+    emotion = load_plots()["plots"][plot]["emotions"][0]
+    words = {panels: story_words(plot, emotion, panels, language) for panels in (3, 4, 5)}
+    assert words[3] == words[4] == words[5]
+
+
+def story_words(plot: str, emotion: str, panels: int, language: str) -> str:
+    """Return the captions of the first story of a plot, without spaces."""
+    titles = load_sentences("en").beat(plot, "title")
+    for seed in range(200):
+        if find_plot(write(idea="", emotion=emotion, seed=seed, language="en").story.title) == plot:
+            story = write(idea="", emotion=emotion, seed=seed, language=language, panels=panels).story
+            return "".join(panel.caption for panel in story.panels).replace(" ", "")
+    raise AssertionError(titles)
+
+
+@pytest.mark.parametrize("panels", [3, 4, 16])
+def test_every_story_says_who_its_characters_are(panels):
+    for seed, emotion in enumerate(EMOTIONS):
+        story = write(idea="", emotion=emotion, seed=seed, panels=panels, target=StoryWorldTarget(2)).story
+        for each in story.characters:
+            kind = next(word for word in StoryWorldTarget(2).values["kind"] if f"{word} " in f"{each.description} ")
+            assert f"a little {kind}" in " ".join(panel.caption for panel in story.panels)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_the_plan_is_what_the_panels_show_in_this_order(target):
+    for seed in range(96):
+        emotion = EMOTIONS[seed % 8] if seed % 3 else None
+        idea = f"{seeded_idea(seed)} in the city and on the beach" if seed % 2 else ""
+        if not idea and emotion is None:
+            continue
+        draft = write(idea=idea, emotion=emotion, seed=seed, panels=3 + seed % 7, target=target)
+        assert draft.plan is not None
+        check_shown_in_order(draft.plan.elements, [panel.prompt for panel in draft.story.panels])
+
+
+def check_shown_in_order(elements: tuple[str, ...], prompts: list[str]) -> None:
+    first = [next(number for number, prompt in enumerate(prompts) if element in prompt) for element in elements]
+    assert first == sorted(first)
+    assert elements
+
+
+@pytest.mark.parametrize("emotion", EMOTIONS)
+def test_free_prompts_contradict_neither_their_place_nor_their_action(emotion):
+    for seed in range(12):
+        story = write(idea="", emotion=emotion, seed=seed, panels=12, target=FreeTarget()).story
+        prompts = [panel.prompt for panel in story.panels]
+        for element, fit in load_fits().items():
+            for prompt in (each for each in prompts if element in each):
+                places = OUTDOORS if fit.at == "outdoors" else fit.at.split()
+                assert not places or any(PLACE_WORDS[place] in prompt for place in places)
+                assert not fit.doing or any(f"{action} " in prompt for action in fit.doing.split())
+        times = {fit.time for element, fit in load_fits().items() if any(element in each for each in prompts)} - {""}
+        assert len(times) <= 1
+        assert all(re.match(r"(wide|full|medium) shot of \[", prompt) for prompt in prompts)
+        assert all(FACES[emotion] in prompt for prompt in prompts[1:] if emotion in SHARED)
+        assert FACES[emotion] not in prompts[0]
+        for each in story.characters:
+            assert re.match(r"a little .* in an? \w+ shirt, (a \w+ skirt|\w+ pants) and a ", each.description)
 
 
 def test_what_found_no_place_is_named_in_one_sentence():

@@ -27,6 +27,13 @@ TARGETS = {
 """Metric → smallest share of images."""
 LARGEST_SCORE_LOSS = 0.02  # of CLIPScore
 EMOTION_METRICS = ("emo_score", "emo_a", "emo_score_2", "text_image_similarity", "clip_score", "character_similarity")
+EMOTION_JOBS = tuple(
+    f"benchmark.prompts={prompts},csa.rate={rate},csa.sampler={sampler}"
+    for prompts, rate, sampler in (
+        ("neutral", "0.25", "uniform"), ("emotion", "0.25", "uniform"), ("emotion", "0.3333", "progressive"),
+    )
+)  # fmt: skip
+"""neither; emotion prompts alone; with the progressive sampler, at the rate that reads as many tokens"""
 SMALLEST_MOOD, SMALLEST_OF_ONE_MOOD = 0.85, 0.5
 MOOD_METRICS = tuple(f"mood_{mood}" for mood in MOODS)
 OTHER_IMAGE_METRICS = (
@@ -73,9 +80,11 @@ def judge_keeping(comparison: Comparison, smallest_gain: float = SMALLEST_GAIN) 
 
 
 def judge_emotion(comparison: Comparison) -> Verdict:
-    """Judge prompts made from an emotion with the progressive sampler, against neither: Emo-Score and similarity."""
-    cells = (("neutral", "uniform"), ("emotion", "uniform"), ("emotion", "progressive"))
-    neither, prompts, both = (f"benchmark.prompts={cell[0]},csa.sampler={cell[1]}" for cell in cells)
+    """Judge prompts made from an emotion with the progressive sampler, against neither: Emo-Score and similarity.
+
+    Both samplers read the same total of tokens.
+    """
+    neither, prompts, both = EMOTION_JOBS
     emotion, score = (get_difference(comparison, name, both, neither) for name in ("emo_score", "clip_score"))
     by_prompts, by_sampler = (
         get_difference(comparison, "emo_score", *pair) for pair in ((prompts, neither), (both, prompts))
@@ -115,7 +124,7 @@ SCENE_CLAIMS: tuple[Claim, ...] = (
         judge_emotion,
         ("emo_score", "clip_score"),
         EMOTION_METRICS,
-        baseline="benchmark.prompts=neutral,csa.sampler=uniform",
+        baseline=EMOTION_JOBS[0],
     ),
 )
 """In the order of RESULTS.md"""

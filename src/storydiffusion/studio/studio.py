@@ -30,9 +30,9 @@ from storydiffusion.studio.project import (
 )
 from storydiffusion.studio.windows import Windows
 from storydiffusion.writer.brief import Brief
-from storydiffusion.writer.prose import split_sentences
 from storydiffusion.writer.request import find_target
-from storydiffusion.writer.story_file import format_story, write_story
+from storydiffusion.writer.sentences import split_sentences
+from storydiffusion.writer.story_file import compose_story, format_story, save_story
 
 KEPT_GIB = 1.0
 """that the features of a story's images may take in its folder"""
@@ -105,12 +105,13 @@ class Studio:
             seed,
             find_target(self.defaults.model),
         )
+        written = compose_story(brief, writer)  # outside the lock, since a server may take minutes
         with self._edit:
             name = free_name(self.root, words[:60] or str(emotion))
             with own_folder(self.root / name):
-                draft = write_story(self.root / name / STORY, brief, writer)
+                save_story(self.root / name / STORY, written)
                 write_entries(self.root / name, entries)
-        return name, draft.notes
+        return name, written.draft.notes
 
     def create(self, script: str) -> str:
         """Write a script in YAML into a new project, and return its name. Raises UserError."""

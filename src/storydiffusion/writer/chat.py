@@ -14,12 +14,11 @@ from storydiffusion.errors import UserError
 from storydiffusion.files.json_file import parse_object
 from storydiffusion.writer.brief import Brief, Draft, Writer, build_story, register_writer
 from storydiffusion.writer.chat_server import ChatServer, RefusedError
-from storydiffusion.writer.emotions import Plan, plan_schema, read_plan
+from storydiffusion.writer.emotions import Plan, check_shown, plan_schema, read_plan
 from storydiffusion.writer.schema import Schema, check
 
 FORMATS = ("json_schema", "json_object", "text")
 """Values of response_format, the strictest first; a server that refuses one gets the next."""
-REPLIES_PER_STEP = 3
 
 Message = dict[str, str]
 Result = TypeVar("Result")
@@ -54,7 +53,10 @@ class ChatWriter(Writer):
 
         def read(data: dict[str, Any]) -> Any:
             check(data, schema)
-            return build_story(brief.target.read_reply(data), brief)
+            story = build_story(brief.target.read_reply(data), brief)
+            if plan is not None:
+                check_shown(plan, [panel.prompt for panel in story.panels])
+            return story
 
         story = self._ask("story", _story_messages(brief, plan, schema), schema, brief.seed, read)
         return Draft(story, plan)
@@ -73,9 +75,9 @@ class ChatWriter(Writer):
     def _ask(
         self, step: str, messages: list[Message], schema: Schema, seed: int, read: Callable[[dict[str, Any]], Result]
     ) -> Result:
-        """Return what `read` makes of the reply. Raises UserError when no reply of REPLIES_PER_STEP can be read."""
-        form, problem = 0, ""
-        for _ in range(REPLIES_PER_STEP):
+        """Return what `read` makes of the reply. Raises UserError when it cannot be read after one repair turn."""
+        form, is_repaired = 0, False
+        while True:
             text, form = self._reply(step, messages, schema, form, seed)
             try:
                 return read(_parse(text))
@@ -83,13 +85,15 @@ class ChatWriter(Writer):
                 problem = str(error)
             if form == 0:
                 form = 1
-            else:
+            elif not is_repaired:
+                is_repaired = True
                 correction = f"This is wrong: {problem}. Answer with the corrected JSON object alone."
                 messages = [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": correction}]
-        raise UserError(
-            f"the model {self.config.model} wrote no usable {step} in {REPLIES_PER_STEP} replies ({problem}); "
-            "try another seed, fewer panels or a larger model"
-        )
+            else:
+                raise UserError(
+                    f"the model {self.config.model} wrote no usable {step}, told once what is wrong ({problem}); "
+                    "try another seed, fewer panels or a larger model"
+                )
 
     def _reply(self, step: str, messages: list[Message], schema: Schema, form: int, seed: int) -> tuple[str, int]:
         """Return a reply in the strictest format from number `form` on that the server accepts, and its number."""

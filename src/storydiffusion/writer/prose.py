@@ -2,26 +2,28 @@
 
 import random
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from storydiffusion.errors import UserError
 from storydiffusion.writer.brief import Brief, Draft, build_story
+from storydiffusion.writer.cast import Cast, choose_cast
 from storydiffusion.writer.idea import Mention, Reading, read_idea
 from storydiffusion.writer.languages import detect_language, load_lexicon, load_sentences
-from storydiffusion.writer.targets import LONGEST_NAME, LONGEST_TITLE, Actor, Shot
+from storydiffusion.writer.notes import describe_not_drawn
+from storydiffusion.writer.reveal import SHARED, frame, reveal
+from storydiffusion.writer.sentences import group_sentences, split_sentences
+from storydiffusion.writer.targets import LONGEST_TITLE, MOST_IN_CAST, Actor, Shot
 
-SENTENCE_END = re.compile(
-    r"(?<![A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)([.!?…؟۔।॥։]+[”“»’\"')]*)\s+"  # but after an initial or a title
-    r"|([。！？｡…]+[”’」）]*)\s*|\n\s*\n"
-)
 UNREAD = (
     "writer=rules knows no words of the text's language, so its images show one character in one place; "
     "writer=chat reads any language"
 )
 NO_CHARACTER = "writer=rules found no character in the text that the model draws, so the images show {description}"
+NO_MOODS = (
+    "the model draws no moods, so emotion={emotion} changes nothing in the images of a text; choose another model"
+)
 LONGEST_CAPTION = 600  # characters
-MOST_IN_CAST = 3
 DEFAULT_ACTION = "standing"
 
 
@@ -43,76 +45,95 @@ def split_prose(brief: Brief) -> Draft:
             f"with panels={brief.panels} a caption has {longest} characters, more than {LONGEST_CAPTION}: pass more "
             "panels, shorten the text, or let writer=chat retell it"
         )
-    spoken = detect_language(brief.text)
-    story = build_story(_tell(groups, brief, spoken), brief)
-    notes = [UNREAD] if spoken is None else []
-    if spoken is not None and not read_idea(brief.text, load_lexicon(spoken), brief.target.values, True).characters:
-        notes.append(NO_CHARACTER.format(description=story.characters[0].description))
-    if brief.language not in (None, spoken):
-        notes.append(
-            f"writer=rules does not translate, so captions are not in language={brief.language} but as written"
-        )
-    return Draft(story, notes=tuple(notes))
+    prose = _read(groups, brief)
+    shots = _show(prose, brief)
+    used = {actor.name for shot in shots for actor in shot.actors}
+    story = {
+        "title": _title(groups[0]),
+        "characters": {
+            one.player.name: brief.target.describe(one.looks) for one in prose.cast if one.player.name in used
+        },
+        "panels": [
+            {"prompt": brief.target.prompt(shot), "caption": group} for group, shot in zip(groups, shots, strict=True)
+        ],
+    }
+    return Draft(build_story(story, brief), notes=tuple(_remarks(prose, brief)))
 
 
-def split_sentences(text: str) -> list[str]:
-    """Return the sentences of a text, in order, each in one line; a paragraph ends a sentence."""
-    marked = SENTENCE_END.sub(lambda found: f"{found[1] or found[2] or ''}\0", text)
-    return [sentence for each in marked.split("\0") if (sentence := " ".join(each.split()))]
+@dataclass(frozen=True)
+class Prose:
+    """A text as it was read, as a whole and in the parts of its panels; its language, None for an unknown one."""
+
+    language: str | None
+    whole: Reading
+    parts: Sequence[tuple[str, Reading]]
+    cast: Sequence[Cast]
 
 
-def group_sentences(sentences: Sequence[str], count: int) -> list[list[str]]:
-    """Return `count` groups of consecutive sentences, none empty, as equal in length as whole sentences allow."""
-    groups: list[list[str]] = []
-    rest = list(sentences)
-    for left in range(count, 0, -1):
-        goal = sum(map(len, rest)) / left
-        taken = 1
-        while taken < len(rest) - left + 1 and sum(map(len, rest[:taken])) + len(rest[taken]) / 2 <= goal:
-            taken += 1
-        groups.append(rest[:taken])
-        rest = rest[taken:]
-    groups[-1] += rest
-    return groups
-
-
-def _tell(groups: Sequence[str], brief: Brief, spoken: str | None) -> dict[str, Any]:
-    """Return the story as plain data; what a panel's sentences leave open stays as in the panel before."""
+def _read(groups: Sequence[str], brief: Brief) -> Prose:
+    language = detect_language(brief.text)
     rng = random.Random(f"prose/{brief.seed}/{brief.text}")
-    lexicon, values = load_lexicon(spoken or "en"), brief.target.values
-    cast = _cast(read_idea(brief.text, lexicon, values, is_prose=True), spoken or "en", brief, rng)
-    readings = [read_idea(group, lexicon, values, is_prose=True) for group in groups]
-    place = next((place for reading in readings for place in reading.places), rng.choice(values["place"]))
-    shown, panels, used = cast[:1], [], []
-    for group, reading in zip(groups, readings, strict=True):
+    names, values = load_sentences(language or "en").names, brief.target.values
+    if language is None:
+        cast = choose_cast([Mention("")], "", names, brief.target, rng)
+        return Prose(None, Reading(), [(group, Reading()) for group in groups], cast)
+    lexicon = load_lexicon(language)
+    whole = read_idea(brief.text, lexicon, values, is_prose=True)
+    nobody = Mention({"f": "girl", "m": "boy"}.get(whole.gender, ""))
+    cast = choose_cast(whole.drawn[:MOST_IN_CAST] or [nobody], whole.gender, names, brief.target, rng, whole.drawn)
+    parts = [(group, read_idea(group, lexicon, values, is_prose=True)) for group in groups]
+    return Prose(language, whole, parts, cast)
+
+
+def _show(prose: Prose, brief: Brief) -> list[Shot]:
+    """Return what the images show; what a panel's sentences leave open stays as in the panel before.
+
+    An emotion appears from the second panel on, as in a story from an idea.
+    """
+    rng = random.Random(f"prose/images/{brief.seed}/{brief.text}")
+    places = [place for _, reading in prose.parts for place in reading.places]
+    place = places[0] if places else rng.choice(brief.target.values["place"])
+    start = min(1, len(prose.parts) - 1)
+    present, shots = prose.cast[:1], []
+    for number, (group, reading) in enumerate(prose.parts):
         place = reading.places[0] if reading.places else place
-        action = reading.actions[0] if reading.actions else DEFAULT_ACTION
-        present = [
-            one for one in cast if one.name in group or any(one.kind == each.kind for each in reading.characters)
-        ]
-        shown = (present or shown)[: brief.target.most_characters]
-        actors = tuple(Actor(one.name, action if one is shown[0] else DEFAULT_ACTION, brief.emotion) for one in shown)
-        shot = Shot(actors, place, reading.objects[0] if reading.objects else "none")
-        panels.append({"prompt": brief.target.prompt(shot), "caption": group})
-        used += shown
-    characters = {one.name: brief.target.describe({"kind": one.kind, **one.looks}) for one in cast if one in used}
-    return {"title": _title(groups[0]), "characters": characters, "panels": panels}
+        present = (_find_present(prose.cast, group, reading) or present)[: brief.target.most_characters]
+        emotion = brief.emotion if number >= start else None
+        actors = tuple(_act(one, one is present[0], reading, emotion) for one in present)
+        shots.append(Shot(actors, place, reading.objects[0] if reading.objects else "none"))
+    return frame(reveal(shots, brief.emotion, brief.target, start, rng) if brief.emotion else shots)
 
 
-def _cast(reading: Reading, language: str, brief: Brief, rng: random.Random) -> list[Mention]:
-    """Return the characters of a text, at least one, each with a name and a shirt."""
-    values, names = brief.target.values, load_sentences(language).names
-    kind = {"f": "girl", "m": "boy"}.get(reading.gender) or rng.choice(values["kind"])
-    cast = list(reading.characters[:MOST_IN_CAST]) or [Mention(kind, name="".join(reading.names[:1]))]
-    taken = set(reading.names)
-    for number, one in enumerate(cast):
-        spoken = reading.gender if number == 0 else ""
-        gender = {"girl": "f", "boy": "m"}.get(one.kind) or spoken or rng.choice("mf")
-        free = [name for name in names[gender] if name not in taken]
-        one.name = one.name[:LONGEST_NAME] or rng.choice(free)
-        taken.add(one.name)
-        one.looks.setdefault("shirt", rng.choice(values["shirt"]))
-    return cast
+def _act(one: Cast, is_first: bool, reading: Reading, emotion: str | None) -> Actor:
+    """Return a character in an image: the first does what the sentences say, the others stand."""
+    action = reading.actions[0] if reading.actions and is_first else DEFAULT_ACTION
+    return Actor(one.player.name, action, emotion if is_first or emotion in SHARED else None)
+
+
+def _find_present(cast: Sequence[Cast], group: str, reading: Reading) -> list[Cast]:
+    """Return the characters that sentences name, by name or kind."""
+    kinds = [mention.kind for mention in reading.characters]
+    named = [one for one in cast if re.search(rf"(?<![^\W_]){re.escape(one.player.name)}(?![a-z])", group)]
+    found = [one for one in cast if one in named or one.player.kind in kinds]
+    return [one for one in found if one in named or not _has_named_twin(one, named)]
+
+
+def _has_named_twin(one: Cast, named: Sequence[Cast]) -> bool:
+    """Return whether another character of the same kind is called by name, so that the kind means that one."""
+    return any(each is not one and each.player.kind == one.player.kind for each in named)
+
+
+def _remarks(prose: Prose, brief: Brief) -> Iterator[str]:
+    """Yield one sentence about each thing that the images do not show as the text says it."""
+    if prose.language is None:
+        yield UNREAD
+    elif not prose.whole.drawn:
+        yield NO_CHARACTER.format(description=brief.target.describe(prose.cast[0].looks))
+    yield from describe_not_drawn(prose.whole, brief.target, ", so the images leave them out")
+    if brief.language not in (None, prose.language):
+        yield f"writer=rules does not translate, so captions are not in language={brief.language} but as written"
+    if brief.emotion and not brief.target.draws_moods:
+        yield NO_MOODS.format(emotion=brief.emotion)
 
 
 def _title(caption: str) -> str:

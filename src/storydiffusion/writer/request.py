@@ -8,7 +8,7 @@ from storydiffusion.files.bounded_yaml import read_text
 from storydiffusion.loaders.resolve import read_edition
 from storydiffusion.loaders.sources import package_path
 from storydiffusion.writer.brief import Brief
-from storydiffusion.writer.prose import split_sentences
+from storydiffusion.writer.sentences import split_sentences
 from storydiffusion.writer.targets import FreeTarget, StoryWorldTarget, Target
 
 

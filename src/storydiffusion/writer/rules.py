@@ -1,7 +1,8 @@
 """The rules writer: plots over StoryWorld's words, the same story for the same idea and seed, without a network.
 
-A plot has a beginning, a turn and an end; visits to places make it longer. plots.yaml says what each panel shows, and
-languages/*/captions.yaml its wording, in two versions of each plot.
+A plot has a beginning, a turn and an end; visits to places make it longer, and in three or four panels the sentences of
+the other parts stand beside those of their neighbors. plots.yaml says what each panel shows, languages/*/captions.yaml
+its wording, in two versions of each plot.
 """
 
 import random
@@ -13,12 +14,11 @@ from typing import Any
 
 from storydiffusion.errors import UserError
 from storydiffusion.story.emotions import POSITIVE
-from storydiffusion.storyworld.truth import WITH_HAIR
 from storydiffusion.writer.brief import Brief, Draft, Writer, build_story, register_writer
-from storydiffusion.writer.emotions import Plan, read_plan
+from storydiffusion.writer.cast import Cast, choose_cast
+from storydiffusion.writer.emotions import MOST_ELEMENTS, Plan, find_shown, read_plan
 from storydiffusion.writer.idea import Mention, Reading, read_idea
 from storydiffusion.writer.languages import (
-    LANGUAGES,
     Player,
     Sentences,
     check_language,
@@ -26,22 +26,21 @@ from storydiffusion.writer.languages import (
     load_lexicon,
     load_sentences,
 )
+from storydiffusion.writer.notes import UNREAD_IDEA, describe_loss
 from storydiffusion.writer.prose import split_prose
-from storydiffusion.writer.targets import Actor, Shot
+from storydiffusion.writer.reveal import SHARED, frame, reveal
+from storydiffusion.writer.targets import OUTDOORS, Actor, Shot
 from storydiffusion.writer.word_files import load_words
 
 FILE = Path(__file__).with_name("plots.yaml")
 FEWEST_PANELS, MOST_PANELS = 3, 16
-OUTDOORS = ("park", "beach", "city", "snow", "forest")
 TREASURES = ("ball", "balloon", "flowers")
 """Objects of plots that leave theirs open."""
-SHARED = (*POSITIVE, "sadness")
-"""Emotions that the friend also shows."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One panel: who acts, hero or friend, how and where; whether both may be in the image; its sentence."""
+    """One panel: who acts, hero or friend, how and where; whether both may be in the image; its sentences."""
 
     who: str
     action: str
@@ -57,13 +56,17 @@ class Stage:
     """What a story is set with; `version` is that of its plot's sentences."""
 
     plot: str
-    plan: Plan
-    players: Mapping[str, Player]
-    looks: Mapping[str, Mapping[str, str]]
+    emotion: str
+    cast: Mapping[str, Cast]
     object: str | None
     there: str
     elsewhere: str
     version: int
+
+    @property
+    def players(self) -> dict[str, Player]:
+        """Role → character in sentences."""
+        return {role: each.player for role, each in self.cast.items()}
 
 
 @register_writer("rules")
@@ -83,13 +86,17 @@ class RulesWriter(Writer):
         spoken = detect_language(brief.idea) if brief.idea else "en"
         language = brief.language or spoken or "en"
         check_language(language)
-        reading = read_idea(brief.idea, load_lexicon(spoken or "en"), brief.target.values)
+        reading = Reading() if spoken is None else read_idea(brief.idea, load_lexicon(spoken), brief.target.values)
         rng = random.Random(f"writer/{brief.seed}/{brief.idea}/{brief.emotion}")
         sentences = load_sentences(language)
         stage = _set_stage(brief, reading, sentences, rng)
         scenes = _lay_out(stage, brief.panels, reading, sentences, rng)
-        story = build_story(_tell(stage, scenes, brief, sentences), brief)
-        return Draft(story, stage.plan, tuple(_remarks(brief, reading, spoken, stage, scenes)))
+        start = 1 if brief.emotion else [scene.beat for scene in scenes].index("turn")
+        shots = _show(stage, scenes, brief, start, rng)
+        story = build_story(_tell(stage, scenes, shots, brief, sentences), brief)
+        plan = _plan(stage, shots, [panel.prompt for panel in story.panels], brief)
+        notes = [UNREAD_IDEA] if spoken is None else _remarks(brief, reading, stage, shots)
+        return Draft(story, plan, tuple(notes))
 
 
 @cache
@@ -102,14 +109,14 @@ def _set_stage(brief: Brief, reading: Reading, sentences: Sentences, rng: random
     name = choose_plot(brief.emotion, reading, rng)
     plot = load_plots()["plots"][name]
     emotion = brief.emotion or plot["emotions"][0]
+    suited = [place for place in OUTDOORS if place not in plot.get("never_in", ())]
+    named = [place for place in reading.places if place in suited]
+    evoking = [place for place in brief.target.elements(emotion)["places"] if place in suited and place not in named]
+    others = [place for place in suited if place not in (*named, *evoking)]
+    places = [*named, *rng.sample(evoking, len(evoking)), *rng.sample(others, len(others))]
     thing = _choose_object(plot["object"], reading, rng)
-    plan = _plan(brief, emotion, plot, thing, rng)
-    players, looks = _cast(brief, plot["friend"], reading, sentences, rng)
-    named = [place for place in reading.places if place in OUTDOORS]
-    planned = [element for element in plan.elements if element in OUTDOORS and element not in named]
-    others = [place for place in OUTDOORS if place not in (*named, *planned)]
-    places = [*named, *planned, *rng.sample(others, len(others))]
-    return Stage(name, plan, players, looks, thing, places[0], places[1], rng.randrange(2))
+    cast = _cast(brief, plot["friend"], reading, sentences, rng)
+    return Stage(name, emotion, cast, thing, places[0], places[1], rng.randrange(2))
 
 
 def choose_plot(emotion: str | None, reading: Reading, rng: random.Random) -> str:
@@ -118,8 +125,8 @@ def choose_plot(emotion: str | None, reading: Reading, rng: random.Random) -> st
     for name, plot in load_plots()["plots"].items():
         if emotion is not None and emotion not in plot["emotions"]:
             continue
-        score = 3 * reading.plots.get(name, 0)
-        score += 4 * (plot["friend"] and max(len(reading.characters), len(reading.names)) > 1)
+        score = 5 * len(reading.plots.get(name, ())) + 2 * bool(reading.feelings.keys() & {*plot["emotions"]})
+        score += 4 * (plot["friend"] and len(reading.characters) > 1)
         score += 2 * bool({"any", *reading.objects} & {plot["object"]}) * bool(reading.objects)
         scores[name] = (score, emotion is not None or plot["emotions"][0] in POSITIVE)
     best = max(scores.values())
@@ -132,69 +139,53 @@ def _choose_object(wanted: str | None, reading: Reading, rng: random.Random) -> 
     return reading.objects[0] if reading.objects else rng.choice(TREASURES)
 
 
-def _plan(brief: Brief, emotion: str, plot: Mapping[str, Any], thing: str | None, rng: random.Random) -> Plan:
-    """Choose a place and other elements that evoke the emotion, in the order in which panels show them."""
-    elements = brief.target.elements(emotion)
-    chosen = [rng.choice([place for place in elements["places"] if place in OUTDOORS])]
-    if thing in elements["objects"]:
-        chosen.append(str(thing))
-    for category in ("weather", "light", "postures"):
-        free = [each for each in elements[category] if each not in brief.target.values["action"]]
-        chosen += rng.sample(free, min(1, len(free)))
-    data = {"emotion": emotion, "elements": chosen[:4], "theme": plot["theme"], "event": plot["event"]}
-    return read_plan(data, emotion, [each for category in elements.values() for each in category])
-
-
 def _cast(
     brief: Brief, with_friend: bool, reading: Reading, sentences: Sentences, rng: random.Random
-) -> tuple[dict[str, Player], dict[str, dict[str, str]]]:
-    """Choose kind, name, gender and looks of the hero and of the friend, as far as the idea leaves them open."""
-    players: dict[str, Player] = {}
-    looks: dict[str, dict[str, str]] = {}
-    for number, role in enumerate(("hero", "friend")[: 1 + with_friend]):
-        taken = {player.kind for player in players.values()} | {each.kind for each in reading.characters}
-        kinds = [kind for kind in brief.target.values["kind"] if kind not in taken]
-        given = reading.characters[number : number + 1]
-        mention = given[0] if given else Mention(rng.choice(kinds))
-        name = mention.name or "".join(reading.names[number : number + 1])
-        gender = _gender(mention.kind, name, reading.gender if number == 0 else "", sentences, rng)
-        used = {*reading.names, *(player.name for player in players.values())}
-        name = name or rng.choice([each for each in sentences.names[gender] if each not in used])
-        players[role] = Player(name, mention.kind, gender)
-        looks[role] = {"kind": mention.kind, **_dress(mention.kind, brief, rng), **mention.looks}
-    return players, looks
-
-
-def _gender(kind: str, name: str, spoken: str, sentences: Sentences, rng: random.Random) -> str:
-    by_name = next((gender for gender, names in sentences.names.items() if name in names), "")
-    by_name = by_name or ("f" if name.endswith("a") else "")  # Mia, Anna, Olga; pronouns of the idea decide before
-    drawn = rng.choice("mf")
-    return {"girl": "f", "boy": "m"}.get(kind) or spoken or by_name or drawn
-
-
-def _dress(kind: str, brief: Brief, rng: random.Random) -> dict[str, str]:
-    """Choose the looks by which readers know a character again; consistent self-attention keeps the others."""
-    values = brief.target.values
-    looks = {"hair": rng.choice(values["hair"])} if kind in WITH_HAIR else {"tone": rng.choice(values["tone"])}
-    looks |= {name: rng.choice(values[name]) for name in ("shirt", "hat_color")}
-    return {**looks, "hat": rng.choice([hat for hat in values["hat"] if hat != "none"])}
+) -> dict[str, Cast]:
+    """Choose the hero and, if there is one, the friend."""
+    count = 1 + with_friend
+    mentions = [*reading.characters[:count], *[Mention("") for _ in range(count - len(reading.characters))]]
+    others = reading.characters[count:]
+    cast = choose_cast(mentions, reading.gender, sentences.names, brief.target, rng, others)
+    return dict(zip(("hero", "friend"), cast, strict=False))
 
 
 def _lay_out(stage: Stage, panels: int, reading: Reading, sentences: Sentences, rng: random.Random) -> list[Scene]:
     """Return the scenes in order: beats of the plot, after the first a habit, and visits where the plot has them."""
     content = load_plots()
     plot = content["plots"][stage.plot]
-    beats = [name for name in plot["beats"] if name in content["order"][:panels]]
     place_of = {"room": "room", "there": stage.there, "elsewhere": stage.elsewhere}
     scenes = []
-    for name in beats:
+    for name in content["order"][:panels]:
         who, action, place, has_object, together = plot["beats"][name]
-        sentence = sentences.beat(stage.plot, name)[stage.version]
+        sentence = _join_sentences(name, stage, panels, sentences)
         scenes.append(Scene(who, action, place_of[place], has_object, together, sentence, name))
+    scenes.sort(key=lambda scene: [*plot["beats"]].index(scene.beat))
     habit = _habit(place_of, reading, sentences)[: panels - len(scenes)]
     visits = _visits(stage, plot["visits"], panels - len(scenes) - len(habit), sentences, rng)
-    before = beats.index(plot["visits_before"]) if visits else 1
+    before = [scene.beat for scene in scenes].index(plot["visits_before"]) if visits else 1
     return [scenes[0], *habit, *scenes[1:before], *visits, *scenes[before:]]
+
+
+def _join_sentences(beat: str, stage: Stage, panels: int, sentences: Sentences) -> str:
+    """Return the sentences of a panel: those of its beat, and of a beat without a panel that belongs to it."""
+    content = load_plots()
+    parts = [beat]
+    for name in content["order"][panels:]:
+        with_it, at = content["joins"][name]
+        if with_it == beat:
+            parts.insert(at, name)
+    told = [sentences.beat(stage.plot, part)[stage.version] for part in parts]
+    if beat == "begin":
+        told = [*_opening(stage, sentences), *told]
+    return sentences.join(told)
+
+
+def _opening(stage: Stage, sentences: Sentences) -> list[str]:
+    """Return the sentence that says who hero and friend are, unless the sentences of the plot do."""
+    told = [sentences.beat(stage.plot, name)[stage.version] for name in load_plots()["order"]]
+    unknown = [role for role in stage.cast if not any(f"{{{role}.a}}" in sentence for sentence in told)]
+    return [sentences.opening("both" if len(unknown) > 1 else "one", stage.version)] if "hero" in unknown else []
 
 
 def _habit(place_of: Mapping[str, str], reading: Reading, sentences: Sentences) -> list[Scene]:
@@ -220,62 +211,61 @@ def _visits(stage: Stage, tone: str, count: int, sentences: Sentences, rng: rand
     ]
 
 
-def _tell(stage: Stage, scenes: Sequence[Scene], brief: Brief, sentences: Sentences) -> dict[str, Any]:
-    """Return the story as plain data: captions from the sentences, prompts from the target."""
-    target = brief.target
-    free = [element for element in stage.plan.elements if element not in (*OUTDOORS, stage.object)]
-    panels = []
-    shows_from = 1 if brief.emotion else [scene.beat for scene in scenes].index("turn")
+def _show(stage: Stage, scenes: Sequence[Scene], brief: Brief, start: int, rng: random.Random) -> list[Shot]:
+    """Return what the images show; the emotion appears from panel number `start` on."""
+    shots = []
     for number, scene in enumerate(scenes):
-        emotion = stage.plan.emotion if number >= shows_from else None
-        shown = free[number * len(free) // len(scenes) :][:1]
-        actors = _actors(stage, scene, target.most_characters, emotion)
-        shot = Shot(actors, scene.place, _thing(stage, scene), tuple(shown))
-        caption = sentences.fill(scene.sentence, stage.players, stage.object, stage.there)
-        panels.append({"prompt": target.prompt(shot), "caption": caption})
-    acting = {actor for scene in scenes for actor in _roles(scene, target.most_characters, stage)}
-    characters = {
-        player.name: target.describe(stage.looks[role]) for role, player in stage.players.items() if role in acting
-    }
-    title = sentences.beat(stage.plot, "title")[stage.version]
-    return {
-        "title": sentences.fill(title, stage.players, stage.object, stage.there),
-        "characters": characters,
-        "panels": panels,
-    }
-
-
-def _thing(stage: Stage, scene: Scene) -> str:
-    return stage.object if scene.has_object and stage.object else "none"
-
-
-def _roles(scene: Scene, most: int, stage: Stage) -> list[str]:
-    """Return who is in the image of a scene: the one who acts, and both where the model draws two."""
-    is_shared = scene.together and most > 1 and len(stage.players) > 1
-    return list(stage.players) if is_shared else [scene.who]
+        actors = _actors(stage, scene, brief.target.most_characters, stage.emotion if number >= start else None)
+        thing = stage.object if scene.has_object and stage.object else "none"
+        shots.append(Shot(actors, scene.place, thing))
+    return frame(reveal(shots, stage.emotion, brief.target, start, rng))
 
 
 def _actors(stage: Stage, scene: Scene, most: int, emotion: str | None) -> tuple[Actor, ...]:
-    """Return the actors of a scene; who only looks on stands."""
+    """Return who is in the image, both where the model draws two; who only looks on stands."""
+    is_shared = scene.together and most > 1 and len(stage.cast) > 1
     actors = []
-    for role in _roles(scene, most, stage):
+    for role in stage.cast if is_shared else [scene.who]:
         mood = emotion if role == "hero" or emotion in SHARED else None
-        actors.append(Actor(stage.players[role].name, scene.action if role == scene.who else "standing", mood))
+        actors.append(Actor(stage.cast[role].player.name, scene.action if role == scene.who else "standing", mood))
     return tuple(actors)
 
 
-def _remarks(
-    brief: Brief, reading: Reading, spoken: str | None, stage: Stage, scenes: Sequence[Scene]
-) -> Iterator[str]:
-    """Yield one sentence about words that were not understood, and one about what found no place in the story."""
-    if brief.idea and spoken is None:
-        known = ", ".join(LANGUAGES)
-        yield f"the idea is in none of the languages that writer=rules reads ({known}); writer=chat reads any"
-        return
-    if reading.unknown:
-        yield f"writer=rules has no words for these of the idea: {', '.join(reading.unknown)}; writer=chat reads any"
-    used = {player.kind for player in stage.players.values()} | {scene.place for scene in scenes}
-    used |= {scene.action for scene in scenes} | {_thing(stage, scene) for scene in scenes}
-    asked = [each.kind for each in reading.characters], reading.places, reading.objects, reading.actions
-    if left_out := [word for words in asked for word in words if word not in used]:
-        yield f"the story leaves these of the idea out: {', '.join(left_out)}; try more panels or another seed"
+def _tell(
+    stage: Stage, scenes: Sequence[Scene], shots: Sequence[Shot], brief: Brief, sentences: Sentences
+) -> dict[str, Any]:
+    """Return the story as plain data: captions from the sentences, prompts from the target."""
+
+    def fill(template: str) -> str:
+        return sentences.fill(template, stage.players, stage.object, stage.there)
+
+    acting = {actor.name for shot in shots for actor in shot.actors}
+    described = {each.player.name: brief.target.describe(each.looks) for each in stage.cast.values()}
+    return {
+        "title": fill(sentences.beat(stage.plot, "title")[stage.version]),
+        "characters": {name: words for name, words in described.items() if name in acting},
+        "panels": [
+            {"prompt": brief.target.prompt(shot), "caption": fill(scene.sentence)}
+            for scene, shot in zip(scenes, shots, strict=True)
+        ],
+    }
+
+
+def _plan(stage: Stage, shots: Sequence[Shot], prompts: Sequence[str], brief: Brief) -> Plan:
+    """Return the plan that the panels follow: the elements of the emotion that they show, in their order."""
+    plot = load_plots()["plots"][stage.plot]
+    elements = [each for category in brief.target.elements(stage.emotion).values() for each in category]
+    details = list(dict.fromkeys(detail for shot in shots for detail in shot.details))
+    words = [each for each in elements if " " not in each and each not in details]
+    kept = [*details, *find_shown(words, prompts)][:MOST_ELEMENTS]
+    order = find_shown(kept, prompts)
+    data = {"emotion": stage.emotion, "elements": [*order], "theme": plot["theme"], "event": plot["event"]}
+    return read_plan(data, stage.emotion, elements)
+
+
+def _remarks(brief: Brief, reading: Reading, stage: Stage, shots: Sequence[Shot]) -> Iterator[str]:
+    """Yield one sentence about each thing of the idea that found no place in the story."""
+    shown = {word for each in stage.cast.values() for word in (each.player.name, each.player.kind)}
+    for shot in shots:
+        shown |= {shot.place, shot.object, *(actor.action for actor in shot.actors)}
+    yield from describe_loss(brief, reading, stage.plot, load_plots()["plots"][stage.plot], stage.object, shown)

@@ -5,8 +5,8 @@ model, so that the same request gives the same story without a server. It never 
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,34 @@ def write_or_read_story(file: Path, brief: Brief, writer: WriterConfig, overwrit
             )
     elif not record and not overwrite and file.with_name("manifest.json").exists():
         raise UserError(f"{file.parent} contains another story: choose another run_dir, or pass overwrite=true")
-    kept = record.get("replies", []) if record.get("request") == request else []
-    draft = write_story(file, brief, writer, kept)
+    draft = write_story(file, brief, writer)
     return draft.story, draft
 
 
-def write_story(file: Path, brief: Brief, config: WriterConfig, kept: list[dict[str, Any]] | None = None) -> Draft:
-    """Write a story and its record; `kept` are replies of an earlier run. Raises UserError; then nothing is written."""
-    writer = WRITERS[config.kind](config, kept or [])
+def write_story(file: Path, brief: Brief, config: WriterConfig) -> Draft:
+    """Write a story and its record, from the replies that the record of the same request keeps, if there is one.
+
+    Raises UserError; then nothing is written.
+    """
+    record = read_record(file)
+    is_same = record.get("request") == describe_request(brief, config)
+    written = compose_story(brief, config, record["replies"] if is_same else ())
+    save_story(file, written)
+    return written.draft
+
+
+@dataclass(frozen=True)
+class WrittenStory:
+    """A story as written, and the content of its two files."""
+
+    draft: Draft
+    text: bytes
+    record: bytes
+
+
+def compose_story(brief: Brief, config: WriterConfig, kept: Sequence[Mapping[str, Any]] = ()) -> WrittenStory:
+    """Return a new story, which may take minutes; `kept` are replies of an earlier run. Raises UserError."""
+    writer = WRITERS[config.kind](config, kept)
     draft = writer.write(brief)
     text = f"{_header(brief, draft)}{format_story(draft.story)}".encode()
     record = {
@@ -107,9 +127,13 @@ def write_story(file: Path, brief: Brief, config: WriterConfig, kept: list[dict[
         "sha256": _checksum(text),
         "replies": writer.kept_replies(),
     }
-    write_atomically(record_path(file), (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
-    write_atomically(file, text)
-    return draft
+    return WrittenStory(draft, text, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def save_story(file: Path, written: WrittenStory) -> None:
+    """Write the files of a story, its record first."""
+    write_atomically(record_path(file), written.record)
+    write_atomically(file, written.text)
 
 
 def describe_request(brief: Brief, writer: WriterConfig) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a story is written for: the words that an image model draws, and how its prompts are built from them."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +19,23 @@ from storydiffusion.storyworld.scene import FIGURE_ATTRIBUTES, MOST_CHARACTERS, 
 from storydiffusion.storyworld.scene_captions import MOOD_WORDS
 from storydiffusion.storyworld.truth import ATTRIBUTES
 from storydiffusion.writer.emotions import CATEGORIES, load_elements
+from storydiffusion.writer.prompt_check import check_prompt
 from storydiffusion.writer.schema import Schema, choice, items, record, text
 
 LONGEST_NAME, LONGEST_TITLE, LONGEST_CAPTION, LONGEST_DESCRIPTION, LONGEST_PROMPT = 30, 100, 300, 200, 400  # characters
 MOST_IN_CAST = 3
-MOST_PIECES = 60
-"""Words and punctuation marks of a prompt with its style, which CLIP's 77 tokens hold unless many words are rare."""
+OUTDOORS = ("park", "beach", "city", "snow", "forest")
+FACES: Mapping[str, str] = {
+    "amusement": "laughing",
+    "awe": "looking amazed",
+    "contentment": "smiling happily",
+    "excitement": "beaming with excitement",
+    "anger": "looking angry",
+    "disgust": "looking disgusted",
+    "fear": "looking scared",
+    "sadness": "looking sad",
+}
+"""How free prompts say a mood."""
 
 Looks = Mapping[str, str]
 """kind, and named parts of the attire (`ATTIRE`, hat_color), attribute → value"""
@@ -42,25 +52,30 @@ class Actor:
 
 @dataclass(frozen=True)
 class Shot:
-    """What an image shows: actors from left to right, a place, an object or "none", and free details."""
+    """What an image shows: actors from left to right, a place, an object or "none", free details and the framing.
+
+    Models of StoryWorld alone take neither details nor framing.
+    """
 
     actors: tuple[Actor, ...]
     place: str
     object: str = "none"
     details: tuple[str, ...] = ()
+    framing: str = "medium shot"
 
 
 class Target(ABC):
     """The image model that a story is written for.
 
     name: for the record. values: attribute → values that it draws. most_characters: in one image. free: whether prompts
-    may use other words.
+    may use other words. draws_moods: whether prompts name the characters' moods.
     """
 
     name: str
     values: Mapping[str, tuple[str, ...]]
     most_characters: int
     free: bool
+    draws_moods: bool
 
     @abstractmethod
     def describe(self, looks: Looks) -> str:
@@ -103,7 +118,7 @@ class StoryWorldTarget(Target):
                 f"edition={edition} of StoryWorld is unknown to the writer: choose a model of edition 1 or 2"
             )
         self.edition = edition
-        self.with_moods = with_moods
+        self.draws_moods = with_moods and edition > 1
         self.name = f"StoryWorld, edition {edition}"
         self.values = ATTRIBUTES if edition == 1 else {**ATTRIBUTES, **FIGURE_ATTRIBUTES}
         self.most_characters = 1 if edition == 1 else MOST_CHARACTERS
@@ -127,7 +142,7 @@ class StoryWorldTarget(Target):
     def _name(self, actor: Actor) -> str:
         if self.edition == 1:
             return f"[{actor.name}]"
-        mood = f"{MOOD_WORDS[actor.mood][0]} " if actor.mood and self.with_moods else ""
+        mood = f"{MOOD_WORDS[actor.mood][0]} " if actor.mood and self.draws_moods else ""
         return with_article(f"{mood}[{actor.name}]")
 
     def reply_schema(self, panels: int) -> Schema:
@@ -154,8 +169,9 @@ class StoryWorldTarget(Target):
                 looks.pop("hat_color")
             characters = add_character(characters, each["name"], self.describe(looks))
         panels = []
-        for each in reply["panels"]:
+        for number, each in enumerate(reply["panels"], start=1):
             actors = [Actor(_plain(one["name"]), one["action"], _mood(one)) for one in each["characters"]]
+            _check_once([actor.name for actor in actors], number)
             shot = Shot(tuple(actors), each["place"], each["object"])
             panels.append({"prompt": self.prompt(shot), "caption": each["caption"]})
         return {"title": reply["title"], "characters": characters, "panels": panels}
@@ -170,18 +186,19 @@ class FreeTarget(Target):
     """A model for free prompts, such as SD1.5 or SDXL: fixed descriptions, prompts within the text encoder's length."""
 
     free = True
+    draws_moods = True
     name = "free prompts"
     values: Mapping[str, tuple[str, ...]] = {**ATTRIBUTES, **FIGURE_ATTRIBUTES}
     most_characters = 2
 
     def describe(self, looks: Looks) -> str:
-        return describe_looks(looks)
+        """Return a description of the same body and clothes in every image."""
+        return f"a little {describe_looks(looks).partition(' ')[2]}"
 
     def prompt(self, shot: Shot) -> str:
-        place = PLACE_WORDS[shot.place]
         beside = "" if shot.object == "none" else f" beside {with_article(shot.object)}"
-        doing = " and ".join(f"[{actor.name}] is {actor.action}" for actor in shot.actors)
-        return ", ".join([f"{doing} {place}{beside}", *shot.details])
+        where = f"{PLACE_WORDS[shot.place]}{beside}"
+        return ", ".join([f"{shot.framing} of {_show_actors(shot.actors, where)}", *shot.details])
 
     def reply_schema(self, panels: int) -> Schema:
         character = record(name=text(LONGEST_NAME), description=text(LONGEST_DESCRIPTION))
@@ -195,11 +212,19 @@ class FreeTarget(Target):
 
     def check(self, story: Story) -> None:
         for number, each in enumerate(panel_prompts(story), start=1):
-            if (count := len(re.findall(r"\w+|[^\w\s]", each.prompt))) > MOST_PIECES:
-                raise UserError(
-                    f"the prompt of panel {number} has {count} words and punctuation marks with its descriptions: "
-                    f"use at most {MOST_PIECES}"
-                )
+            check_prompt(each.prompt, f"the prompt of panel {number}")
+
+
+def _show_actors(actors: tuple[Actor, ...], where: str) -> str:
+    """Return who does what where in which mood; a mood that two share is said once."""
+    moods = {actor.mood for actor in actors}
+    is_shared = len(actors) > 1 and len(moods) == 1
+    shown = []
+    for actor in actors:
+        face = f", {FACES[actor.mood]}," if actor.mood and not is_shared else ""
+        shown.append(f"[{actor.name}]{face} {'reading a book' if actor.action == 'reading' else actor.action}")
+    both = "".join(f", both {FACES[mood]}" for mood in moods if mood and is_shared)
+    return f"{' and '.join(shown)} {where}{both}"
 
 
 def describe_looks(looks: Looks) -> str:
@@ -214,6 +239,13 @@ def add_character(characters: dict[str, str], name: str, description: str) -> di
     if (name := _plain(name)) in characters:
         raise UserError(f"the character {name!r} is described twice: remove one, or rename it")
     return {**characters, name: description}
+
+
+def _check_once(names: list[str], number: int) -> None:
+    """Raise UserError for a name that panel `number` has twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"panel {number} shows {name!r} twice: name each character of a panel once")
 
 
 def _story_schema(character: Schema, panel: Schema, panels: int) -> Schema:
