@@ -175,16 +175,16 @@ def _join_sentences(beat: str, stage: Stage, panels: int, sentences: Sentences) 
         with_it, at = content["joins"][name]
         if with_it == beat:
             parts.insert(at, name)
-    told = [sentences.beat(stage.plot, part)[stage.version] for part in parts]
+    texts = [sentences.beat(stage.plot, part)[stage.version] for part in parts]
     if beat == "begin":
-        told = [*_opening(stage, sentences), *told]
-    return sentences.join(told)
+        texts = [*_opening(stage, sentences), *texts]
+    return sentences.join(texts)
 
 
 def _opening(stage: Stage, sentences: Sentences) -> list[str]:
     """Return the sentence that says who hero and friend are, unless the sentences of the plot do."""
-    told = [sentences.beat(stage.plot, name)[stage.version] for name in load_plots()["order"]]
-    unknown = [role for role in stage.cast if not any(f"{{{role}.a}}" in sentence for sentence in told)]
+    texts = [sentences.beat(stage.plot, name)[stage.version] for name in load_plots()["order"]]
+    unknown = [role for role in stage.cast if not any(f"{{{role}.a}}" in text for text in texts)]
     return [sentences.opening("both" if len(unknown) > 1 else "one", stage.version)] if "hero" in unknown else []
 
 
