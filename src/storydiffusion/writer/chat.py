@@ -91,7 +91,7 @@ class ChatWriter(Writer):
                 messages = [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": correction}]
             else:
                 raise UserError(
-                    f"the model {self.config.model} wrote no usable {step}, told once what is wrong ({problem}); "
+                    f"the model {self.config.model} wrote no usable {step}, even after one correction ({problem}); "
                     "try another seed, fewer panels or a larger model"
                 )
 
