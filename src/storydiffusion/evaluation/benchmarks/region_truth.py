@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.captions import Prompt
+from storydiffusion.storyworld.descriptions import find_descriptions
 from storydiffusion.storyworld.scene import Scene, sample_scene
 from storydiffusion.storyworld.scene_captions import draw_scene_prompt
 from storydiffusion.storyworld.scene_renderer import figure_masks, render_scene
@@ -118,10 +119,10 @@ def _encode_scenes(pipe: Any, scenes: Sequence[Scene], size: int) -> "Tensor":
 def _group_characters(pipe: Any, prompt: Prompt) -> "PanelGroup":
     """Return a story of this panel alone, with the tokens of its characters, named 0 and 1."""
     from storydiffusion.attention.consistent_self_attention import PanelGroup
-    from storydiffusion.models.prompt_encoding import find_character_tokens
+    from storydiffusion.models.prompt_encoding import find_span_tokens
 
-    words = {str(n): prompt.text[slice(*span)] for n, span in enumerate(prompt.clauses)}
-    return PanelGroup(1, characters=[find_character_tokens(pipe, prompt.text, words)])
+    spans = {str(n): each for n, each in enumerate(find_descriptions(prompt.text, prompt.stated))}
+    return PanelGroup(1, characters=[find_span_tokens(pipe, prompt.text, spans)])
 
 
 def pool_masks(scene: Scene, size: int, grid: "Grid") -> Any:
