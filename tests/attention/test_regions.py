@@ -257,6 +257,32 @@ def test_a_run_after_a_run_begins_anew_with_its_own_words(sd_pipe):
     assert torch.equal(again, first)
 
 
+@pytest.mark.parametrize(("first", "then"), [(5.0, 1.0), (1.0, 5.0)])
+def test_regions_outlive_guidance_that_ends_or_begins_during_a_run(sd_pipe, first, then):
+    """A callback that changes the guidance, and with it the parts of the batch, after step 3."""
+    config, kept, found = ConsistentSelfAttentionConfig(**BY_REGION), [], []
+    with consistent_self_attention(sd_pipe, config, characters=["fox", "cat"]) as story:
+
+        def change(pipe, step, timestep, tensors):
+            text = tensors["prompt_embeds"]
+            if step == 3:
+                pipe._guidance_scale = then
+                text = text[len(text) // 2 :] if then == 1 else torch.cat([torch.zeros_like(text), text])
+            tensors = {**story.on_step_end(pipe, step, timestep, tensors), "prompt_embeds": text}
+            kept.append(story.recorder.get_regions(story.recorder._grid))
+            return tensors
+
+        hook = sd_pipe.unet.register_forward_pre_hook(
+            lambda *call: found.append(story.recorder.get_regions(story.recorder._grid) if kept else None)
+        )
+        inputs = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+        images = sd_pipe(**arguments(guidance=first, steps=6) | {"prompt": WORDS[:4]}, **inputs).images
+        hook.remove()
+    assert images.isfinite().all()
+    assert all(torch.equal(torch.cat(one), torch.cat(other)) for one, other in zip(kept, found[1:], strict=False))
+    assert len(kept) == len(found) == 6
+
+
 def test_regions_are_those_of_the_text_parts_cross_attention(sd_pipe):
     """The recorded maps against explicit products of all cross-attention layers of the recorded grid."""
     unet, seen = sd_pipe.unet, []

@@ -25,6 +25,7 @@ from storydiffusion.attention.consistent_self_attention import AttentionPlan, Pa
 from storydiffusion.attention.denoiser_calls import before_calls
 from storydiffusion.attention.finite import check_latents
 from storydiffusion.attention.guidance import ImageCounter, check_parts, count_parts
+from storydiffusion.attention.hooks import check_hooks
 from storydiffusion.attention.kept_features import FeatureStore
 from storydiffusion.attention.memory import CallMemory, choose_chunks, estimate_memory
 from storydiffusion.attention.region_recorder import RegionRecorder
@@ -139,8 +140,8 @@ class StoryState:
     Raises from the pipeline's call:
         UserError: for a start above 0, an end below 1, regions, or variant `official` without the callback; a batch
             that prompts, `stories` and `parts` do not explain; characters that prompts do not name; a grid in `rate`
-            that the denoiser does not have; attention processors that were replaced inside the context; latents that
-            are not finite (with the callback).
+            that the denoiser does not have; attention processors that were replaced inside the context; hooks that
+            reuse attention of other steps; latents that are not finite (with the callback).
 
     Attributes:
         on_step_end: diffusers' `callback_on_step_end`.
@@ -216,6 +217,7 @@ class StoryState:
         if self.config.needs_schedule and self._steps is None:
             self._steps = self._schedule_length()
         self._backbone.begin_call(args, kwargs)
+        check_hooks(self._backbone.denoiser)
         self._shape = self._backbone.input_shape(args, kwargs)
         self._arrange(self._shape.batch)
         if self.recorder is not None:
@@ -379,12 +381,14 @@ class StoryState:
         self._layout_known = stated is not None or panels is not None
         parts = count_parts(batch, self._given_parts, self.images.images, stated, panels)
         stories = stories or [PanelGroup(max(batch // parts, 1))]
-        if [s.panels for s in stories] != [s.panels for s in self._stories] or parts != self._parts:
-            self._stories, self._parts, self._checked = stories, parts, False
-            self._chunked = None
+        are_same = [s.panels for s in stories] == [s.panels for s in self._stories]
+        if not are_same or parts != self._parts:
+            self._parts, self._checked, self._chunked = parts, False, None
             self._plans.clear()
-            if self.recorder is not None:
-                self._stories = self._describe(stories, self.recorder)
+            if not are_same:
+                self._stories = stories if self.recorder is None else self._describe(stories, self.recorder)
+            if self.recorder is not None:  # whose maps outlive guidance that begins or ends during a run
+                self.recorder.check_parts(parts, self._pipe)
         if (
             isinstance(self.config.rate, Mapping)
             and self._factors
@@ -399,5 +403,5 @@ class StoryState:
         """Return the stories with the tokens of their characters, and let them be recorded."""
         if self._characters is not None:
             stories = describe_panels(self._pipe, stories, self.images.prompts, self._characters)
-        recorder.arrange(stories, self._parts, self._pipe)
+        recorder.arrange(stories)
         return stories

@@ -57,20 +57,23 @@ class RegionRecorder:
         self._sum: Tensor | None = None
         self._count = 0
 
-    def arrange(self, stories: Sequence[PanelGroup], parts: int, pipe: Any) -> None:
-        """Take the layout of the batch.
+    def check_parts(self, parts: int, pipe: Any) -> None:
+        """Check that the guidance part with text is known. Raises UserError."""
+        if parts > 2 and not getattr(pipe, "do_perturbed_attention_guidance", False):  # whose last part has text too
+            raise UserError(
+                f"regions take at most 2 guidance parts, text last, but there are {parts}: leave out regions."
+            )
+
+    def arrange(self, stories: Sequence[PanelGroup]) -> None:
+        """Take the layout of a guidance part, and forget all maps.
 
         Raises:
-            UserError: for a story whose characters are unknown; for guidance whose part with text is unknown.
+            UserError: for a story whose characters are unknown.
         """
         if any(story.characters is None for story in stories):
             raise UserError(
                 "regions need the characters of each panel: give their words as "
                 "consistent_self_attention(characters=…), or PanelGroup(characters=…)."
-            )
-        if parts > 2 and not getattr(pipe, "do_perturbed_attention_guidance", False):  # whose last part has text too
-            raise UserError(
-                f"regions take at most 2 guidance parts, text last, but there are {parts}: leave out regions."
             )
         self.forget()
         self._stories = stories
