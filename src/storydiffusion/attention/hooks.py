@@ -1,7 +1,7 @@
 """Refuse diffusers' hooks that let layers skip or reuse attention, however they were applied to a denoiser.
 
-Caches (first-block cache, pyramid attention broadcast and so on) return what a layer computed in another step, for other
-tokens. `enable_cache` notes its settings; the `apply_…` functions of diffusers.hooks leave hooks on single modules only.
+Caches (first-block cache, pyramid attention broadcast and so on) return what a layer computed in another step, for
+other tokens. `enable_cache` notes its settings; `apply_…` functions of diffusers.hooks leave hooks on single modules.
 """
 
 from collections.abc import Iterator
