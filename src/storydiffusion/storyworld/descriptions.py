@@ -15,6 +15,7 @@ from storydiffusion.storyworld.truth import LOOKS
 
 Span = tuple[int, int]
 """start and end of words in a caption"""
+MOODS = "|".join(word for each in MOOD_WORDS.values() for word in each)
 
 
 def find_descriptions(text: str, stated: Mapping[str, str]) -> list[list[Span]]:
@@ -38,13 +39,9 @@ def _find_description(text: str, looks: Mapping[str, str]) -> list[Span]:
     known = {name: looks[name] for name in LOOKS if name in looks}
     figure = sample_scene(0, 0, count=1, **known).characters[0]  # what no label states is not looked at
     named = [name for name in ATTIRE if name in looks]
-    for mood in ("", *(word for each in MOOD_WORDS.values() for word in each)):
-        who = name_character(figure, named, mood)
-        if (found := re.search(rf"\b{re.escape(who)}\b", text)) is not None:
-            start, end = found.span()
-            article = start + who.index(" ")
-            after = article + 1 + len(f"{mood} ") if mood else article + 1
-            return [(start, article), (after, end), *_find_clothes(text, end, figure, named)]
+    who = name_character(figure, named).split(" ", 1)[1]
+    if (found := re.search(rf"\b(an?) (?:(?:{MOODS}) )?({re.escape(who)})\b", text)) is not None:
+        return [found.span(1), found.span(2), *_find_clothes(text, found.end(), figure, named)]
     raise UserError(f"the caption '{text}' names no {looks['kind']} of these looks: give the labels that it states")
 
 

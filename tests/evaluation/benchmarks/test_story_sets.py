@@ -48,7 +48,7 @@ def read_perfectly(story: SceneStory) -> list[dict[str, str]]:
 
 def measure(story_set, story, readings):
     found = compute_metrics("story", story_set.collect(story, readings))
-    return {name: value for name, value in found.items() if value is not None and name != "leak"}
+    return {name: value for name, value in found.items() if value is not None and not name.startswith("leak")}
 
 
 @every_story
@@ -128,22 +128,30 @@ def test_places_come_again_in_a_hundred_stories_of_one_and_of_two_characters(cha
         assert evidence["open_attributes"]
 
 
-def measure_leak(story, readings):
-    return compute_metrics("story", SETS[2, 4].collect(story, readings))["leak"]
+def measure_leaks(story, readings):
+    """Return the leak of all looks, that of open ones, and the share of images that they are read from."""
+    found = compute_metrics("story", SETS[2, 4].collect(story, readings))
+    return tuple(found[name] for name in ("leak", "leak_open", "pairs_shown"))
 
 
 @pytest.mark.parametrize("story", SETS[2, 4].stories[:12], ids=lambda story: f"story {story.number}")
 def test_leak_counts_looks_of_the_other_character(story):
     readings = read_perfectly(story)
-    assert measure_leak(story, readings) == 0
+    assert measure_leaks(story, readings) == (0, 0, 1)
     a, b = story.looks
     names = [name for name in LOOKS[1:] if a[name] is not None and b[name] is not None and a[name] != b[name]]
-    label = f"{names[0]}_{story.panels[0].cast.index(0) + 1}"
-    readings[0] = {**readings[0], label: str(b[names[0]])}
-    assert measure_leak(story, readings) == pytest.approx(1 / (4 * len(names)))
+    counted = sum(name in own for name in names for own in story.open)
+    for name in names:
+        label = f"{name}_{story.panels[0].cast.index(0) + 1}"
+        changed = [{**readings[0], label: str(b[name])}, *readings[1:]]
+        is_open = name in story.open[0]
+        expected = (1 / (4 * len(names)), is_open / (2 * counted), 1)
+        assert measure_leaks(story, changed) == pytest.approx(expected), name
+    assert measure_leaks(story, [{**readings[0], "characters": "1"}, *readings[1:]]) == (0, 0, 0.5)
     alone = [{**one, "characters": "1"} for one in readings]
-    assert measure_leak(story, alone) is None
-    assert measure_leak(SETS[1, 4].stories[0], read_perfectly(SETS[1, 4].stories[0])) is None
+    assert measure_leaks(story, alone) == (None, None, 0)
+    other = SETS[1, 4].stories[0]
+    assert measure_leaks(other, read_perfectly(other)) == (None, None, None)
 
 
 @pytest.mark.parametrize("edition", [1, 2])
