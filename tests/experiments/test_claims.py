@@ -230,6 +230,8 @@ UNIFORM, PROGRESSIVE = (
         ("dit_positions", kept("positions", same=(0.5, 0.9), beside=(0.6, 0.9), reference=(0.4, 0.9)), True),
         ("dit_positions", kept("positions", same=(0.5, 0.9), beside=(0.6, 0.8), reference=(0.4, 0.9)), False),
         ("dit_positions", kept("positions", same=(0.5, 0.9), beside=(0.5, 0.9), reference=(0.4, 0.9)), False),
+        ("dit_regions", regions(0.04, 0.28), True),
+        ("dit_regions", regions(0.06, 0.28), False),
         ("dit_blocks", kept("blocks", joint=(0.4, 0.9), single=(0.5, 0.9), all=(0.6, 0.9)), True),
         ("dit_blocks", kept("blocks", joint=(0.4, 0.9), single=(0.6, 0.9), all=(0.6, 0.9)), False),
     ],
@@ -306,7 +308,7 @@ def test_claims_of_one_edition_are_the_second_ones_and_the_paper_has_its_own_in_
     of_second = {one.name for one in CLAIMS if one.editions == (2,)}
     scenes = {"prompts", "moods", "keeping_one", "keeping_two", "keeping_ten_panels", "emotion"}
     scenes |= {"regions", "places", "trained_csa"}
-    transformers = {"dit_keeping", "dit_sampling_rate", "dit_positions", "dit_blocks"}
+    transformers = {"dit_keeping", "dit_sampling_rate", "dit_positions", "dit_blocks", "dit_regions"}
     assert {one.name for one in CLAIMS if one.denoiser == "transformer"} == transformers
     assert of_second == scenes | transformers
     assert all(one.editions == (1, 2) for one in CLAIMS if one.name not in of_second)

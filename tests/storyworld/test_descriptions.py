@@ -12,7 +12,7 @@ from tests.helpers.descriptions import check_description
 
 
 def test_random_captions_of_scenes_and_of_truths():
-    for index in range(300):
+    for index in range(100):
         scene = sample_scene(9, index)
         if len({figure.kind for figure in scene.characters}) == len(scene.characters) > 0:
             prompt = draw_scene_prompt(scene, index)

@@ -107,13 +107,14 @@ TRAINED_SHARING = Sweep("trained_csa", "ablation_trained_csa", "stories", 100)
 _SecondEditionClaim = partial(Claim, editions=(2,))
 _OF_PLACES = ("place_agreement", "alignment")
 
+REGIONS_CLAIM = _SecondEditionClaim(
+    "regions", REGIONS, judge_regions, ("leak", "consistency", "alignment"),
+    ("leak", "leak_open", "pairs_shown", *STORY_METRICS, "pair_kinds_and_sides", "pair_looks", "region_iou"),
+    baseline=_job(2, "eq2"),
+    jobs=tuple(_job(2, csa) for csa in ("off", "eq2", "regions", "regions_isolated", "regions_places")),
+)  # fmt: skip
 REGION_CLAIMS: tuple[Claim, ...] = (
-    _SecondEditionClaim(
-        "regions", REGIONS, judge_regions, ("leak", "consistency", "alignment"),
-        ("leak", "leak_open", "pairs_shown", *STORY_METRICS, "pair_kinds_and_sides", "pair_looks", "region_iou"),
-        baseline=_job(2, "eq2"),
-        jobs=tuple(_job(2, csa) for csa in ("off", "eq2", "regions", "regions_isolated", "regions_places")),
-    ),
+    REGIONS_CLAIM,
     _SecondEditionClaim(
         "places", REGIONS, judge_places, _OF_PLACES, (*_OF_PLACES, "place", "consistency", "leak"),
         baseline=_job(2, "regions"), jobs=tuple(_job(2, csa) for csa in ("off", "eq2", "regions", "regions_places")),

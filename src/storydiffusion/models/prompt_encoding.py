@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from storydiffusion.attention.backbones import find_denoiser, get_backbone
 from storydiffusion.attention.character_words import Span, find_tokens, find_words
 from storydiffusion.errors import UserError
 
@@ -118,9 +119,16 @@ def find_character_tokens(pipe: Any, prompt: str, characters: Mapping[str, str])
 def find_span_tokens(pipe: Any, prompt: str, spans: Mapping[str, Sequence[Span]]) -> dict[str, list[int]]:
     """Return the numbers of the tokens of each character's spans in the embeddings that `encode_prompts` returns.
 
+    A diffusion transformer's are those in the embeddings that its pipeline makes of the prompt.
+
     Args:
         spans: name → start and end of words of the prompt.
+
+    Raises:
+        UserError: for words that the text encoder of a transformer does not read, or whose tokens are not found.
     """
+    if getattr(pipe, "unet", None) is None:
+        return get_backbone(find_denoiser(pipe)).prompt_tokens(pipe).find(pipe, prompt, spans)
     tokenizer = get_tokenizers(pipe)[0]
     numbers = [
         window * tokenizer.model_max_length + 1 + place  # after the window's start token
