@@ -272,7 +272,7 @@ def test_sentences_of_regions_have_the_leak_without_them_and_the_share_of_the_ga
     assert "10.0% without sharing" in sentence
     assert "90% of what whole panels of one character gain" in sentence
     assert "leave open, these are 7.0/30.0/30.0/30.0%, in the same order" in sentence
-    assert "images that show two characters, 80.0/80.0/80.0/80.0%" in sentence
+    assert "images that show two characters, 80.0/80.0/80.0/80.0% of those that should in 8 stories" in sentence
     assert "at their sides in +0.0 ± " in sentence
 
 

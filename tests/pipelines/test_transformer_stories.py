@@ -183,7 +183,7 @@ def test_stories_of_the_benchmark_are_generated_and_measured(folder, infer: Call
 def test_stories_of_two_characters_share_by_region_whose_iou_is_measured(folder, infer, tmp_path):
     settings = (
         "model=miniature_dit", f"model.path={folder}", "model.device=cpu", "steps=2", "benchmark=stories",
-        "benchmark.stories=1", "benchmark.characters=2", "benchmark.set=places", "csa=regions_places",
+        "benchmark.stories=2", "benchmark.characters=2", "benchmark.set=places", "csa=regions_places",
         f"run_dir={tmp_path}/run",
     )  # fmt: skip
     outcome = infer(*settings)
@@ -196,7 +196,7 @@ def test_a_story_shares_by_region_with_the_words_of_its_descriptions(pipe, tmp_p
     file = tmp_path / "two.yaml"
     file.write_text(
         "characters: {Mia: a girl in a red shirt, Tom: a cat}\n"
-        "panels: ['[Mia] and [Tom] are standing in the park', '[Tom] is running', '[Mia] is waving']\n"
+        "panels: [{prompt: '[Mia] and [Tom] wave in the park'}, {prompt: '[Tom] runs'}, {prompt: '[Mia] waves'}]\n"
     )
     story, words = load_story(file), {"Mia": "a girl in a red shirt", "Tom": "a cat"}
     prompt = "a cat and a girl in a red shirt"

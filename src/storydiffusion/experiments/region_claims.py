@@ -56,9 +56,10 @@ def _describe_open_leaks(comparison: Comparison) -> str:
         "/".join(f"{100 * get_mean(comparison, metric, _job(2, csa)):.1f}" for csa in settings)
         for metric in ("leak_open", "pairs_shown")
     )
+    stories = len(comparison.results[_job(2, "regions")].values("pairs_shown"))
     return (
         f"Of the looks that prompts leave open, these are {leaks}%, in the same order; leaks are read from the images "
-        f"that show two characters, {shown}%."
+        f"that show two characters, {shown}% of those that should in {stories} stories."
     )
 
 
