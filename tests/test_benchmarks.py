@@ -60,3 +60,16 @@ def test_a_spent_budget_is_said_in_the_table():
     context = Context(SIZES["tiny"], torch.device("cpu"), torch.float32, Path(), -1.0)
     measure_vae(context)
     assert context.rows == [{"images": 1, "skipped": "the section's -1 s are spent"}]
+
+
+@in_child
+def test_regions_are_timed_and_judged():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import regions
+
+    regions.main(["--steps", "2", "--size", "64", "--repeats", "1", "--device", "cpu"])
+    whole = dict.fromkeys(regions.SETTINGS, 1.0)
+    *_, characters, isolated, places = regions.describe({**whole, "with isolation": 1.25, "with places": 1.26})
+    assert characters == "regions of characters: 1.00 × whole panels, within 1.25 ×"
+    assert isolated == "with isolation: 1.25 × whole panels, within 1.25 ×"
+    assert places == "with places: 1.26 × whole panels, ABOVE 1.25 ×"

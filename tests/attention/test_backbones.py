@@ -7,14 +7,8 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from storydiffusion.attention.backbones import (
-    Grid,
-    InputShape,
-    UNetBackbone,
-    find_denoiser,
-    get_backbone,
-    register_backbone,
-)
+from storydiffusion.attention.backbones import UNetBackbone, find_denoiser, get_backbone, register_backbone
+from storydiffusion.attention.grids import Grid, InputShape
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.errors import UserError
 

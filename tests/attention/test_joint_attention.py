@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
+from storydiffusion.attention import joint_attention
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import PanelGroup, batch_plan
 from storydiffusion.attention.joint_attention import attend_joint, rotate, shift_angles
-from storydiffusion.attention.transformer_backbone import torch_kernel
+from storydiffusion.attention.joint_processor import torch_kernel
 from storydiffusion.attention.variants import select_tokens
 
 PANELS, TEXT, TOKENS, REFERENCE = 3, 2, 6, 4
@@ -101,6 +102,31 @@ def test_turning_a_key_equals_rotary_embedding_at_the_moved_position():
     moved = rotate(here, shift_angles(shift.tolist(), [16, 56, 56], 10000))
     torch.testing.assert_close(moved, there, rtol=0, atol=2e-5)
     assert not torch.allclose(here, there, atol=0.1)
+
+
+def count_calls(monkeypatch, most):
+    """Return the output for three panels of which two have as many keys, and the number of calls of the kernel."""
+    calls = []
+
+    def kernel(*given):
+        calls.append(given[0].shape)
+        return torch_kernel(*given)
+
+    monkeypatch.setattr(joint_attention, "most_gathered", lambda device: most)
+    story = PanelGroup(PANELS, may_share=torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 1]]))
+    attended = select_tokens(ConsistentSelfAttentionConfig(), story, TOKENS, 0.5, 0)
+    plan = batch_plan([attended], [PANELS], 1, TOKENS)
+    assert plan is not None
+    mask = torch.arange(LENGTH) != torch.tensor([[0], [1], [1]])  # padding in another place
+    return attend_joint(*inputs(), plan, IMAGE, kernel, shift_angles([3.0], [8], 100), mask), len(calls)
+
+
+def test_panels_with_as_many_keys_are_one_call_unless_they_are_too_large(monkeypatch):
+    at_once, calls = count_calls(monkeypatch, 10**6)
+    assert calls == 3  # text, two panels, one panel
+    one_by_one, calls = count_calls(monkeypatch, 1)
+    assert calls == 4
+    torch.testing.assert_close(at_once, one_by_one, rtol=0, atol=1e-6)
 
 
 def test_the_kernel_is_attention():

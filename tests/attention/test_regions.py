@@ -2,6 +2,7 @@
 
 import itertools
 
+import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
@@ -20,18 +21,25 @@ from storydiffusion.attention.consistent_self_attention import (
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.attention.region_recorder import RegionRecorder
 from storydiffusion.attention.regions import draw_in_regions, find_regions
-from storydiffusion.attention.variants import get_read_panels, select_tokens
+from storydiffusion.attention.step_end import check_takes_callback
+from storydiffusion.attention.variants import get_read_panels, get_same_place, get_sources, select_tokens
 from storydiffusion.errors import UserError
 from storydiffusion.pipelines.panels import view_panels
 from tests.attention.conftest import NO_SAFETY, common_parts, tiny_unet
 from tests.attention.story_plans import HEADS, TOKENS, random_projections
+from tests.attention.test_guidance import PIPELINES, make
+from tests.attention.test_guidance import arguments as call_arguments
 from tests.attention.test_plugin import arguments, processors
-from tests.attention.transformers import flux
 from tests.helpers.processes import in_child
 
 CAST = [{"fox": [2], "cat": [4, 5]}, {"cat": [1]}, {}, {"cat": [1], "fox": [3]}, {"fox": [1]}]
 PLACES = ["park", "", "park", "", "park"]
 WORDS = ["fox", "cat", "red fox", "a cat", "fox cat", "cat runs", "big fox", "no cat"]
+WITHOUT_CALLBACK = {
+    "StableDiffusionSAGPipeline", "StableDiffusionGLIGENPipeline", "StableDiffusionPipelineSafe",
+    "StableDiffusionModelEditingPipeline", "StableDiffusionAdapterPipeline", "StableDiffusionUpscalePipeline",
+    "StableDiffusionXLInstructPix2PixPipeline",
+}  # fmt: skip
 BY_REGION = {"regions": "characters", "blocks": "all"}
 
 
@@ -257,6 +265,32 @@ def test_a_run_after_a_run_begins_anew_with_its_own_words(sd_pipe):
     assert torch.equal(again, first)
 
 
+@pytest.mark.parametrize(("first", "then"), [(5.0, 1.0), (1.0, 5.0)])
+def test_regions_outlive_guidance_that_ends_or_begins_during_a_run(sd_pipe, first, then):
+    """A callback that changes the guidance, and with it the parts of the batch, after step 3."""
+    config, kept, found = ConsistentSelfAttentionConfig(**BY_REGION), [], []
+    with consistent_self_attention(sd_pipe, config, characters=["fox", "cat"]) as story:
+
+        def change(pipe, step, timestep, tensors):
+            text = tensors["prompt_embeds"]
+            if step == 3:
+                pipe._guidance_scale = then
+                text = text[len(text) // 2 :] if then == 1 else torch.cat([torch.zeros_like(text), text])
+            tensors = {**story.on_step_end(pipe, step, timestep, tensors), "prompt_embeds": text}
+            kept.append(story.recorder.get_regions(story.recorder.grid))
+            return tensors
+
+        hook = sd_pipe.unet.register_forward_pre_hook(
+            lambda *call: found.append(story.recorder.get_regions(story.recorder.grid) if kept else None)
+        )
+        inputs = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+        images = sd_pipe(**arguments(guidance=first, steps=6) | {"prompt": WORDS[:4]}, **inputs).images
+        hook.remove()
+    assert images.isfinite().all()
+    assert all(torch.equal(torch.cat(one), torch.cat(other)) for one, other in zip(kept, found[1:], strict=False))
+    assert len(kept) == len(found) == 6
+
+
 def test_regions_are_those_of_the_text_parts_cross_attention(sd_pipe):
     """The recorded maps against explicit products of all cross-attention layers of the recorded grid."""
     unet, seen = sd_pipe.unet, []
@@ -273,7 +307,7 @@ def test_regions_are_those_of_the_text_parts_cross_attention(sd_pipe):
     with consistent_self_attention(sd_pipe, config, [story]) as state:
         sd_pipe(**arguments(range(2), steps=1), callback_on_step_end=state.on_step_end)
         assert state.recorder is not None
-        found = state.recorder.get_regions(state.recorder._grid)[0]
+        found = state.recorder.get_regions(state.recorder.grid)[0]
     for hook in hooks:
         hook.remove()
     assert len(seen) == len(layers) == 2
@@ -376,13 +410,50 @@ def test_guidance_whose_text_part_is_unknown_is_named():
         pipe(**given, callback_on_step_end=story.on_step_end)
 
 
-def test_a_transformer_is_refused_by_name():
-    pipe = flux().pipe
+@pytest.mark.parametrize("tokens", [[], [-1], [True], [1.0], ["fox"]])
+def test_text_tokens_that_are_no_numbers_are_named(tokens):
+    with pytest.raises(UserError, match=r"characters of panel 2 give fox the text tokens .*: give whole numbers, 0 or"):
+        PanelGroup(2, characters=[{}, {"fox": tokens}])
+
+
+def test_a_text_token_beyond_the_embeddings_is_named(sd_pipe):
+    story = PanelGroup(2, characters=[{"fox": [1]}, {"fox": [1, 99]}])
+    named = "characters of panel 2 name text token 99, but the embeddings of its prompt have the tokens 0 to 15"
+    config = ConsistentSelfAttentionConfig(**BY_REGION)
+    with pytest.raises(UserError, match=named), consistent_self_attention(sd_pipe, config, [story]) as state:
+        sd_pipe(**arguments(range(2), steps=2), callback_on_step_end=state.on_step_end)
+
+
+def test_references_are_within_reach_of_backgrounds_as_of_characters():
+    story = PanelGroup(5, characters=CAST, places=["park"] * 5, references=1)
+    config = ConsistentSelfAttentionConfig(regions="characters+places", neighbor_window=1)
+    assert torch.equal(get_same_place(config, story), get_sources(config, story))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_without_a_callback_is_refused_where_regions_need_it(name):
+    kind = getattr(diffusers, name)
+    pipe = kind.__new__(kind)
+    if name not in WITHOUT_CALLBACK:
+        check_takes_callback(pipe)
+        return
+    with pytest.raises(UserError, match=rf"^{name} has no callback_on_step_end, so start, end, regions and variant"):
+        check_takes_callback(pipe)
+
+
+def test_a_pipeline_without_a_callback_is_named_before_its_call_for_regions_and_in_it_for_the_schedule():
+    pipe, extra, _, _ = make("StableDiffusionSAGPipeline")
+    named = "StableDiffusionSAGPipeline has no callback_on_step_end"
     with (
-        pytest.raises(UserError, match=r"cross-attention, which .*Transformer2DModel does not have: leave out regions"),
-        consistent_self_attention(pipe, ConsistentSelfAttentionConfig(regions="characters"), characters=["fox"]),
+        pytest.raises(UserError, match=named),
+        consistent_self_attention(pipe, ConsistentSelfAttentionConfig(**BY_REGION)),
     ):
         pass
+    with (
+        consistent_self_attention(pipe, ConsistentSelfAttentionConfig(start=0.5)),
+        pytest.raises(UserError, match=named),
+    ):
+        pipe(**call_arguments(extra))
 
 
 class PlainDecoder(torch.nn.Module):

@@ -8,8 +8,10 @@ from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
+from storydiffusion.attention import transformer_backbone
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import PanelGroup
+from storydiffusion.attention.joint_attention import shift_angles
 from storydiffusion.attention.plugin import consistent_self_attention
 from storydiffusion.attention.token_samplers import SamplingContext, register_token_sampler
 from storydiffusion.errors import UserError
@@ -17,6 +19,7 @@ from tests.attention.conftest import stable_diffusion
 from tests.attention.transformers import (
     FAMILIES,
     HEIGHT,
+    TEXT,
     TOKENS,
     WIDTH,
     dense_attention,
@@ -97,6 +100,45 @@ def test_two_panels_at_rate_1_equal_a_dense_reference(name, positions, shift):
     assert difference(shared, plain(family, [0, 1])).min() > 1e-4
 
 
+def draw_beside_references(family, **call):
+    """Return what a transformer predicts for two panels, by a call with its own reference images."""
+    noise = torch.randn(2, TOKENS, 16, generator=torch.Generator().manual_seed(1))
+    references = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(2))
+    text = torch.randn(2, TEXT, 16, generator=torch.Generator().manual_seed(3))
+    given = {"hidden_states": torch.cat([noise, references], 1), "encoder_hidden_states": text}
+    with torch.no_grad():
+        return family.pipe.transformer(**given, timestep=torch.ones(2), return_dict=False, **call)[0][:, :TOKENS]
+
+
+def flux2_call():
+    """Two reference images of 3 × 4 tokens, at 10 and 20."""
+    grids = [(0, HEIGHT, WIDTH), (10, 3, 4), (20, 3, 4)]
+    ids = [
+        torch.cartesian_prod(torch.tensor([float(t)]), torch.arange(float(h)), torch.arange(float(w)), torch.zeros(1))
+        for t, h, w in grids
+    ]
+    text = torch.zeros(TEXT, 4)
+    return {"img_ids": torch.cat(ids)[None], "txt_ids": text[None], "guidance": torch.ones(2)}
+
+
+def qwen_edit_call():
+    """One reference image of 4 × 6 tokens, at 1."""
+    return {"img_shapes": [[(1, HEIGHT, WIDTH), (1, 4, 6)]] * 2}
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "slot"), [(flux2, flux2_call, [30, 0, 0, 0]), (qwen_image, qwen_edit_call, [2, 0, 0])]
+)
+def test_other_panels_are_seen_behind_own_references(make, call, slot):
+    family, config = make(), ConsistentSelfAttentionConfig(rate=1.0, positions="reference")
+    with consistent_self_attention(family.pipe, config, stories=[2], parts=1):
+        shared = draw_beside_references(family, **call())
+    with dense_attention(family, slot):
+        dense = draw_beside_references(family, **call())
+    torch.testing.assert_close(shared, dense, rtol=0, atol=1e-5)
+    assert difference(shared, draw_beside_references(family, **call())).min() > 1e-4
+
+
 @pytest.mark.parametrize(
     ("name", "default"),
     [("flux", "beside"), ("flux2", "reference"), ("qwen_image", "beside"), ("stable_diffusion_3", "same")],
@@ -105,6 +147,15 @@ def test_default_positions(name, default):
     family = FAMILIES[name]()
     chosen = generate(family, ConsistentSelfAttentionConfig(positions=default))
     assert torch.equal(generate(family), chosen)
+
+
+def test_keys_are_moved_by_angles_that_are_computed_once(monkeypatch):
+    family, computed = flux(layers=2), []
+    monkeypatch.setattr(
+        transformer_backbone, "shift_angles", lambda *given: computed.append(given) or shift_angles(*given)
+    )
+    generate(family, num_inference_steps=3)
+    assert len(computed) == 1
 
 
 @pytest.mark.parametrize("variant", ["eq2", "algorithm1", "official"])

@@ -229,8 +229,13 @@ FAMILIES = {
 
 
 @contextmanager
-def dense_attention(family: Family, shift: list[int] | None) -> Iterator[None]:
-    """Let diffusers' own processors compute consistent self-attention of two panels at rate 1, with a dense mask."""
+def dense_attention(
+    family: Family, shift: list[int] | None, visible: Callable[[], Tensor] | None = None
+) -> Iterator[None]:
+    """Let diffusers' own processors compute consistent self-attention of two panels at rate 1, with a dense mask.
+
+    visible: returns (2, N, 2 N), the image tokens, own ones first, that each image token of each panel may read.
+    """
     image = slice(family.first, family.first + TOKENS)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -242,6 +247,9 @@ def dense_attention(family: Family, shift: list[int] | None) -> Iterator[None]:
             scores = torch.einsum("shd,lhd->hsl", query[own], keys) / math.sqrt(query.shape[-1])
             allowed = torch.ones(length, len(keys), dtype=torch.bool)
             allowed[: image.start, length:] = allowed[image.stop :, length:] = False
+            if visible is not None:
+                may_read = visible()[own % 2]
+                allowed[image, image], allowed[image, length:] = may_read[:, :TOKENS], may_read[:, TOKENS:]
             if mask is not None:
                 allowed[:, :length] &= mask[own, 0, 0]
             weights = scores.masked_fill(~allowed, -math.inf).softmax(-1)

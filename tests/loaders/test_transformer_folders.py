@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+from storydiffusion.models.prompt_encoding import find_character_tokens
 from storydiffusion.pipelines.calls import draw_noise
 from storydiffusion.pipelines.story import StoryPipeline
 from storydiffusion.story import load_story
@@ -111,6 +112,22 @@ def test_a_story_is_what_the_pipeline_makes_of_its_prompts(family, request, tmp_
     assert plain.shape == (2, 64, 64, 3)
     assert np.array_equal(ours.images, plain)
     assert np.abs(shared.images - plain).max() > 1e-4
+
+
+@pytest.mark.parametrize(("family", "spelled"), [("flux", ["▁red", "▁cat"]), ("sd3", ["red</w>", "cat</w>"])])
+def test_a_story_shares_by_region_with_the_words_that_its_text_encoder_reads(family, spelled, request, tmp_path):
+    pipe = StoryPipeline.from_pretrained(request.getfixturevalue(family), device="cpu", dtype="float32")
+    file = tmp_path / "story.yaml"
+    file.write_text(STORY)
+    tokenizer = pipe.pipe.tokenizer if family == "sd3" else pipe.pipe.tokenizer_2
+    prompt = "park runs red cat"
+    (tokens,) = find_character_tokens(pipe.pipe, prompt, {"Bo": "red cat"}).values()
+    found = tokenizer.convert_ids_to_tokens(tokenizer(prompt).input_ids)
+    assert [found[token] for token in tokens] == spelled
+    regions = ConsistentSelfAttentionConfig(regions="characters", rate=1.0)
+    made = pipe(load_story(file), csa=regions, guidance_scale=3.0, **SMALL).images
+    whole = pipe(load_story(file), csa=ConsistentSelfAttentionConfig(rate=1.0), guidance_scale=3.0, **SMALL).images
+    assert np.abs(made - whole).max() > 1e-5
 
 
 def test_distilled_flux_warns_of_negative_prompts(flux, tmp_path):

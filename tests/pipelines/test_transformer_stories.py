@@ -13,6 +13,7 @@ from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.errors import UserError
 from storydiffusion.loaders.resolve import resolve_pretrained
 from storydiffusion.loaders.text_to_image import load_story_model
+from storydiffusion.models.prompt_encoding import find_character_tokens
 from storydiffusion.pipelines.calls import build_text_arguments, draw_noise, pack, spell_guidance
 from storydiffusion.pipelines.story import StoryPipeline
 from storydiffusion.story import load_story
@@ -21,6 +22,7 @@ from tests.conftest import Outcome
 from tests.helpers.dit_model import build_dit_model
 
 SMALL = {"num_inference_steps": 3, "height": 64, "width": 64, "output_type": "np"}
+REGIONS = ("off", "characters")
 OFF = ConsistentSelfAttentionConfig(variant="off")
 STORY = """
 characters: {Mia: a girl in a red shirt}
@@ -176,6 +178,33 @@ def test_stories_of_the_benchmark_are_generated_and_measured(folder, infer: Call
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert len(result["items"]) == 2
     assert "consistency" in result["metrics"]
+
+
+def test_stories_of_two_characters_share_by_region_whose_iou_is_measured(folder, infer, tmp_path):
+    settings = (
+        "model=miniature_dit", f"model.path={folder}", "model.device=cpu", "steps=2", "benchmark=stories",
+        "benchmark.stories=2", "benchmark.characters=2", "benchmark.set=places", "csa=regions_places",
+        f"run_dir={tmp_path}/run",
+    )  # fmt: skip
+    outcome = infer(*settings)
+    assert outcome.code == 0, outcome.err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {"region_iou", "pairs_shown"} < set(result["metrics"])
+
+
+def test_a_story_shares_by_region_with_the_words_of_its_descriptions(pipe, tmp_path):
+    file = tmp_path / "two.yaml"
+    file.write_text(
+        "characters: {Mia: a girl in a red shirt, Tom: a cat}\n"
+        "panels: [{prompt: '[Mia] and [Tom] wave in the park'}, {prompt: '[Tom] runs'}, {prompt: '[Mia] waves'}]\n"
+    )
+    story, words = load_story(file), {"Mia": "a girl in a red shirt", "Tom": "a cat"}
+    prompt = "a cat and a girl in a red shirt"
+    spelled = pipe.pipe.tokenizer_2.convert_ids_to_tokens(pipe.pipe.tokenizer_2(prompt).input_ids)
+    for name, tokens in find_character_tokens(pipe.pipe, prompt, words).items():
+        assert "".join(spelled[n] for n in tokens).replace("</w>", "") == words[name].replace(" ", "")
+    made = [pipe(story, csa=ConsistentSelfAttentionConfig(regions=each), **SMALL).images for each in REGIONS]
+    assert np.abs(made[0] - made[1]).max() > 1e-4
 
 
 def test_a_story_of_a_transformer_is_a_run_folder(folder, infer: Callable[..., Outcome], tmp_path):

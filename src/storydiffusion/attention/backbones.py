@@ -6,30 +6,18 @@ denoiser's class. Shape letters: B panels in the batch of one call, N tokens, C 
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import AttentionPlan, attend, mean_attention_maps
+from storydiffusion.attention.grids import Grid, InputShape
+from storydiffusion.attention.prompt_tokens import PromptTokens
+from storydiffusion.attention.text_maps import TextRecorder
+from storydiffusion.attention.unet_text import RecordingProcessor, choose_text_grid, find_text_factors
 from storydiffusion.errors import UserError
-
-
-class InputShape(NamedTuple):
-    """Of the latents in one call of the denoiser: images in all guidance parts, height and width."""
-
-    batch: int
-    height: int
-    width: int
-
-
-class Grid(NamedTuple):
-    """Of a layer's tokens, row by row; `factor` is by how much it is coarser than the denoiser's input."""
-
-    factor: int
-    height: int
-    width: int
 
 
 class AttentionLayer(Protocol):
@@ -100,6 +88,34 @@ class Backbone(Protocol):
         """Return a processor for a layer: attention as planned, `original` where the plan is None."""
         ...
 
+    def text_layers(self) -> dict[str, AttentionLayer]:
+        """Return the layers whose attention from image to text shows who is where, by name.
+
+        Raises:
+            UserError: where there are none.
+        """
+        ...
+
+    def text_grid(self, shape: InputShape) -> Grid:
+        """Return the grid on which the attention to text is recorded in a call."""
+        ...
+
+    def has_prompts(self, call: int) -> bool:
+        """Return whether a call of a step, counted from 1, has the prompts; others have the negative ones alone."""
+        ...
+
+    def make_recording_processor(self, recorder: TextRecorder, layer: str, original: Any) -> Any:
+        """Return a processor for a text layer that lets `recorder` see it and computes what `original` does."""
+        ...
+
+    def prompt_tokens(self, pipe: Any) -> PromptTokens:
+        """Return where a pipeline's text encoder has the tokens of a prompt.
+
+        Raises:
+            UserError: for a text encoder in which they are not found.
+        """
+        ...
+
 
 BACKBONES: dict[str, type[Backbone]] = {}
 """name of a denoiser's class → its backbone"""
@@ -154,25 +170,13 @@ def find_denoiser(pipe: Any) -> nn.Module:
     raise UserError(f"{type(pipe).__name__} has no denoiser: take a diffusers pipeline with .unet or .transformer.")
 
 
-def find_factor(denoiser: nn.Module, layer: str) -> int | None:
-    """Return by how much the grid of a U-Net's layer is coarser than its input; None where its name does not say so."""
-    levels = len(getattr(getattr(denoiser, "config", None), "block_out_channels", ()))
-    match layer.removeprefix("base_").split("."):
-        case ["down_blocks", number, *_] if levels:
-            return 2 ** int(number)
-        case ["up_blocks", number, *_] if levels:
-            return 2 ** (levels - 1 - int(number))
-        case ["mid_block", *_] if levels:
-            return 2 ** (levels - 1)
-    return None
-
-
 @register_backbone("UNet2DConditionModel", "UNetMotionModel", "UNetControlNetXSModel")
 class UNetBackbone:
     """The U-Net of Stable Diffusion 1.5 and SDXL, alone or with motion modules; diffusers' `attn1` layers."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
+        self._text_factors: dict[str, int] = {}
 
     def self_attention_layers(self, blocks: str) -> dict[str, AttentionLayer]:
         if blocks in ("joint", "single"):
@@ -226,6 +230,25 @@ class UNetBackbone:
 
     def make_processor(self, plan: Planner, layer: str, original: Any) -> "ConsistentAttnProcessor":
         return ConsistentAttnProcessor(plan, layer, original)
+
+    def text_layers(self) -> dict[str, AttentionLayer]:
+        self._text_factors = find_text_factors(self.denoiser)
+        layers: dict[str, Any] = {name: self.denoiser.get_submodule(name) for name in self._text_factors}
+        return layers
+
+    def text_grid(self, shape: InputShape) -> Grid:
+        return choose_text_grid(set(self._text_factors.values()), shape)
+
+    def has_prompts(self, call: int) -> bool:
+        """Return True: guidance doubles the batch, prompts last."""
+        return True
+
+    def make_recording_processor(self, recorder: TextRecorder, layer: str, original: Any) -> RecordingProcessor:
+        return RecordingProcessor(recorder, self._text_factors[layer], original)
+
+    def prompt_tokens(self, pipe: Any) -> PromptTokens:
+        tokenizer = getattr(pipe, "tokenizer", None) or pipe.tokenizer_2
+        return PromptTokens(tokenizer, first=1, length=tokenizer.model_max_length)
 
 
 class ConsistentAttnProcessor:

@@ -56,9 +56,9 @@ class ConsistentSelfAttentionConfig:
         seed: of all random draws, together with a story's key, the step, and the grid.
         regions: which tokens of a panel share which tokens of another: `off`, all of them; `characters`, those of a
             character share its own in the panels that name it, and background keeps to itself; `characters+places`,
-            background shares that of panels in the same place too. Regions come from cross-attention in the steps
-            before; in the first tenth of the schedule panels share as with `off`. They need a U-Net, the prompts' words
-            for each character, and variant `eq2`, `shared_row` or `official` with sampler `uniform`.
+            background shares that of panels in the same place too. Regions come from attention to text in the steps
+            before; in the first tenth of the schedule panels share as with `off`. They need the prompts' words for each
+            character, and variant `eq2`, `shared_row` or `official` with sampler `uniform`.
         isolate_until: with regions, fraction of the schedule in [0, 1] up to which the characters of one panel do not
             attend to each other in it either; 0, they always do.
         panels_at_once: most panels that the denoiser computes at a time, with the same result: panels that attend to

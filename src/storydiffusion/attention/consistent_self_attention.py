@@ -83,7 +83,7 @@ class PanelGroup:
         references: as in `View`.
 
     Raises:
-        UserError: for panels < 1, or another field of another length.
+        UserError: for panels < 1, another field of another length, or text tokens that are no numbers from 0.
     """
 
     panels: int
@@ -109,6 +109,13 @@ class PanelGroup:
         for name, per_image in {"views": self.views, "characters": self.characters, "places": self.places}.items():
             if per_image is not None and len(per_image) != self.panels:
                 raise UserError(f"{name} has {len(per_image)} entries for {self.panels} images: give one for each.")
+        for number, cast in enumerate(self.characters or (), start=1):
+            for name, tokens in cast.items():
+                if not tokens or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in tokens):
+                    raise UserError(
+                        f"characters of panel {number} give {name} the text tokens {list(tokens)}: give whole numbers, "
+                        "0 or more, at least one."
+                    )
 
     def see(self, view: View) -> "PanelGroup":
         """Return the whole story of a view."""

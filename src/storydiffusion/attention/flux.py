@@ -7,16 +7,15 @@ from torch import Tensor
 
 from storydiffusion.attention.backbones import register_backbone
 from storydiffusion.attention.consistent_self_attention import AttentionPlan
-from storydiffusion.attention.transformer_backbone import (
+from storydiffusion.attention.joint_processor import (
     JointAttnProcessor,
-    JointCall,
     JointInputs,
-    TransformerBackbone,
     join_streams,
     project_heads,
     project_out,
-    read_grid,
 )
+from storydiffusion.attention.prompt_tokens import PromptTokens, count_start_tokens
+from storydiffusion.attention.transformer_backbone import JointCall, TransformerBackbone, read_grid
 
 
 class ConsistentFluxAttnProcessor(JointAttnProcessor):
@@ -54,6 +53,11 @@ class FluxBackbone(TransformerBackbone):
         text = arguments["encoder_hidden_states"].shape[1]
         height, width, references = read_grid(arguments["img_ids"])
         return JointCall(len(arguments["hidden_states"]), height, width, text, references)
+
+    def prompt_tokens(self, pipe: Any) -> PromptTokens:
+        """Return the place of a prompt among the tokens of T5, or of what stands in its place."""
+        tokenizer = pipe.tokenizer_2
+        return PromptTokens(tokenizer, count_start_tokens(tokenizer), tokenizer.model_max_length)
 
 
 def project_joint(

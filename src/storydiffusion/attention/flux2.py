@@ -9,7 +9,9 @@ from torch import Tensor
 from storydiffusion.attention.backbones import register_backbone
 from storydiffusion.attention.consistent_self_attention import AttentionPlan
 from storydiffusion.attention.flux import ConsistentFluxAttnProcessor, FluxBackbone, embed
-from storydiffusion.attention.transformer_backbone import JointAttnProcessor, JointCall, JointInputs
+from storydiffusion.attention.joint_processor import JointAttnProcessor, JointInputs
+from storydiffusion.attention.prompt_tokens import PromptTokens
+from storydiffusion.attention.transformer_backbone import JointCall
 from storydiffusion.errors import UserError
 
 
@@ -65,3 +67,10 @@ class Flux2Backbone(FluxBackbone):
                 "support: take Flux2KleinPipeline."
             )
         return super().read_call(arguments)
+
+    def prompt_tokens(self, pipe: Any) -> PromptTokens:
+        """Raise UserError: the template of the chat, with a system message, differs between text encoders."""
+        raise UserError(
+            f"the words of characters are not found in prompts of {type(pipe).__name__}, whose text encoder reads them "
+            "in the template of a chat: give PanelGroup(characters=…) with the numbers of their tokens."
+        )

@@ -14,11 +14,12 @@ attends to, H heads, D channels of a head.
 """
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
-from storydiffusion.attention.consistent_self_attention import AttentionPlan
+from storydiffusion.attention.consistent_self_attention import AttentionPlan, most_gathered
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(query (B, S, H, D), key (B, K, H, D), value (B, K, H, D), mask (B, 1, 1, K) of booleans or None) → (B, S, H, D)"""
@@ -85,24 +86,32 @@ def _attend_image(
     angles: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:
-    """(B, N, H, D) for the image tokens, one panel after the other, which bounds the gathered keys and values."""
+    """(B, N, H, D) for the image tokens: one kernel call for all panels with as many keys, if they fit in the bound."""
     tokens, total = query.shape[1], query.shape[0] * query.shape[1]
     keys, values = key[:, image].flatten(0, 1), value[:, image].flatten(0, 1)
     if angles is not None:
         keys = torch.cat([keys, rotate(keys, angles)])  # rows from `total` on are moved
     own_key, own_value = _outside(key, image), _outside(value, image)
     own_mask = None if mask is None else _outside(mask, image)
-    output = torch.zeros_like(query)
+    output, queries = query.new_zeros(query.shape), query.flatten(0, 1)
+    most = most_gathered(query.device.type)
     for group in plan.groups:
-        for panel, rows in zip(group.panels.split(1), group.rows.split(1), strict=True):
-            of_others = rows // tokens != panel[:, None]
+        at_once = max(1, most // ((own_key.shape[1] + group.rows.shape[1]) * query[0, 0].numel()))
+        for first in range(0, len(group.rows), at_once):
+            panels, rows, readers = group.apply(itemgetter(slice(first, first + at_once)))
+            of_others = rows // tokens != panels[:, None]
             moved = rows if angles is None else rows + of_others * total
-            joint_key = torch.cat([own_key[panel], keys[moved]], dim=1)
-            joint_value = torch.cat([own_value[panel], values[rows]], dim=1)
+            joint_key = torch.cat([own_key[panels], keys[moved]], dim=1)
+            joint_value = torch.cat([own_value[panels], values[rows]], dim=1)
             seen = None
             if own_mask is not None:
-                seen = torch.cat([own_mask[panel], torch.ones_like(rows, dtype=torch.bool)], dim=1)[:, None, None]
-            output.index_add_(0, panel, kernel(query[panel], joint_key, joint_value, seen).to(output.dtype))
+                seen = torch.cat([own_mask[panels], torch.ones_like(rows, dtype=torch.bool)], dim=1)[:, None, None]
+            if readers is None:
+                read = kernel(query[panels], joint_key, joint_value, seen)
+                output.index_add_(0, panels, read.to(output.dtype))
+            else:
+                read = kernel(queries[readers], joint_key, joint_value, seen)
+                output.view_as(queries).index_copy_(0, readers.flatten(), read.flatten(0, 1).to(output.dtype))
     return output if plan.occurrences is None else output / plan.occurrences[:, None, None, None]
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storydiffusion.attention.backbones import Backbone, find_factor
+from storydiffusion.attention.backbones import Backbone
 from storydiffusion.attention.chunks import Chunk, find_components, plan_chunks
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import most_gathered
+from storydiffusion.attention.grids import find_factor
 from storydiffusion.errors import UserError
 
 ACTIVATIONS = 32

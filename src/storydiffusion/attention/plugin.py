@@ -17,17 +17,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from storydiffusion.attention import flux, flux2, qwen_image, stable_diffusion_3  # noqa: F401  # register backbones
-from storydiffusion.attention.backbones import AttentionLayer, Backbone, Grid, InputShape, find_denoiser, get_backbone
-from storydiffusion.attention.character_words import describe_panels
+from storydiffusion.attention.backbones import AttentionLayer, Backbone, find_denoiser, get_backbone
 from storydiffusion.attention.chunks import Chunk, ChunkedCall
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
 from storydiffusion.attention.consistent_self_attention import AttentionPlan, PanelGroup, batch_plan
 from storydiffusion.attention.denoiser_calls import before_calls
-from storydiffusion.attention.finite import check_latents
+from storydiffusion.attention.described_panels import describe_panels
+from storydiffusion.attention.grids import Grid, InputShape
 from storydiffusion.attention.guidance import ImageCounter, check_parts, count_parts
+from storydiffusion.attention.hooks import check_hooks
 from storydiffusion.attention.kept_features import FeatureStore
 from storydiffusion.attention.memory import CallMemory, choose_chunks, estimate_memory
 from storydiffusion.attention.region_recorder import RegionRecorder
+from storydiffusion.attention.step_end import NEEDING, StepEnd, check_takes_callback
 from storydiffusion.attention.variants import get_read_panels, get_variant, select_tokens
 from storydiffusion.errors import UserError
 
@@ -106,26 +108,6 @@ def _recording(state: "StoryState") -> AbstractContextManager[None]:
     return _attention_processors(state.recorder.layers, state.recorder.make_processor, state)
 
 
-class StepEnd:
-    """A pipeline's `callback_on_step_end`, alone or among diffusers' `MultiPipelineCallbacks`."""
-
-    tensor_inputs = ("latents",)
-
-    def __init__(self, state: "StoryState") -> None:
-        self._state = state
-
-    def __call__(self, pipe: Any, step: int, timestep: Any, callback_kwargs: dict) -> dict:
-        """Enter the next step. Tensors stay unchanged.
-
-        Raises:
-            UserError: for latents that are not finite.
-        """
-        if isinstance(latents := callback_kwargs.get("latents"), Tensor):
-            check_latents(latents, step)
-        self._state.end_step(step)
-        return callback_kwargs
-
-
 class StoryState:
     """The denoising step of a story, the layout of its batch, and the token selection of this step.
 
@@ -139,8 +121,8 @@ class StoryState:
     Raises from the pipeline's call:
         UserError: for a start above 0, an end below 1, regions, or variant `official` without the callback; a batch
             that prompts, `stories` and `parts` do not explain; characters that prompts do not name; a grid in `rate`
-            that the denoiser does not have; attention processors that were replaced inside the context; latents that
-            are not finite (with the callback).
+            that the denoiser does not have; attention processors that were replaced inside the context; hooks that
+            reuse attention of other steps; latents that are not finite (with the callback).
 
     Attributes:
         on_step_end: diffusers' `callback_on_step_end`.
@@ -165,8 +147,10 @@ class StoryState:
         if parts is not None and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
             raise UserError(f"parts is {parts!r}: choose a whole number of guidance parts, 1 or more.")
         self.config = config
-        self.on_step_end = StepEnd(self)
+        self.on_step_end = StepEnd(self.end_step)
         self.images = ImageCounter()
+        if config.uses_regions:
+            check_takes_callback(pipe)
         self.recorder = RegionRecorder(backbone) if config.uses_regions else None
         self.processors: dict[str, tuple[AttentionLayer, Any]] = {}
         self.features = features or FeatureStore()
@@ -216,10 +200,11 @@ class StoryState:
         if self.config.needs_schedule and self._steps is None:
             self._steps = self._schedule_length()
         self._backbone.begin_call(args, kwargs)
+        check_hooks(self._backbone.denoiser)
         self._shape = self._backbone.input_shape(args, kwargs)
         self._arrange(self._shape.batch)
         if self.recorder is not None:
-            self.recorder.begin_call(self._shape)
+            self.recorder.begin_call(self._shape, self._calls)
         if not self._checked and self._given_parts is None:
             check_parts(self._backbone.latents(args, kwargs), self._parts, self._layout_known)
             self._checked = True
@@ -355,9 +340,9 @@ class StoryState:
         if not self.config.needs_schedule:
             self._enter(self.step + 1)
         elif self._calls >= order:  # one step makes at most `order` calls
+            check_takes_callback(self._pipe)
             raise UserError(
-                "start, end, regions and variant 'official' need the schedule: call the pipeline with "
-                "callback_on_step_end=story.on_step_end."
+                f"{NEEDING} need the schedule: call the pipeline with callback_on_step_end=story.on_step_end."
             )
 
     def _schedule_length(self) -> int:
@@ -379,12 +364,14 @@ class StoryState:
         self._layout_known = stated is not None or panels is not None
         parts = count_parts(batch, self._given_parts, self.images.images, stated, panels)
         stories = stories or [PanelGroup(max(batch // parts, 1))]
-        if [s.panels for s in stories] != [s.panels for s in self._stories] or parts != self._parts:
-            self._stories, self._parts, self._checked = stories, parts, False
-            self._chunked = None
+        are_same = [s.panels for s in stories] == [s.panels for s in self._stories]
+        if not are_same or parts != self._parts:
+            self._parts, self._checked, self._chunked = parts, False, None
             self._plans.clear()
-            if self.recorder is not None:
-                self._stories = self._describe(stories, self.recorder)
+            if not are_same:
+                self._stories = stories if self.recorder is None else self._describe(stories, self.recorder)
+            if self.recorder is not None:  # whose maps outlive guidance that begins or ends during a run
+                self.recorder.check_parts(parts, self._pipe)
         if (
             isinstance(self.config.rate, Mapping)
             and self._factors
@@ -398,6 +385,7 @@ class StoryState:
     def _describe(self, stories: list[PanelGroup], recorder: RegionRecorder) -> list[PanelGroup]:
         """Return the stories with the tokens of their characters, and let them be recorded."""
         if self._characters is not None:
-            stories = describe_panels(self._pipe, stories, self.images.prompts, self._characters)
-        recorder.arrange(stories, self._parts, self._pipe)
+            where = self._backbone.prompt_tokens(self._pipe)
+            stories = describe_panels(self._pipe, where, stories, self.images.prompts, self._characters)
+        recorder.arrange(stories)
         return stories

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from storydiffusion.attention.backbones import register_backbone
 from storydiffusion.attention.consistent_self_attention import AttentionPlan
-from storydiffusion.attention.transformer_backbone import (
+from storydiffusion.attention.joint_processor import (
     JointAttnProcessor,
-    JointCall,
     JointInputs,
-    TransformerBackbone,
     join_streams,
     project_heads,
     project_out,
 )
+from storydiffusion.attention.prompt_tokens import PromptTokens
+from storydiffusion.attention.transformer_backbone import JointCall, TransformerBackbone
 from storydiffusion.errors import UserError
 
 
@@ -93,3 +93,17 @@ class QwenImageBackbone(TransformerBackbone):
         _, height, width = images[0]
         text = arguments["encoder_hidden_states"].shape[1]
         return JointCall(len(latents), height, width, text, references=len(images) - 1)
+
+    def prompt_tokens(self, pipe: Any) -> PromptTokens:
+        """Return the place of a prompt behind what is left of the template of a chat.
+
+        Raises:
+            UserError: for a pipeline whose template also has images.
+        """
+        if getattr(pipe, "processor", None) is not None:
+            raise UserError(
+                f"the words of characters are not found in prompts of {type(pipe).__name__}, whose text encoder reads "
+                "them beside images: give PanelGroup(characters=…) with the numbers of their tokens."
+            )
+        before = len(pipe.tokenizer(pipe.prompt_template_encode.split("{}")[0]).input_ids)
+        return PromptTokens(pipe.tokenizer, before - pipe.prompt_template_encode_start_idx, pipe.tokenizer_max_length)

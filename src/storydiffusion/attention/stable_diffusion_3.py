@@ -5,18 +5,19 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from storydiffusion.attention.backbones import Grid, InputShape, register_backbone
+from storydiffusion.attention.backbones import register_backbone
 from storydiffusion.attention.consistent_self_attention import AttentionPlan
-from storydiffusion.attention.transformer_backbone import (
+from storydiffusion.attention.grids import Grid, InputShape
+from storydiffusion.attention.joint_processor import (
     JointAttnProcessor,
-    JointCall,
     JointInputs,
-    TransformerBackbone,
     join_streams,
     project_heads,
     project_out,
     torch_kernel,
 )
+from storydiffusion.attention.prompt_tokens import PromptTokens
+from storydiffusion.attention.transformer_backbone import JointCall, TransformerBackbone
 
 
 class ConsistentJointAttnProcessor(JointAttnProcessor):
@@ -74,3 +75,7 @@ class StableDiffusion3Backbone(TransformerBackbone):
     def guidance_parts(self, pipe: Any) -> int | None:
         doubled = getattr(pipe, "do_classifier_free_guidance", None)
         return None if doubled is None else 1 + bool(doubled)
+
+    def prompt_tokens(self, pipe: Any) -> PromptTokens:
+        """Return the place of a prompt among the tokens of CLIP, which come before those of T5."""
+        return PromptTokens(pipe.tokenizer, first=1, length=pipe.tokenizer.model_max_length)

@@ -3,18 +3,20 @@
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from storydiffusion.attention.backbones import AttentionLayer, Grid, InputShape, Planner
+from storydiffusion.attention.backbones import AttentionLayer, Planner
 from storydiffusion.attention.config import ConsistentSelfAttentionConfig
-from storydiffusion.attention.consistent_self_attention import AttentionPlan, mean_attention_maps
-from storydiffusion.attention.joint_attention import attend_joint, shift_angles
+from storydiffusion.attention.grids import Grid, InputShape
+from storydiffusion.attention.joint_attention import shift_angles
+from storydiffusion.attention.joint_processor import JointAttnProcessor
+from storydiffusion.attention.prompt_tokens import PromptTokens
+from storydiffusion.attention.text_maps import TextRecorder
 from storydiffusion.errors import UserError
 
 
@@ -45,6 +47,11 @@ class JointCall:
         """The place of the image tokens in the joint sequence."""
         return slice(self.first, self.first + self.tokens)
 
+    @property
+    def text(self) -> slice:
+        """The place of the text tokens in the joint sequence: before the image, or behind it."""
+        return slice(0, self.first) if self.first else slice(self.tokens, None)
+
 
 class TransformerBackbone(ABC):
     """A diffusion transformer with joint attention over text and image tokens, all on one grid.
@@ -60,13 +67,14 @@ class TransformerBackbone(ABC):
 
     positions: ClassVar[Sequence[str]] = ("beside", "same", "reference")
     layers: ClassVar[Sequence[str]] = ("attn",)
-    processors: ClassVar[Mapping[str, "type[JointAttnProcessor]"]]
+    processors: ClassVar[Mapping[str, type[JointAttnProcessor]]]
     slot: ClassVar[int] = 1
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser: Any = denoiser
         self.call = JointCall(0, 0, 0, 0)
         self._positions = self.positions[0]
+        self._angles: dict[tuple, Tensor] = {}
 
     def prepare(self, config: ConsistentSelfAttentionConfig) -> None:
         if config.panels_at_once is not None:
@@ -129,7 +137,7 @@ class TransformerBackbone(ABC):
         """Return 1: guidance calls the transformer once for each part."""
         return 1
 
-    def make_processor(self, plan: Planner, layer: str, original: Any) -> "JointAttnProcessor":
+    def make_processor(self, plan: Planner, layer: str, original: Any) -> JointAttnProcessor:
         name = type(original).__name__
         if name not in self.processors:
             raise UserError(
@@ -138,8 +146,43 @@ class TransformerBackbone(ABC):
             )
         return self.processors[name](self, plan, layer, original)
 
-    def key_angles(self) -> Tensor | None:
-        """Return the angles (D / 2,) that move the keys of other panels as `positions` says; None for no move."""
+    def text_layers(self) -> dict[str, AttentionLayer]:
+        """Return the layers of the middle third of the blocks with two streams.
+
+        In the first third image tokens show little but noise, and in the last one the text has served its purpose. In
+        blocks of one stream, text and image have the same projections.
+        """
+        every = {name: layer for name, layer in self.self_attention_layers("joint").items() if name.endswith(".attn")}
+        first, end = len(every) // 3, -(-2 * len(every) // 3)
+        return dict(list(every.items())[first : max(end, first + 1)])
+
+    def text_grid(self, shape: InputShape) -> Grid:
+        return self.grid(self.call.tokens, shape)
+
+    def has_prompts(self, call: int) -> bool:
+        """Return whether it is the first call of a step: guidance calls again for the negative prompts."""
+        return call == 1
+
+    def make_recording_processor(self, recorder: TextRecorder, layer: str, original: Any) -> JointAttnProcessor:
+        """Return a processor of the same kind that also records; `original` may share tokens already."""
+
+        def record(query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+            recorder.record_all_text(query, key, mask)
+
+        if isinstance(original, JointAttnProcessor):
+            return type(original)(self, original.plan, layer, original.original, record)
+        plain = self.make_processor(lambda *call: None, layer, original)
+        return type(plain)(self, plain.plan, layer, original, record)
+
+    @abstractmethod
+    def prompt_tokens(self, pipe: Any) -> PromptTokens:
+        """Return where the text encoder has the tokens of a prompt. Raises UserError where they are not found."""
+
+    def key_angles(self, device: torch.device) -> Tensor | None:
+        """Return the angles (D / 2,) that move the keys of other panels as `positions` says; None for no move.
+
+        They are computed once for each size of image.
+        """
         if self._positions == "same":
             return None
         embedding = self.denoiser.pos_embed
@@ -148,129 +191,14 @@ class TransformerBackbone(ABC):
             shift[2] = self.call.width
         else:
             shift[0] = self.slot * (self.call.references + 1)
-        return shift_angles(shift, embedding.axes_dim, embedding.theta)
+        key = (*shift, device)
+        if key not in self._angles:
+            self._angles[key] = shift_angles(shift, embedding.axes_dim, embedding.theta).to(device)
+        return self._angles[key]
 
     def arguments(self, args: tuple, kwargs: dict[str, Any]) -> Mapping[str, Any]:
         """Return the arguments of a call by name."""
         return inspect.signature(type(self.denoiser).forward).bind(self.denoiser, *args, **kwargs).arguments
-
-
-class JointInputs(NamedTuple):
-    """Of an attention layer in one call.
-
-    Attributes:
-        hidden_states: (B, S, C) image tokens, or the joint sequence where `text` is None in a block of one stream.
-        text: (B, T, C) text tokens of a block of two streams.
-        positions: the rotary embedding, in the family's own form.
-        text_mask: (B, T), false or 0 at padding; None without padding.
-        attention_mask: any other mask, which sampled tokens would need too.
-    """
-
-    hidden_states: Tensor
-    text: Tensor | None = None
-    positions: Any = None
-    text_mask: Tensor | None = None
-    attention_mask: Tensor | None = None
-
-
-class JointAttnProcessor(ABC):
-    """A diffusers attention processor that shares image tokens. Base class of all families' processors.
-
-    A subclass has a `__call__` that names the arguments of the processor it replaces, since diffusers passes on no
-    others, and hands them to `run`.
-
-    Args:
-        backbone: knows the layout of the current call.
-        plan: returns the plan of each call.
-        layer: the layer's name in the denoiser.
-        original: the processor that it replaces, called where nothing is shared.
-    """
-
-    def __init__(self, backbone: TransformerBackbone, plan: Planner, layer: str, original: Any):
-        self.backbone = backbone
-        self.plan = plan
-        self.layer = layer
-        self.original = original
-        run: Any = torch.compiler.disable(self._run)  # a plan changes in every step: no graph holds it
-        self.run: Callable[..., Any] = run
-
-    def _run(self, attn: Any, inputs: JointInputs, *arguments: Any) -> Any:
-        """Compute attention as planned, or by the original processor, which takes `arguments`."""
-        plan = self.plan(self.layer, self.select_image(inputs), lambda: self._attention_maps(attn, inputs))
-        if plan is None:
-            return self.original(attn, *arguments)
-        if inputs.attention_mask is not None:
-            raise UserError("consistent self-attention takes no attention_mask: leave it out of the denoiser's call.")
-        if getattr(self.original, "_parallel_config", None) is not None:
-            raise UserError("attention is divided among devices, which is not supported: load the model on one device.")
-        return self.attend(attn, inputs, plan)
-
-    def select_image(self, inputs: JointInputs) -> Tensor:
-        """Return the image tokens (B, N, C) among the layer's inputs."""
-        return inputs.hidden_states[:, : self.backbone.call.tokens]
-
-    @abstractmethod
-    def project(self, attn: Any, inputs: JointInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query, key and value (B, S, H, D) of the joint sequence, with rotary embedding."""
-
-    @abstractmethod
-    def attend(self, attn: Any, inputs: JointInputs, plan: AttentionPlan) -> Any:
-        """Return what the original processor returns, with tokens shared as planned."""
-
-    def share(
-        self, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, mask: Tensor | None = None
-    ) -> Tensor:
-        """(B, S, H, D) ×3 → (B, S, H · D)."""
-        angles = self.backbone.key_angles()
-        angles = None if angles is None else angles.to(query.device)
-        image = self.backbone.call.image
-        return attend_joint(query, key, value, plan, image, self.kernel, angles, mask).flatten(2).to(query.dtype)
-
-    def kernel(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Compute attention by the backend that diffusers chose for the original processor."""
-        from diffusers.models.attention_dispatch import dispatch_attention_fn
-
-        return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self.original._attention_backend)
-
-    def _attention_maps(self, attn: Any, inputs: JointInputs) -> Tensor:
-        """(B, N, N): softmax among only the image tokens, averaged over heads."""
-        query, key, _ = self.project(attn, inputs)
-        image = self.backbone.call.image
-        return mean_attention_maps(query[:, image].flatten(2), key[:, image].flatten(2), query.shape[2])
-
-
-def project_heads(attn: Any, x: Any, added: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Project tokens (B, S, C) to query, key and value (B, S, H, D), normalized as the layer does.
-
-    Args:
-        added: use the layer's projections of text.
-    """
-    if attn.fused_projections:
-        query, key, value = (attn.to_added_qkv if added else attn.to_qkv)(x).chunk(3, dim=-1)
-    else:
-        names = ("add_q_proj", "add_k_proj", "add_v_proj") if added else ("to_q", "to_k", "to_v")
-        query, key, value = (getattr(attn, name)(x) for name in names)
-    width = attn.inner_dim // attn.heads
-    query, key, value = (each.unflatten(-1, (-1, width)) for each in (query, key, value))
-    norm_q, norm_k = (attn.norm_added_q, attn.norm_added_k) if added else (attn.norm_q, attn.norm_k)
-    return query if norm_q is None else norm_q(query), key if norm_k is None else norm_k(key), value
-
-
-def join_streams(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Concatenate query, key and value of two streams of tokens."""
-    query, key, value = (torch.cat(pair, dim=1) for pair in zip(first, second, strict=True))
-    return query, key, value
-
-
-def project_out(attn: Any, x: Tensor) -> Tensor:
-    """Apply a layer's output projection and its dropout to image tokens."""
-    return attn.to_out[1](attn.to_out[0](x))
-
-
-def torch_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute attention over (B, S, H, D) by torch."""
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 def read_grid(ids: Tensor) -> tuple[int, int, int]:

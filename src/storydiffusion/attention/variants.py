@@ -166,12 +166,17 @@ def _select_by_views(
 
 def get_sources(config: "ConsistentSelfAttentionConfig", story: "PanelGroup") -> "Tensor":
     """Return (P, P) booleans, row i true at the other panels that the settings allow panel i to attend to."""
+    return story.sources() & _get_reach(config, story)
+
+
+def _get_reach(config: "ConsistentSelfAttentionConfig", story: "PanelGroup") -> "Tensor":
+    """Return (P, P) booleans of the panels in reach: references always, others as window and anchors say."""
     from torch.nn.functional import pad
 
     from storydiffusion.attention.consistent_self_attention import within_reach
 
     reach = within_reach(story.panels - story.references, config.neighbor_window, config.anchor_panels)
-    return story.sources() & pad(reach, (story.references, 0, story.references, 0), value=True)
+    return pad(reach, (story.references, 0, story.references, 0), value=True)
 
 
 def get_same_place(config: "ConsistentSelfAttentionConfig", story: "PanelGroup") -> "Tensor":
@@ -182,15 +187,12 @@ def get_same_place(config: "ConsistentSelfAttentionConfig", story: "PanelGroup")
     """
     import torch
 
-    from storydiffusion.attention.consistent_self_attention import within_reach
-
     if not config.uses_regions or config.regions == "characters":
         return torch.zeros(story.panels, story.panels, dtype=torch.bool)
     if story.places is None:
         raise UserError(f"regions is {config.regions}, but places are unknown: give PanelGroup(places=…).")
     same = torch.tensor([[one == other != "" for other in story.places] for one in story.places])
-    reach = within_reach(story.panels, config.neighbor_window, config.anchor_panels)
-    return same & reach & ~torch.eye(story.panels, dtype=torch.bool)
+    return same & _get_reach(config, story) & ~torch.eye(story.panels, dtype=torch.bool)
 
 
 def get_read_panels(config: "ConsistentSelfAttentionConfig", stories: "Sequence[PanelGroup]") -> "Tensor":

@@ -15,6 +15,7 @@ from storydiffusion.experiments.judging import (
     get_difference,
     get_status,
 )
+from storydiffusion.experiments.region_claims import REGIONS, REGIONS_CLAIM
 from storydiffusion.experiments.scene_claims import judge_keeping
 
 LEVEL = 0.01  # of significance
@@ -69,4 +70,5 @@ def build_transformer_claims(judge_rate: Callable[[Comparison], Verdict]) -> tup
         claim("dit_sampling_rate", rates, judge_rate, ("consistency",), STORY_METRICS),
         claim("dit_positions", positions, judge_positions, compared, STORY_METRICS),
         claim("dit_blocks", blocks, judge_blocks, compared, STORY_METRICS, baseline="csa.blocks=all"),
+        replace(REGIONS_CLAIM, name="dit_regions", sweep=replace(REGIONS, name="dit_regions"), denoiser="transformer"),
     )

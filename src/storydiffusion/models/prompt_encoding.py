@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storydiffusion.attention.character_words import find_tokens, find_words
+from storydiffusion.attention.backbones import find_denoiser, get_backbone
+from storydiffusion.attention.character_words import Span, find_tokens, find_words
 from storydiffusion.errors import UserError
 
 WINDOWS_AT_ONCE = 32
@@ -109,10 +110,26 @@ def find_character_tokens(pipe: Any, prompt: str, characters: Mapping[str, str])
     Raises:
         UserError: for words that the prompt does not have.
     """
-    tokenizer = get_tokenizers(pipe)[0]
     spans = find_words(prompt, characters)
     if missing := [name for name in characters if name not in spans]:
         raise UserError(f"the prompt '{prompt}' does not have the words '{characters[missing[0]]}' of {missing[0]}.")
+    return find_span_tokens(pipe, prompt, {name: spans[name] for name in characters})
+
+
+def find_span_tokens(pipe: Any, prompt: str, spans: Mapping[str, Sequence[Span]]) -> dict[str, list[int]]:
+    """Return the numbers of the tokens of each character's spans in the embeddings that `encode_prompts` returns.
+
+    A diffusion transformer's are those in the embeddings that its pipeline makes of the prompt.
+
+    Args:
+        spans: name → start and end of words of the prompt.
+
+    Raises:
+        UserError: for words that the text encoder of a transformer does not read, or whose tokens are not found.
+    """
+    if getattr(pipe, "unet", None) is None:
+        return get_backbone(find_denoiser(pipe)).prompt_tokens(pipe).find(pipe, prompt, spans)
+    tokenizer = get_tokenizers(pipe)[0]
     numbers = [
         window * tokenizer.model_max_length + 1 + place  # after the window's start token
         for window, piece in enumerate(token_windows(tokenizer, prompt))
@@ -122,7 +139,7 @@ def find_character_tokens(pipe: Any, prompt: str, characters: Mapping[str, str])
     def count(text: str) -> int:
         return len(_tokens(tokenizer, text))
 
-    return {name: [numbers[token] for token in find_tokens(prompt, spans[name], count)] for name in characters}
+    return {name: [numbers[token] for token in find_tokens(prompt, own, count)] for name, own in spans.items()}
 
 
 def count_windows(tokenizers: Sequence[Any], texts: Sequence[str]) -> int:

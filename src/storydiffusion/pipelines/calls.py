@@ -50,6 +50,12 @@ def draw_noise(pipe: Any, generators: Sequence[torch.Generator], height: int, wi
     return tokens.transpose(1, 2).unflatten(2, (sides[0] // 2, sides[1] // 2))
 
 
+def find_grid(pipe: Any, height: int, width: int) -> tuple[int, int]:
+    """Return height and width in tokens of the finest grid of an image: a U-Net's latents, or 2 × 2 of them each."""
+    side = pipe.vae_scale_factor * (1 if is_unet(pipe) else 2)
+    return height // side, width // side
+
+
 def draw_latents(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 

@@ -1,7 +1,6 @@
 """Captions of scenes: who is where, in which mood, doing what; any part of the attire left open."""
 
 import random
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -187,27 +186,6 @@ def _find_clauses(
         end = start + len(clauses[slot])
         found[slot] = (start, end)
     return found[0], found[1]
-
-
-def split_clauses(text: str, kinds: Sequence[str], place: str) -> list[str]:
-    """Return the words about each character in a caption, from its article to the next character or the place.
-
-    Args:
-        kinds: of the characters, all different.
-        place: of the image.
-
-    Raises:
-        UserError: for a kind that the caption does not name.
-    """
-    starts = []
-    for kind in kinds:
-        found = re.search(rf"\ban? (?:[\w-]+ ){{0,2}}{kind}\b", text)
-        if found is None:
-            raise UserError(f"the caption '{text}' names no {kind}: give the kinds that it names")
-        starts.append(found.start())
-    stops = [*starts, text.find(PLACE_WORDS[place]), len(text)]
-    ends = [min(stop for stop in stops if stop > start) for start in starts]
-    return [re.sub(r",?( and)?[ ,]*$", "", text[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
 def state_scene(scene: Scene, naming: Sequence[Naming]) -> dict[str, str]:

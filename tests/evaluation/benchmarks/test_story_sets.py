@@ -7,22 +7,21 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from storydiffusion.attention.character_words import find_words
 from storydiffusion.config import InferConfig, load
 from storydiffusion.errors import UserError
 from storydiffusion.evaluation.benchmarks.run import get_model
-from storydiffusion.evaluation.benchmarks.stories import get_words
+from storydiffusion.evaluation.benchmarks.stories import get_descriptions
 from storydiffusion.evaluation.benchmarks.story_sets import get_story_set
 from storydiffusion.evaluation.benchmarks.subject_masks import record_subjects
 from storydiffusion.evaluation.metrics.registry import compute_metrics
 from storydiffusion.evaluation.result import load_result
 from storydiffusion.loaders.resolve import resolve_model
 from storydiffusion.loaders.text_to_image import load_story_model
-from storydiffusion.storyworld.captions import PLACE_WORDS
 from storydiffusion.storyworld.scene import SCENE_LABELS
 from storydiffusion.storyworld.scene_stories import SceneStory, get_scene_stories
 from storydiffusion.storyworld.truth import LOOKS
 from tests.conftest import ROOT, run_verb
+from tests.helpers.descriptions import check_description
 from tests.helpers.world_model import build_world_model
 
 SETS = {(characters, panels): get_story_set(2, characters, panels) for characters in (1, 2) for panels in (4, 10)}
@@ -49,7 +48,7 @@ def read_perfectly(story: SceneStory) -> list[dict[str, str]]:
 
 def measure(story_set, story, readings):
     found = compute_metrics("story", story_set.collect(story, readings))
-    return {name: value for name, value in found.items() if value is not None and name != "leak"}
+    return {name: value for name, value in found.items() if value is not None and not name.startswith("leak")}
 
 
 @every_story
@@ -129,37 +128,39 @@ def test_places_come_again_in_a_hundred_stories_of_one_and_of_two_characters(cha
         assert evidence["open_attributes"]
 
 
-def measure_leak(story, readings):
-    return compute_metrics("story", SETS[2, 4].collect(story, readings))["leak"]
+def measure_leaks(story, readings):
+    """Return the leak of all looks, that of open ones, and the share of images that they are read from."""
+    found = compute_metrics("story", SETS[2, 4].collect(story, readings))
+    return tuple(found[name] for name in ("leak", "leak_open", "pairs_shown"))
 
 
 @pytest.mark.parametrize("story", SETS[2, 4].stories[:12], ids=lambda story: f"story {story.number}")
 def test_leak_counts_looks_of_the_other_character(story):
     readings = read_perfectly(story)
-    assert measure_leak(story, readings) == 0
+    assert measure_leaks(story, readings) == (0, 0, 1)
     a, b = story.looks
     names = [name for name in LOOKS[1:] if a[name] is not None and b[name] is not None and a[name] != b[name]]
-    label = f"{names[0]}_{story.panels[0].cast.index(0) + 1}"
-    readings[0] = {**readings[0], label: str(b[names[0]])}
-    assert measure_leak(story, readings) == pytest.approx(1 / (4 * len(names)))
+    counted = sum(name in own for name in names for own in story.open)
+    for name in names:
+        label = f"{name}_{story.panels[0].cast.index(0) + 1}"
+        changed = [{**readings[0], label: str(b[name])}, *readings[1:]]
+        is_open = name in story.open[0]
+        expected = (1 / (4 * len(names)), is_open / (2 * counted), 1)
+        assert measure_leaks(story, changed) == pytest.approx(expected), name
+    assert measure_leaks(story, [{**readings[0], "characters": "1"}, *readings[1:]]) == (0, 0, 0.5)
     alone = [{**one, "characters": "1"} for one in readings]
-    assert measure_leak(story, alone) is None
-    assert measure_leak(SETS[1, 4].stories[0], read_perfectly(SETS[1, 4].stories[0])) is None
+    assert measure_leaks(story, alone) == (None, None, 0)
+    other = SETS[1, 4].stories[0]
+    assert measure_leaks(other, read_perfectly(other)) == (None, None, None)
 
 
 @pytest.mark.parametrize("edition", [1, 2])
-def test_the_words_of_each_character_are_in_the_prompt_and_name_its_kind_alone(edition):
+def test_the_words_of_a_character_are_its_kind_and_its_named_looks_and_nothing_else(edition):
     for story_set in [get_story_set(1, 1, 4)] if edition == 1 else (*SETS.values(), *PLACES.values()):
         for story in story_set.stories:
-            for panel, words in zip(story.panels, get_words(story), strict=True):
-                found = find_words(panel.prompt, words)
-                assert list(words) == [str(character) for character in panel.cast] == list(found)
-                kinds = [value for label, value in panel.prompted.items() if label.startswith("kind")]
-                for own, text in zip(kinds, words.values(), strict=True):
-                    assert own in text
-                    assert not any(other in text for other in kinds if other != own)
-                    assert not text.endswith((" and", ","))
-                    assert PLACE_WORDS[panel.prompted["place"]] not in text
+            for panel, described in zip(story.panels, get_descriptions(story), strict=True):
+                assert list(described) == [str(character) for character in panel.cast]
+                check_description(panel.prompt, panel.prompted, list(described.values()))
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +224,7 @@ def test_masks_are_those_of_panels_generated_alone_whatever_the_batch(world_mode
     model = load_story_model(resolve_model(settings))
     stories = PLACES[2].stories[:2]
     panels = [panel.prompt for story in stories for panel in story.panels]
-    words = [each for story in stories for each in get_words(story)]
+    words = [each for story in stories for each in get_descriptions(story)]
     whole = record_subjects(model, settings, panels, words, list(range(8)))
     assert whole.shape == (8, 16, 16)
     assert set(whole.unique().tolist()) <= {0, 1}

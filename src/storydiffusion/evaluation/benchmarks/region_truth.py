@@ -1,7 +1,7 @@
-"""Regions that a model's cross-attention shows in drawn images of two characters, beside the characters' true masks.
+"""Regions that a model's attention to text shows in drawn images of two characters, beside the characters' true masks.
 
-The pipeline runs as for a story, but its U-Net always sees the true image, noised to the level of the step. So the maps
-are those of generation, and where each character is is known.
+The pipeline runs as for a story, but its denoiser always sees the true image, noised to the level of the step. So the
+maps are those of generation, and where each character is is known.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from storydiffusion.config import ModelConfig
 from storydiffusion.errors import UserError
 from storydiffusion.storyworld.captions import Prompt
+from storydiffusion.storyworld.descriptions import find_descriptions
 from storydiffusion.storyworld.scene import Scene, sample_scene
 from storydiffusion.storyworld.scene_captions import draw_scene_prompt
 from storydiffusion.storyworld.scene_renderer import figure_masks, render_scene
@@ -19,9 +20,9 @@ from storydiffusion.storyworld.scene_stories import HELD_OUT_SEED
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from storydiffusion.attention.backbones import Grid
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
     from storydiffusion.attention.consistent_self_attention import PanelGroup
+    from storydiffusion.attention.grids import Grid
     from storydiffusion.loaders.text_to_image import StoryModel
 
 READ_AT = 0.5  # of the schedule
@@ -72,9 +73,10 @@ def _record_regions(
     seeds: Sequence[int],
     attention: "ConsistentSelfAttentionConfig",
 ) -> "tuple[Grid, list[Tensor]]":
-    """Return the grid of the latents, and the region of each of its cells at `READ_AT`, int (h · w,) for each scene."""
-    from storydiffusion.attention.backbones import Grid
+    """Return the finest grid of tokens, and the region of each at `READ_AT`, int (h · w,) for each scene."""
+    from storydiffusion.attention.grids import Grid
     from storydiffusion.attention.plugin import consistent_self_attention
+    from storydiffusion.pipelines.calls import find_grid
     from storydiffusion.pipelines.conditioning import text_conditions
     from storydiffusion.pipelines.delayed_guidance import call_pipeline
     from storydiffusion.pipelines.panels import starting_noise
@@ -83,7 +85,7 @@ def _record_regions(
     noise, generators = starting_noise(pipe, seeds, config.height, config.width)
     truth = _encode_scenes(pipe, scenes, config.height)
     noise = noise.to(truth)
-    grid, found = Grid(1, *truth.shape[-2:]), []
+    grid, found = Grid(1, *find_grid(pipe, config.height, config.width)), []
     given = text_conditions(pipe, [prompt.text for prompt in prompts], [""] * len(prompts))
     groups = [_group_characters(pipe, prompt) for prompt in prompts]
     with consistent_self_attention(pipe, replace(attention, regions="characters"), groups) as state:
@@ -95,8 +97,7 @@ def _record_regions(
                 found.extend(state.recorder.get_regions(grid))
             if step + 1 == pipe.num_timesteps:
                 return tensors
-            later = pipe.scheduler.timesteps[step + 1].expand(len(truth))
-            return {**tensors, "latents": pipe.scheduler.add_noise(truth, noise, later)}
+            return {**tensors, "latents": _add_noise(pipe.scheduler, truth, noise, step + 1)}
 
         start = {"latents": noise, "generator": generators, "output_type": "latent"}
         arguments = {**given.arguments, **get_sampling_defaults(config), **start}
@@ -104,24 +105,34 @@ def _record_regions(
     return grid, found
 
 
+def _add_noise(scheduler: Any, truth: "Tensor", noise: "Tensor", step: int) -> "Tensor":
+    """Return latents noised to the level of a step of the schedule."""
+    timesteps = scheduler.timesteps[step].expand(len(truth))
+    if hasattr(scheduler, "scale_noise"):  # flow matching, with other names and another order
+        return scheduler.scale_noise(truth, timesteps, noise)
+    return scheduler.add_noise(truth, noise, timesteps)
+
+
 def _encode_scenes(pipe: Any, scenes: Sequence[Scene], size: int) -> "Tensor":
-    """Return the scaled latents (B, C, h, w) of drawn images."""
+    """Return the scaled latents of drawn images, as the pipeline takes its noise."""
     import numpy as np
     import torch
 
+    from storydiffusion.pipelines.calls import is_unet, pack
     from storydiffusion.pipelines.transition_sampling import encode_images
 
     pixels = np.stack([render_scene(scene, size) for scene in scenes])
-    return encode_images(pipe.vae, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    latents = encode_images(pipe.vae, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    return latents if is_unet(pipe) else pack(latents)
 
 
 def _group_characters(pipe: Any, prompt: Prompt) -> "PanelGroup":
     """Return a story of only this panel, with the tokens of its characters, named 0 and 1."""
     from storydiffusion.attention.consistent_self_attention import PanelGroup
-    from storydiffusion.models.prompt_encoding import find_character_tokens
+    from storydiffusion.models.prompt_encoding import find_span_tokens
 
-    words = {str(n): prompt.text[slice(*span)] for n, span in enumerate(prompt.clauses)}
-    return PanelGroup(1, characters=[find_character_tokens(pipe, prompt.text, words)])
+    spans = {str(n): each for n, each in enumerate(find_descriptions(prompt.text, prompt.stated))}
+    return PanelGroup(1, characters=[find_span_tokens(pipe, prompt.text, spans)])
 
 
 def pool_masks(scene: Scene, size: int, grid: "Grid") -> Any:

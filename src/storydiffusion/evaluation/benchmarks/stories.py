@@ -32,14 +32,14 @@ from storydiffusion.evaluation.networks import load_image_text_encoder
 from storydiffusion.loaders.checksums import compute_part_checksums
 from storydiffusion.loaders.resolve import ResolvedModel
 from storydiffusion.loaders.text_to_image import StoryModel, load_story_model
-from storydiffusion.storyworld.scene import split_label
-from storydiffusion.storyworld.scene_captions import split_clauses
+from storydiffusion.storyworld.descriptions import Span, find_descriptions
 from storydiffusion.storyworld.scene_stories import BenchmarkStory
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from storydiffusion.attention.config import ConsistentSelfAttentionConfig
+    from storydiffusion.attention.consistent_self_attention import PanelGroup
     from storydiffusion.evaluation.networks import ImageTextEncoder
     from storydiffusion.pipelines.conditioning import Conditions
 
@@ -163,14 +163,26 @@ def get_casts(story: BenchmarkStory) -> list[tuple[str, ...]]:
     return [tuple(map(str, panel.cast)) for panel in story.panels]
 
 
-def get_words(story: BenchmarkStory) -> list[dict[str, str]]:
-    """Return, for each panel, name of a character → the words about it in the prompt."""
-    found = []
-    for panel in story.panels:
-        kinds = [value for label, value in panel.prompted.items() if split_label(label)[0] == "kind"]
-        clauses = split_clauses(panel.prompt, kinds, panel.prompted["place"])
-        found.append({str(character): words for character, words in zip(panel.cast, clauses, strict=True)})
-    return found
+def get_descriptions(story: BenchmarkStory) -> list[dict[str, list[Span]]]:
+    """Return, for each panel, name of a character → where the prompt describes it, as `find_descriptions` says."""
+    return [
+        dict(zip(map(str, panel.cast), find_descriptions(panel.prompt, panel.prompted), strict=True))
+        for panel in story.panels
+    ]
+
+
+def group_story(pipe: Any, story: BenchmarkStory, attention: "ConsistentSelfAttentionConfig") -> "PanelGroup":
+    """Return the panels of a story, with the tokens of their characters where regions need them."""
+    from storydiffusion.attention.consistent_self_attention import PanelGroup
+    from storydiffusion.models.prompt_encoding import find_span_tokens
+    from storydiffusion.pipelines.panels import shared_characters
+
+    places = [panel.prompted["place"] for panel in story.panels]
+    group = PanelGroup(len(story.panels), story.number, shared_characters(get_casts(story)), places=places)
+    if attention.uses_regions:
+        described = zip(story.panels, get_descriptions(story), strict=True)
+        group.characters = [find_span_tokens(pipe, panel.prompt, spans) for panel, spans in described]
+    return group
 
 
 def generate_stories(
@@ -188,24 +200,14 @@ def generate_stories(
         noise: see `panel_seeds`.
         conditions: of all panels; None: the prompts only.
     """
-    from storydiffusion.pipelines.panels import group_panels, panel_seeds
+    from storydiffusion.pipelines.panels import panel_seeds
 
-    groups = [
-        group_panels(
-            model.pipe,
-            attention,
-            [panel.prompt for panel in story.panels],
-            get_words(story),
-            [panel.prompted["place"] for panel in story.panels],
-            key=story.number,
-        )
-        for story in stories
-    ]
+    groups = [group_story(model.pipe, story, attention) for story in stories]
     seeds = [each for story in stories for each in panel_seeds(seed + story.number, get_casts(story), noise)]
     prompts = [panel.prompt for story in stories for panel in story.panels]
     if "masks" in attention.needs:
-        words = [each for story in stories for each in get_words(story)]
-        masks = record_subjects(model, config, prompts, words, seeds)
+        described = [each for story in stories for each in get_descriptions(story)]
+        masks = record_subjects(model, config, prompts, described, seeds)
         for group, own in zip(groups, masks.split([group.panels for group in groups]), strict=True):
             group.masks = own
     return generate_images(model, config, prompts, seeds, attention, groups, conditions)

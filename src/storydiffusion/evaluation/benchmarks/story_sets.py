@@ -87,6 +87,7 @@ def get_scene_evidence(story: SceneStory, readings: Readings) -> dict[str, Any]:
         "prompted": prompted,
         "named": [_without_neutral_moods(one) for one in prompted],
         "open_attributes": [f"{name} of {c}" for c, names in enumerate(story.open) for name in names],
+        "open_looks": story.open,
         "casts": [panel.cast for panel in story.panels],
         "places": [one["place"] for one in prompted],
     }

@@ -5,7 +5,7 @@ function takes; whoever has that evidence about an item (an image, a story, a cl
 
     readings, prompted          attributes read from each image, and those expected: label → value
     named                       as prompted, where parts of the attire, moods and sides are measured one by one, too
-    open_attributes             attributes of the character that no prompt names
+    open_attributes             attributes of the character that no prompt names; open_looks, those of each character
     first_readings              as readings, of an earlier story of the same characters
     regions, masks              cells of each character in an image, as recorded and as drawn
     casts                       characters of each image, from left to right; images, uint8 (H, W, 3), and their places
@@ -54,6 +54,7 @@ from storydiffusion.evaluation.metrics.scene_agreement import (
     leak,
     looks_kept_apart,
     pair_alignment,
+    pairs_shown,
     place_agreement,
     region_iou,
     value_alignment,
@@ -174,6 +175,13 @@ METRICS: dict[str, Metric] = {
     "pair_looks": _named_metric("two characters, looks kept apart", looks_kept_apart),
     "leak": Metric(
         "two characters, looks of the other", "story", "lower", "share of looks", ("readings", "casts"), leak
+    ),
+    "leak_open": Metric(
+        "two characters, open looks of the other", "story", "lower", "share of looks",
+        ("readings", "casts", "open_looks"), leak,
+    ),
+    "pairs_shown": Metric(
+        "two characters, both shown", "story", "higher", "share of images", ("readings", "casts"), pairs_shown
     ),
     "place_agreement": Metric(
         "agreement in one place", "story", "higher", "share of pixels", ("images", "places"), place_agreement

@@ -64,7 +64,9 @@ def looks_kept_apart(readings: Sequence[Reading], named: Sequence[Prompted]) -> 
     return _share(right)
 
 
-def leak(readings: Sequence[Reading], casts: Sequence[Sequence[int]]) -> float | None:
+def leak(
+    readings: Sequence[Reading], casts: Sequence[Sequence[int]], open_looks: Sequence[Sequence[str]] | None = None
+) -> float | None:
     """Return the share of the looks of one character that the other shows, in images of both.
 
     A character's looks are those of the images that show only it, the most frequent value of each; they count where
@@ -72,17 +74,30 @@ def leak(readings: Sequence[Reading], casts: Sequence[Sequence[int]]) -> float |
 
     Args:
         casts: the characters of each image, from left to right.
+        open_looks: for each character, the looks that no prompt names; looks of others count only where they are open
+            for the one that would show them, since words alone keep a named look in its place. None: all.
     """
     alone = {character: _read_alone(readings, casts, character) for cast in casts for character in cast}
     shown = []
-    for reading, cast in zip(readings, casts, strict=True):
-        if len(cast) != 2 or reading["characters"] != "2":
-            continue
+    for reading, cast in _show_two(readings, casts):
         for slot, (own, other) in enumerate((cast, cast[::-1]), start=1):
             for name, value in alone[other].items():
-                if alone[own].get(name, value) != value and f"{name}_{slot}" in reading:
+                differs = alone[own].get(name, value) != value and f"{name}_{slot}" in reading
+                if differs and (open_looks is None or name in open_looks[own]):
                     shown.append(reading[f"{name}_{slot}"] == value)
     return _share(shown)
+
+
+def pairs_shown(readings: Sequence[Reading], casts: Sequence[Sequence[int]]) -> float | None:
+    """Return the share of the images of two characters that show two: those that `leak` counts."""
+    pairs = sum(len(cast) == 2 for cast in casts)
+    return len(_show_two(readings, casts)) / pairs if pairs else None
+
+
+def _show_two(readings: Sequence[Reading], casts: Sequence[Sequence[int]]) -> list[tuple[Reading, Sequence[int]]]:
+    """Return reading and cast of the images of two characters that show two."""
+    both = zip(readings, casts, strict=True)
+    return [(reading, cast) for reading, cast in both if len(cast) == 2 and reading["characters"] == "2"]
 
 
 def _read_alone(readings: Sequence[Reading], casts: Sequence[Sequence[int]], character: int) -> dict[str, str]:
