@@ -200,6 +200,7 @@ def test_stories_are_generated_and_measured(world_model, tmp_path, capsys, chara
 
 def test_two_characters_need_the_second_edition(tmp_path, capsys):
     model = build_world_model(tmp_path / "model", 1)
+    capsys.readouterr()  # progress of building it
     small = ["benchmark=stories", f"model.path={model}", "model.device=cpu", "model.video=null"]
     outcome = run_verb("infer", [*small, "benchmark.characters=2", f"run_dir={tmp_path}/run"], capsys)
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
