@@ -49,22 +49,17 @@ class JointAttnProcessor(ABC):
         plan: returns the plan of each call.
         layer: the layer's name in the denoiser.
         original: the processor that it replaces, called where nothing is shared.
+
+    Attributes:
         record: takes what the image asks of the text in each call; None: nothing is recorded.
     """
 
-    def __init__(
-        self,
-        backbone: "TransformerBackbone",
-        plan: Planner,
-        layer: str,
-        original: Any,
-        record: RecordText | None = None,
-    ):
+    def __init__(self, backbone: "TransformerBackbone", plan: Planner, layer: str, original: Any):
         self.backbone = backbone
         self.plan = plan
         self.layer = layer
         self.original = original
-        self.record = record
+        self.record: RecordText | None = None
         run: Any = torch.compiler.disable(self._run)  # a plan changes in every step: no graph holds it
         self.run: Callable[..., Any] = run
 

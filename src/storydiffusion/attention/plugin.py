@@ -200,7 +200,8 @@ class StoryState:
         if self.config.needs_schedule and self._steps is None:
             self._steps = self._schedule_length()
         self._backbone.begin_call(args, kwargs)
-        check_hooks(self._backbone.denoiser)
+        if self.step == 0:  # walks all modules, which is too slow for every step
+            check_hooks(self._backbone.denoiser)
         self._shape = self._backbone.input_shape(args, kwargs)
         self._arrange(self._shape.batch)
         if self.recorder is not None:

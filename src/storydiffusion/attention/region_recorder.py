@@ -96,7 +96,7 @@ class RegionRecorder:
 
     def get_regions(self, grid: Grid) -> list[Tensor]:
         """Return the region of each token, (P, N) for each story, by the maps of the steps before."""
-        assert self._maps is not None, "regions are required before a step was recorded"
+        assert self._maps is not None, "regions are requested before a step was recorded"
         maps = self._maps.unflatten(-1, (self.grid.height, self.grid.width))
         return list(find_regions(maps, grid.height, grid.width).split([story.panels for story in self._stories]))
 

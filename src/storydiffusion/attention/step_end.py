@@ -1,4 +1,4 @@
-"""What tells consistent self-attention that a denoising step has ended: a pipeline's `callback_on_step_end`."""
+"""Count denoising steps by a pipeline's `callback_on_step_end`."""
 
 import inspect
 from collections.abc import Callable

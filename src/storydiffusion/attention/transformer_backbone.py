@@ -165,14 +165,12 @@ class TransformerBackbone(ABC):
 
     def make_recording_processor(self, recorder: TextRecorder, layer: str, original: Any) -> JointAttnProcessor:
         """Return a processor of the same kind that also records; `original` may share tokens already."""
-
-        def record(query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-            recorder.record_all_text(query, key, mask)
-
         if isinstance(original, JointAttnProcessor):
-            return type(original)(self, original.plan, layer, original.original, record)
-        plain = self.make_processor(lambda *call: None, layer, original)
-        return type(plain)(self, plain.plan, layer, original, record)
+            processor = self.make_processor(original.plan, layer, original.original)
+        else:
+            processor = self.make_processor(lambda *call: None, layer, original)
+        processor.record = recorder.record_all_text
+        return processor
 
     @abstractmethod
     def prompt_tokens(self, pipe: Any) -> PromptTokens:

@@ -82,7 +82,11 @@ def _find_commands(group: str, conf: Path) -> list[str]:
     """Return the commands that have a group, by the defaults lists of their files."""
     files = sorted(conf.glob("*.yaml"))
     defaults = {file.stem: yaml.safe_load(file.read_bytes()).get("defaults", []) for file in files}
-    return [name.replace("_", "-") for name, each in defaults.items() if any(group in item for item in each)]
+    return [
+        name.replace("_", "-")
+        for name, each in defaults.items()
+        if any(isinstance(item, dict) and group in item for item in each)
+    ]
 
 
 def _explain_key(error: Exception, key: str, schema: type) -> str | None:

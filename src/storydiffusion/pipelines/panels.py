@@ -82,10 +82,11 @@ def group_panels(
     pipe: Any,
     csa: ConsistentSelfAttentionConfig,
     prompts: Sequence[str],
-    words: Sequence[Mapping[str, str]],
+    words: Sequence[Mapping[str, Any]],
     places: Sequence[str] | None = None,
     views: Sequence[View] | None = None,
     key: int = 0,
+    find_tokens: Callable[[Any, str, Mapping[str, Any]], dict[str, list[int]]] = find_character_tokens,
 ) -> PanelGroup:
     """Return the panels of a story, with the tokens of their characters where regions need them.
 
@@ -93,12 +94,13 @@ def group_panels(
         words: for each panel, a character's name → the words of the prompt that describe it.
         places: of the panels; None: unknown.
         views, key: see `PanelGroup`.
+        find_tokens: pipeline, prompt and its words → tokens; `find_span_tokens` where the words are spans.
     """
     may_share = shared_characters([tuple(each) for each in words])
     group = PanelGroup(len(prompts), key, may_share, views=views, places=places)
     if not csa.uses_regions:
         return group
-    group.characters = [find_character_tokens(pipe, *each) for each in zip(prompts, words, strict=True)]
+    group.characters = [find_tokens(pipe, *each) for each in zip(prompts, words, strict=True)]
     return group
 
 

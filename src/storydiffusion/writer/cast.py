@@ -34,7 +34,7 @@ def choose_cast(
     Args:
         pronoun: the gender of the first, by the pronouns.
         names: names to give, by gender.
-        others: further mentions, whose kinds and names nobody gets.
+        others: mentions without a part in the story; their kinds and names are not used again.
     """
     cast: list[Cast] = []
     used = {mention.name for mention in (*mentions, *others)}
@@ -57,7 +57,7 @@ def _find_gender(mention: Mention, pronoun: str) -> str:
 
 
 def _choose_kind(mention: Mention, gender: str, taken: set[str], target: Target, rng: random.Random) -> str:
-    """Return a kind: a child for a person, an animal for another animal, and any for nobody in particular."""
+    """Return a kind: a child for a person, an animal for an animal that is not drawn, otherwise any."""
     if mention.other in PEOPLE or (mention.name and not mention.other):
         return {"f": "girl", "m": "boy"}[gender or rng.choice("mf")]
     kinds = [kind for kind in target.values["kind"] if kind not in taken]

@@ -92,6 +92,10 @@ class Lexicon:
         """Return whether a word is in one of LISTS, such as `name_after`, after which names stand."""
         return bool(self._lists[name].fullmatch(word.written.lower()))
 
+    def get_pattern(self, name: str) -> str:
+        """Return a regular expression for the words in one of LISTS."""
+        return self._lists[name].pattern
+
     def given_names(self, text: str) -> Iterator[tuple[int, str]]:
         """Yield where a Chinese text gives a name after 叫, and the name."""
         pattern = rf"(?:{self._lists['name_after'].pattern})([\u3400-\u9fff]{{1,4}}?)(?=的|和|[^\u3400-\u9fff]|$)"

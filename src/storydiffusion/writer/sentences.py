@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
+
+from storydiffusion.writer.languages import LANGUAGES, load_lexicon
 
 ABBREVIATIONS = """
     Mr Mrs Ms Dr Prof St Sr Sra Jr Capt Gen Rev Hon Mme Mlle Hr Fr Frl Dn Dña Ud Uds
     No Nr Vol Fig Bd Abb pp vs viz cf bzw ca evtl ggf inkl z.B d.h u.a e.g i.e p.ej p.ex c.-à-d
 """
 """Words before a full stop that ends no sentence; other ones, such as p.m. and usw., end one before a capital."""
-SPEECH = """
-    said asked cried called shouted whispered answered replied thought laughed sighed says asks cries calls
-    sagte fragte rief flüsterte antwortete dachte dijo preguntó gritó respondió susurró dit demanda cria répondit
-"""
 LONGEST_SPEECH = 200  # characters in quotes that stay together
 
 _CLOSERS = {"“": "”", "„": "“”", "«": "»", "»": "«", '"': '"', "「": "」", "『": "』"}
@@ -24,7 +23,6 @@ _NUMBERED = re.compile(r"(?<![^\W_])(?:No|Nr|Vol|Fig|Bd|Abb|pp)$")
 _MONTH = re.compile(
     r"\d{1,2}\. (?:Januar|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember)\b"
 )
-_SPEAKER = re.compile(rf"\s+(?:The \w+|\w+) (?:{'|'.join(SPEECH.split())})\b")
 _HAN_SPEAKER = re.compile(r"[\u3400-\u9fff]{1,8}?[说問问喊答道叫想][。，：,:]?")
 _OPENING = re.compile(r"[\s“„«»\"'(¡¿—–-]*")
 
@@ -75,8 +73,15 @@ def _ends(text: str, found: re.Match[str], has_capitals: bool) -> bool:
     if found[0] == "." and _MONTH.match(text, len(before) - len(re.search(r"\d*$", before)[0])):  # type: ignore[index]
         return False
     if found[0][-1] in "”“»«\"’'」』":
-        return not (_SPEAKER.match(after) or _HAN_SPEAKER.match(after))
+        return not (_compile_speaker().match(after) or _HAN_SPEAKER.match(after))
     return True
+
+
+@cache
+def _compile_speaker() -> re.Pattern[str]:
+    """Return the pattern of who says what stood in quotes, with the verbs of speech of all lexicons."""
+    verbs = "|".join(load_lexicon(language).get_pattern("speech") for language in LANGUAGES)
+    return re.compile(rf"\s+(?:The \w+|\w+) (?:{verbs})\b")
 
 
 def _find_speech(text: str) -> list[tuple[int, int]]:

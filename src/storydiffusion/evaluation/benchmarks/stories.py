@@ -173,16 +173,12 @@ def get_descriptions(story: BenchmarkStory) -> list[dict[str, list[Span]]]:
 
 def group_story(pipe: Any, story: BenchmarkStory, attention: "ConsistentSelfAttentionConfig") -> "PanelGroup":
     """Return the panels of a story, with the tokens of their characters where regions need them."""
-    from storydiffusion.attention.consistent_self_attention import PanelGroup
     from storydiffusion.models.prompt_encoding import find_span_tokens
-    from storydiffusion.pipelines.panels import shared_characters
+    from storydiffusion.pipelines.panels import group_panels
 
-    places = [panel.prompted["place"] for panel in story.panels]
-    group = PanelGroup(len(story.panels), story.number, shared_characters(get_casts(story)), places=places)
-    if attention.uses_regions:
-        described = zip(story.panels, get_descriptions(story), strict=True)
-        group.characters = [find_span_tokens(pipe, panel.prompt, spans) for panel, spans in described]
-    return group
+    prompts, places = zip(*((panel.prompt, panel.prompted["place"]) for panel in story.panels), strict=True)
+    described = get_descriptions(story)
+    return group_panels(pipe, attention, prompts, described, places, key=story.number, find_tokens=find_span_tokens)
 
 
 def generate_stories(

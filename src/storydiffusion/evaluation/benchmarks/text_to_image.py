@@ -22,6 +22,7 @@ from storydiffusion.evaluation.benchmarks.benchmark import (
     read_accuracy,
     read_images,
 )
+from storydiffusion.evaluation.benchmarks.image_encoder import draw_images
 from storydiffusion.evaluation.benchmarks.stories import generate_images
 from storydiffusion.evaluation.metrics.registry import compute_metrics
 from storydiffusion.files.atomic import write_image
@@ -125,17 +126,15 @@ def load_model(config: InferConfig, resolved: ResolvedModel, edition: "Edition")
 
 def load_autoencoder(config: InferConfig, resolved: ResolvedModel, edition: "Edition") -> MakeImages:
     """Return what encodes true images and decodes the mode of their latents."""
-    import numpy as np
-    import torch
     from PIL import Image
 
     from storydiffusion.pipelines.transition_sampling import decode_frames, encode_images
+    from storydiffusion.storyworld.images import HELD_OUT_SEED
 
     pipe: Any = load_story_model(resolved).pipe
-    render = load_renderer(config, resolved, edition)
 
     def reconstruct(cases: Sequence[Case]) -> "list[Image.Image]":
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in render(cases)])).permute(0, 3, 1, 2)
+        pixels = draw_images(edition, [edition.sample(HELD_OUT_SEED, case.number) for case in cases])
         decoded = decode_frames(pipe.vae, encode_images(pipe.vae, pixels).unsqueeze(2))[:, 0]
         return [Image.fromarray(image) for image in decoded.permute(0, 2, 3, 1).numpy()]
 
